@@ -15,9 +15,9 @@ from tunewright.registry.candidate import columns, parameters
 from tunewright.registry.live_run import LiveRun
 from tunewright.registry.run_writer import FLOW_RUN, HOME, RunEnding, RunFacts, Status
 from tunewright.reports.progress import followed
-from tunewright.store.cache_key import hash_of
+from tunewright.store.cache_key import PIPELINE, hash_of, pipeline_hash
 from tunewright.store.caching import making
-from tunewright.store.code_hashes import PIPELINE, commit, pipeline_hash
+from tunewright.store.code_hashes import commit
 from tunewright.store.stage import cached_part
 from tunewright.tasks.train.stage import train
 

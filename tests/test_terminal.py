@@ -53,46 +53,36 @@ def test_the_verdict_page_is_the_first_link(tmp_path: Path) -> None:
     assert f"\n\nverdict page        {tmp_path / 'report.html'}\nnext\n" in shown
 
 
-def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(home: Path) -> None:
+def shown_of(alias: str = "", tracking_uri: str | None = None) -> str:
+    """The summary of a run that registered version 1 of triage."""
     registered = Registered(
         name="triage",
         version="1",
-        alias="",
+        alias=alias,
         uri="models:/triage/1",
         run_id="r",
         version_run_id="r",
         experiment_id="7",
-        tracking_uri=None,
-    )
-    link = "#/experiments/7/runs/r?workflowType=machine_learning"
-
-    def shown() -> str:
-        console = Console(file=StringIO(), width=120, highlight=False)
-        terminal.show_outcome(console, Outcome.of([Step(stage="register", state="ran", record=registered)]), "x.yaml")
-        return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-
-    serves = f"mlflow ui --backend-store-uri sqlite:///{home / 'mlflow.db'}"
-    assert f"\nin MLflow           http://127.0.0.1:5000/{link} (first run: {serves})\n" in shown()
-    up = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
-    with addresses.held() as file:
-        file.write_text(up.model_dump_json())
-        assert f"\nin MLflow           http://127.0.0.1:5300/{link}\n" in shown()
-
-
-def test_the_next_commands_say_where_the_model_is() -> None:
-    registered = Registered(
-        name="triage",
-        version="1",
-        alias="pilot",
-        uri="models:/triage/1",
-        run_id="r",
-        experiment_id="7",
-        tracking_uri="http://mlflow:5000",
+        tracking_uri=tracking_uri,
     )
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="register", state="ran", record=registered)]), "x.yaml")
-    where = "--alias pilot --tracking-uri http://mlflow:5000 "
-    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(home: Path) -> None:
+    link = "#/experiments/7/runs/r?workflowType=machine_learning"
+
+    serves = f"mlflow ui --backend-store-uri sqlite:///{home / 'mlflow.db'}"
+    assert f"\nin MLflow           http://127.0.0.1:5000/{link} (first run: {serves})\n" in shown_of()
+    up = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
+    with addresses.held() as file:
+        file.write_text(up.model_dump_json())
+        assert f"\nin MLflow           http://127.0.0.1:5300/{link}\n" in shown_of()
+
+
+def test_the_next_commands_say_where_the_model_is() -> None:
+    said, where = shown_of("pilot", "http://mlflow:5000"), "--alias pilot --tracking-uri http://mlflow:5000 "
     assert f"\n  tunewright predict triage FILE {where}" in said
     assert f"\n  tunewright serve triage {where}" in said
 

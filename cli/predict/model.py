@@ -1,5 +1,6 @@
 """A registered version as the model that answers: fetched, verified, loaded by this project's own code, and asked."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,15 @@ class FetchedVersion:
     uri: str
     copy: Path
     digest: str  # of all its files
+
+    @property
+    def precision(self) -> str | None:
+        """The precision that it was measured in; None of a version that does not say. Raises TunewrightError."""
+        base = self.copy / "artifacts" / rehearsal.IN_MODEL["base"]
+        try:
+            return json.loads(base.read_bytes()).get("precision")
+        except (OSError, ValueError, AttributeError) as error:
+            raise TunewrightError(f"{self.uri}: {base.name} cannot be read: {error}") from error
 
 
 def fetch(registry: Registry, number: str | None) -> FetchedVersion:

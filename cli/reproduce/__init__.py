@@ -171,7 +171,7 @@ def _is_made(stage: "StageEvidence") -> bool:
 def _differing_packages(evidence: "EvidenceBundle") -> list[str]:
     """Such as "torch 2.10.0, here 2.11.0"."""
     from tunewright.evidence import bundle
-    from tunewright.store.code_hashes import pipeline_hash
+    from tunewright.store.cache_key import pipeline_hash
 
     here = bundle.packages() | {"Python": bundle.python_version()}
     kept = evidence.packages | {"Python": evidence.python}

@@ -1,6 +1,5 @@
 """A loaded version as it answers one request: by the decoding of the evaluation, a token after the other."""
 
-import json
 import math
 import secrets
 from collections.abc import Callable
@@ -13,11 +12,10 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from tunewright.cli.predict.model import Answerer, FetchedVersion
 from tunewright.cli.serve.asking import Asked, RequestError
-from tunewright.errors import TunewrightError
 from tunewright.generation import Answer, Greedy
 from tunewright.modeling import architecture
 from tunewright.modeling.chat import Untrainable, ask
-from tunewright.registry.rehearsal import IN_MODEL, measured_max_new_tokens
+from tunewright.registry.rehearsal import measured_max_new_tokens
 
 REPLACEMENT = "�"  # in the text of tokens that end within a character
 CLEANED = 8  # characters that may still change where a tokenizer removes spaces before punctuation
@@ -159,8 +157,4 @@ def loads_apart(version: FetchedVersion) -> bool:
 
     transformers sets the default precision of the whole process while it loads, which in float32 changes nothing.
     """
-    base = version.copy / "artifacts" / IN_MODEL["base"]
-    try:
-        return json.loads(base.read_bytes()).get("precision") == "float32"
-    except (OSError, ValueError, AttributeError) as error:
-        raise TunewrightError(f"{version.uri}: {base.name} cannot be read: {error}") from error
+    return version.precision == "float32"

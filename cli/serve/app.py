@@ -216,13 +216,13 @@ def _event(content: Any) -> bytes:
 
 
 async def _body(request: Request) -> bytes:
-    parts: list[bytes] = []
+    body = bytearray()
     async for part in request.stream():
-        parts.append(part)
-        if sum(map(len, parts)) > LARGEST:
+        body += part
+        if len(body) > LARGEST:
             message = f"the request is longer than {LARGEST:,} bytes"
             raise RequestError(message, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    return b"".join(parts)
+    return bytes(body)
 
 
 @contextmanager

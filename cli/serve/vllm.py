@@ -43,7 +43,7 @@ def serve(
     folder = config.home() / "exported" / f"{registry.name}-{version.number}-{version.digest[:12]}"
     if not folder.is_dir():
         export(registry, version.number, folder, "adapter" if _is_adapter(version) else "merged", None, None, tell)
-    settings = configuration(registry.name, folder, _precision(version), host, port)
+    settings = configuration(registry.name, folder, version.precision or "auto", host, port)
     file = folder.with_name(f"{folder.name}.yaml")
     disk.replace(file, yaml.safe_dump(settings, sort_keys=False))
     command = ["vllm", "serve", str(settings["model"]), "--config", str(file)]
@@ -91,11 +91,6 @@ def configuration(name: str, folder: Path, dtype: str, host: str, port: int) -> 
 def _is_adapter(version: FetchedVersion) -> bool:
     file = version.copy / "artifacts" / IN_MODEL["model"] / ADAPTER[0]
     return file.is_file() and not any(json.loads(file.read_bytes()).get(name) for name in MERGED_ONLY)
-
-
-def _precision(version: FetchedVersion) -> str:
-    base = version.copy / "artifacts" / IN_MODEL["base"]
-    return json.loads(base.read_bytes()).get("precision") or "auto"
 
 
 def _with_key(api_key: str) -> str:

@@ -22,7 +22,8 @@ from tunewright.config import Registry
 from tunewright.errors import TunewrightError
 from tunewright.registry import files, release
 from tunewright.registry.candidate import Candidate
-from tunewright.store.code_hashes import commit, pipeline_hash
+from tunewright.store.cache_key import pipeline_hash
+from tunewright.store.code_hashes import commit
 from tunewright.store.manifest import MANIFEST, digest_of
 
 if TYPE_CHECKING:

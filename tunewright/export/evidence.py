@@ -10,7 +10,8 @@ from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.errors import TunewrightError
 from tunewright.registry import files
 from tunewright.registry.alias_state import verdict_of
-from tunewright.registry.runs import CONTEXT, WARNINGS
+from tunewright.registry.run_writer import CONTEXT
+from tunewright.registry.runs import WARNINGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,12 +7,14 @@ measured, so that MLflow itself drops one that arrives twice.
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
 from tunewright.config import Registry
+from tunewright.registry.alias_state import NOTE
 from tunewright.registry.candidate import CURVES, PROGRESS, CurveThinning, Point, curves, points_of
 from tunewright.registry.tracking import experiment
 from tunewright.store.cache_key import hash_of
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 BATCH = 1000  # metrics in a request, as MLflow takes them
+LONGEST_SOURCE = 60_000  # of 65,535 characters that MLflow stores
 KEY = "tunewright.run"  # tag: equal for runs of the same settings, data and code
 HOME = "tunewright.home"  # tag: the machine and the home
 FLOW_RUN = "prefect.flow_run_id"  # tag
 FINGERPRINT = "fingerprint"  # tag: the decision that stands in a run
 CACHED = "cached_stages"  # tag
 FAILED_STAGE, ERROR = "failed_stage", "error"  # tags
-NOTE = "mlflow.note.content"  # tag: the description in MLflow's UI
+CONTEXT = "mlflow.data.context"  # tag of a data set in a run: what it was there for
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -117,7 +120,7 @@ class RunWriter:
         if self.run_id is None:
             self.run_id = self._opened(client)
         if self._known is None:
-            self._known = _points_in(client, self.run_id)
+            self._known = points_in(client, client.get_run(self.run_id), {*CURVES.values()})
         wanted = {(point.key, point.step): point for point in reversed(self.pending)}
         self.pending = [point for at, point in reversed(wanted.items()) if at not in self._known]
         tags = {key: value for key, value in self.tags.items() if self._sent.get(key) != value}
@@ -183,9 +186,28 @@ class RunWriter:
             client.set_terminated(self.run_id, ending.status, int(1000 * ending.when))
 
 
-def _points_in(client: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
-    begun = client.get_run(run_id).data.metrics.keys() & {*CURVES.values()}
-    return {(key, past.step) for key in begun for past in client.get_metric_history(run_id, key)}
+def points_in(client: "MlflowClient", run: "Run", keys: set[str]) -> set[tuple[str, int]]:
+    """The key and step of each point of these metrics that a run has."""
+    begun = run.data.metrics.keys() & keys
+    return {(key, past.step) for key in begun for past in client.get_metric_history(run.info.run_id, key)}
+
+
+def log_params(client: "MlflowClient", run: "Run", values: Mapping[str, str]) -> None:
+    """Logs those parameters that a run does not have yet, as many at once as MLflow takes."""
+    from mlflow.entities import Param
+
+    params = [Param(key, value) for key, value in values.items() if key not in run.data.params]
+    for start in range(0, len(params), 100):
+        client.log_batch(run.info.run_id, params=params[start : start + 100])
+
+
+def source_of(files: Mapping[str, str], **digests: str) -> str:
+    """The source of a data set as MLflow stores it: the files with their sha256, or their number where it has no room.
+
+    `digests` stand beside them.
+    """
+    source = json.dumps({"files": files, **digests})
+    return source if len(source) <= LONGEST_SOURCE else json.dumps({"files": len(files), **digests})
 
 
 def _unfinished(client: "MlflowClient", experiment_id: str, facts: RunFacts) -> "Run | None":
@@ -199,14 +221,9 @@ def _unfinished(client: "MlflowClient", experiment_id: str, facts: RunFacts) -> 
 
 def _describe(client: "MlflowClient", run: "Run", facts: RunFacts) -> None:
     """Logs the parameters, tags and files."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, RunTag
 
-    params = [Param(key, value) for key, value in facts.params.items() if key not in run.data.params]
-    for start in range(0, len(params), 100):
-        client.log_batch(run.info.run_id, params=params[start : start + 100])
+    log_params(client, run, facts.params)
     client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in facts.tags.items()])
-    source = json.dumps({"files": facts.files})
-    if len(source) > 60_000:  # of 65,535
-        source = json.dumps({"files": len(facts.files)})
-    data = Dataset(f"{facts.registry.name} files", hash_of(facts.files)[:36], "files", source)
-    client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "files")])])
+    data = Dataset(f"{facts.registry.name} files", hash_of(facts.files)[:36], "files", source_of(facts.files))
+    client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag(CONTEXT, "files")])])

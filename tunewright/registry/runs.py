@@ -17,8 +17,19 @@ from tunewright.config import Settings
 from tunewright.errors import RETRIES, RETRY_SECONDS, is_retried
 from tunewright.machine import addresses
 from tunewright.registry import live_run
+from tunewright.registry.alias_state import NOTE
 from tunewright.registry.candidate import CURVES, Candidate, Point, card, comparisons, curves, opinions, parameters
-from tunewright.registry.run_writer import FINGERPRINT, FLOW_RUN, HOME, KEY
+from tunewright.registry.run_writer import (
+    BATCH,
+    CONTEXT,
+    FINGERPRINT,
+    FLOW_RUN,
+    HOME,
+    KEY,
+    log_params,
+    points_in,
+    source_of,
+)
 from tunewright.registry.tracking import IN_VIEW, connected, experiment, tracking_uri, ui
 from tunewright.reports.curves import no_warnings
 from tunewright.store.cache_key import hash_of
@@ -31,7 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("tunewright")
 
 OF_LIVE_RUN = (KEY, HOME, FLOW_RUN, "prefect.flow_run", "prefect.deployment")  # tags of a run for its second decision
-CONTEXT = "mlflow.data.context"
 PARENT = "mlflow.parentRunId"
 WARNINGS = "warnings"  # tag: of the verdict, one a line
 
@@ -76,11 +86,9 @@ def of_candidate(client: "MlflowClient", candidate: Candidate) -> "Run":
 
 def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     """Logs all that does not belong to the model itself. What an earlier attempt logged is not logged again."""
-    from mlflow.entities import Param, RunTag
+    from mlflow.entities import RunTag
 
-    params = [Param(key, value) for key, value in parameters(candidate.settings).items() if key not in run.data.params]
-    for start in range(0, len(params), 100):
-        client.log_batch(run.info.run_id, params=params[start : start + 100])
+    log_params(client, run, parameters(candidate.settings))
     link = addresses.prefect_run(str(flow_run.id)) if flow_run.id else ""  # where the flow run's server outlives it
     origin = f"\n\n[The run in Prefect: {flow_run.name}]({link})" if link else ""
     stages = (candidate.run.base, candidate.run.rows, candidate.run.adapter, candidate.run.verdict)
@@ -91,7 +99,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
         "test_set_uses": str(candidate.run.test_set_uses),
         "gain": candidate.run.verdict.gain,
         "training": "; ".join(candidate.run.adapter.warnings)[:500] or no_warnings(evaluations),
-        "mlflow.note.content": f"{card(candidate, run.info.experiment_id, run.info.run_id)}{origin}",
+        NOTE: f"{card(candidate, run.info.experiment_id, run.info.run_id)}{origin}",
         **({WARNINGS: "\n".join(candidate.run.warnings)[:5_000]} if candidate.run.warnings else {}),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
@@ -109,16 +117,15 @@ def log_points(client: "MlflowClient", run: "Run", points: list[Point]) -> None:
     """Logs those points that the run does not have yet."""
     from mlflow.entities import Metric
 
-    begun = {point.key for point in points} & run.data.metrics.keys()
-    there = {(key, past.step) for key in begun for past in client.get_metric_history(run.info.run_id, key)}
+    there = points_in(client, run, {point.key for point in points})
     now = time.time()
     missing = [
         Metric(point.key, point.value, int(1000 * (point.time or now)), point.step)
         for point in points
         if (point.key, point.step) not in there
     ]
-    for start in range(0, len(missing), 1000):
-        client.log_batch(run.info.run_id, metrics=missing[start : start + 1000])
+    for start in range(0, len(missing), BATCH):
+        client.log_batch(run.info.run_id, metrics=missing[start : start + BATCH])
 
 
 def data(candidate: Candidate, split: str) -> tuple[str, str]:
@@ -131,10 +138,7 @@ def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None
 
     splits = candidate.run.splits
     sizes = {"train": splits.num_train, "validation": splits.num_validation, "test": splits.num_test}
-    digests = {"rows": candidate.run.rows.digest, "splits": splits.digest}
-    source = json.dumps({"files": candidate.lineage} | digests)
-    if len(source) > 60_000:  # of 65,535; the digest of the rows stands for all files
-        source = json.dumps({"files": len(candidate.lineage)} | digests)
+    source = source_of(candidate.lineage, rows=candidate.run.rows.digest, splits=splits.digest)
     inputs = []
     for split, size in sizes.items():
         # The sha256 is equal for candidates that were measured on equal rows.
@@ -190,11 +194,11 @@ def log_comparison(settings: Settings, variants: dict[str, Settings], found: Var
             client.log_batch(
                 run.info.run_id,
                 params=[Param(key, value) for key, value in params.items() if key not in run.data.params],
-                tags=[RunTag("state", trial.state), RunTag("mlflow.note.content", trial.said)],
+                tags=[RunTag("state", trial.state), RunTag(NOTE, trial.said)],
             )
             log_points(client, run, _points(trial, most))
             client.set_terminated(run.info.run_id, "FAILED" if trial.state == "failed" else "FINISHED")
-        client.set_tag(parent.info.run_id, "mlflow.note.content", found.sentence)
+        client.set_tag(parent.info.run_id, NOTE, found.sentence)
         client.log_artifact(parent.info.run_id, str(found.folder / "report.html"))
         client.log_artifact(parent.info.run_id, str(found.folder / "comparison.json"))
         client.set_terminated(parent.info.run_id, "FINISHED")

@@ -20,6 +20,7 @@ from tunewright.artifacts import Artifact
 from tunewright.store.code_hashes import fingerprints
 
 Ingredients = dict[str, Any]
+PIPELINE = "tunewright.flows.finetune"
 
 
 def of_call(arguments: Mapping[str, Any], module: str, libraries: Sequence[str]) -> Ingredients:
@@ -68,3 +69,8 @@ def key_of(stage: str, ingredients: Ingredients) -> str:
 def hash_of(value: Any) -> str:
     """The sha256 of a plain value, in hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def pipeline_hash() -> str:
+    """The hash of all code that the pipeline runs."""
+    return hash_of(fingerprints(PIPELINE))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 FIRST_PARTY = "tunewright"
-PIPELINE = "tunewright.flows.finetune"
 # How an artifact is kept and what is shown or foretold of its making, not what is in it.
 PLUMBING = (
     "tunewright.store.caching",
@@ -265,9 +264,3 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-@functools.cache
-def pipeline_hash() -> str:
-    """The hash of all code that the pipeline runs."""
-    return hashlib.sha256(json.dumps(fingerprints(PIPELINE), sort_keys=True).encode()).hexdigest()
