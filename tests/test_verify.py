@@ -256,3 +256,13 @@ def test_nothing_is_made_again_of_a_source_file_that_changed(reproduce: Callable
     assert result.exit_code == 3
     assert "rows.jsonl was changed since; restore the file that the version was made of" in result.output
     assert not Path("again").exists()
+
+
+def test_nothing_is_made_again_in_a_folder_with_files(reproduce: Callable[[], Any], home: Path) -> None:
+    forge(home, folder=str(Path.cwd()))
+    Path("again").mkdir()
+    Path("again", "mine.txt").touch()
+    result = reproduce()
+    assert result.exit_code == 2
+    assert "again: is not empty; accepted: a folder that is not there yet, or is empty" in result.output
+    assert [file.name for file in Path("again").iterdir()] == ["mine.txt"]

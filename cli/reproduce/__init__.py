@@ -105,14 +105,18 @@ def _require_sources(evidence: "EvidenceBundle") -> None:
 
 
 def _new(folder: Path | None) -> Path:
-    """An empty folder for the reproduction: a new one of this name, or a temporary one in the home."""
+    """An empty folder for the reproduction: a new one of this name, or a temporary one in the home.
+
+    Raises ConfigError where it is not empty.
+    """
     if folder is None:
         config.make_home()
         return Path(tempfile.mkdtemp(prefix="reproduce-", dir=config.home()))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TunewrightError(f"--folder {folder}: exists and is no empty folder; nothing was made")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder.absolute()
+    from tunewright.store import disk
+
+    made = disk.free_folder(folder)
+    made.mkdir(exist_ok=True)
+    return made
 
 
 def _history_until(evidence: "EvidenceBundle", made: Path) -> None:

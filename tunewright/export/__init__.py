@@ -57,7 +57,7 @@ def export(
     Raises ConfigError for what cannot be exported so, TunewrightError where a check fails.
     """
     started = time.monotonic()
-    target = _free(folder)
+    target = disk.free_folder(folder)
     with opened(registry) as client, tempfile.TemporaryDirectory() as place:
         version = chosen(client, registry, number)
         uri = files.uri_of(version)
@@ -157,21 +157,6 @@ def _in_words(copy: Path) -> str:
         package, _, file = reference.removeprefix("package:").partition("/")
         return f"`{file}` of the Python package `{package}`"
     return f"`{Path(reference).name if Path(reference).is_absolute() else reference}`"
-
-
-def _free(folder: Path) -> Path:
-    """The folder to write, which is not there yet or empty. Raises ConfigError."""
-    target = folder.expanduser().resolve()
-    if target.is_dir() and not any(target.iterdir()):
-        return target
-    if target.exists() or target.is_symlink():
-        what = "is not empty" if target.is_dir() else "is not a folder"
-        raise ConfigError(f"{folder}: {what}; accepted: a folder that is not there yet, or is empty")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: {target.parent} cannot be made: {error.strerror}") from error
-    return target
 
 
 @contextlib.contextmanager

@@ -22,6 +22,21 @@ def sync(*paths: Path) -> None:
             os.close(descriptor)
 
 
+def free_folder(folder: Path) -> Path:
+    """The folder to write, which is not there yet or empty. Raises ConfigError."""
+    target = folder.expanduser().resolve()
+    if target.is_dir() and not any(target.iterdir()):
+        return target
+    if target.exists() or target.is_symlink():
+        what = "is not empty" if target.is_dir() else "is not a folder"
+        raise ConfigError(f"{folder}: {what}; accepted: a folder that is not there yet, or is empty")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {target.parent} cannot be made: {error.strerror}") from error
+    return target
+
+
 def replace(file: Path, text: str) -> None:
     """Write `text` to `file` in one step: after a kill it has the old text or the new one."""
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
