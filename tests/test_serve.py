@@ -22,6 +22,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import waiting
+import without_project
 import yaml
 from conftest import MakeSplits, write_splits
 from registered import QUESTIONS, ask, register_candidate, tune
@@ -34,6 +35,7 @@ from tunewright.cli.serve import key, vllm
 from tunewright.cli.serve.answering import AnswerText, StopReached, loads_apart
 from tunewright.cli.serve.asking import Asked, read
 from tunewright.config import Evaluation, Model, Registry
+from tunewright.export import answering
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.registry.tracking import connected
 from tunewright.tasks.evaluate import evaluate
@@ -144,41 +146,82 @@ def served(
         yield Served(home, url, process, log, (tuned, other), answers)
 
 
-def test_the_greedy_tokens_are_those_of_the_evaluation(
-    served: Served, tiny_base: Base, make_splits: MakeSplits
+def greedy(model: Any, ids: list[int], stop: int, most: int) -> list[int]:
+    """The tokens of a model that computes each one without any cache; a stop token is the last."""
+    import torch
+
+    new: list[int] = []
+    while len(new) < most and stop not in new:
+        with torch.inference_mode():
+            new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+    return new
+
+
+def test_fifty_prompts_get_the_same_tokens_in_all_places(
+    served: Served, tiny_base: Base, make_splits: MakeSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [(f"Where is order {at}?" * (1 + at % 3), "yes") for at in range(50)]
-    tokens = render.fn(splits=make_splits([("q", "a")], [("r", "b")], asked), base=tiny_base, model=Model(base="tiny"))
+    """In the trained model, the evaluation, the registry, over HTTP, merged, and exported to plain transformers."""
+    from mlflow.pyfunc import load_model as load_version
+
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(served.home))
+    asked = [f"Where is order {at}?" * (1 + at % 3) for at in range(50)]
+    conversations = [[{"role": "user", "content": text}] for text in asked]
+    model: Any = load_model(tiny_base, served.tuned[0] / "model")
+    tokenizer = load_tokenizer(tiny_base)
+    prompts = [
+        tokenizer.apply_chat_template(each, add_generation_prompt=True, return_dict=True)["input_ids"]
+        for each in conversations
+    ]
+    trained = [greedy(model, prompt, tokenizer.eos_token_id, 6) for prompt in prompts]
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in trained]
+    assert len({*texts}) > 3
+
+    splits = make_splits([("q", "a")], [("r", "b")], [(text, "yes") for text in asked])
+    tokens = render.fn(splits=splits, base=tiny_base, model=Model(base="tiny"))
     candidate = Contender(name="candidate", base=tiny_base, model=served.tuned[0] / "model", model_digest="1")
     measured = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=6))
-    expected = pq.read_table(measured.path("answers.parquet"), columns=["answer", "stopped", "num_tokens"]).to_pylist()
+    answers = pq.read_table(measured.path("answers.parquet")).to_pylist()
+    assert [row["answer"] for row in answers] == texts
+    assert [row["stopped"] for row in answers] == [row[-1] == tokenizer.eos_token_id for row in trained]
+
+    with connected(Registry(name="triage")):
+        registered = load_version("models:/triage/1")
+        assert registered.predict([{"messages": each} for each in conversations], params={"max_new_tokens": 6}) == texts
 
     with ThreadPoolExecutor(WAITING + 1) as clients:
-        found = [*clients.map(lambda row: served.ask(row[0]), asked)]
-    assert [
-        {
-            "answer": each.choices[0].message.content,
-            "stopped": each.choices[0].finish_reason == "stop",
-            "num_tokens": each.usage.completion_tokens,
-        }
-        for each in found
-    ] == expected
-    assert len({row["answer"] for row in expected}) > 3
-    assert [served.ask(text).choices[0].message.content for text in QUESTIONS] == served.said[0]
+        replies = [*clients.map(lambda text: served.ask(text, extra_body={"return_token_ids": True}), asked)]
+    stopped = [each.choices[0].finish_reason == "stop" for each in replies]
+    ended = [[tokenizer.eos_token_id] if each else [] for each in stopped]
+    assert [each.choices[0].token_ids + end for each, end in zip(replies, ended, strict=True)] == trained
+    assert [each.choices[0].message.content for each in replies] == texts
+
+    merged = model.merge_and_unload()
+    assert [greedy(merged, prompt, tokenizer.eos_token_id, 6) for prompt in prompts] == trained
+
+    exported = CliRunner().invoke(app, ["export", "triage", str(tmp_path / "exported"), "--to", "merged"])
+    assert exported.exit_code == 0, exported.output
+    rows = [{"messages": each, "answer": row} for each, row in zip(conversations, trained, strict=True)]
+    request = {
+        "folder": str(tmp_path / "exported"),
+        "base": None,
+        "dtype": "float32",
+        "rows": rows,
+        "reply": str(tmp_path / "reply"),
+    }
+    stranger = without_project.environment(tmp_path / "elsewhere") | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-P", answering.__file__]
+    subprocess.run(command, input=json.dumps(request), env=stranger, text=True, check=True, capture_output=True)
+    replied = json.loads((tmp_path / "reply").read_text())["rows"]
+    assert [(row["prompt"], row["answer"]) for row in replied] == [*zip(prompts, trained, strict=True)]
 
 
 def test_each_token_is_that_of_the_model_without_any_cache(served: Served, tiny_base: Base) -> None:
-    import torch
-
     model, tokenizer = load_model(tiny_base, served.tuned[0] / "model"), load_tokenizer(tiny_base)
     for number, text in enumerate(QUESTIONS):
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        new: list[int] = []
-        while len(new) < 40 and tokenizer.eos_token_id not in new:
-            with torch.inference_mode():
-                new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+        new = greedy(model, ids, tokenizer.eos_token_id, 40)
         limit = ("max_tokens", "max_completion_tokens")[number % 2]
         found = served.ask(text, messages=messages, extra_body={"return_token_ids": True, limit: 40})
         assert found.choices[0].token_ids == [each for each in new if each != tokenizer.eos_token_id]
