@@ -1,46 +1,25 @@
-"""Prefect's server: the one that PREFECT_API_URL names, or a temporary one that lives as long as a run.
+"""Prefect's server: the one that PREFECT_API_URL names, or a temporary one that lives as long as a run."""
 
-Prefect starts the temporary one in the run's own process group. There Ctrl-C and a closed terminal end it first, and
-the run waits minutes for it before it can say how it ended; and where the run is killed, the server stays. It also lets
-in whoever reaches its port, web pages included: here it has a password that the run and its processes alone know.
-"""
-
-import atexit
 import logging
 import math
-import os
-import secrets
-import signal
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
-from types import SimpleNamespace
+from functools import cache
 from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.context import refresh_global_settings_context
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_SERVER_API_AUTH_STRING,
-    PREFECT_SERVER_EPHEMERAL_ENABLED,
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
-)
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED
 
-from tunewright import compat, config
-from tunewright.cli import interrupts
-from tunewright.config import quietly
+from tunewright import compat
+from tunewright.cli import interrupts, temporary_server
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import finished
-from tunewright.machine import addresses, end_with_parent
+from tunewright.machine import addresses
 
 log = logging.getLogger("tunewright")
 
-RESTARTS = 5  # of the temporary server; after that it is no accident
-LOOK_SECONDS = 1.0
 LOOPBACK = (*addresses.HOSTS, "::1")
 PATIENCE_SECONDS = 25.0  # for a server on this machine that refuses connections
 RESTART_SECONDS = 60.0  # the same, where somebody starts it again
@@ -85,7 +64,7 @@ def ensure() -> None:
         with connected():
             return
     if PREFECT_SERVER_EPHEMERAL_ENABLED.value():
-        _start()
+        temporary_server.start()
 
 
 @contextmanager
@@ -126,7 +105,7 @@ def needed() -> Iterator[None]:
 
 
 def _who() -> str:
-    return f"Prefect's server ({PREFECT_API_URL.value() or 'the temporary one of this run'})"
+    return f"Prefect's server ({addresses.lasting(PREFECT_API_URL.value()) or 'the temporary one of this run'})"
 
 
 class ServerGone(httpx.TransportError):
@@ -165,7 +144,7 @@ class _Refusals:
 
 def _is_started_again() -> bool:
     """Whether somebody looks after the server: this process after its temporary one, `up` after its own."""
-    return not PREFECT_API_URL.value() or addresses.is_up()
+    return not addresses.lasting(PREFECT_API_URL.value()) or addresses.is_up()
 
 
 @cache
@@ -209,54 +188,3 @@ def _unusable(error: BaseException) -> TunewrightError:
         f"PREFECT_API_URL={api}: no usable server answers there ({error or type(error).__name__}); "
         f"{advice or 'set it to a server that answers'}, or unset it and start one with tunewright up"
     )
-
-
-def _start() -> None:
-    """Starts the temporary server in a session of its own, to end with this process."""
-    config.require_room()
-    from prefect.server.api import server
-
-    # The server asks for a password, one that is set or a random one, and this process and its children know it.
-    password = PREFECT_SERVER_API_AUTH_STRING.value() or secrets.token_urlsafe(32)
-    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = password
-    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "http://127.0.0.1"  # no page is served there
-    refresh_global_settings_context()
-    end_with_run = partial(end_with_parent, signal.SIGTERM)
-
-    def popen(args: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        python, _, *program = args
-        command = (python, "-m", quietly.__name__, *program)
-        return subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_run, **options)
-
-    module: Any = server
-    module.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": popen})
-    temporary = server.SubprocessASGIServer()  # the one that Prefect takes for all that follows
-    answers, ended = threading.Event(), threading.Event()
-    threading.Thread(target=_keep_alive, args=(temporary, answers, ended), daemon=True).start()
-    try:
-        temporary.start()
-    except RuntimeError as error:
-        ended.set()
-        limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
-        raise TunewrightError(
-            f"Prefect's temporary server did not answer within {limit.value()} s: check what keeps the machine busy, "
-            f"and that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
-            "tunewright up starts a server that stays"
-        ) from error
-    answers.set()
-    atexit.register(ended.set)  # before Prefect's own, which ends the server
-
-
-def _keep_alive(temporary: Any, answers: threading.Event, ended: threading.Event) -> None:
-    """Starts the temporary server again where it dies, at the same address, until `ended`.
-
-    Where it ends by itself before it answers for the first time, Prefect tries another port. The thread of this lives
-    until the end, as the kernel ends the server with the thread that started it.
-    """
-    restarts = 0
-    while not ended.wait(LOOK_SECONDS):
-        code = temporary.server_process.poll() if temporary.server_process else None
-        if code is not None and (code < 0 or answers.is_set()) and restarts < RESTARTS:
-            restarts += 1
-            log.warning("Prefect's temporary server exited with code %d and was restarted", code)
-            temporary.server_process = compat.start_again(temporary)

@@ -175,7 +175,7 @@ def _asking(client: SyncPrefectClient, registry: Registry) -> list[FlowRun]:
 @contextmanager
 def _prefect() -> Iterator[SyncPrefectClient | None]:
     """A client of Prefect's server; None where none is known. One that does not answer is a warning."""
-    if not PREFECT_API_URL.value():
+    if not addresses.lasting(PREFECT_API_URL.value()):
         yield None
         return
     try:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, patch
 
 import httpx
 import pytest
@@ -79,14 +78,6 @@ def test_mlflow_forgets_a_database_and_deletes_a_run(mlflow_database: Path, tmp_
     engine = store.engine
     compat.forget_engine(uri)
     assert SqlAlchemyStore(uri, str(tmp_path)).engine is not engine
-
-
-def test_prefects_temporary_server_can_be_started_again() -> None:
-    from prefect.server.api import server
-
-    temporary: Any = server.SubprocessASGIServer(port=1)
-    with patch.object(server, "subprocess", Mock(Popen=Mock(return_value="process"))):  # a run replaces the module's
-        assert compat.start_again(temporary) == "process"
 
 
 def test_prefect_says_in_this_log_what_it_cannot_send() -> None:

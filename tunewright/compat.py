@@ -89,11 +89,6 @@ def delete_run(store: Any, run_id: str) -> None:
     store._hard_delete_run(run_id)
 
 
-def start_again(temporary: Any) -> Any:
-    """The process of Prefect's temporary server, started once more at the same address."""
-    return temporary._run_uvicorn_command()
-
-
 def filter_log_of_sending(one: logging.Filter | Callable[[logging.LogRecord], bool]) -> None:
     """Puts a filter on the log in which Prefect says that events and logs cannot be sent."""
     logging.getLogger("prefect._internal.concurrency").addFilter(one)

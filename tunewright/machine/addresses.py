@@ -29,6 +29,8 @@ HOW_TO_LOG_IN = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_S
 PASSWORD = "password"  # noqa: S105 the name of its file
 PASSWORD_BYTES = 24
 
+temporary = ""  # PREFECT_API_URL of the server that this process started for its run alone
+
 
 class Addresses(BaseModel, frozen=True):
     """Addresses of the servers on loopback."""
@@ -132,10 +134,15 @@ def for_prefect(url: str | None) -> str:
     return f'{named} PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(password_file()))})"'
 
 
+def lasting(url: str | None) -> str:
+    """This PREFECT_API_URL; empty where none is set, and of a temporary server, which ends with the run."""
+    return "" if url in (None, temporary) else url
+
+
 def prefect_run(run_id: str) -> str:
     """Return the page of a flow run in Prefect; empty where its server ends with the run."""
     up = running()
-    server = up.prefect if up else os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    server = up.prefect if up else lasting(os.environ.get("PREFECT_API_URL")).rstrip("/").removesuffix("/api")
     server = re.sub(r"(?<=://)[^/]*@", "", server)  # the link is kept, and what is before @ may be a password
     return f"{server}/v2/runs/flow-run/{run_id}" if server else ""
 

@@ -1,0 +1,140 @@
+"""The temporary Prefect server of a run: a process beside it, out of the terminal's reach, which ends with the run.
+
+Prefect's own, SubprocessASGIServer, ends at Ctrl-C before the run can say how it ended, stays where the run is killed
+and lets in whoever reaches its port. And to start it, a run imports all of Prefect's server.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+
+import httpx
+from prefect.context import refresh_global_settings_context
+from prefect.settings import (
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    get_current_settings,
+)
+
+from tunewright import config
+from tunewright.config import quietly
+from tunewright.errors import TunewrightError
+from tunewright.machine import addresses, end_with_parent
+
+log = logging.getLogger("tunewright")
+
+RESTARTS = 5  # after that it is no accident
+LOOK_SECONDS = 1.0
+ASK_SECONDS = 0.1
+END_SECONDS = 5.0  # for it to end by itself
+EPHEMERAL = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}  # as Prefect's own
+
+
+def start() -> None:
+    """Starts the server, to end with this process, and sets PREFECT_API_URL to it.
+
+    It asks for a password, one that is set or a random one, which this process and its children know.
+    Raises TunewrightError where the disk has no room for it, or it does not answer in time.
+    """
+    config.require_room()
+    password = PREFECT_SERVER_API_AUTH_STRING.value() or secrets.token_urlsafe(32)
+    os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = password
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "http://127.0.0.1"  # no page is served there
+    refresh_global_settings_context()
+    server = TemporaryServer()
+    threading.Thread(target=server.keep_alive, daemon=True).start()
+    limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+    if not server.answers_within(limit.value()):
+        server.end()
+        raise TunewrightError(
+            f"Prefect's temporary server did not answer within {limit.value()} s: check what keeps the machine busy, "
+            f"and that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
+            "tunewright up starts a server that stays"
+        )
+    atexit.register(server.end)
+    os.environ["PREFECT_API_URL"] = addresses.temporary = server.api
+    os.environ["PREFECT_UI_URL"] = ""  # so that no run names a page of it
+    refresh_global_settings_context()
+
+
+class TemporaryServer:
+    """The process, and the one that takes its place where it dies."""
+
+    def __init__(self) -> None:
+        self.environment = os.environ | EPHEMERAL | get_current_settings().to_environment_variables(exclude_unset=True)
+        self.has_answered, self.is_ended = threading.Event(), threading.Event()
+        self.process = self._process_at(_free_port())
+
+    @property
+    def api(self) -> str:
+        """Its PREFECT_API_URL."""
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def _process_at(self, port: int) -> subprocess.Popen[bytes]:
+        self.port = port
+        program = ("uvicorn", "--factory", "prefect.server.api.server:create_app")
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", quietly.__name__, *program, "--lifespan", "on"),
+                *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
+            ],
+            env=self.environment,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
+        )
+
+    def answers_within(self, seconds: float) -> bool:
+        """Return whether it answers in time; where it ends by itself, as when its port was taken, it gets another."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            code = self.process.poll()
+            if code is not None and code >= 0:
+                self.process = self._process_at(_free_port())
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.api}/health").is_success:
+                    self.has_answered.set()
+                    return True
+            time.sleep(ASK_SECONDS)
+        return False
+
+    def keep_alive(self) -> None:
+        """Starts it again where it dies, at the same address, until the run ends.
+
+        The thread of this lives until the end, as the kernel ends the server with the thread that started it.
+        """
+        restarts = 0
+        while not self.is_ended.wait(LOOK_SECONDS):
+            code = self.process.poll()
+            if code is not None and (code < 0 or self.has_answered.is_set()) and restarts < RESTARTS:
+                restarts += 1
+                log.warning("Prefect's temporary server exited with code %d and was restarted", code)
+                self.process = self._process_at(self.port)
+
+    def end(self) -> None:
+        """Ends the process and waits for it."""
+        self.is_ended.set()
+        self.process.terminate()
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
