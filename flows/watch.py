@@ -20,7 +20,7 @@ from prefect.runtime import deployment as own
 from prefect.states import Completed
 
 from tunewright import config
-from tunewright.compat import STOPPED
+from tunewright.compat import STOPPED, STOPPED_EARLY
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
 from tunewright.flows.parameters import FLOW, checked, identifier, named
@@ -190,7 +190,7 @@ def _has_crashed(run: FlowRun) -> bool:
 
 
 def _was_stopped(run: FlowRun) -> bool:
-    return bool(run.state and run.state.is_crashed() and (run.state.message or "").startswith(STOPPED))
+    return bool(run.state and run.state.is_crashed() and (run.state.message or "").startswith((STOPPED, STOPPED_EARLY)))
 
 
 def _what_next(newest: Sequence[FlowRun]) -> str:

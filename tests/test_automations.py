@@ -189,7 +189,9 @@ def test_a_crash_is_told_with_what_happens_next() -> None:
         (message,) = failure.actions
         assert isinstance(message, SendNotification)
         assert "{% if flow_run.state.type == 'CRASHED' %}" in message.body and says in message.body
-        for message_of_state, is_signal in ((stopped["prefect.state-message"], True), ("killed", False), (None, False)):
+        early = "Process exited with status code: -15. Process exited due to a SIGTERM signal."
+        stops = (stopped["prefect.state-message"], early)
+        for message_of_state, is_signal in (*((each, True) for each in stops), ("killed", False), (None, False)):
             state = {"name": "Crashed", "type": "CRASHED", "message": message_of_state}
             shown = render_user_template_sync(message.body, {"flow_run": {"state": state}})
             assert ("or when its worker is stopped or killed." in shown) == (is_signal and watch is None)

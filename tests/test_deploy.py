@@ -652,6 +652,9 @@ def save_block(name: str, url: str) -> None:
     ).save(name, overwrite=True)
 
 
+TRIGGER = "type: event, expect: [files.came], match: {prefect.resource.id: bucket}"
+
+
 def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
 ) -> None:
@@ -664,8 +667,12 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
         client.delete_deployment(each.id)
     save_block("ear", webhook[0])
     file = write("{watch: 30, notify: [custom-webhook/ear], notify_on: [failure]}\n      gate: {approval: true}")
+    plain = file.read_text()
+    file.write_text(
+        plain.replace("    parameters:", f"    triggers: [{{name: files came, {TRIGGER}}}]\n    parameters:")
+    )
     deploy(file, None, "local")
-    file.write_text(file.read_text().replace("name: drops", "name: beside"))
+    file.write_text(plain.replace("name: drops", "name: beside"))
     shown = Console(width=400, record=True)
     show(shown, deploy(file, None, "local"))
     assert "removes it and its automations: tunewright deploy --remove drops\n" in shown.export_text()
@@ -684,6 +691,7 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
         "removed: automation tunewright: custom-webhook/ear notified when drops is not restarted",
         "removed: automation tunewright: custom-webhook/ear notified of failures of drops",
         "removed: watcher watch/drops",
+        "removed: automation files came",
         "removed: deployment finetune/drops",
         "removed: approval deployment approval/drops",
         f"removed: automation {CRASHES}",

@@ -327,6 +327,36 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
             "work_pool: {name: local, job_variables: 5}",
             "x.yaml line 5: deployments[0].work_pool.job_variables: 5 is refused; accepted: a mapping, such as {env:",
         ),
+        (
+            "work_pool: {name: local}",
+            "paused: maybe",
+            'x.yaml line 5: deployments[0].paused: "maybe" is refused; accepted: true or false',
+        ),
+        (
+            "work_pool: {name: local}",
+            "tags: 5",
+            "x.yaml line 5: deployments[0].tags: 5 is refused; accepted: a list of texts, such as [nightly]",
+        ),
+        (
+            "work_pool: {name: local}",
+            "version: 1.0",
+            "x.yaml line 5: deployments[0].version: 1.0 is refused; accepted: text: put it in quotes",
+        ),
+        (
+            "timezone: Europe/Berlin",
+            "active: maybe",
+            'x.yaml line 4: deployments[0].schedules[0].active: "maybe" is refused; accepted: true or false',
+        ),
+        (
+            "work_pool: {name: local}",
+            "triggers: foo",
+            'x.yaml line 5: deployments[0].triggers: "foo" is refused; accepted: a list of mappings',
+        ),
+        (
+            "work_pool: {name: local}",
+            "triggers: [{type: event}]",
+            "x.yaml line 5: deployments[0].triggers[0]: neither expect nor match is set, so every event would start a",
+        ),
         ("name: triage", "version: a", "x.yaml line 2: deployments[0].name: missing; accepted: text, such as triage"),
         ("name: triage", "name: 7", "x.yaml line 2: deployments[0].name: 7 is refused; accepted: text, such as triage"),
         (

@@ -215,7 +215,7 @@ def test_a_base_that_guesses_has_nothing_to_forget_and_the_verdict_says_so(
     assert ("general_loss/base" in made.guardrails) == (not gate and not says_so)
     assert found == says_so * [
         "the base's loss on general texts is 5.00 nats per token, and guessing has 5.20: it knows nothing that could "
-        "be forgotten, so gate.general_loss was not applied"
+        "be forgotten, so gate.general_loss was not applied; choose a base that was pretrained"
     ]
 
 

@@ -347,9 +347,23 @@ def test_a_plan_of_too_few_rows_for_a_split_ends_as_the_run_would(tiny_base: Bas
         DataError, match="so few rows leave no test row: the run will stop at split; add rows, or raise"
     ):
         plan.look_up(asked, "mine.yaml")
+    with pytest.raises(DataError, match="the run will stop at split"):
+        plan.look_up(deployment_file.override(asked, ["data.limit=1"]), "mine.yaml")
     costs = plan.look_up(deployment_file.override(asked, ["data.limit=4"]), "mine.yaml").costs
     assert costs
     assert any(note.startswith("warning: so few rows leave no test row") for note in costs.notes)
+
+
+@pytest.mark.parametrize("after_ingest", [False, True])
+def test_a_plan_of_rows_that_nearly_all_repeat_ends_as_the_run_would(tiny_base: Base, after_ingest: bool) -> None:
+    write("a.jsonl", *[record(1)] * 60)
+    asked = pipeline(tiny_base)
+    if after_ingest:
+        ingest.fn(data=asked.settings.data, files=source_files(asked.settings.data), needs=())
+    with pytest.raises(
+        DataError, match=r"^about 98% of the rows repeat .*max_removed_share=0\.5 accepts: the run will"
+    ):
+        plan.look_up(asked, "mine.yaml")
 
 
 def test_a_plan_says_of_the_split_that_its_test_rows_are_few(make_splits: Any, tiny_base: Base) -> None:

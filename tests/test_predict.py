@@ -313,6 +313,11 @@ def test_what_is_refused_names_what_was_typed() -> None:
         Path("saved", split).mkdir(parents=True)
     Path("saved", "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for arguments, said in {
+        (
+            "asked.jsonl",
+            "--output",
+            "/proc/a.jsonl",
+        ): "--output /proc/a.jsonl: /proc/a.jsonl.unfinished cannot be written",
         ("own.yaml",): "FILE own.yaml: ends in '.yaml'; accepted: .jsonl, ",
         ("gone.jsonl",): "FILE gone.jsonl: no such file in ",
         ("two.csv", "--columns", "instruction"): '--columns "instruction": accepted: OURS=THEIRS, such as instruct',

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 STOPPED = "Execution was aborted by a"  # so begins what Prefect says of "a termination signal", "an interrupt signal"
+STOPPED_EARLY = "Process exited with status code: -15."  # the same, of a run that could not yet say so itself
 
 
 def tell_first_states_at_once() -> None:

@@ -18,7 +18,7 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment, SendNotifi
 from prefect.events.schemas.automations import AutomationCore, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from tunewright.compat import STOPPED
+from tunewright.compat import STOPPED, STOPPED_EARLY
 from tunewright.config import Operation
 from tunewright.flows.announcing import CHANGED, DRIFTED, GAVE_UP, resource
 from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
@@ -206,7 +206,8 @@ def _message(target: Target, block: UUID, occasion: str, operation: Operation) -
     if occasion == "failure":
         if operation.watch is None:  # else no message comes of these
             why = "A run ends so when tunewright up is stopped, or when its worker is stopped or killed."
-            said += f"{{% if '{STOPPED}' in (flow_run.state.message or '') %}}\n{why}{{% endif %}}"
+            came = f"'{STOPPED}' in message or '{STOPPED_EARLY}' in message"
+            said += f"{{% set message = flow_run.state.message or '' %}}{{% if {came} %}}\n{why}{{% endif %}}"
         said += f"{{% if flow_run.state.type == 'CRASHED' %}}\n{after_crash(operation)}{{% endif %}}"
     of = _literal(target.name)
     return SendNotification(

@@ -65,6 +65,7 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         client.delete_deployment(each.id)
         yield Removed("watcher", f"watch/{each.name}")
     if deployment:
+        yield from (Removed("automation", each) for each in _delete_triggers(client, deployment))
         client.delete_deployment(deployment.id)
         yield Removed("deployment", f"{FLOW}/{name}")
     is_shared = model in map(server.model_of, there.values())
@@ -73,6 +74,15 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         yield Removed("approval deployment", f"approval/{model}")
     if not there:  # what all deployments share
         yield from (Removed("automation", each) for each in sync(client, SERVER, []).removed)
+
+
+def _delete_triggers(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[str]:
+    """Delete the automations that Prefect made of the file's `triggers`, and return their names."""
+    resource = f"prefect.deployment.{deployment.id}"
+    before = client.read_resource_related_automations(resource)
+    client.delete_resource_owned_automations(resource)
+    left = {each.id for each in client.read_resource_related_automations(resource)}
+    return [each.name for each in before if each.id not in left]
 
 
 def _idle(

@@ -20,6 +20,23 @@ DEPLOYMENT_KEYS = (
     *("description", "tags", "version", "version_type", "concurrency_limit", "flow_name", "enforce_parameter_schema"),
     *("build", "push", "pull", "sla"),
 )
+TRUTH = (bool, "true or false")
+OF_DEPLOYMENT = {  # key -> its type, and what is accepted in words; the other keys have checks of their own
+    "paused": TRUTH,
+    "enforce_parameter_schema": TRUTH,
+    "description": (str, "text"),
+    "flow_name": (str, "text"),
+    "version": (str, 'text: put it in quotes, such as "1.0"'),
+    "version_type": (str, "text"),
+    "tags": (str | list, "a list of texts, such as [nightly]"),
+    "sla": (list, "a list of mappings"),
+}
+OF_WORK_POOL = {
+    "name": (str, "text, such as local"),
+    "work_queue_name": (str, "text, such as default"),
+    "job_variables": (dict, "a mapping, such as {env: {NAME: text}}"),
+}
+OF_SCHEDULE = {"active": TRUTH}
 SCHEDULE_KEYS = (
     *("cron", "interval", "rrule", "timezone", "anchor_date", "day_or", "active", "parameters", "slug", "replaces"),
     *("schedule", "max_scheduled_runs"),
@@ -58,8 +75,12 @@ def check(document: Document) -> None:
                 _known(document, f"{at}.{name}", deployment[name], accepted)
         _pooled(document, f"{at}.work_pool", deployment.get("work_pool"))
         _limited(document, f"{at}.concurrency_limit", deployment.get("concurrency_limit"))
+        _typed(document, at, deployment, OF_DEPLOYMENT)
+        for under, trigger in mappings(document, f"{at}.triggers", deployment.get("triggers")):
+            _selective(document, under, trigger)
         for under, schedule in mappings(document, f"{at}.schedules", deployment.get("schedules")):
             _known(document, under, schedule, SCHEDULE_KEYS)
+            _typed(document, under, schedule, OF_SCHEDULE)
             schedule_of(document, under, schedule)
 
 
@@ -70,12 +91,26 @@ def _pooled(document: Document, at: str, given: Any) -> None:
     if not isinstance(given, dict):
         example = given if isinstance(given, str) and given.isprintable() else "local"
         raise ConfigError(f"{document.place(at)}: {at}: {shown(given)} is refused; accepted: {{name: {example}}}")
-    accepted = {"name": (str, "text, such as local"), "work_queue_name": (str, "text, such as default")}
-    for key, (kind, words) in (accepted | {"job_variables": (dict, "a mapping, such as {env: {NAME: text}}")}).items():
-        value = given.get(key)
+    _typed(document, at, given, OF_WORK_POOL)
+
+
+def _typed(document: Document, at: str, values: dict[str, Any], accepted: dict[str, tuple[Any, str]]) -> None:
+    """Raises ConfigError on a value of another type than Prefect takes; a template is filled in later."""
+    for key, (kind, words) in accepted.items():
+        value = values.get(key)
         if value is not None and not isinstance(value, kind) and "{{" not in str(value):
             place = f"{at}.{key}"
             raise ConfigError(f"{document.place(place)}: {place}: {shown(value)} is refused; accepted: {words}")
+
+
+def _selective(document: Document, at: str, trigger: dict[str, Any]) -> None:
+    """Raises ConfigError on a trigger that every event meets, those of the runs that it starts included."""
+    is_event = trigger.get("type", "event") == "event" and trigger.get("posture", "Reactive") == "Reactive"
+    if is_event and not any(trigger.get(key) for key in ("expect", "match", "match_related", "after")):
+        raise ConfigError(
+            f"{document.place(at)}: {at}: neither expect nor match is set, so every event would start a run, and the "
+            "events of that run the next ones; accepted: expect: [the name of an event], or match: {a label: a value}"
+        )
 
 
 def _limited(document: Document, at: str, given: Any) -> None:

@@ -112,6 +112,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings.training)
+    notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
     return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
 
@@ -187,6 +188,21 @@ def _overridden(training: Training) -> list[str]:
     return [f"training.epochs={training.epochs:g} is not used: training.max_steps={training.max_steps} overrides it"]
 
 
+def _too_many_repeats(settings: Settings, made: dict[str, Artifact | None], sample: Sampled | None) -> list[str]:
+    """Warn of more exact duplicates than dedupe accepts. Raises DataError where dedupe is certain to stop."""
+    most = settings.dedupe.max_removed_share
+    if made.get("dedupe") or sample is None or sample.repeated <= most:
+        return []
+    is_certain = sample.is_all and not settings.data.limit
+    said = (
+        f"about {sample.repeated:.0%} of the rows repeat an earlier one, more than dedupe.max_removed_share={most:g} "
+        f"accepts: the run {'will' if is_certain else 'may'} stop at dedupe; remove the duplicates, or raise it"
+    )
+    if is_certain:
+        raise DataError(said)
+    return [f"warning: {said}"]
+
+
 def _few_test_rows(
     settings: Settings, made: dict[str, Artifact | None], sample: Sampled | None, files: Sequence[SourceFile]
 ) -> list[str]:
@@ -205,7 +221,8 @@ def _few_test_rows(
         said = "so few rows leave no {0} row: the run {1} stop at split; add rows, or raise split.{0}"
         split, name = settings.split, settings.registry.name
         keeps_splits = split.sticky and data_versions.history(name, split.seed, split.by)
-        if sample.is_all and not settings.data.limit and not keeps_splits:
+        is_certain = sample.is_all and not settings.data.limit
+        if (is_certain or settings.data.limit in (1, 2)) and not keeps_splits:
             raise DataError(said.format(empty, "will"))
         return [f"warning: {said.format(empty, 'may')}"]
     groups = round(sample.independent * sample.num_test)

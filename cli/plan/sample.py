@@ -37,12 +37,13 @@ class Sampled(NamedTuple):
     is_all: bool = False  # whether all rows were looked at, and not the first of them
     is_refused: bool = False  # by render, for certain: it stops at rows that are too long
     independent: float = 1.0  # groups for each row that may test
+    repeated: float = 0.0  # share of exact duplicates, of the rows before dedupe
 
 
 def sampled(settings: Settings, base: Base | None, made: Artifact | None, first: Sample | None) -> Sampled | None:
     """Some of the rows that split or ingest made, or the `first` of the sources; None without any."""
     given: Mapping[str, float] = {}
-    repeated, alone = 0.0, 1.0
+    repeated, alone, before = 0.0, 1.0, 1.0
     if isinstance(made, Splits):
         looked_of, conversations = work.conversations_in(made.path("train.parquet"))
         train, num_validation, num_test, source = looked_of, made.num_validation, made.num_test, "split"
@@ -59,6 +60,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             return None
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
+        before = max(1.0, looked_of)
     is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
     which = f"{'the' if is_all else 'the first'} {len(conversations):,} rows of "
     which += "the sources" if source == "sample" else source
@@ -72,7 +74,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     if rows is None:
         guessed = [work.guessed(messages) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
-        return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all)
+        return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
     assert base
     bound = bound_of(base, settings.model)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
@@ -103,6 +105,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         independent=alone,
         is_all=is_all,
         is_refused=bool(long) and (stops_for_some or (is_all and not kept)),
+        repeated=repeated / before,
     )
 
 

@@ -147,11 +147,14 @@ def unfinished(output: Path) -> Iterator[Parts]:
         while True:
             try:
                 folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise _unwritable(output, folder, error) from error
+            try:
                 file = stack.enter_context((folder / LOCK).open("a+b"))
             except FileNotFoundError:  # whoever had it finished just now
                 continue
             except OSError as error:
-                raise ConfigError(f"--output {output}: {folder} cannot be written: {error.strerror}") from error
+                raise _unwritable(output, folder, error) from error
             if not try_lock(file):
                 raise TunewrightError(
                     f"--output {output}: another tunewright predict writes it; wait for its end, or name another file"
@@ -163,6 +166,10 @@ def unfinished(output: Path) -> Iterator[Parts]:
         finally:
             if folder.is_dir() and not any(folder.glob("part-*.parquet")):
                 shutil.rmtree(folder)
+
+
+def _unwritable(output: Path, folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--output {output}: {folder} cannot be written: {error.strerror}")
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

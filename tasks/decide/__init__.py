@@ -97,7 +97,7 @@ def _left_out(general: tuple[General, ...], gate: Gate) -> Iterator[str]:
             yield (
                 f"the base's loss on general texts is {number(each.scores['general_loss'])} nats per token, and "
                 f"guessing has {number(each.uniform_loss or 0)}: it knows nothing that could be forgotten, so "
-                "gate.general_loss was not applied"
+                "gate.general_loss was not applied; choose a base that was pretrained"
             )
 
 
@@ -132,7 +132,10 @@ def decide(
     suite = means_of(general)
     warned = tuple(warnings(tables[CANDIDATE], metric, constant if is_prose else {})) if CANDIDATE in tables else ()
     if BASE in tables:
-        warned += tuple(f"the base {said}; a gain over it says little" for said in collapsed(tables[BASE]))
+        warned += tuple(
+            f"the base {said}, so a gain over the base says little; check that its chat template is the right one"
+            for said in collapsed(tables[BASE])
+        )
     if decision.is_poor:
         warned += (TOO_LOW,)
     warned += tuple(_left_out(general, gate))

@@ -79,7 +79,7 @@ def collapsed(answers: pa.Table) -> Iterator[str]:
         Counter(answers.column(name).to_pylist()).most_common(1)[0] for name in ("answer", "reference")
     )
     if len(answers) >= FEWEST and number >= ONE_ANSWER * len(answers) > 0 and number - most >= RARER * len(answers):
-        shown = f"“{in_a_line(answer)}”" if answer.strip() else "an empty one"
+        shown = f"“{in_a_line(answer)}”" if answer.strip() else "an empty or blank one"
         yield (
             f"gives the same answer to {number:,} of {len(answers):,} rows, {shown}, "
             f"and the most frequent reference is that of {most:,}"
