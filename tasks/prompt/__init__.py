@@ -37,7 +37,7 @@ TRIED = {"few_shot": 32, "retrieval": 16}  # validation rows that each prompt is
 DRAWS = 3  # of the shots of few_shot
 WORDS = {"bm25": "BM25", "embedding": "embeddings"}
 BATCH = 16
-COLUMNS = ["row_id", "file", "line", "cluster", "messages"]
+COLUMNS = ["row_id", "file", "line", "cluster", "messages", "chat"]
 ROWS = 1_000  # in memory at once
 
 
@@ -61,12 +61,13 @@ class Asking:
         config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
         self.context = context_length(config) or 2**31
         self.max_new_tokens = max_new_tokens
+        self.reasoning = tokens.reasoning
         self.model: Any = None
 
     def ask(self, rows: pa.Table, shots: Sequence[list[int]]) -> list[PromptedRow]:
         """The rows with these shots before them."""
         room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
-        return ask(self.chat, self.pool, rows.to_pylist(), shots, **room)
+        return ask(self.chat, self.pool, rows.to_pylist(), shots, **room, reasoning=self.reasoning)
 
     def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> PromptScore:
         """Score the base on validation rows with these examples, in one forward pass without generation."""

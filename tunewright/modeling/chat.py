@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from tunewright.artifacts import IGNORED
 from tunewright.errors import ConfigError, DataError
 from tunewright.machine import bounded
 from tunewright.machine.bounded import Unreadable
 from tunewright.modeling import chat_templates
+from tunewright.tools import parsing
+from tunewright.tools.conversation import Conversation, Message, before, is_trained, text_of, tools_of
 
 DATE = "26 Jul 2024"  # what a template that writes today's date gets, so that rows do not change overnight
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro +%}}"
@@ -25,7 +27,9 @@ BATCH_CHARACTERS = 4_000_000
 SECONDS_EACH = 0.02  # of a conversation, a hundred times what the template of a usual model takes
 MOST_WRITTEN = 64_000_000  # characters for one batch
 
-Message = dict[str, str]
+Reasoning = Literal["trained", "masked", "dropped"]
+PROBE_TOOL = {"name": "probe_tool", "description": "A probe.", "parameters": {"type": "object", "properties": {}}}
+PROBE_CALL = {"id": "call00000", "type": "function", "function": {"name": "probe_tool", "arguments": {"probe": "1"}}}
 Written = tuple[str, str | None]  # a conversation as text, and what the template refuses in it
 At = TypeVar("At")
 
@@ -38,6 +42,7 @@ class Tokenized:
     labels: list[int]
     prompt_length: int
     reference: str
+    tools: str | None = None  # JSON of the definitions of its tools
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,25 @@ class Turn(NamedTuple):
 
 
 def write_conversations(
-    template: str, conversations: list[list[Message]], special: dict[str, Any], ask: bool
+    template: str,
+    conversations: list[list[Message]],
+    special: dict[str, Any],
+    ask: bool,
+    tools: list[list[dict[str, Any]]] | None = None,
 ) -> list[Written]:
-    """Each conversation as a chat template writes it, as `apply_chat_template` does: for a bounded process."""
+    """Each conversation as a chat template writes it, as `apply_chat_template` does: for a bounded process.
+
+    `tools` are those of each conversation.
+    """
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     written: list[Written] = []
     left = MOST_WRITTEN
-    for messages in conversations:
+    for at, messages in enumerate(conversations):
+        options = special | ({"tools": tools[at] or None} if tools else {})
         try:
-            (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=ask, **special)
+            (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=ask, **options)
             text.encode()  # no tokenizer takes half of a surrogate pair
             written.append((text, None))
             left -= len(text)
@@ -82,6 +95,13 @@ def write_conversations(
     return written
 
 
+def shown(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages as a template sees them: whether an answer is trained is not for it to know."""
+    if not isinstance(messages, Conversation):
+        return messages
+    return [{name: message[name] for name in message if name != "weight"} for message in messages]
+
+
 def _in_a_line(text: str) -> str:
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
@@ -91,6 +111,7 @@ def _batches(conversations: Sequence[Sequence[Message]]) -> Iterator[Sequence[Se
     start = size = 0
     for end, messages in enumerate(conversations):
         size += sum(len(message["content"]) for message in messages)
+        size += len(json.dumps([messages.tools, messages])) if isinstance(messages, Conversation) else 0
         if end - start == BATCH or (size > BATCH_CHARACTERS and end > start):
             yield conversations[start:end]
             start, size = end, 0
@@ -126,7 +147,12 @@ class ChatFormat:
         written: list[Written] = []
         for batch in _batches(conversations):
             seconds = bounded.SECONDS + len(batch) * SECONDS_EACH
-            written += bounded.call(write_conversations, self.dated_template, batch, special, ask, seconds=seconds)
+            tools = [tools_of(each) for each in batch]
+            more = [tools] if any(tools) else []
+            seen = [*map(shown, batch)]
+            written += bounded.call(
+                write_conversations, self.dated_template, seen, special, ask, *more, seconds=seconds
+            )
         return written
 
     def ids(self, texts: list[str]) -> list[list[int]]:
@@ -172,6 +198,32 @@ class Chat(ChatFormat):
             )
         return stop.group(), prompt.removeprefix(bare)
 
+    def require_tools(self) -> None:
+        """Raises ConfigError where the template leaves out tools, calls or the results of tools."""
+        tools = [{"type": "function", "function": PROBE_TOOL}]
+        asked = {"role": "user", "content": "Question"}
+        called = {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}
+        result = {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_tool"}
+        why = ""
+        try:
+            bare, whole = self.texts([Conversation([asked], tools), Conversation([asked, called, result], tools)])
+        except Unreadable as error:
+            why = f"refuses a tool's call or result ({error})"
+        else:
+            if "probe_tool" not in bare:
+                why = "leaves out the definitions of tools"
+            elif whole.count("probe_tool") <= bare.count("probe_tool"):
+                why = "leaves out the calls of tools"
+            elif "Result" not in whole:
+                why = "leaves out the results of tools"
+        if why:
+            fitting = [name for name in chat_templates.fitting(self.tokenizer) if name in chat_templates.WITH_TOOLS]
+            named = f"to {', '.join(fitting)} or " if fitting else ""
+            raise ConfigError(
+                f"rows have tools, and the chat template of model.base {why}; set model.chat_template {named}"
+                "to a Jinja file that writes them"
+            )
+
 
 def _stops(tokenizer: Any, weights: Path) -> dict[str, int]:
     """Every token at which a server would end the answer, with its id. Raises ConfigError where one is no number."""
@@ -196,12 +248,19 @@ def _any_of(texts: set[str]) -> re.Pattern[str]:
 
 
 def tokenize(
-    chat: ChatFormat, conversations: Sequence[Sequence[Message]], *, last_only: bool
+    chat: ChatFormat,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    last_only: bool,
+    reasoning: Reasoning = "trained",
 ) -> list[Tokenized | Untrainable]:
     """Return each conversation as tokens, or why it cannot be trained; the others do not suffer from one that cannot.
 
-    `last_only` trains the last answer alone, else every answer is trained.
+    `last_only` trains the last answer alone, else every answer is trained but those of weight 0. Of an answer that is
+    trained alone the reasoning is too, where it is not dropped: a model has to say it before its answer.
     """
+    if reasoning == "dropped":
+        conversations = [*map(without_reasoning, conversations)]
     made: dict[int, Tokenized | Untrainable] = {
         row: found for row, messages in enumerate(conversations) if (found := _control_token(chat, messages))
     }
@@ -209,10 +268,10 @@ def tokenize(
     made |= {row: text for row, text in wholes.items() if isinstance(text, Untrainable)}
     first = -1 if last_only else 0
     asked = {
-        (row, turn): conversations[row][:turn]
+        (row, turn): before(conversations[row], turn)
         for row in wholes
         if row not in made
-        for turn in [at for at, said in enumerate(conversations[row]) if said["role"] == "assistant"][first:]
+        for turn in [at for at, said in enumerate(conversations[row]) if is_trained(said)][first:]
     }
     prompts = _texts(chat, asked, ask=True)
     made |= {row: text for (row, _), text in prompts.items() if isinstance(text, Untrainable)}
@@ -223,7 +282,8 @@ def tokenize(
     turns: dict[int, list[Turn]] = {row: [] for row in whole}
     for ((row, turn), text), prompt_ids in zip(prompt.items(), chat.ids([*prompt.values()]), strict=True):
         turns[row].append(Turn(turn, text, prompt_ids))
-    made |= {row: _label(chat, conversations[row], turns[row], whole[row], ids[row]) for row in whole}
+    masks = reasoning == "masked" and not last_only
+    made |= {row: _label(chat, conversations[row], turns[row], whole[row], ids[row], masks) for row in whole}
     return [made[row] for row in range(len(conversations))]
 
 
@@ -248,7 +308,20 @@ def _control_token(chat: ChatFormat, messages: Sequence[Message]) -> Untrainable
                 f"the text of {message['role']} has {found.group()!r}, a control token of this model; remove it "
                 "from the text",
             )
+    if isinstance(messages, Conversation):
+        more = [[messages.tools], *([m.get("tool_calls"), m.get("reasoning_content")] for m in messages)]
+        if found := chat.control.search(json.dumps(more, ensure_ascii=False)):
+            said = f"a tool, a call or reasoning has {found.group()!r}, a control token of this model; remove it"
+            return Untrainable("control_token", said)
     return None
+
+
+def without_reasoning(messages: Sequence[Message]) -> Sequence[Message]:
+    """The conversation without the reasoning of its answers."""
+    if not isinstance(messages, Conversation):
+        return messages
+    kept = ({name: message[name] for name in message if name != "reasoning_content"} for message in messages)
+    return Conversation(kept, messages.tools)
 
 
 def _texts(
@@ -267,10 +340,10 @@ def _texts(
 
 
 def _label(
-    chat: ChatFormat, messages: Sequence[Message], turns: Sequence[Turn], whole: str, ids: list[int]
+    chat: ChatFormat, messages: Sequence[Message], turns: Sequence[Turn], whole: str, ids: list[int], masks: bool
 ) -> Tokenized | Untrainable:
-    """The labels of one conversation, whose answers are asked for by `turns`."""
-    if wrong := _wrong_bos(chat, whole, ids):
+    """The labels of one conversation, whose answers are asked for by `turns`; `masks` leaves out their reasoning."""
+    if wrong := _wrong_bos(chat, whole, ids) or _tools_left_out(messages, whole):
         return wrong
     stops = set(chat.stops.values())
     labels = [IGNORED] * len(ids)
@@ -280,16 +353,80 @@ def _label(
             return Untrainable("other_prompt", _other_prompt(turn, whole))
         if ids[: len(turn.prompt_ids)] != turn.prompt_ids:
             return Untrainable("joined_tokens", _joined(turn, messages[turn.number]["content"]))
-        answer = _answer(chat, turn.number, whole[len(turn.prompt) :], messages[turn.number]["content"])
+        message, rest = messages[turn.number], whole[len(turn.prompt) :]
+        reasoning = message.get("reasoning_content")
+        if reasoning and reasoning.strip() not in rest[: _end(chat, rest)]:
+            if turn is not turns[-1]:  # as templates do that drop the reasoning of earlier turns
+                continue
+            said = f"the chat template of model.base leaves out the reasoning of message {turn.number + 1}"
+            return Untrainable("reasoning_left_out", f"{said}; set model.reasoning to dropped to train without it")
+        begin = len(turn.prompt_ids)
+        end = next((at for at in range(begin, len(ids)) if ids[at] in stops), None)
+        answer = (
+            _called(chat, turn.number, message, rest, ids[begin:end])
+            if message.get("tool_calls")
+            else _answer(chat, turn.number, rest, message["content"])
+        )
         if isinstance(answer, Untrainable):
             return answer
-        reference, start = answer, len(turn.prompt_ids)
-        end = next((at for at in range(start, len(ids)) if ids[at] in stops), None)
+        reference, start = answer, begin
         if end is None:
             said = f"the stop token after message {turn.number + 1} is text to the tokenizer, not a token"
             return Untrainable("no_stop_token", said)
-        labels[start : end + 1] = ids[start : end + 1]
-    return Tokenized(ids, labels, start, reference)
+        if masks and reasoning:
+            begin += _num_reasoning(chat, turn, rest, reasoning, ids)
+        labels[begin : end + 1] = ids[begin : end + 1]
+    tools = tools_of(messages)
+    return Tokenized(ids, labels, start, reference, json.dumps(tools, ensure_ascii=False) if tools else None)
+
+
+def _end(chat: ChatFormat, rest: str) -> int:
+    """Where the answer that `rest` begins with ends."""
+    stop = chat.stop.search(rest)
+    return stop.start() if stop else len(rest)
+
+
+def _tools_left_out(messages: Sequence[Message], whole: str) -> Untrainable | None:
+    names = [tool["function"]["name"] for tool in tools_of(messages)]
+    if missing := [name for name in names if name not in whole]:
+        return Untrainable("tools_left_out", f"the chat template of model.base leaves out the tool {missing[0]!r}")
+    return None
+
+
+def _num_reasoning(chat: ChatFormat, turn: Turn, rest: str, reasoning: str, ids: list[int]) -> int:
+    """The tokens of an answer that are its reasoning and what the template puts before it, and no other character."""
+    said = reasoning.strip()
+    (read,) = chat.ids([turn.prompt + rest[: rest.index(said) + len(said)]])
+    same = next((at for at, (a, b) in enumerate(zip(read, ids, strict=False)) if a != b), len(read))
+    return max(0, same - len(turn.prompt_ids))
+
+
+def _called(chat: ChatFormat, turn: int, message: Message, rest: str, ids: list[int]) -> str | Untrainable:
+    """Return an answer with calls as a model says it: as the template writes it, where its calls can be read back.
+
+    Of a template of another form they cannot: then it is as Hermes writes it, and an answer counts as this one only
+    where it is the same token for token.
+    """
+    said = rest[: _end(chat, rest)]
+    calls = [parsing.Call(call["function"]["name"], call["function"]["arguments"]) for call in message["tool_calls"]]
+    text = parsing.spoken(chat.tokenizer.decode(ids, skip_special_tokens=True))
+    read = parsing.parse(text)
+    same = [call.canonical for call in read.calls] == [call.canonical for call in calls]
+    if same and read.content == message["content"].strip():
+        return text
+    written = [call.name in said and all(_is_in(value, said) for value in call.arguments.values()) for call in calls]
+    if not all(written) or message["content"].strip() not in said:
+        return Untrainable(
+            "changed_answer", f"the chat template changes the calls of message {turn + 1}, which became {_short(said)}"
+        )
+    return text_of(message)
+
+
+def _is_in(value: Any, text: str) -> bool:
+    """Whether a text has an argument, as it stands or as JSON; what is within an argument is not looked at."""
+    if isinstance(value, dict | list):
+        return True
+    return str(value) in text or any(json.dumps(value, ensure_ascii=way) in text for way in (True, False))
 
 
 def _answer(chat: ChatFormat, turn: int, rest: str, content: str) -> str | Untrainable:
