@@ -9,11 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from ingested import GOOD, read, texts
 
-from tunewright.config import Dedupe
+from tunewright.config import Data, Dedupe, Source
 from tunewright.data_checks.batches import Ask, look_at
 from tunewright.tasks.dedupe import find_repeats
-from tunewright.tasks.ingest import row_id_of
-from tunewright.tools.conversation import conversation_of
+from tunewright.tasks.ingest import row_id_of, source_files
+from tunewright.tasks.ingest.questions import Question, questions
+from tunewright.tasks.ingest.tables import Tally
+from tunewright.tasks.prompt.shots import conversation, pool_of
+from tunewright.tools.conversation import Conversation, call_text, conversation_of, tools_of
 
 WEATHER = {
     "name": "get_weather",
@@ -177,3 +180,32 @@ def test_checks_see_what_reasoning_and_arguments_hold() -> None:
     assert [bool(each) for each in looked["personal"].to_pylist()] == [True, True, False]
     assert looked["roles"].to_pylist()[2] == "user assistant tool assistant"
     assert "chat" not in looked.column_names
+
+
+def test_a_question_may_end_with_a_result_and_has_its_tools_and_its_own_answer() -> None:
+    records = [
+        {"messages": CALLED[:3], "tools": TOOLS},
+        {"messages": CALLED[:2], "tools": TOOLS},
+        {"messages": [ASKED, call({"city": 5}), CALLED[2]], "tools": TOOLS},  # a model may have made that call
+    ]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (file,) = source_files(Data(sources=(Source(path="a.jsonl"),)))
+    after, before_call, wrong = questions(file, Tally())
+    assert isinstance(after, Question)
+    assert isinstance(before_call, Question)
+    assert isinstance(wrong, Question)
+    assert (tools_of(after.messages), after.messages[-1]["role"], after.reference) == (TOOLS, "tool", None)
+    assert (tools_of(before_call.messages), len(before_call.messages)) == (TOOLS, 1)
+    assert before_call.reference == call_text("get_weather", {"city": "Bonn"})
+    assert before_call.answered == [*before_call.messages, (before_call.answered or [])[-1]]
+
+
+def test_shots_keep_their_calls_and_the_tools_are_those_of_the_question() -> None:
+    records = [{"messages": CALLED[:2], "tools": TOOLS}, {"messages": [PARIS, CALLED[3]]}]
+    kept, _ = read("\n".join(map(json.dumps, records)).encode())
+    pool = pool_of(pa.Table.from_pylist(kept))
+    other = Conversation([ASKED, CALLED[3]], [{"type": "function", "function": {"name": "f"}}])
+    behind = conversation(pool, [0, 1], other)
+    assert tools_of(behind) == other.tools
+    assert [bool(message.get("tool_calls")) for message in behind] == [False, True, False, False, False, False]
+    assert type(conversation(pool, [1], [PARIS, CALLED[3]])) is list

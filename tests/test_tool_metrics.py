@@ -1,6 +1,7 @@
 """An answer with calls is scored as calls, one without as rightly or wrongly none, and auto chooses so by the rows."""
 
 import json
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pytest
@@ -16,7 +17,7 @@ from tunewright.tools.conversation import Conversation, call_text
 BONN, LATER = {"city": "Bonn"}, {"city": "Bonn", "days": 2}
 
 
-def said(*calls: tuple[str, dict[str, object]]) -> str:
+def said(*calls: tuple[str, Mapping[str, object]]) -> str:
     """An answer with these calls."""
     return "\n".join(call_text(*call) for call in calls)
 

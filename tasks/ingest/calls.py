@@ -128,7 +128,8 @@ def _parsed(text: str, where: str, reason: str) -> Any:
 
 def checked(messages: Sequence[Message], tools: list[Tool], field: str, *, is_question: bool = False) -> Conversation:
     """The conversation with its tools, each call matched with its definition and its result; answers of weight 0 after
-    the last trained one are left out with what follows it, since nothing that is trained reads them.
+    the last trained one are left out with what follows it, since nothing that is trained reads them. Earlier calls of a
+    question, which a model may have made, need not fit.
 
     `field` is that of the messages, for positions, or empty. Raises RefusedRecord.
     """
@@ -147,7 +148,8 @@ def checked(messages: Sequence[Message], tools: list[Tool], field: str, *, is_qu
         calls = []
         for position, call in enumerate(message.get("tool_calls") or ()):
             place = f"{where}.tool_calls[{position}]"
-            _fits(call["function"], known, place)
+            if not is_question:
+                _fits(call["function"], known, place)
             given, ours = call["id"] or f"#{number}", f"call{number:05d}"  # nine letters and digits, as Mistral asks
             if given in waiting:
                 raise RefusedRecord("unmatched_call", f"{place}.id is {quoted(given)} twice; accepted: each id once")

@@ -22,7 +22,9 @@ REQUIRED: dict[Layout, tuple[str, ...]] = {  # in the order in which auto tries 
     "prompt_completion": ("prompt", "completion"),
 }
 CONVERSATION_FIELD: dict[Layout, str] = {"messages": "messages", "sharegpt": "conversations"}  # for positions
-MAPPABLE = tuple(sorted({"input", "system", "source", "group", "time"}.union(*REQUIRED.values())))  # by source.columns
+MAPPABLE = tuple(
+    sorted({"input", "system", "tools", "source", "group", "time"}.union(*REQUIRED.values()))
+)  # by source.columns
 MAPPED = "columns of the source can map them"
 FIELDS = frozenset(MAPPABLE + OF_RECORD)  # all that is read of a record
 

@@ -78,7 +78,7 @@ def write_conversations(
     written: list[Written] = []
     left = MOST_WRITTEN
     for at, messages in enumerate(conversations):
-        options = special | ({"tools": tools[at] or None} if tools else {})
+        options: dict[str, Any] = special | ({"tools": tools[at] or None} if tools else {})
         try:
             (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=ask, **options)
             text.encode()  # no tokenizer takes half of a surrogate pair
@@ -155,6 +155,22 @@ class ChatFormat:
             )
         return written
 
+    def tools_left_out(self) -> str:
+        """Say what the template leaves out of tools, calls and their results; empty where it writes all of them."""
+        tools = [{"type": "function", "function": PROBE_TOOL}]
+        asked = {"role": "user", "content": "Question"}
+        called = {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}
+        result = {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_tool"}
+        try:
+            bare, whole = self.texts([Conversation([asked], tools), Conversation([asked, called, result], tools)])
+        except Unreadable as error:
+            return f"refuses a tool's call or result ({error})"
+        if "probe_tool" not in bare:
+            return "leaves out the definitions of tools"
+        if whole.count("probe_tool") <= bare.count("probe_tool"):
+            return "leaves out the calls of tools"
+        return "" if "Result" in whole else "leaves out the results of tools"
+
     def ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, to which the tokenizer must not add any: the template wrote the special ones."""
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
@@ -200,23 +216,7 @@ class Chat(ChatFormat):
 
     def require_tools(self) -> None:
         """Raises ConfigError where the template leaves out tools, calls or the results of tools."""
-        tools = [{"type": "function", "function": PROBE_TOOL}]
-        asked = {"role": "user", "content": "Question"}
-        called = {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}
-        result = {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_tool"}
-        why = ""
-        try:
-            bare, whole = self.texts([Conversation([asked], tools), Conversation([asked, called, result], tools)])
-        except Unreadable as error:
-            why = f"refuses a tool's call or result ({error})"
-        else:
-            if "probe_tool" not in bare:
-                why = "leaves out the definitions of tools"
-            elif whole.count("probe_tool") <= bare.count("probe_tool"):
-                why = "leaves out the calls of tools"
-            elif "Result" not in whole:
-                why = "leaves out the results of tools"
-        if why:
+        if why := self.tools_left_out():
             fitting = [name for name in chat_templates.fitting(self.tokenizer) if name in chat_templates.WITH_TOOLS]
             named = f"to {', '.join(fitting)} or " if fitting else ""
             raise ConfigError(

@@ -61,7 +61,7 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
     asked = [
         RehearsalRow(
             row_id=row["row_id"],
-            messages=shown(told[row["row_id"]])[:-1],
+            messages=[*shown(told[row["row_id"]])[:-1]],
             answer=row["answer"],
             tools=tools_of(told[row["row_id"]]),
         )
