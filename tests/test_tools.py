@@ -12,6 +12,7 @@ from test_ingest_tools import TOOLS, call
 
 from tunewright.artifacts import IGNORED
 from tunewright.errors import ConfigError
+from tunewright.generation import Answer
 from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Tokenized, Untrainable, tokenize
 from tunewright.tools.conversation import Conversation, call_text, chat_of, conversation_of
@@ -164,6 +165,8 @@ def test_reasoning_is_trained_masked_or_dropped(name: str, tmp_path: Path) -> No
     assert trained(made_chat, whole) == "<think>\nIt is autumn.\n</think>\n\nRain.<|im_end|>"
     assert trained(made_chat, masked) == "\n</think>\n\nRain.<|im_end|>"
     assert masked.input_ids == whole.input_ids
+    answers = [Answer.of(made.input_ids, made.labels, made.prompt_length) for made in (masked, whole)]
+    assert answers[0].reference == answers[1].reference  # a model that is asked has to say both
     assert "autumn" not in made_chat.tokenizer.decode(dropped.input_ids)
     assert whole.reference == masked.reference == dropped.reference == "Rain."
     asked = one(made_chat, messages, last_only=True, reasoning="masked")

@@ -14,7 +14,7 @@ from tunewright.metrics.labels import Labels
 from tunewright.metrics.own import described, is_own, made, own_metrics, rows_of
 from tunewright.metrics.schemas import json_schema
 from tunewright.metrics.shape import AnswerShape, Choice, choose
-from tunewright.tools.parsing import REASONING_ENDS, spoken
+from tunewright.tools.parsing import said_beside
 
 __all__ = [
     "AnswerShape",
@@ -77,7 +77,7 @@ def measure(name: str, answers: pa.Table, shape: AnswerShape | None = None) -> t
     columns = getattr(metric, "columns", TEXTS)
     said, wanted = (answers.column(column).to_pylist() for column in columns)
     if tuple(columns) == TEXTS:  # reasoning is no part of an answer, where the references have none
-        said = [a if REASONING_ENDS in r else spoken(a) for a, r in zip(said, wanted, strict=True)]
+        said = [*map(said_beside, said, wanted)]
     result = metric.compute(predictions=said, references=wanted)
     if is_own(name):
         rows = rows_of(name, result, len(answers))

@@ -65,6 +65,11 @@ def spoken(text: str) -> str:
     return text.rpartition(REASONING_ENDS)[2].lstrip() if REASONING_ENDS in text else text
 
 
+def said_beside(answer: str, reference: str) -> str:
+    """An answer as it is compared with its reference: without reasoning, where the reference has none."""
+    return answer if REASONING_ENDS in reference else spoken(answer)
+
+
 def _tagged(inner: str) -> Iterator[Call]:
     """The calls within one tag: one, or several where they are JSON."""
     if function := FUNCTION.match(inner):
