@@ -33,15 +33,14 @@ from tunewright.similarity.prompts import (
     distinct_segments,
     find_boilerplate,
     hashed_conversations,
-    of_chats,
     segment_texts,
     segments,
     shingles,
+    with_tools,
     write_boilerplate,
 )
 from tunewright.similarity.semantic import find_leaders
 from tunewright.store.stage import stage
-from tunewright.tools.conversation import tools_hash
 
 REASONS = ("", "exact_duplicate", "near_duplicate", "semantic_duplicate")
 STAYS, EXACT, NEAR, SEMANTIC = range(4)
@@ -80,10 +79,7 @@ def read(batch: pa.Table) -> Read:
     """The rows of a batch."""
     chats = batch["chat"] if "chat" in batch.column_names else None
     folded, messages, conversations = hashed_conversations(batch["messages"], chats)
-    answers = messages[0, folded.answers]
-    if chats is not None and chats.null_count < len(chats):
-        answers = answers ^ of_chats(chats, tools_hash)
-    return Read(conversations, cut(folded), answers)
+    return Read(conversations, cut(folded), with_tools(batch, messages[0, folded.answers]))
 
 
 def first_pass(rows: Read) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

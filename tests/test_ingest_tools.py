@@ -209,3 +209,5 @@ def test_shots_keep_their_calls_and_the_tools_are_those_of_the_question() -> Non
     assert tools_of(behind) == other.tools
     assert [bool(message.get("tool_calls")) for message in behind] == [False, True, False, False, False, False]
     assert type(conversation(pool, [1], [PARIS, CALLED[3]])) is list
+    by_way_of_a_tool, _ = read(json.dumps({"messages": CALLED, "tools": TOOLS}).encode())
+    assert len(pool_of(pa.Table.from_pylist(by_way_of_a_tool)).rows) == 1

@@ -5,6 +5,7 @@ and no worse. Where shots speak to a system message of their own, the row's own 
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from tunewright.similarity.prompts import Runs, distinct_segments, find_boilerpl
 from tunewright.similarity.semantic import prompt_texts
 from tunewright.tools.conversation import Conversation, Message, conversation_of, tools_of
 
+EXCHANGE = "user assistant(?: tool(?: tool)* assistant)*"
+ALTERNATING = re.compile(rf"{EXCHANGE}(?: {EXCHANGE})*")  # roles of a row that can be a shot
 SHORTEST_OPENING = 40  # characters, under which it is not worth to be told once
 K1, B = 1.5, 0.75  # as Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.4
 BOILERPLATE_SHARE = 0.05  # of the pool's rows, from which a sentence says nothing of a question
@@ -54,10 +57,9 @@ class PromptedRow(NamedTuple):
 
 
 def pool_of(rows: pa.Table) -> Pool:
-    """The rows in which a user is answered, turn by turn. Raises ConfigError where there are none."""
-    roles = [[turn["role"] for turn in _turns(messages)] for messages in rows["messages"].to_pylist()]
-    alternate = [bool(each) and each == ["user", "assistant"] * (len(each) // 2) for each in roles]
-    usable = rows.filter(pa.array(alternate, pa.bool_()))
+    """The rows in which a user is answered, turn by turn, also with tools. Raises ConfigError where there are none."""
+    roles = [" ".join(turn["role"] for turn in _turns(messages)) for messages in rows["messages"].to_pylist()]
+    usable = rows.filter(pa.array([bool(ALTERNATING.fullmatch(each)) for each in roles], pa.bool_()))
     if not len(usable):
         raise ConfigError(
             "evaluation.contenders: no training row has alternating user and assistant turns to use as an example; "

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tunewright.similarity.folding import Folded, character_classes, fold_messages
-from tunewright.tools.conversation import identity_of
+from tunewright.tools.conversation import identity_of, tools_hash
 
 ROLES = ("system", "user", "assistant", "tool")
 FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are similar
@@ -157,6 +157,12 @@ def of_chats(chats: pa.ChunkedArray | pa.Array, identity: Callable[[str], str]) 
     """(rows,) uint64: a hash of what is told of each column `chat`; 0 where there is none."""
     told = (int(identity(chat)[:16], 16) if chat else 0 for chat in chats.to_pylist())
     return np.fromiter(told, np.uint64, len(chats))
+
+
+def with_tools(batch: pa.Table, answers: np.ndarray) -> np.ndarray:
+    """The hashes of answers (rows,), other ones where the rows of a batch have other tools (its column `chat`)."""
+    chats = batch["chat"] if "chat" in batch.column_names else None
+    return answers if chats is None or chats.null_count == len(chats) else answers ^ of_chats(chats, tools_hash)
 
 
 def distinct_segments(found: Runs | Segments) -> tuple[np.ndarray, np.ndarray]:
