@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from tunewright.data_checks.columns import Columns, Turn, derive, prompt_and_answer
 from tunewright.data_checks.suite import Entry
+from tunewright.tools.conversation import more_texts, tools_hash
 
 if TYPE_CHECKING:
     from tunewright.data_checks.validation import ExpectationOutcome
@@ -119,14 +120,18 @@ def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
     none; equal texts have equal hashes. num_turns is null where there are no messages at all.
     """
     conversations = batch["messages"].to_pylist()
-    derived = derive(conversations, ask.special_tokens, ask.columns)
+    chats = batch["chat"].to_pylist() if "chat" in batch.schema.names else [None] * len(batch)
+    derived = derive(
+        conversations, ask.special_tokens, ask.columns, [more_texts(chat) if chat else () for chat in chats]
+    )
     derived["num_turns"] = derived["num_turns"].where(np.array([turns is not None for turns in conversations], bool))
-    small = pa.Table.from_batches([batch]).drop_columns(["messages"])
+    held = [name for name in ("messages", "chat") if name in batch.schema.names]
+    small = pa.Table.from_batches([batch]).drop_columns(held)
     for name, hint in get_type_hints(Columns).items():
         if name in ask.columns:  # pandas has no type for a column of nothing but None
             type_ = _ARROW[next(t for t in (*get_args(hint), hint) if t in _ARROW)]
             small = small.append_column(name, pa.array(derived[name], type_, from_pandas=True))
-    hashes = list(map(_hashes, conversations))
+    hashes = list(map(_hashes, conversations, chats))
     for position, name in enumerate(("prompt_hash", "answer_hash")):
         small = small.append_column(name, pa.array([pair[position] for pair in hashes], pa.int64()))
     return Looked(small, _outcomes(small, conversations, ask.of_texts) if ask.of_texts else [])
@@ -152,9 +157,10 @@ def _texts(turns: Sequence[Turn]) -> tuple[str, str | None]:
     return "\n".join(turn["content"] or "" for turn in prompt), answer["content"] if answer else None
 
 
-def _hashes(turns: Sequence[Turn] | None) -> tuple[int | None, int | None]:
+def _hashes(turns: Sequence[Turn] | None, chat: str | None) -> tuple[int | None, int | None]:
     prompt, answer = prompt_and_answer(turns or [])
     asked = repr([(turn["role"], turn["content"]) for turn in prompt])
+    asked += tools_hash(chat) if chat else ""
     return _hash(asked) if prompt and answer else None, _hash(answer["content"] or "") if answer else None
 
 

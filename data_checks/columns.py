@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunewright.data_checks.answers import cut_off, placeholder, refusal, stripped
@@ -84,30 +85,36 @@ class Columns(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class TurnTexts:
     """The turns of one row, in the parts that columns look at."""
 
     turns: Sequence[Turn]
     texts: list[str]
     asked: list[str]  # by the user
     answers: list[str]
-    whole: str  # all texts, one below the other
+    whole: str  # all texts, one below the other, with reasoning and the definitions of tools
 
 
 def derive(
-    conversations: Sequence[list[Turn] | None], special_tokens: Sequence[str], wanted: Collection[str] | None = None
+    conversations: Sequence[list[Turn] | None],
+    special_tokens: Sequence[str],
+    wanted: Collection[str] | None = None,
+    more: Sequence[Sequence[str]] = (),
 ) -> "pd.DataFrame":
-    """A frame with the fields of Columns, or those of them that are `wanted`, one line a conversation, in order."""
+    """A frame with the fields of Columns, or those of them that are `wanted`, one line a conversation, in order.
+
+    `more` has the texts of each that are no message's.
+    """
     import pandas as pd  # a third of a second, and a run that checks nothing needs none
 
     special = _any_of(special_tokens)
 
-    def special_token(row: Conversation) -> str | None:
+    def special_token(row: TurnTexts) -> str | None:
         return next((found[0] for text in row.texts if (found := special.search(text))), None)
 
     derived = _COLUMNS | {"special_token": special_token}
     names = [name for name in Columns._fields if wanted is None or name in wanted]
-    rows = [_conversation(turns or []) for turns in conversations]
+    rows = [_conversation(turns or [], texts) for turns, texts in zip_longest(conversations, more, fillvalue=())]
     # One column after the other is faster than one row after the other: a detector stays in the processor's caches.
     columns = {name: list(map(derived[name], rows)) for name in {name.removesuffix(CONFIDENCE) for name in names}}
     for name in {*LANGUAGES} & {*columns}:
@@ -125,14 +132,14 @@ def prompt_and_answer(turns: Sequence[Turn]) -> tuple[Sequence[Turn], Turn | Non
     return turns, None
 
 
-def _conversation(turns: Sequence[Turn]) -> Conversation:
+def _conversation(turns: Sequence[Turn], more: Sequence[str]) -> TurnTexts:
     texts = [turn["content"] or "" for turn in turns]
     asked = [text for turn, text in zip(turns, texts, strict=True) if turn["role"] == "user"]
     answers = [text for turn, text in zip(turns, texts, strict=True) if turn["role"] == "assistant"]
-    return Conversation(turns, texts, asked, answers, "\n".join(texts))
+    return TurnTexts(turns, texts, asked, answers, "\n".join([*texts, *more]))
 
 
-def _prompt_language(row: Conversation) -> Language | None:
+def _prompt_language(row: TurnTexts) -> Language | None:
     """Detect the language of the last user turn's last paragraph, or of its first if that is unclear."""
     text = row.asked[-1].rstrip() if row.asked else ""
     last = text.rpartition("\n\n")[2]
@@ -148,7 +155,7 @@ def _first(found: Iterable[str | None]) -> str | None:
     return next(filter(None, found), None)
 
 
-_COLUMNS: dict[str, Callable[[Conversation], Any]] = {
+_COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "num_turns": lambda row: len(row.turns),
     "num_incomplete_turns": lambda row: sum(turn["role"] is None or turn["content"] is None for turn in row.turns),
     "roles": lambda row: " ".join(turn["role"] or "" for turn in row.turns),

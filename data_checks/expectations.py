@@ -24,7 +24,8 @@ from tunewright.data_checks.profile import Measure
 from tunewright.data_checks.rules import Expected, Rule, between, expected, matches, nothing
 from tunewright.data_checks.suite import BUILT_IN, ConflictingAnswersArguments, Entry
 
-ROLES_IN_ORDER = r"^(?:system )?user(?: assistant user)*(?: assistant)?$"
+ANSWER = "assistant(?: tool(?: tool)* assistant)*"  # with the results of the tools that it calls on its way
+ROLES_IN_ORDER = rf"^(?:system )?user(?: {ANSWER} user)*(?: {ANSWER})?$"
 ENDS_WITH_ANSWER = r"(?:^| )assistant$"
 
 

@@ -15,7 +15,7 @@ from great_expectations.expectations.metrics.table_metric_provider import TableM
 from tunewright.data_checks.rules import Expected, Rule, between, expected
 from tunewright.data_checks.suite import Arguments, Entry
 
-NULLABLE = ("byte", "group", "time", "use_as", "repairs")
+NULLABLE = ("byte", "group", "time", "use_as", "repairs", "chat")
 
 
 TABLE = Entry("table", "critical", Arguments())

@@ -1,10 +1,10 @@
 """Rows that repeat an earlier row: exactly, or nearly and verified; each removal names the kept row that it repeats.
 
-Near duplicates have similar prompts, the same numbers in them and the same answer: rows that differ in a number or in
-their answer say different things, however alike they look. Answers are the same if they are equal but for case and
-white space; similar ones are not, since in slots and labels one word of the answer is all that differs. In a prompt of
-under twelve words one word can be all that differs too, so all of them must be equal. A row that its source puts on the
-test or validation split always stays: split quarantines the training row that repeats it.
+Near duplicates have similar prompts, the same numbers in them, the same tools and the same answer: rows that differ in
+a number, a tool or their answer say different things, however alike they look. Answers are the same if they are equal
+but for case and white space; similar ones are not, since in slots and labels one word of the answer is all that
+differs. In a prompt of under twelve words one word can be all that differs too, so all of them must be equal. A row
+that its source puts on the test or validation split always stays: split quarantines the training row that repeats it.
 
 Semantic duplicates, on request, say the same in other words (tunewright/similarity/semantic.py).
 """
@@ -36,6 +36,7 @@ from tunewright.similarity.prompts import (
     segment_texts,
     segments,
     shingles,
+    with_tools,
     write_boilerplate,
 )
 from tunewright.similarity.semantic import find_leaders
@@ -71,13 +72,14 @@ class Read(NamedTuple):
 
     conversations: np.ndarray  # (rows, 2)
     prompts: ComparedPrompts
-    answers: np.ndarray  # (rows,)
+    answers: np.ndarray  # (rows,) and of the tools
 
 
 def read(batch: pa.Table) -> Read:
     """The rows of a batch."""
-    folded, messages, conversations = hashed_conversations(batch["messages"])
-    return Read(conversations, cut(folded), messages[0, folded.answers])
+    chats = batch["chat"] if "chat" in batch.column_names else None
+    folded, messages, conversations = hashed_conversations(batch["messages"], chats)
+    return Read(conversations, cut(folded), with_tools(batch, messages[0, folded.answers]))
 
 
 def first_pass(rows: Read) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,7 +105,7 @@ def first_equal(hashes: np.ndarray) -> np.ndarray:
 def find_repeats(file: Path, settings: Dedupe) -> tuple[Repeats, dict[int, int]]:
     """Find the row that each row of rows.parquet repeats, and the boilerplate ignored in comparisons: hash -> rows."""
     with engine_of(settings.engine) as engine:
-        rows_read = engine.over_batches(file, ["messages"], read)
+        rows_read = engine.over_batches(file, ["messages", "chat"], read)
         conversations, segments, rows_of = zip(*engine.collect(engine.over(rows_read, first_pass)), strict=True)
         first = first_equal(np.concatenate(conversations))
         again = first != np.arange(len(first))

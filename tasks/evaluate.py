@@ -40,6 +40,7 @@ ANSWER_SCHEMA = pa.schema(
         ("num_tokens", pa.int64()),  # of the answer, the stop token left out
         ("nll", pa.float64()),  # negative log-likelihood of the reference's tokens, summed, in nats
         ("num_reference_tokens", pa.int64()),  # of the reference, the stop token counted
+        ("tools", pa.string()),  # JSON of the definitions of the row's tools; null without any
     ]
 )
 
@@ -59,7 +60,7 @@ def answered(
         greedy.answer(answers, on_progress=lambda number, before=start: countdown.tell(before + number))
         written += [
             {
-                **{name: row[name] for name in ("row_id", "cluster", "reference")},
+                **{name: row[name] for name in ("row_id", "cluster", "reference", "tools")},
                 "prompt": tokenizer.decode(answer.prompt, clean_up_tokenization_spaces=False),
                 "answer": answer.text(tokenizer, row["reference"], stops),
                 "stopped": answer.stopped,
@@ -127,7 +128,9 @@ def evaluate(
             f"{contender.name} answered {len(answers) - len(failed)} of {len(answers)} test rows; the others, first "
             f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
         )
-    choice = metrics.choose(evaluation.metrics, test.column("reference").to_pylist(), training_answers(tokens), schema)
+    has_tools = test["tools"].null_count < len(test)
+    references = test.column("reference").to_pylist()
+    choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
     if contender.name == "base":  # of all the same
         log.info("  %s", choice.says())
     answers, scores = scored(answers, choice)

@@ -122,7 +122,7 @@ def test_a_base_without_a_template_names_the_setting_and_those_that_fit(tiny_bas
     base = without_template(tiny_base, tmp_path / "base", "<|im_start|>", "<|im_end|>")
     with pytest.raises(ConfigError, match=r"no chat template; set model\.chat_template to a built-in template") as e:
         Chat(models.load_tokenizer(base), base.weights)
-    assert str(e.value).endswith("fits this tokenizer (alpaca, chatml, mistral, plain) or to a Jinja file")
+    assert str(e.value).endswith("fits this tokenizer (alpaca, chatml, hermes, mistral, plain) or to a Jinja file")
 
 
 def test_a_template_whose_tokens_the_tokenizer_lacks_is_refused(tiny_base: Base, tmp_path: Path) -> None:

@@ -258,11 +258,14 @@ def test_texts_in_parts_are_joined_as_templates_join_them() -> None:
 @pytest.mark.parametrize(
     ("more", "where"),
     [
-        ({"tool_calls": [{"id": "1"}]}, "tool_calls"),
-        ({"function_call": {"name": "f"}}, "function_call"),
         ({"refusal": "No."}, "refusal"),
-        ({"reasoning_content": "Hm."}, "reasoning_content"),
-        ({"weight": 0}, "weight is 0"),
+        ({"audio": {"id": "1"}}, "audio"),
+        ({"weight": 0.5}, "weight is 0.5; accepted: 0, 1"),
+        ({"weight": False}, "weight is False"),
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "content[0] is of type 'image_url'; accepted",
+        ),
         ({"train": False}, "train is False"),
     ],
 )

@@ -75,10 +75,15 @@ RECORDS: dict[str, tuple[list[int], list[tuple[int, int, str]]]] = {
     "truncated_character.jsonl": ([1], [(2, 48, "truncated")]),
     "two_layouts.jsonl": ([1, 3, 4], [(2, 48, "two_layouts")]),
     "unknown_layout.jsonl": ([1, 4], [(2, 48, "unknown_layout"), (3, 51, "unknown_layout")]),
-    "unknown_role.jsonl": ([1, 4], [(2, 48, "unknown_role"), (3, 131, "unknown_role")]),
+    "unknown_role.jsonl": ([1, 4], [(2, 48, "unmatched_call"), (3, 131, "unknown_role")]),
     "unsupported_field.jsonl": (
         [1, 6],
-        [(line, byte, "unsupported_field") for line, byte in ((2, 48), (3, 165), (4, 266), (5, 401))],
+        [
+            (2, 48, "bad_arguments"),
+            (3, 165, "nothing_trained"),
+            (4, 266, "unsupported_field"),
+            (5, 401, "bad_tools"),
+        ],
     ),
     "windows_line_ends.jsonl": ([1, 3], [(2, 49, "bad_json")]),
     "wrong_type.jsonl": (

@@ -33,7 +33,8 @@ from tunewright.cli.main import app
 from tunewright.cli.predict.model import FetchedVersion
 from tunewright.cli.serve import key, vllm
 from tunewright.cli.serve.answering import AnswerText, StopReached, loads_apart
-from tunewright.cli.serve.asking import Asked, read
+from tunewright.cli.serve.asking import Asked, RequestError, read
+from tunewright.cli.serve.endpoint import called
 from tunewright.config import Evaluation, Model, Registry
 from tunewright.export import answering
 from tunewright.modeling.models import load_model, load_tokenizer
@@ -303,6 +304,7 @@ def test_who_has_no_key_and_a_page_of_another_origin_are_refused(served: Served)
 
 
 CHAT = {"model": "triage", "messages": [{"role": "user", "content": "Hello"}]}
+TOOL = {"type": "function", "function": {"name": "f"}}
 PARTS = [{"type": "image_url", "image_url": {"url": "http://a.example/a.png"}}]
 
 
@@ -333,7 +335,10 @@ PARTS = [{"type": "image_url", "image_url": {"url": "http://a.example/a.png"}}]
         (CHAT | {"stop": ["a", 1]}, "stop: accepted: a text, or up to 4 texts, of 1 to 1,000 characters"),
         (CHAT | {"stop": ""}, "stop: accepted: a text, or up to 4 texts, of 1 to 1,000 characters"),
         (CHAT | {"stream_options": {"include_usage": True}}, "stream_options: accepted only with stream=true"),
-        (CHAT | {"tools": [{"type": "function"}]}, "tools: not supported by this endpoint; leave it out"),
+        (CHAT | {"tools": [{"type": "function"}]}, "tools[0] has no name; accepted: a function with name and parame"),
+        (CHAT | {"tools": [TOOL]}, "tools: the chat template of this version leaves out the definitions of tools; "),
+        (CHAT | {"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls=false: not supported with tools"),
+        (CHAT | {"tool_choice": "required"}, 'tool_choice "required": accepted: '),
         (CHAT | {"response_format": {"type": "json_object"}}, "response_format: not supported by this endpoint; "),
         (CHAT | {"logprobs": True}, "logprobs: not supported by this endpoint; leave it out"),
         (CHAT | {"n": 2}, "n: not supported by this endpoint; leave it out"),
@@ -374,6 +379,33 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
         {"role": "user", "content": "Hello"},
     ]
     assert asked == Asked(model="triage", messages=asked.messages)
+
+
+def test_tools_and_earlier_calls_are_read_as_the_chat_template_takes_them() -> None:
+    call = {"id": "call_x", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        *CHAT["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_x", "content": [{"type": "text", "text": "2"}]},
+    ]
+    body = CHAT | {"messages": messages, "tools": [TOOL], "tool_choice": "auto", "parallel_tool_calls": True}
+    asked: Any = read(json.dumps(body).encode(), is_chat=True).messages
+    assert asked.tools == [TOOL]
+    assert asked[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert asked[2] == {"role": "tool", "content": "2", "tool_call_id": asked[1]["tool_calls"][0]["id"], "name": "f"}
+    none: Any = read(json.dumps(body | {"tool_choice": "none"}).encode(), is_chat=True).messages
+    assert (none, none.tools) == (asked, [])
+    wrong = json.dumps(body | {"messages": [*messages[:2], messages[2] | {"tool_call_id": "y"}]}).encode()
+    with pytest.raises(RequestError, match=r"messages\[2\]\.tool_call_id is 'y'; accepted: call_x") as error:
+        read(wrong, is_chat=True)
+    assert (error.value.param, error.value.code) == ("messages", "unmatched_call")
+
+
+def test_calls_in_an_answer_are_sent_as_calls_and_what_cannot_be_read_as_text() -> None:
+    said, (call,) = called('So:\n<tool_call>\n{"name": "f", "arguments": {"a": "ü"}}\n</tool_call>')
+    assert (said, call["function"]) == ("So:", {"name": "f", "arguments": '{"a": "ü"}'})
+    for text in ("Hello", '<tool_call>\n{"name": "f", "arg'):
+        assert called(text) == (text, [])
 
 
 def test_requests_wait_for_one_another_and_too_many_are_refused(served: Served) -> None:

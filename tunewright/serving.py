@@ -498,9 +498,11 @@ class ServedChat:
         _require_room(prompts, context_length(self.model.config.get_text_config().to_dict()), max_new_tokens)
         return self._answer(prompts, max_new_tokens)
 
-    def answer_measured(self, conversations: list[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
+    def answer_measured(
+        self, conversations: list[list[dict[str, Any]]], max_new_tokens: int, tools: Sequence[Any] = ()
+    ) -> list[str]:
         """The answers as the evaluation has them, which measures a row also where its answer may have no room."""
-        return self._answer(self.prompts(conversations), max_new_tokens)
+        return self._answer(self.prompts(conversations, tools), max_new_tokens)
 
     def _answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         stop_ids = self.contract["stop_token_ids"]
@@ -512,13 +514,23 @@ class ServedChat:
         template, date = self.contract["chat_template"], self.contract["date_in_template"]
         return f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{template}" if date else template
 
-    def prompts(self, conversations: list[list[dict[str, str]]]) -> list[list[int]]:
-        """Each conversation as the contract's template writes it. Raises ValueError where it cannot."""
+    def prompts(self, conversations: list[list[dict[str, Any]]], tools: Sequence[Any] = ()) -> list[list[int]]:
+        """Each conversation, with its `tools` if any, as the contract's template writes it.
+
+        Raises ValueError where it cannot.
+        """
+        options: dict[str, Any] = {
+            "chat_template": self.template,
+            "tokenize": False,
+            "add_generation_prompt": True,
+        }
         try:
             with _time_bound(TEMPLATE_SECONDS):
-                texts = self.tokenizer.apply_chat_template(
-                    conversations, chat_template=self.template, tokenize=False, add_generation_prompt=True
-                )
+                if any(tools):
+                    pairs = zip(conversations, tools, strict=True)
+                    texts = [self.tokenizer.apply_chat_template(c, tools=t or None, **options) for c, t in pairs]
+                else:
+                    texts = self.tokenizer.apply_chat_template(conversations, **options)
             if (longest := max(map(len, texts), default=0)) > MOST_WRITTEN:
                 raise ValueError(f"a prompt of {longest:,} characters; accepted: at most {MOST_WRITTEN:,}")
             return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -444,7 +444,8 @@ def messages(item: Original) -> Treatment:
     if (role, content) not in names:
         return lost(f"turns have {role} and {content}; here role and content, or from and value")
     layout, ours = names[role, content]
-    return _layout(layout, {} if theirs == ours else {ours: str(theirs)})
+    columns = {ours: theirs, "tools": item.get("field_tools") or "tools"}
+    return _layout(layout, {name: str(field) for name, field in columns.items() if field != name})
 
 
 def part_of_messages(_: Any, item: Original) -> Treatment:
@@ -485,7 +486,7 @@ MESSAGES: KeyRule = by(part_of_messages, "data.sources[].layout", "data.sources[
 DATASET: Table = {
     **each("path data_files", by(lambda _, item: dataset_path(item.get("path"), item), *PATHS)),
     "type": by(dataset_type, "data.sources[].layout", "data.sources[].columns"),
-    **each("field_messages message_property_mappings message_field_role message_field_content", MESSAGES),
+    **each("field_messages message_property_mappings message_field_role message_field_content field_tools", MESSAGES),
     **each("name split", by(lambda _, item: dataset_path(item.get("path"), item), *PATHS)),
     "revision": to("data.sources[].revision"),
     "ds_type": by(data_format, "data.sources[].format"),
@@ -497,13 +498,15 @@ DATASET: Table = {
     "chat_template": missing("one template is for all rows: model.chat_template"),
     "chat_template_jinja": missing("one template is for all rows: model.chat_template"),
     **each(
-        "message_field_training message_field_training_detail", missing("every answer of a conversation is trained")
+        "message_field_training message_field_training_detail",
+        missing("weight: 0 in a message leaves its answer out of training"),
     ),
     **each("shards shards_idx preprocess_shards", missing("all rows are read; data.limit reads a sample")),
     **each(
-        "field_system field_tools field_thinking template_thinking_key split_thinking",
-        missing("rows are made of role and content alone"),
+        "field_thinking template_thinking_key split_thinking",
+        missing("reasoning is read from reasoning_content, and model.reasoning says whether it is trained"),
     ),
+    "field_system": missing("a system message is one of the messages"),
     **each(
         "field_human field_model field input_format input_transform", missing("data.sources[].columns names fields")
     ),

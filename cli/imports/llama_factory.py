@@ -292,7 +292,7 @@ def layout(_: Any, item: Original) -> Treatment:
     columns = item.get("columns")
     columns = columns if isinstance(columns, Mapping) else {}
     if item.get("formatting") in {None, "alpaca"}:
-        names = {"instruction": "prompt", "input": "query", "output": "response", "system": "system"}
+        names = {"instruction": "prompt", "input": "query", "output": "response", "system": "system", "tools": "tools"}
         found = {ours: columns[theirs] for ours, theirs in names.items() if columns.get(theirs, ours) != ours}
         what = "history: earlier turns are not read" if columns.get("history") else ""
         return _layout("alpaca", found, what)
@@ -307,7 +307,8 @@ def layout(_: Any, item: Original) -> Treatment:
     theirs = columns.get("messages", "conversations")
     found = {} if theirs == ours else {ours: theirs}
     found |= {"system": columns["system"]} if columns.get("system", "system") != "system" else {}
-    return _layout(known[turn][0], found, "tools: such records are quarantined" if columns.get("tools") else "")
+    found |= {"tools": columns["tools"]} if columns.get("tools", "tools") != "tools" else {}
+    return _layout(known[turn][0], found, "")
 
 
 def _layout(name: str, columns: dict[str, Any], differs: str) -> Treatment:

@@ -13,12 +13,13 @@ from tunewright.artifacts import Artifact, Base, Rows, Splits
 from tunewright.config import Model, Settings, Split
 from tunewright.cost_model import work
 from tunewright.modeling import chat_templates
-from tunewright.modeling.chat import Chat, Message, Tokenized, tokenize
+from tunewright.modeling.chat import Chat, Tokenized, tokenize
 from tunewright.modeling.models import load_tokenizer
 from tunewright.reports.pages import counted
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest.sampling import MOST_BYTES, Sample, repeated_share
 from tunewright.tasks.render import bound_of, lengths_in_words
+from tunewright.tools.conversation import Message, conversation_of, texts_of, tools_of
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
 
@@ -72,7 +73,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     rest = "".join(f"; {note}" for note in notes if note)
     rows, numbers = _rendered(conversations, base, settings.model), (max(1, train), num_validation, num_test)
     if rows is None:
-        guessed = [work.guessed(messages) for messages in conversations]
+        guessed = [work.guessed(texts_of(messages)) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
         return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
     assert base
@@ -127,20 +128,20 @@ def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int
     return num_train, num_validation, num_test
 
 
-def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str]]], float]:
+def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[Message]], float]:
     """Return the number of rows to draw, of rows by use_as, some that may train, and the independent share.
 
     The independent share is the number of groups per row that may test, 0 to 1.
     """
-    parquet, conversations = pq.ParquetFile(file), list[list[dict[str, str]]]()
+    parquet, conversations = pq.ParquetFile(file), list[list[Message]]()
     columns = parquet.read(columns=["use_as", "group"])
     numbers = {each["values"]: each["counts"] for each in columns["use_as"].value_counts().to_pylist()}
     may_test = pc.field("use_as") == "test" if "test" in numbers else pc.field("use_as").is_null()
     groups = columns.filter(may_test)["group"]
     num_independent = groups.null_count + len(groups.drop_null().unique())
-    for batch in parquet.iter_batches(1_000, columns=["use_as", "messages"]):
+    for batch in parquet.iter_batches(1_000, columns=["use_as", "messages", "chat"]):
         may_train = pc.field("use_as").is_null() | ~pc.field("use_as").isin(["validation", "test"])
-        conversations += batch.filter(may_train)["messages"].to_pylist()
+        conversations += map(conversation_of, batch.filter(may_train).to_pylist())
         if len(conversations) >= MOST_LOOKED_AT:
             break
     alone = num_independent / len(groups) if len(groups) else 1.0
@@ -151,9 +152,9 @@ def _of_ingest(file: Path) -> tuple[int, dict[str, int], list[list[dict[str, str
 def _repeated_of_ingest(file: Path) -> float:
     """Return the share of exact duplicates among the rows to draw, told from the first where the file is large."""
     hashes, num_bytes = [np.empty(0, np.uint64)], 0
-    for batch in pq.ParquetFile(file).iter_batches(10_000, columns=["use_as", "messages"]):
-        messages = batch.filter(pc.field("use_as").is_null())["messages"]
-        hashes += [hashed_conversations(messages)[2][:, 0]] if len(messages) else []
+    for batch in pq.ParquetFile(file).iter_batches(10_000, columns=["use_as", "messages", "chat"]):
+        drawn = batch.filter(pc.field("use_as").is_null())
+        hashes += [hashed_conversations(drawn["messages"], drawn["chat"])[2][:, 0]] if len(drawn) else []
         num_bytes += batch.nbytes
         if num_bytes > MOST_BYTES:
             break
@@ -192,7 +193,9 @@ def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, mod
         chat = Chat(load_tokenizer(base), base.weights)
     except (OSError, ValueError):  # of the tokenizer's files; the run says what is wrong with them
         return None
-    made = tokenize(chat, conversations, last_only=False)
+    if any(map(tools_of, conversations)):
+        chat.require_tools()
+    made = tokenize(chat, conversations, last_only=False, reasoning=model.reasoning)
     rows: list[work.Row] = [
         {"input_ids": each.input_ids, "labels": each.labels} for each in made if isinstance(each, Tokenized)
     ]

@@ -114,11 +114,7 @@ class Answerer:
 
         The draft is the reference, or that the answer ends at once. A token of it counts only where the model says it.
         """
-        with_reference = {
-            at: [*question.messages, {"role": "assistant", "content": question.reference}]
-            for at, question in enumerate(questions)
-            if question.reference is not None
-        }
+        with_reference = {at: question.answered for at, question in enumerate(questions) if question.answered}
         tokens = tokenize(self.format, [*with_reference.values()], last_only=True)
         known = {at: each for at, each in zip(with_reference, tokens, strict=True) if isinstance(each, Tokenized)}
         others = [at for at in range(len(questions)) if at not in known]

@@ -4,6 +4,7 @@ import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,7 @@ from tunewright.generation import Answer, Greedy
 from tunewright.modeling import architecture
 from tunewright.modeling.chat import Untrainable, ask
 from tunewright.registry.rehearsal import measured_max_new_tokens
+from tunewright.tools.conversation import Conversation, Message
 
 REPLACEMENT = "�"  # in the text of tokens that end within a character
 CLEANED = 8  # characters that may still change where a tokenizer removes spaces before punctuation
@@ -74,8 +76,16 @@ class ServedVersion:
         prompt = self.prompt_tokens([{"role": "user", "content": "Hello"}])
         self.answer(prompt, Asked(model=""), 1, lambda *_: None)
 
-    def prompt_tokens(self, messages: list[dict[str, str]]) -> list[int]:
+    @cached_property
+    def tools_left_out(self) -> str:
+        """As the contract's template has it (ChatFormat)."""
+        return self.answerer.format.tools_left_out()
+
+    def prompt_tokens(self, messages: list[Message]) -> list[int]:
         """The prompt as the contract's template writes it. Raises RequestError where it cannot be asked."""
+        if isinstance(messages, Conversation) and self.tools_left_out:
+            message = f"tools: the chat template of this version {self.tools_left_out}; leave them out"
+            raise RequestError(message, param="tools", code="unsupported_parameter")
         (prompt,) = ask(self.answerer.format, [messages])
         if isinstance(prompt, Untrainable):
             raise RequestError(prompt.detail.replace("model.base", "the version"), param="messages", code=prompt.reason)

@@ -163,7 +163,9 @@ class _Answering:
         while not isinstance(event := await self._next(), Finished):
             pass
         text = event.text
-        said = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+        calls = {"tool_calls": event.calls} if event.calls else {}
+        message = {"role": "assistant", "content": text or (None if calls else text), **calls}
+        said = {"message": message} if self.is_chat else {"text": text}
         choice = self._choice(said, event.reason)
         if self.job.asked.with_tokens:
             choice["token_ids"] = event.tokens
@@ -177,6 +179,8 @@ class _Answering:
                     yield self._part({"role": "assistant", "content": ""})
                 while not isinstance(event := await self._next(), Finished):
                     yield self._part({"content": event} if self.is_chat else {"text": event})
+                if event.calls:
+                    yield self._part({"tool_calls": [{"index": at} | call for at, call in enumerate(event.calls)]})
                 yield self._part({} if self.is_chat else {"text": ""}, event.reason)
                 if self.job.asked.with_usage:
                     yield _event(self._response([], chunk=True) | {"usage": self._usage(event)})
@@ -186,7 +190,7 @@ class _Answering:
             except RequestError as error:
                 yield _event(error.body)
 
-    def _part(self, said: dict[str, str], reason: str | None = None) -> bytes:
+    def _part(self, said: dict[str, Any], reason: str | None = None) -> bytes:
         choice = self._choice({"delta": said} if self.is_chat else said, reason)
         usage: dict[str, Any] = {"usage": None} if self.job.asked.with_usage else {}
         return _event(self._response([choice], chunk=True) | usage)

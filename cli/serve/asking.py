@@ -7,13 +7,15 @@ import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from tunewright.accepted import accepted, meant, shown
-from tunewright.modeling.chat import Message
 from tunewright.serving import ROLES
+from tunewright.tasks.ingest.calls import checked, definitions, read_turn
+from tunewright.tasks.ingest.parsing import RefusedRecord
+from tunewright.tools.conversation import Conversation, Message
 
 LONGEST_STOP, MOST_STOPS = 1_000, 4  # characters; OpenAI takes four
 ACCEPTED_ROLES = tuple(role for role in ROLES if role != "tool")
@@ -21,6 +23,7 @@ OF_SEVERAL_TYPES = {
     "stop": f"a text, or up to {MOST_STOPS} texts, of 1 to {LONGEST_STOP:,} characters",
     "prompt": "a text, or a list of token ids",
 }
+OF_TOOLS = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}  # fields of messages, with tools
 UNUSED = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # they change no answer
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported -> the values that ask for nothing
     "n": (1,),
@@ -31,8 +34,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported -> the 
     "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -71,7 +72,7 @@ class Asked:
     """A request that was understood; `prompt` is of completions, `messages` of chat completions."""
 
     model: str
-    messages: list[Message] | None = None
+    messages: list[Message] | None = None  # a Conversation where the request has tools
     prompt: str | list[int] = ""
     most: int | None = None  # tokens of the answer; None for as many as were measured
     temperature: float = 0.0
@@ -103,6 +104,8 @@ class _Fields(BaseModel, strict=True, extra="forbid"):
 
 class _Chat(_Fields):
     messages: list[dict[str, Any]] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
 
 
@@ -132,7 +135,7 @@ def read(body: bytes, *, is_chat: bool) -> Asked:
         raise RequestError("return_token_ids: not supported with stream=true", param="return_token_ids")
     return Asked(
         model=fields.model,
-        messages=_messages(fields.messages) if isinstance(fields, _Chat) else None,
+        messages=_conversation(fields, given) if isinstance(fields, _Chat) else None,
         prompt=_prompt(fields.prompt) if isinstance(fields, _Completion) else "",
         most=_most(fields),
         temperature=fields.temperature or 0.0,
@@ -195,8 +198,24 @@ def _prompt(given: Any) -> str | list[int]:
     return given
 
 
-def _messages(given: list[dict[str, Any]]) -> list[Message]:
-    messages = [_message(each, f"messages[{at}]") for at, each in enumerate(given)]
+def _conversation(fields: _Chat, given: dict[str, Any]) -> list[Message]:
+    """The messages, with the tools that the model may call. Raises RequestError."""
+    if not fields.tools:
+        return _messages(fields.messages, has_tools=False)
+    if given.get("parallel_tool_calls") is False:
+        message = "parallel_tool_calls=false: not supported with tools; leave it out"
+        raise RequestError(message, param="parallel_tool_calls", code="unsupported_parameter")
+    try:
+        tools = definitions({"tools": fields.tools})
+        messages = checked(_messages(fields.messages, has_tools=True), tools, "messages", is_question=True)
+    except RefusedRecord as refused:
+        param = "tools" if refused.reason == "bad_tools" else "messages"
+        raise RequestError(refused.detail, param=param, code=refused.reason) from None
+    return Conversation(messages, [] if fields.tool_choice == "none" else tools)
+
+
+def _messages(given: list[dict[str, Any]], *, has_tools: bool) -> list[Message]:
+    messages = [_message(each, f"messages[{at}]", has_tools=has_tools) for at, each in enumerate(given)]
     if messages[-1]["role"] == "assistant":
         raise RequestError(
             "messages: the last is the assistant's; accepted: one that it can answer, as a user's", param="messages"
@@ -204,15 +223,14 @@ def _messages(given: list[dict[str, Any]]) -> list[Message]:
     return messages
 
 
-def _message(given: dict[str, Any], where: str) -> Message:
-    """A message as the chat template reads it. Raises RequestError."""
+def _message(given: dict[str, Any], where: str, *, has_tools: bool) -> Message:
+    """A message as the chat template reads it. Raises RequestError, RefusedRecord."""
     role, content = given.get("role"), given.get("content")
-    if role not in ACCEPTED_ROLES:
-        raise RequestError(
-            f"{where}: role is {shown(role)}; accepted: {', '.join(ACCEPTED_ROLES)}", param=f"{where}.role"
-        )
+    if role not in (roles := ROLES if has_tools else ACCEPTED_ROLES):
+        raise RequestError(f"{where}: role is {shown(role)}; accepted: {', '.join(roles)}", param=f"{where}.role")
+    more = OF_TOOLS.get(str(role), ()) if has_tools else ()
     for name, value in given.items():
-        if name not in ("role", "content") and value not in (None, [], ""):
+        if name not in ("role", "content", *more) and value not in (None, [], ""):
             raise RequestError(f"{where}: {shown(name)} is not supported; leave it out", param=f"{where}.{name}")
     if isinstance(content, list):
         for part in content:
@@ -223,6 +241,8 @@ def _message(given: dict[str, Any], where: str) -> Message:
                     param=f"{where}.content",
                 )
         content = "\n".join(part["text"] for part in content)
+    if content is None and given.get("tool_calls") and more:
+        content = ""
     if not isinstance(content, str):
         raise RequestError(f"{where}: content is no text; accepted: a text", param=f"{where}.content")
-    return {"role": role, "content": content}
+    return read_turn(given, str(role), content, f"{where}.") if more else {"role": role, "content": content}

@@ -1,12 +1,15 @@
 """The queue of requests before a version that answers one at a time, and the watch on the alias that replaces it."""
 
 import gc
+import json
+import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import monotonic
+from typing import Any
 
 import torch
 
@@ -17,6 +20,8 @@ from tunewright.config import Registry
 from tunewright.errors import TunewrightError, one_line
 from tunewright.registry import release
 from tunewright.registry.versions import current_version
+from tunewright.tools.conversation import tools_of
+from tunewright.tools.parsing import UNREADABLE, parse
 
 POLL_SECONDS = 2.0  # between looks at the alias
 RETRY_SECONDS = 60.0  # before a version that could not be loaded is tried again
@@ -34,7 +39,8 @@ class Finished:
 
     text: str
     tokens: list[int]
-    reason: str  # stop or length, as OpenAI has it
+    reason: str  # stop, length or tool_calls, as OpenAI has it
+    calls: list[dict[str, Any]] = field(default_factory=list)  # of tools, as OpenAI has them
 
 
 @dataclass(eq=False)
@@ -50,6 +56,18 @@ class QueuedRequest:
     def cancel(self) -> None:
         """End the answer at the next token."""
         self.is_cancelled = True
+
+
+def called(text: str) -> tuple[str, list[dict[str, Any]]]:
+    """The text of an answer beside its calls, and these as OpenAI has them; a call that cannot be read is text."""
+    parsed = parse(text)
+    if not parsed.calls or any(call.name == UNREADABLE for call in parsed.calls):
+        return text, []
+    functions = [
+        {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)} for call in parsed.calls
+    ]
+    calls = [{"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": each} for each in functions]
+    return parsed.content, calls
 
 
 class Endpoint:
@@ -140,22 +158,25 @@ class Endpoint:
         job.on_start(served, prompt)
         text = AnswerText(served.answerer.tokenizer, asked.stops)
         has_stopped = False
+        has_tools = bool(tools_of(asked.messages or []))  # what may be a call is sent once it is whole
 
         def watch(tokens: list[int], stopped: bool) -> None:
             nonlocal has_stopped
             self._require_wanted(job)
             has_stopped = stopped
-            if len(tokens) > len(text.tokens) and (part := text.grow(tokens)):
+            if len(tokens) > len(text.tokens) and (part := text.grow(tokens)) and not has_tools:
                 job.on_part(part)
 
         try:
             served.answer(prompt, asked, most, watch)
-            if part := text.grow(text.tokens, is_last=True):
-                job.on_part(part)
+            part = text.grow(text.tokens, is_last=True)
         except StopReached as reached:
-            if part := str(reached):
-                job.on_part(part)
-        return Finished(text.text, text.tokens, "stop" if has_stopped or text.is_cut else "length")
+            part = str(reached)
+        reason = "stop" if has_stopped or text.is_cut else "length"
+        said, calls = called(text.text) if has_tools else (text.text, [])
+        if part := said if has_tools else part:
+            job.on_part(part)
+        return Finished(said, text.tokens, "tool_calls" if calls and reason == "stop" else reason, calls)
 
     def _require_wanted(self, job: QueuedRequest) -> None:
         if job.is_cancelled or self._stopping.is_set():

@@ -1,7 +1,7 @@
 """Records as messages: the layouts that instruction data come in, and what makes a record unfit.
 
 Text is taken as it stands, down to its spaces: whether it is any good is for the check stage to say. What says
-something that messages of role and content cannot hold, such as tool calls, makes a record unfit: it is not dropped.
+something that a row cannot hold, such as an image, makes a record unfit: it is not dropped.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from typing import Any
 
 from tunewright.config import Layout
 from tunewright.errors import DataError
+from tunewright.tasks.ingest.calls import CALLING, EMPTY, OF_RECORD, RESULTS, checked, definitions, read_turn, says_more
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
-
-Message = dict[str, str]  # role, content
+from tunewright.tools.conversation import Conversation, Message
 
 REQUIRED: dict[Layout, tuple[str, ...]] = {  # in the order in which auto tries them
     "messages": ("messages",),
@@ -21,13 +21,14 @@ REQUIRED: dict[Layout, tuple[str, ...]] = {  # in the order in which auto tries 
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
 }
-MAPPABLE = tuple(sorted({"input", "system", "source", "group", "time"}.union(*REQUIRED.values())))  # by source.columns
-UNSUPPORTED = ("tools", "functions")  # the template shows them to the model, so without them it learns something else
+CONVERSATION_FIELD: dict[Layout, str] = {"messages": "messages", "sharegpt": "conversations"}  # for positions
+MAPPABLE = tuple(
+    sorted({"input", "system", "tools", "source", "group", "time"}.union(*REQUIRED.values()))
+)  # by source.columns
 MAPPED = "columns of the source can map them"
-FIELDS = frozenset(MAPPABLE + UNSUPPORTED)  # all that is read of a record
+FIELDS = frozenset(MAPPABLE + OF_RECORD)  # all that is read of a record
 
-UNSUPPORTED_OF_TURN = ("tool_calls", "function_call", "tool_call_id", "refusal", "audio", "reasoning_content")
-TRAINED = {"weight": 1, "train": True}  # says that an answer is trained, which all are here
+UNSUPPORTED_OF_TURN = ("refusal", "audio")
 
 OPENING = ("system", "developer")  # developer is what OpenAI's newer layout calls it
 ROLES = {"system": "system", "developer": "developer", "user": "user", "assistant": "assistant"}
@@ -82,19 +83,25 @@ def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> N
 
 def to_messages(record: Record, layout: Layout) -> list[Message]:
     """The conversation of a record in a layout other than auto; its `system`, if it has one, comes first."""
-    for field in UNSUPPORTED:
-        if record.get(field) not in (None, "", "[]", []):
-            raise RefusedRecord("unsupported_field", f"{field}: rows are made of role and content alone")
-    system = optional_text(record, "system")
-    opening = [{"role": "system", "content": system}] if system else []
-    return _with_one_system(opening + _CONVERSATIONS[layout](record))
+    return _to_messages(record, layout, is_question=False)
 
 
 def to_question(record: Record, layout: Layout) -> list[Message]:
     """The conversation of a record whose answer may be missing or null: then it is empty."""
     there = {field: value for field, value in record.items() if value is not None}
     required = REQUIRED[layout]
-    return to_messages({required[-1]: ""} | there if len(required) > 1 else there, layout)
+    return _to_messages({required[-1]: ""} | there if len(required) > 1 else there, layout, is_question=True)
+
+
+def _to_messages(record: Record, layout: Layout, *, is_question: bool) -> list[Message]:
+    tools = definitions(record)
+    system = optional_text(record, "system")
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = _CONVERSATIONS[layout](record)
+    if tools or isinstance(messages, Conversation):
+        messages = checked(messages, tools, CONVERSATION_FIELD.get(layout, ""), is_question=is_question)
+        return Conversation(_with_one_system(opening + messages), tools)
+    return _with_one_system(opening + messages)
 
 
 def _with_one_system(messages: list[Message]) -> list[Message]:
@@ -143,21 +150,24 @@ def _turns(record: Record, field: str, role_field: str, content_field: str, role
         if len(turn) > 2:
             _loses_nothing(turn, where)
         role = _text(turn, role_field, where)
-        if role not in roles:
-            raise RefusedRecord("unknown_role", f"{where}{role_field} is {quoted(role)}; accepted: {', '.join(roles)}")
-        messages.append({"role": roles[role], "content": _content(turn, content_field, where)})
+        if role not in roles and role not in (*RESULTS, *([CALLING] if roles is SHAREGPT_ROLES else [])):
+            accepted = ", ".join((*roles, "tool"))
+            raise RefusedRecord("unknown_role", f"{where}{role_field} is {quoted(role)}; accepted: {accepted}")
+        if role in roles and ((len(turn) == 2 and content_field in turn) or not says_more(turn, role)):
+            messages.append({"role": roles[role], "content": _content(turn, content_field, where)})
+            continue
+        has_calls = any(turn.get(each) not in EMPTY for each in ("tool_calls", "function_call"))
+        content = "" if has_calls and turn.get(content_field) is None else _content(turn, content_field, where)
+        messages = Conversation([*messages, read_turn(turn, roles.get(role, role), content, where)])
     return messages
 
 
 def _loses_nothing(turn: Record, where: str) -> None:
     for field in UNSUPPORTED_OF_TURN:
-        if turn.get(field) not in (None, "", [], {}):
-            raise RefusedRecord("unsupported_field", f"{where}{field}: rows are made of role and content alone")
-    for field, trained in TRAINED.items():
-        if turn.get(field) not in (None, trained):
-            raise RefusedRecord(
-                "unsupported_field", f"{where}{field} is {quoted(turn[field])}, but every answer is trained"
-            )
+        if turn.get(field) not in EMPTY:
+            raise RefusedRecord("unsupported_field", f"{where}{field}: a row cannot hold it")
+    if turn.get("train") not in (None, True):
+        raise RefusedRecord("unsupported_field", f"{where}train is {quoted(turn['train'])}; set weight to 0 instead")
 
 
 def _content(turn: Record, field: str, where: str) -> str:
@@ -171,7 +181,8 @@ def _content(turn: Record, field: str, where: str) -> str:
         if not isinstance(part, dict):
             raise RefusedRecord("wrong_type", f"{at} is {kind(part)}, not an object")
         if part.get("type") != "text":
-            raise RefusedRecord("unsupported_field", f"{at} is of type {quoted(part.get('type'))}; accepted: text")
+            said = f"{at} is of type {quoted(part.get('type'))}; accepted: text"
+            raise RefusedRecord("unsupported_field", f"{said}; images, audio and files are not trained")
         texts.append(_text(part, "text", f"{at}."))
     return "".join(texts)
 

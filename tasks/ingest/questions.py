@@ -27,19 +27,21 @@ from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.readers import read
 from tunewright.tasks.ingest.rows import as_record, columns_in, row_id_of
 from tunewright.tasks.ingest.tables import Tally
+from tunewright.tools.conversation import before, text_of
 
 MOST_BYTES: int = Data.model_fields["max_line_bytes"].default  # of a record
 ASKING = ", ".join(fields[0] for fields in REQUIRED.values())  # fields that hold a question
 
 
 class Question(NamedTuple):
-    """A conversation that ends with a user's message, and the answer that the record has to it."""
+    """A conversation that ends with a user's message or a tool's result, and the record's own answer to it."""
 
     file: str
     line: int
     row_id: str  # as ingest has it, of the question alone where there is no answer
-    messages: list[Message]
+    messages: Sequence[Message]
     reference: str | None
+    answered: list[Message] | None = None  # the conversation with the reference
 
 
 class RefusedQuestion(NamedTuple):
@@ -97,14 +99,15 @@ def count(files: Sequence[SourceFile]) -> Tally:
 def _question(file: SourceFile, line: int, value: Any) -> Question:
     """A record's value as a question. Raises RefusedRecord."""
     messages = _messages(file, value)
-    answer = messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
-    asked = messages if answer is None else messages[:-1]
-    if not asked or asked[-1]["role"] != "user":
+    answer = text_of(messages[-1]) if messages[-1]["role"] == "assistant" else None
+    asked = messages if answer is None else before(messages, len(messages) - 1)
+    if not asked or asked[-1]["role"] not in ("user", "tool"):
         said = f"the {asked[-1]['role']}'s" if asked else "missing"
         raise RefusedRecord("roles_out_of_order", f"the message to answer is {said}; accepted: a user's")
     if not asked[-1]["content"].strip():
         raise RefusedRecord("empty_prompt", "the question is empty")
-    return Question(file.path, line, row_id_of(messages if answer else asked), asked, answer or None)
+    whole = messages if answer else None
+    return Question(file.path, line, row_id_of(whole or asked), asked, answer or None, whole)
 
 
 def _messages(file: SourceFile, value: Any) -> list[Message]:

@@ -11,13 +11,17 @@ from tunewright.config import Layout, Repair
 from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.layouts import Message, layout_of, optional_text, refuse_another, renamed, to_messages
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
+from tunewright.tools.conversation import Conversation, chat_of, identity_of, texts_of
 
 # Other numbers are years, days or moments written without a mark, or in another unit.
 SECONDS = (1e8, 4_102_444_800)  # since 1970: from 1973 to the year 2100
+REPAIRED = ("tool_calls", "reasoning_content")  # of a message, besides its content
 
 
-def row_id_of(messages: list[Message]) -> str:
-    """The identity of a row: sha256 of the canonical JSON of its messages."""
+def row_id_of(messages: Sequence[Message]) -> str:
+    """The identity of a row: sha256 of the canonical JSON of its messages, with their tools where there are any."""
+    if isinstance(messages, Conversation):
+        return identity_of(chat_of(messages) or "")
     # Spelt out, since json.dumps with these options takes a third of the whole stage's time.
     turns = (f'{{"content":{encode_basestring(turn["content"])},"role":"{turn["role"]}"}}' for turn in messages)
     return hashlib.sha256(f"[{','.join(turns)}]".encode()).hexdigest()
@@ -39,13 +43,17 @@ def to_row(
     for turn in messages if repairs else ():
         turn["content"], of_turn = repaired(turn["content"], repairs)
         made.update(of_turn)
+        if len(turn) > 2:
+            turn.update(_repaired_within({name: turn[name] for name in turn if name in REPAIRED}, repairs, made))
+    has_more = isinstance(messages, Conversation)
     row = (
         row_id_of(messages),
         optional_text(record, "source") or file.path.rpartition("/")[2],
         *(file.path, line, byte),
         *(_group(record), _time(record), file.use_as),
         ", ".join(sorted(made)) or None,
-        messages,
+        texts_of(messages) if has_more else messages,
+        chat_of(messages),
     )
     return row, layout, made
 
@@ -102,6 +110,18 @@ def repaired(text: str, repairs: Sequence[Repair]) -> tuple[str, list[Repair]]:
             if better != text:
                 text, made = better, [*made, repair]
     return text, made
+
+
+def _repaired_within(value: Any, repairs: Sequence[Repair], made: set[Repair]) -> Any:
+    """A JSON value with the repaired texts of its values; the names of fields stay."""
+    if isinstance(value, str):
+        value, of_text = repaired(value, repairs)
+        made.update(of_text)
+    elif isinstance(value, list):
+        value = [_repaired_within(each, repairs, made) for each in value]
+    elif isinstance(value, dict):
+        value = {name: _repaired_within(each, repairs, made) for name, each in value.items()}
+    return value
 
 
 def utc_text(value: Any) -> str:

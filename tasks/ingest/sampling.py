@@ -26,6 +26,7 @@ from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.readers import Item, read
 from tunewright.tasks.ingest.rows import to_row
 from tunewright.tasks.ingest.tables import Tables, Tally
+from tunewright.tools.conversation import conversation_of
 
 ROWS = 1_000  # that are parsed, of all files together
 MOST_BYTES = 64_000_000  # that are looked through for the number of records, of all files together
@@ -134,9 +135,9 @@ def _of_file(
     with tempfile.TemporaryDirectory() as folder:
         with Tables(Path(folder)) as tables:
             tally = tables.fill(islice(records, wanted), file, data.max_line_bytes, data.repair)
-        table = pq.read_table(Path(folder, "rows.parquet"), columns=["messages", "group"])
-        kept, groups = table["messages"].to_pylist(), table["group"].to_pylist()
-        hashes = [hashed_conversations(table["messages"])[2][:, 0]] if kept else []
+        table = pq.read_table(Path(folder, "rows.parquet"), columns=["messages", "chat", "group"])
+        kept, groups = list(map(conversation_of, table.to_pylist())), table["group"].to_pylist()
+        hashes = [hashed_conversations(table["messages"], table["chat"])[2][:, 0]] if kept else []
         hashes += _hashes(records.rest(most_bytes), file, data.max_line_bytes)
         number = records.number(Path(file.path).stat().st_size)
         if kept and data.limit is None and tally.num_read == number:
@@ -147,20 +148,19 @@ def _of_file(
 def _hashes(items: Iterator[Item], file: SourceFile, max_bytes: int) -> Iterator[np.ndarray]:
     """The hashes of the conversations of records; none where `file` has a use, as no row of it is drawn."""
     while batch := list(islice(items, ROWS)):
-        conversations = (
-            [] if file.use_as else [said for item in batch if (said := _conversation(item, file, max_bytes))]
-        )
-        if conversations:
-            yield hashed_conversations(pa.array(conversations, MESSAGES))[2][:, 0]
+        rows = [] if file.use_as else [said for item in batch if (said := _conversation(item, file, max_bytes))]
+        if rows:
+            messages, chats = zip(*rows, strict=True)
+            yield hashed_conversations(pa.array(messages, MESSAGES), pa.array(chats, pa.string()))[2][:, 0]
 
 
-def _conversation(item: Item, file: SourceFile, max_bytes: int) -> list[Message]:
-    """The messages of a record as they stand, without repairs, which take long; empty where ingest would refuse it."""
+def _conversation(item: Item, file: SourceFile, max_bytes: int) -> tuple[list[Message], str | None] | None:
+    """`messages` and `chat` of a record as it stands, without repairs, which take long; None where it is refused."""
     line, byte, raw, parse = item
     try:
-        return to_row(file, line, byte, parse(), ())[0][-1] if len(raw) <= max_bytes else []
+        return to_row(file, line, byte, parse(), ())[0][-2:] if len(raw) <= max_bytes else None
     except RefusedRecord:
-        return []
+        return None
 
 
 def _stop_on_refused(

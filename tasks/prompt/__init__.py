@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
 from tunewright.config import PromptContender
 from tunewright.errors import ConfigError, DataError
-from tunewright.modeling.chat import Chat
+from tunewright.modeling.chat import Chat, Reasoning
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
 from tunewright.reports.pages import counted
 from tunewright.serving import context_length
@@ -37,7 +37,7 @@ TRIED = {"few_shot": 32, "retrieval": 16}  # validation rows that each prompt is
 DRAWS = 3  # of the shots of few_shot
 WORDS = {"bm25": "BM25", "embedding": "embeddings"}
 BATCH = 16
-COLUMNS = ["row_id", "file", "line", "cluster", "messages"]
+COLUMNS = ["row_id", "file", "line", "cluster", "messages", "chat"]
 ROWS = 1_000  # in memory at once
 
 
@@ -61,12 +61,13 @@ class Asking:
         config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
         self.context = context_length(config) or 2**31
         self.max_new_tokens = max_new_tokens
+        self.reasoning: Reasoning = tokens.reasoning
         self.model: Any = None
 
     def ask(self, rows: pa.Table, shots: Sequence[list[int]]) -> list[PromptedRow]:
         """The rows with these shots before them."""
         room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
-        return ask(self.chat, self.pool, rows.to_pylist(), shots, **room)
+        return ask(self.chat, self.pool, rows.to_pylist(), shots, reasoning=self.reasoning, **room)
 
     def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> PromptScore:
         """Score the base on validation rows with these examples, in one forward pass without generation."""

@@ -5,6 +5,7 @@ and no worse. Where shots speak to a system message of their own, the row's own 
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,12 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from tunewright.errors import ConfigError, DataError
-from tunewright.modeling.chat import Chat, Message, Tokenized, Untrainable, tokenize
+from tunewright.modeling.chat import Chat, Reasoning, Tokenized, Untrainable, tokenize
 from tunewright.similarity.embedding import LENGTH, StaticModel
 from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import Runs, distinct_segments, find_boilerplate, segments, words
 from tunewright.similarity.semantic import prompt_texts
+from tunewright.tools.conversation import Conversation, Message, conversation_of, tools_of
 
+EXCHANGE = "user assistant(?: tool(?: tool)* assistant)*"
+ALTERNATING = re.compile(rf"{EXCHANGE}(?: {EXCHANGE})*")  # roles of a row that can be a shot
 SHORTEST_OPENING = 40  # characters, under which it is not worth to be told once
 K1, B = 1.5, 0.75  # as Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.4
 BOILERPLATE_SHARE = 0.05  # of the pool's rows, from which a sentence says nothing of a question
@@ -34,7 +38,7 @@ class Pool:
 
     def messages(self, at: int) -> list[Message]:
         """The conversation of one of the rows."""
-        return self.rows["messages"][at].as_py()
+        return conversation_of(self.rows.slice(at, 1).to_pylist()[0])
 
     def ids(self, shots: Sequence[int]) -> list[str]:
         """The row ids of some of the rows."""
@@ -53,10 +57,9 @@ class PromptedRow(NamedTuple):
 
 
 def pool_of(rows: pa.Table) -> Pool:
-    """The rows in which a user is answered, turn by turn. Raises ConfigError where there are none."""
-    roles = [[turn["role"] for turn in _turns(messages)] for messages in rows["messages"].to_pylist()]
-    alternate = [bool(each) and each == ["user", "assistant"] * (len(each) // 2) for each in roles]
-    usable = rows.filter(pa.array(alternate, pa.bool_()))
+    """The rows in which a user is answered, turn by turn, also with tools. Raises ConfigError where there are none."""
+    roles = [" ".join(turn["role"] for turn in _turns(messages)) for messages in rows["messages"].to_pylist()]
+    usable = rows.filter(pa.array([bool(ALTERNATING.fullmatch(each)) for each in roles], pa.bool_()))
     if not len(usable):
         raise ConfigError(
             "evaluation.contenders: no training row has alternating user and assistant turns to use as an example; "
@@ -88,13 +91,15 @@ def draw(pool: Pool, seed: int, number: int) -> list[int]:
 
 
 def conversation(pool: Pool, shots: Sequence[int], messages: Sequence[Message]) -> list[Message]:
-    """The messages with the shots before them, behind their own system message."""
+    """The messages with the shots before them, behind their own system message; the tools are those of the messages."""
     begun = [turn for at in shots for turn in _turns(pool.messages(at))]
     turns = _turns(messages)
-    system, (first, *rest) = messages[: len(messages) - len(turns)], [*begun, *turns]
+    system, (first, *rest) = list(messages[: len(messages) - len(turns)]), [*begun, *turns]
     if pool.opening and first["content"].startswith(pool.opening):  # the others leave it out
         rest = [turn | {"content": turn["content"].removeprefix(pool.opening) or turn["content"]} for turn in rest]
-    return [*system, first, *rest]
+    whole = [*system, first, *rest]
+    has_more = any(len(turn) > 2 for turn in whole) or isinstance(messages, Conversation)
+    return Conversation(whole, tools_of(messages)) if has_more else whole
 
 
 def ask(
@@ -105,6 +110,7 @@ def ask(
     *,
     context: int,
     max_new_tokens: int,
+    reasoning: Reasoning = "trained",
 ) -> list[PromptedRow]:
     """Each row with its shots before it, the first of which are left out until there is room for the answer.
 
@@ -113,8 +119,9 @@ def ask(
     asked: dict[int, PromptedRow] = {}
     waiting = dict(enumerate(shots))
     while waiting:
-        conversations = [conversation(pool, some, rows[at]["messages"]) for at, some in waiting.items()]
-        for (at, some), tokens in zip(waiting.items(), tokenize(chat, conversations, last_only=True), strict=True):
+        conversations = [conversation(pool, some, conversation_of(rows[at])) for at, some in waiting.items()]
+        written = tokenize(chat, conversations, last_only=True, reasoning=reasoning)
+        for (at, some), tokens in zip(waiting.items(), written, strict=True):
             if isinstance(tokens, Untrainable):
                 where = f"{rows[at]['file']} line {rows[at]['line']} behind {len(some)} shots"
                 raise DataError(f"{where}: {tokens.detail}")

@@ -22,12 +22,13 @@ from tunewright.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base,
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Checks, Model
 from tunewright.errors import DataError
-from tunewright.modeling.chat import DATE, Chat, Tokenized, Untrainable, tokenize
+from tunewright.modeling.chat import DATE, Chat, Reasoning, Tokenized, Untrainable, tokenize
 from tunewright.modeling.models import check_served, load_tokenizer
 from tunewright.serving import context_length
 from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
 from tunewright.tasks.render.report import measure, preview, write_report
+from tunewright.tools.conversation import conversation_of
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
@@ -83,13 +84,15 @@ def contract(chat: Chat, base: Base) -> Contract:
     )
 
 
-def render_split(chat: Chat, rows: Path, target: Path, *, limit: int, last_only: bool) -> list[dict[str, Any]]:
+def render_split(
+    chat: Chat, rows: Path, target: Path, *, limit: int, last_only: bool, reasoning: Reasoning = "trained"
+) -> list[dict[str, Any]]:
     """Writes a split's rows as TOKEN_SCHEMA and returns those it leaves out, as QUARANTINE_SCHEMA plus `length`."""
     refused: list[dict[str, Any]] = []
     with pq.ParquetWriter(target, TOKEN_SCHEMA) as writer:
         for batch in pq.ParquetFile(rows).iter_batches(BATCH):
             read, kept = batch.to_pylist(), []
-            written = tokenize(chat, [row["messages"] for row in read], last_only=last_only)
+            written = tokenize(chat, [*map(conversation_of, read)], last_only=last_only, reasoning=reasoning)
             for row, tokens in zip(read, written, strict=True):
                 fit = _fits(tokens, limit)
                 if isinstance(fit, Untrainable):
@@ -158,6 +161,11 @@ def bound_of(base: Base, model: Model) -> Bound:
     return Bound(model.max_length, context_length(config) or model.max_length)
 
 
+def _have_tools(rows: Path) -> bool:
+    chats = pq.ParquetFile(rows).iter_batches(columns=["chat"])
+    return any(chat and json.loads(chat)["tools"] for batch in chats for chat in batch["chat"].drop_null().to_pylist())
+
+
 def _texts(splits: Splits) -> list[str]:
     batches = pq.ParquetFile(splits.path("test.parquet")).iter_batches(100, columns=["messages"])
     rows = [row for batch in islice(batches, 1) for row in batch.to_pylist()]
@@ -181,11 +189,15 @@ def render(
     """
     chat = Chat(load_tokenizer(base), base.weights)
     check_served(base, chat.tokenizer, _texts(splits))
+    if any(_have_tools(splits.path(f"{name}.parquet")) for name in SPLITS):
+        chat.require_tools()
     bound = bound_of(base, model)
     refused: dict[str, list[dict[str, Any]]] = {}
     for name in SPLITS:
         rows, target = splits.path(f"{name}.parquet"), folder / f"{name}.parquet"
-        refused[name] = render_split(chat, rows, target, limit=bound.limit, last_only=name == "test")
+        refused[name] = render_split(
+            chat, rows, target, limit=bound.limit, last_only=name == "test", reasoning=model.reasoning
+        )
     quarantine = [row for name in SPLITS for row in refused[name]]
     pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
     num_rows = splits.num_train + splits.num_validation + splits.num_test
@@ -215,4 +227,5 @@ def render(
         num_trained_tokens=int(counts["train"].trained.sum()),
         longest=int(max(measured.whole.max() for measured in counts.values())),
         num_replay=pq.read_table(folder / "train.parquet", columns=["replay"])["replay"].to_pylist().count(True),
+        reasoning=model.reasoning,
     )

@@ -6,6 +6,7 @@ A row table has the columns row_id, source, file, line, group and messages; ROW_
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 
 ROW_SCHEMA = pa.schema(
     [
-        ("row_id", pa.string()),  # sha256 of the canonical JSON of the messages
+        ("row_id", pa.string()),  # sha256 of the canonical JSON of the messages, and of their tools
         ("source", pa.string()),  # the row's own `source` field, or the file's name
         ("file", pa.string()),
         ("line", pa.int64()),  # counted from 1; for an array or Parquet the number of the record
@@ -24,7 +25,8 @@ ROW_SCHEMA = pa.schema(
         ("time", pa.string()),  # ISO 8601 in UTC, so that text order is time order; null where there is none
         ("use_as", pa.string()),  # of the source's settings, also replay; null where split decides
         ("repairs", pa.string()),  # what was repaired in its texts, such as "mojibake, nfc"; null for nothing
-        ("messages", MESSAGES),
+        ("messages", MESSAGES),  # a call is text of its message here
+        ("chat", pa.string()),  # JSON of tools and messages, where messages alone do not say all; else null
     ]
 )
 
@@ -90,6 +92,7 @@ TOKEN_SCHEMA = pa.schema(
         ("prompt_length", pa.int32()),  # tokens before the last answer: input_ids[:prompt_length] is what is asked
         ("reference", pa.string()),  # the text of the last answer
         ("replay", pa.bool_()),  # whether it is a general row that was mixed in, whose answer says nothing of the task
+        ("tools", pa.string()),  # JSON of the definitions of its tools; null without any
     ]
 )
 
@@ -205,6 +208,7 @@ class Tokens(Artifact, frozen=True):
     num_trained_tokens: int
     longest: int
     num_replay: int = 0  # of the training rows
+    reasoning: Literal["trained", "masked", "dropped"] = "trained"  # as it was rendered
 
 
 class Scan(Artifact, frozen=True):

@@ -23,6 +23,11 @@ Metric = Literal[
     "json_valid",
     "schema_valid",
     "numeric",
+    "tool_call",
+    "tool_name",
+    "tool_arguments",
+    "needless_call",
+    "tool_schema",
     "perplexity",
     "stopped",
     "length_ratio",
@@ -76,8 +81,8 @@ class Evaluation(Section):
     metrics: tuple[Literal["auto", Metric] | OwnMetric, ...] = Field(
         default=("auto",),
         min_length=1,
-        description="Metrics by name; auto chooses those that fit the reference answers: labels, JSON, "
-        "numbers, short or long texts; module:Class is your own evaluate.Metric, beside the file "
+        description="Metrics by name; auto chooses those that fit the reference answers: tool calls, "
+        "labels, JSON, numbers, short or long texts; module:Class is your own evaluate.Metric, beside the file "
         "or on PYTHONPATH",
     )
     json_schema: Annotated[str | None, LocalPath()] = Field(

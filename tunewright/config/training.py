@@ -22,7 +22,8 @@ class Model(Section):
         default=None,
         min_length=1,
         description="Chat template in place of the base's own: chatml, "
-        "llama3, gemma, mistral, phi3, alpaca, plain, or a Jinja file; empty is the base's own",
+        "hermes (which writes tools), llama3, gemma, mistral, phi3, alpaca, plain, or a Jinja file; empty is the "
+        "base's own",
     )
     max_length: int = Field(
         default=2_048,
@@ -34,6 +35,11 @@ class Model(Section):
         default="error",
         description="Action for rows over max_length: error stops the run, quarantine removes them; rows "
         "are never truncated",
+    )
+    reasoning: Literal["trained", "masked", "dropped"] = Field(
+        default="trained",
+        description="Reasoning that answers have in reasoning_content: trained is learnt like the answer, masked is "
+        "read but not learnt, dropped is left out",
     )
 
 

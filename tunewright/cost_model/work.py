@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from tunewright.artifacts import IGNORED
 from tunewright.cost_model.memory import Load
 from tunewright.modeling.micro_batching import Layout, Row, cut, num_tokens, shared_prefix, side_by_side
+from tunewright.tools.conversation import Message, conversation_of
 
 # Counted; estimated from some of the rows that a stage made, or that the files have; or the longest there can be.
 Source = Literal["render", "split", "ingest", "sample", "settings"]
@@ -58,11 +59,11 @@ def rows_of_render(file: Path) -> tuple[int, list[Row]]:
     return parquet.metadata.num_rows, table.take(np.sort(drawn)).to_pylist()
 
 
-def conversations_in(file: Path) -> tuple[int, list[list[dict[str, str]]]]:
+def conversations_in(file: Path) -> tuple[int, list[list[Message]]]:
     """Return the number of rows of a row table, and the messages of the first."""
     parquet = pq.ParquetFile(file)
-    first = next(parquet.iter_batches(1_000, columns=["messages"]))
-    return parquet.metadata.num_rows, first["messages"].to_pylist()
+    first = next(parquet.iter_batches(1_000, columns=["messages", "chat"]))
+    return parquet.metadata.num_rows, [*map(conversation_of, first.to_pylist())]
 
 
 def guessed(messages: Sequence[Mapping[str, str]]) -> Row:

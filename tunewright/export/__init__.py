@@ -125,7 +125,7 @@ def _expected(
     version: "ModelVersion", loaded: ServedChat, kept: rehearsal.Rehearsal, tuned: Path, most: int
 ) -> list[parity.ExpectedAnswer]:
     """Answers of the version, which is checked to be the measured one and to differ from the base."""
-    prompts = loaded.prompts(rehearsal.questions(version, loaded, kept, NOTHING))
+    prompts = loaded.prompts(rehearsal.questions(version, loaded, kept, NOTHING), [row.tools for row in kept.rows])
     parity.require_effect(files.uri_of(version), loaded, tuned, prompts)
     expected = parity.expected(loaded, kept.rows, prompts, most)
     stops = loaded.contract["stop_token_ids"]

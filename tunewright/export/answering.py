@@ -68,7 +68,8 @@ def main() -> None:
     model = load(folder, Path(base) if base else None, request["dtype"])
     rows: list[dict[str, Any]] = []
     for row in request["rows"]:
-        prompt = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=True)
+        options = {"tools": row["tools"], "add_generation_prompt": True, "return_dict": True}
+        prompt = tokenizer.apply_chat_template(row["messages"], **options)
         ids = list(prompt["input_ids"])
         expected, answer = row["answer"], answered(model, ids)
         probabilities = log_probabilities(model, ids, expected)

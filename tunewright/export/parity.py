@@ -135,7 +135,7 @@ def _first_difference(loaded: ServedChat, expected: list[int], got: list[int]) -
 
 def _answers(folder: Path, base: Path | None, dtype: str, version: Sequence[ExpectedAnswer]) -> list[dict[str, Any]]:
     """The replies of a process without the project. Raises TunewrightError where it cannot load the folder."""
-    rows = [{"messages": each.row.messages, "answer": each.answer} for each in version]
+    rows = [{"messages": each.row.messages, "tools": each.row.tools or None, "answer": each.answer} for each in version]
     with tempfile.TemporaryDirectory() as place:
         reply = Path(place, "reply.json")
         request = {"folder": str(folder), "base": base and str(base), "dtype": dtype, "reply": str(reply), "rows": rows}

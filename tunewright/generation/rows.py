@@ -27,9 +27,9 @@ class Answer:
 
     @classmethod
     def of(cls, input_ids: Sequence[int], labels: Sequence[int], prompt_length: int) -> Self:
-        """The question and the reference of a row of TOKEN_SCHEMA."""
-        reference = [label for label in labels[prompt_length:] if label != IGNORED]
-        return cls(prompt=list(input_ids[:prompt_length]), reference=reference)
+        """The question and the reference of a row of TOKEN_SCHEMA, with its reasoning where that is not trained."""
+        end = next((at for at in range(len(labels), prompt_length, -1) if labels[at - 1] != IGNORED), prompt_length)
+        return cls(prompt=list(input_ids[:prompt_length]), reference=list(input_ids[prompt_length:end]))
 
     @property
     def num_read(self) -> int:

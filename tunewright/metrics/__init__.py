@@ -14,6 +14,7 @@ from tunewright.metrics.labels import Labels
 from tunewright.metrics.own import described, is_own, made, own_metrics, rows_of
 from tunewright.metrics.schemas import json_schema
 from tunewright.metrics.shape import AnswerShape, Choice, choose
+from tunewright.tools.parsing import said_beside
 
 __all__ = [
     "AnswerShape",
@@ -57,6 +58,8 @@ def load(name: str, shape: AnswerShape | None = None) -> Any:
             return classes.MacroF1(Labels(shape.labels))
         case "length_ratio":
             return classes.LengthRatio(name, row_score(name))
+        case "tool_schema":
+            return classes.ToolSchema()
         case "schema_valid" if shape:
             return classes.SchemaValid(shape.schema)
         case _:
@@ -71,7 +74,10 @@ def measure(name: str, answers: pa.Table, shape: AnswerShape | None = None) -> t
     if not len(answers):
         raise ValueError("there are no answers to score")
     metric = load(name, shape)
-    said, wanted = (answers.column(column).to_pylist() for column in getattr(metric, "columns", TEXTS))
+    columns = getattr(metric, "columns", TEXTS)
+    said, wanted = (answers.column(column).to_pylist() for column in columns)
+    if tuple(columns) == TEXTS:  # reasoning is no part of an answer, where the references have none
+        said = [*map(said_beside, said, wanted)]
     result = metric.compute(predictions=said, references=wanted)
     if is_own(name):
         rows = rows_of(name, result, len(answers))

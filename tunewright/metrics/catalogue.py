@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import GENERAL_SCHEMA, General
+from tunewright.metrics.calls import needless_call, tool_arguments, tool_call, tool_name
 from tunewright.metrics.intervals import Floats
 from tunewright.metrics.numbers import numeric
 from tunewright.metrics.texts import (
@@ -119,6 +120,11 @@ CATALOGUE: dict[str, Description] = {
         Description("json_valid", "JSON validity"),
         Description("schema_valid", "schema validity"),
         Description("numeric", "correct final number"),
+        Description("tool_call", "correct tool calls"),
+        Description("tool_name", "correct tool, or rightly none"),
+        Description("tool_arguments", "share of equal arguments"),
+        Description("needless_call", "share of needless tool calls", higher_is_better=False),
+        Description("tool_schema", "share of answers whose calls fit the tools' schemas"),
         # A row's score is its mean negative log-likelihood; the score over all rows is the exponential of that.
         Description("perplexity", "loss in nats per token", False, "nats per token", 0.0, math.inf),
         Description("stopped", "share of answers that end with the stop token"),
@@ -140,4 +146,7 @@ GENERAL: dict[str, Description] = {
 
 # Those that answer and reference suffice for.
 OF_TEXTS = (exact_match, normalized_match, token_f1, chrf, rouge_l, bleu, length_ratio)
-PER_ROW: dict[str, RowScore] = {score.__name__: score for score in (*OF_TEXTS, json_field_f1, json_valid, numeric)}
+OF_CALLS = (tool_call, tool_name, tool_arguments, needless_call)
+PER_ROW: dict[str, RowScore] = {
+    score.__name__: score for score in (*OF_TEXTS, json_field_f1, json_valid, numeric, *OF_CALLS)
+}

@@ -12,6 +12,7 @@ from typing import Any
 import evaluate
 from datasets import Features, Value
 
+from tunewright.metrics.calls import tool_schema
 from tunewright.metrics.catalogue import RowScore
 from tunewright.metrics.labels import Labels
 from tunewright.metrics.schemas import schema_valid
@@ -72,6 +73,15 @@ class SchemaValid(PerRow):
     def rows(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """The score of each row. Raises ConfigError where answers cannot be checked within limits."""
         return schema_valid(self.schema, predictions)
+
+
+class ToolSchema(PerRow):
+    """The share of answers whose calls are of a row's tools and fit their schemas."""
+
+    columns = ("answer", "tools")
+
+    def __init__(self) -> None:
+        super().__init__("tool_schema", tool_schema)
 
 
 class MacroF1(InMemory):

@@ -1,6 +1,6 @@
 """Kinds of answers in a data set, the metrics that fit them, and whether the gate can decide by these."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,16 +10,19 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import Splits
 from tunewright.config import CANNOT_DECIDE, Settings
 from tunewright.errors import ConfigError
+from tunewright.metrics.calls import calls
 from tunewright.metrics.labels import LABELS_ARE, closed_set
 from tunewright.metrics.numbers import is_number, last_number
 from tunewright.metrics.schemas import schema_valid
 from tunewright.metrics.texts import json_valid, tokens
 from tunewright.reports.pages import counted
+from tunewright.tools.conversation import Message, conversation_of, is_trained, text_of, tools_of
 
 SHORT = 12  # median tokens of the references, at most: names, dates, phrases
 
 # What is measured of each shape, the first one that can decide being what decides.
 FITTING = {
+    "tool calls": ("tool_call", "tool_name", "tool_arguments", "needless_call", "tool_schema"),
     "labels": ("exact_match", "macro_f1", "unparseable"),
     "JSON": ("json_field_f1", "json_valid", "exact_match"),
     "numbers": ("numeric", "exact_match"),
@@ -36,10 +39,13 @@ class AnswerShape:
     references: Sequence[str]
     labels: tuple[str, ...] = ()  # the closed set that they are of, or empty
     schema: str = ""  # the JSON Schema that they should satisfy
+    has_tools: bool = False  # whether rows have tools; what looks like a call in others is a text
 
     @cached_property
     def kinds(self) -> list[str]:
         """The keys of FITTING that hold, what says most first."""
+        if self.has_tools and len(self._texts) < len(self.references):
+            return ["tool calls", *([self._kind_of_texts] if self._texts else [])]
         found = ["labels"] if self.labels else []
         if all(map(json_valid, self.references)):
             return [*found, "JSON"]
@@ -47,24 +53,37 @@ class AnswerShape:
             return found
         if all(map(is_number, self.references)):
             return ["numbers"]
-        return ["short texts" if self._median <= SHORT else "long texts"]
+        return [self._kind_of_texts]
+
+    @cached_property
+    def _texts(self) -> Sequence[str]:
+        """The references that are no calls."""
+        return [each for each in self.references if not calls(each)] if self.has_tools else self.references
+
+    @property
+    def _kind_of_texts(self) -> str:
+        return "short texts" if self._median <= SHORT else "long texts"
 
     def says(self) -> str:
         """The kinds in words, with what tells them."""
         said = {
+            "tool calls": f"tool calls ({len(self.references) - len(self._texts)} of {len(self.references)})",
             "labels": f"{len(self.labels)} labels",
             "JSON": "JSON",
             "numbers": "numbers",
             "short texts": f"short texts (median {counted(self._median, 'token')})",
             "long texts": f"long texts (median {counted(self._median, 'token')})",
         }
-        return ", all ".join(said[kind] for kind in self.kinds)
+        joint = ", else " if "tool calls" in self.kinds else ", all "
+        return joint.join(said[kind] for kind in self.kinds)
 
     def fitting(self) -> list[str]:
         """The metrics that fit, the one that should decide first."""
         of_kinds = [name for kind in self.kinds for name in FITTING[kind]]
         schema = ["schema_valid"] if self.schema else []
-        return list(dict.fromkeys([*of_kinds, *schema, *ALWAYS]))
+        unneeded = ["needless_call"] if self.has_tools and self._texts else []
+        fitting = list(dict.fromkeys([*of_kinds, *unneeded, *schema, *ALWAYS]))
+        return fitting if self._texts or not self.has_tools else [name for name in fitting if name != "needless_call"]
 
     def misfit(self, name: str) -> str:
         """Why a metric would mean nothing here; empty where it means something."""
@@ -72,6 +91,12 @@ class AnswerShape:
             return "" if self.labels else f"the answers are not a closed set of labels, {LABELS_ARE}"
         if name in ("json_valid", "json_field_f1"):
             return self._counted([not json_valid(reference) for reference in self.references], "are not JSON")
+        if name in FITTING["tool calls"]:
+            if not self.has_tools:
+                return "no row has tools"
+            if name in ("tool_call", "tool_arguments") and len(self._texts) == len(self.references):
+                return "no reference calls a tool"
+            return "every reference calls a tool" if name == "needless_call" and not self._texts else ""
         if name == "numeric":
             return self._counted([last_number(reference) is None for reference in self.references], "have no number")
         if name == "schema_valid":
@@ -89,7 +114,7 @@ class AnswerShape:
 
     @cached_property
     def _median(self) -> int:
-        lengths = sorted(len(tokens(reference)) for reference in self.references)
+        lengths = sorted(len(tokens(reference)) for reference in self._texts)
         return lengths[len(lengths) // 2]
 
 
@@ -108,13 +133,20 @@ class Choice:
         return f"the references are {self.shape.says()}: measured are {', '.join(self.names)}{left}"
 
 
-def choose(asked: Sequence[str], references: Sequence[str], answers: Iterable[str] = (), schema: str = "") -> Choice:
+def choose(
+    asked: Sequence[str],
+    references: Sequence[str],
+    answers: Iterable[str] = (),
+    schema: str = "",
+    *,
+    has_tools: bool = False,
+) -> Choice:
     """Choose the metrics for `asked` (names, and auto for those that fit) and the references of the test rows.
 
-    `answers` are those of the training rows, from which labels are known, and `schema` is the text of a JSON Schema.
-    Raises ConfigError if none of the metrics can be measured.
+    `answers` are those of the training rows, from which labels are known, `schema` is the text of a JSON Schema, and
+    `has_tools` is whether rows have tools. Raises ConfigError if none of the metrics can be measured.
     """
-    shape = AnswerShape(references, closed_set(answers, references), schema)
+    shape = AnswerShape(references, closed_set(answers, references), schema, has_tools)
     fitting = shape.fitting()
     wanted = dict.fromkeys(name for each in asked for name in (fitting if each == "auto" else [each]))
     misfits = {name: shape.misfit(name) for name in wanted}
@@ -126,9 +158,9 @@ def choose(asked: Sequence[str], references: Sequence[str], answers: Iterable[st
     return Choice(shape, names, left_out, best[0] if best else "")
 
 
-def last_answer(messages: Sequence[Mapping[str, str | None]]) -> str:
+def last_answer(messages: Sequence[Message]) -> str:
     """The text of the last answer of a conversation, which is the reference of a test row; empty without one."""
-    return next((each["content"] or "" for each in reversed(messages) if each["role"] == "assistant"), "")
+    return next((text_of(each) for each in reversed(messages) if is_trained(each)), "")
 
 
 def require_metrics(settings: Settings, splits: Splits, schema: str) -> None:
@@ -136,19 +168,28 @@ def require_metrics(settings: Settings, splits: Splits, schema: str) -> None:
 
     `schema` is what evaluation.json_schema holds.
     """
-    references = [last_answer(row["messages"]) for row in _rows(splits, "test", "messages")]
-    trained = (last_answer(row["messages"]) for row in _rows(splits, "train", "messages", "use_as"))
-    if said := misfit(settings, references, trained, schema, "the test rows"):
+    tested = [conversation_of(row) for row in _rows(splits, "test", "messages", "chat")]
+    trained = (last_answer(conversation_of(row)) for row in _rows(splits, "train", "messages", "chat", "use_as"))
+    has_tools = any(map(tools_of, tested))
+    if said := misfit(settings, [*map(last_answer, tested)], trained, schema, "the test rows", has_tools=has_tools):
         raise ConfigError(said)
 
 
-def misfit(settings: Settings, references: Sequence[str], answers: Iterable[str], schema: str, which: str) -> str:
+def misfit(
+    settings: Settings,
+    references: Sequence[str],
+    answers: Iterable[str],
+    schema: str,
+    which: str,
+    *,
+    has_tools: bool = False,
+) -> str:
     """The first key of the gate whose metric means nothing beside these references, why, and what to do; or "".
 
     `answers` are those of the training rows, and `which` says of what the references are.
     """
     try:
-        choice = choose(settings.measured().metrics, references, answers, schema)
+        choice = choose(settings.measured().metrics, references, answers, schema, has_tools=has_tools)
     except ConfigError as error:  # nothing that is asked for fits
         return str(error)
     fits = ", ".join(name for name in choice.names if name not in CANNOT_DECIDE)

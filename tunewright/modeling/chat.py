@@ -1,21 +1,20 @@
-"""Conversations to token ids and labels by the model's own chat template, and the proof that they mean what they say.
+"""Conversations to token ids and labels by the model's own chat template.
 
-An answer is what the model has to say after a prompt that a server sends: all that the template puts between that
-prompt's end and the stop token, which is trained too. So a label never depends on how a template marks its turns.
+labels.py has the labels, and the proof that they mean what they say.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
-from tunewright.artifacts import IGNORED
 from tunewright.errors import ConfigError, DataError
 from tunewright.machine import bounded
 from tunewright.machine.bounded import Unreadable
 from tunewright.modeling import chat_templates
+from tunewright.modeling.labels import Tokenized, Turn, Untrainable, label
+from tunewright.tools.conversation import Conversation, Message, before, is_trained, tools_of
 
 DATE = "26 Jul 2024"  # what a template that writes today's date gets, so that rows do not change overnight
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro +%}}"
@@ -25,49 +24,33 @@ BATCH_CHARACTERS = 4_000_000
 SECONDS_EACH = 0.02  # of a conversation, a hundred times what the template of a usual model takes
 MOST_WRITTEN = 64_000_000  # characters for one batch
 
-Message = dict[str, str]
+Reasoning = Literal["trained", "masked", "dropped"]
+PROBE_TOOL = {"name": "probe_tool", "description": "A probe.", "parameters": {"type": "object", "properties": {}}}
+PROBE_CALL = {"id": "call00000", "type": "function", "function": {"name": "probe_tool", "arguments": {"probe": "1"}}}
 Written = tuple[str, str | None]  # a conversation as text, and what the template refuses in it
 At = TypeVar("At")
 
 
-@dataclass(frozen=True)
-class Tokenized:
-    """One conversation. Labels are as long as the ids; `prompt_length` and `reference` are of the last answer."""
-
-    input_ids: list[int]
-    labels: list[int]
-    prompt_length: int
-    reference: str
-
-
-@dataclass(frozen=True)
-class Untrainable:
-    """Why a conversation cannot be trained: a reason code for the account, and a sentence for a person."""
-
-    reason: str
-    detail: str
-
-
-class Turn(NamedTuple):
-    """An answer's position in its conversation, and the prompt that asks for it, as text and ids."""
-
-    number: int
-    prompt: str
-    prompt_ids: list[int]
-
-
 def write_conversations(
-    template: str, conversations: list[list[Message]], special: dict[str, Any], ask: bool
+    template: str,
+    conversations: list[list[Message]],
+    special: dict[str, Any],
+    ask: bool,
+    tools: list[list[dict[str, Any]]] | None = None,
 ) -> list[Written]:
-    """Each conversation as a chat template writes it, as `apply_chat_template` does: for a bounded process."""
+    """Each conversation as a chat template writes it, as `apply_chat_template` does: for a bounded process.
+
+    `tools` are those of each conversation.
+    """
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     written: list[Written] = []
     left = MOST_WRITTEN
-    for messages in conversations:
+    for at, messages in enumerate(conversations):
+        options: dict[str, Any] = special | ({"tools": tools[at] or None} if tools else {})
         try:
-            (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=ask, **special)
+            (text,), _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=ask, **options)
             text.encode()  # no tokenizer takes half of a surrogate pair
             written.append((text, None))
             left -= len(text)
@@ -82,6 +65,13 @@ def write_conversations(
     return written
 
 
+def shown(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages as a template sees them: whether an answer is trained is not for it to know."""
+    if not isinstance(messages, Conversation):
+        return messages
+    return [{name: message[name] for name in message if name != "weight"} for message in messages]
+
+
 def _in_a_line(text: str) -> str:
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
@@ -91,6 +81,7 @@ def _batches(conversations: Sequence[Sequence[Message]]) -> Iterator[Sequence[Se
     start = size = 0
     for end, messages in enumerate(conversations):
         size += sum(len(message["content"]) for message in messages)
+        size += len(json.dumps([messages.tools, messages])) if isinstance(messages, Conversation) else 0
         if end - start == BATCH or (size > BATCH_CHARACTERS and end > start):
             yield conversations[start:end]
             start, size = end, 0
@@ -126,8 +117,29 @@ class ChatFormat:
         written: list[Written] = []
         for batch in _batches(conversations):
             seconds = bounded.SECONDS + len(batch) * SECONDS_EACH
-            written += bounded.call(write_conversations, self.dated_template, batch, special, ask, seconds=seconds)
+            tools = [tools_of(each) for each in batch]
+            more = [tools] if any(tools) else []
+            seen = [*map(shown, batch)]
+            written += bounded.call(
+                write_conversations, self.dated_template, seen, special, ask, *more, seconds=seconds
+            )
         return written
+
+    def tools_left_out(self) -> str:
+        """Say what the template leaves out of tools, calls and their results; empty where it writes all of them."""
+        tools = [{"type": "function", "function": PROBE_TOOL}]
+        asked = {"role": "user", "content": "Question"}
+        called = {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}
+        result = {"role": "tool", "content": "Result", "tool_call_id": "call00000", "name": "probe_tool"}
+        try:
+            bare, whole = self.texts([Conversation([asked], tools), Conversation([asked, called, result], tools)])
+        except Unreadable as error:
+            return f"refuses a tool's call or result ({error})"
+        if "probe_tool" not in bare:
+            return "leaves out the definitions of tools"
+        if whole.count("probe_tool") <= bare.count("probe_tool"):
+            return "leaves out the calls of tools"
+        return "" if "Result" in whole else "leaves out the results of tools"
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """The tokens of texts, to which the tokenizer must not add any: the template wrote the special ones."""
@@ -172,6 +184,16 @@ class Chat(ChatFormat):
             )
         return stop.group(), prompt.removeprefix(bare)
 
+    def require_tools(self) -> None:
+        """Raises ConfigError where the template leaves out tools, calls or the results of tools."""
+        if why := self.tools_left_out():
+            fitting = [name for name in chat_templates.fitting(self.tokenizer) if name in chat_templates.WITH_TOOLS]
+            named = f"to {', '.join(fitting)} or " if fitting else ""
+            raise ConfigError(
+                f"rows have tools, and the chat template of model.base {why}; set model.chat_template {named}"
+                "to a Jinja file that writes them"
+            )
+
 
 def _stops(tokenizer: Any, weights: Path) -> dict[str, int]:
     """Every token at which a server would end the answer, with its id. Raises ConfigError where one is no number."""
@@ -196,12 +218,19 @@ def _any_of(texts: set[str]) -> re.Pattern[str]:
 
 
 def tokenize(
-    chat: ChatFormat, conversations: Sequence[Sequence[Message]], *, last_only: bool
+    chat: ChatFormat,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    last_only: bool,
+    reasoning: Reasoning = "trained",
 ) -> list[Tokenized | Untrainable]:
     """Return each conversation as tokens, or why it cannot be trained; the others do not suffer from one that cannot.
 
-    `last_only` trains the last answer alone, else every answer is trained.
+    `last_only` trains the last answer alone, else every answer is trained but those of weight 0. Of an answer that is
+    trained alone the reasoning is too, where it is not dropped: a model has to say it before its answer.
     """
+    if reasoning == "dropped":
+        conversations = [*map(without_reasoning, conversations)]
     made: dict[int, Tokenized | Untrainable] = {
         row: found for row, messages in enumerate(conversations) if (found := _control_token(chat, messages))
     }
@@ -209,10 +238,10 @@ def tokenize(
     made |= {row: text for row, text in wholes.items() if isinstance(text, Untrainable)}
     first = -1 if last_only else 0
     asked = {
-        (row, turn): conversations[row][:turn]
+        (row, turn): before(conversations[row], turn)
         for row in wholes
         if row not in made
-        for turn in [at for at, said in enumerate(conversations[row]) if said["role"] == "assistant"][first:]
+        for turn in [at for at, said in enumerate(conversations[row]) if is_trained(said)][first:]
     }
     prompts = _texts(chat, asked, ask=True)
     made |= {row: text for (row, _), text in prompts.items() if isinstance(text, Untrainable)}
@@ -223,7 +252,8 @@ def tokenize(
     turns: dict[int, list[Turn]] = {row: [] for row in whole}
     for ((row, turn), text), prompt_ids in zip(prompt.items(), chat.ids([*prompt.values()]), strict=True):
         turns[row].append(Turn(turn, text, prompt_ids))
-    made |= {row: _label(chat, conversations[row], turns[row], whole[row], ids[row]) for row in whole}
+    masks = reasoning == "masked" and not last_only
+    made |= {row: label(chat, conversations[row], turns[row], whole[row], ids[row], masks) for row in whole}
     return [made[row] for row in range(len(conversations))]
 
 
@@ -248,7 +278,20 @@ def _control_token(chat: ChatFormat, messages: Sequence[Message]) -> Untrainable
                 f"the text of {message['role']} has {found.group()!r}, a control token of this model; remove it "
                 "from the text",
             )
+    if isinstance(messages, Conversation):
+        more = [[messages.tools], *([m.get("tool_calls"), m.get("reasoning_content")] for m in messages)]
+        if found := chat.control.search(json.dumps(more, ensure_ascii=False)):
+            said = f"a tool, a call or reasoning has {found.group()!r}, a control token of this model; remove it"
+            return Untrainable("control_token", said)
     return None
+
+
+def without_reasoning(messages: Sequence[Message]) -> Sequence[Message]:
+    """The conversation without the reasoning of its answers."""
+    if not isinstance(messages, Conversation):
+        return messages
+    kept = ({name: message[name] for name in message if name != "reasoning_content"} for message in messages)
+    return Conversation(kept, messages.tools)
 
 
 def _texts(
@@ -264,80 +307,3 @@ def _texts(
         at: text if error is None else Untrainable("refused_by_template", f"{refused}{error}")
         for at, (text, error) in zip(conversations, written, strict=True)
     }
-
-
-def _label(
-    chat: ChatFormat, messages: Sequence[Message], turns: Sequence[Turn], whole: str, ids: list[int]
-) -> Tokenized | Untrainable:
-    """The labels of one conversation, whose answers are asked for by `turns`."""
-    if wrong := _wrong_bos(chat, whole, ids):
-        return wrong
-    stops = set(chat.stops.values())
-    labels = [IGNORED] * len(ids)
-    start, reference = len(ids), ""
-    for turn in turns:
-        if not whole.startswith(turn.prompt):
-            return Untrainable("other_prompt", _other_prompt(turn, whole))
-        if ids[: len(turn.prompt_ids)] != turn.prompt_ids:
-            return Untrainable("joined_tokens", _joined(turn, messages[turn.number]["content"]))
-        answer = _answer(chat, turn.number, whole[len(turn.prompt) :], messages[turn.number]["content"])
-        if isinstance(answer, Untrainable):
-            return answer
-        reference, start = answer, len(turn.prompt_ids)
-        end = next((at for at in range(start, len(ids)) if ids[at] in stops), None)
-        if end is None:
-            said = f"the stop token after message {turn.number + 1} is text to the tokenizer, not a token"
-            return Untrainable("no_stop_token", said)
-        labels[start : end + 1] = ids[start : end + 1]
-    return Tokenized(ids, labels, start, reference)
-
-
-def _answer(chat: ChatFormat, turn: int, rest: str, content: str) -> str | Untrainable:
-    """Return the answer as the template renders it; `rest` is the conversation after its prompt, the answer first."""
-    stop = chat.stop.search(rest)
-    said = rest[: stop.start()] if stop else rest
-    for answer in (content, content.strip()):
-        if stop and said.rstrip().endswith(answer.rstrip()) and answer in said:
-            return answer
-    return Untrainable(
-        "changed_answer",
-        f"message {turn + 1} is not followed by a stop token, or the chat template changes it: the answer "
-        f"{_short(content)} became {_short(said)}",
-    )
-
-
-def _wrong_bos(chat: ChatFormat, whole: str, ids: list[int]) -> Untrainable | None:
-    bos, bos_id = chat.tokenizer.bos_token, chat.tokenizer.bos_token_id
-    if bos_id is None or ids.count(bos_id) == whole.count(bos):
-        return None
-    return Untrainable(
-        "wrong_bos",
-        f"{ids.count(bos_id)} tokens {bos} where the chat template writes {whole.count(bos)}: the tokenizer of "
-        "model.base adds or loses some",
-    )
-
-
-def _other_prompt(turn: Turn, whole: str) -> str:
-    """Find where the template writes the text before an answer in another way once the answer is there."""
-    pairs = enumerate(zip(turn.prompt + "\0", whole + "\1", strict=False))
-    same = next(at for at, (a, b) in pairs if a != b)
-    return (
-        f"a server would prompt for message {turn.number + 1} with another prompt than in training: "
-        f"{_short(turn.prompt[same : same + 40])} where the row has {_short(whole[same : same + 40])}; the chat "
-        "template of model.base treats a message differently when another follows it"
-    )
-
-
-def _joined(turn: Turn, answer: str) -> str:
-    """Explain that no server's prompt ends where this answer begins, since one token would belong to both."""
-    blank = answer[: len(answer) - len(answer.lstrip())]
-    begins = f"begins with the blanks {_short(blank)}" if blank else f"begins with {_short(answer[:20])}"
-    return (
-        f"message {turn.number + 1} {begins}, which the tokenizer joins with the end of the prompt, "
-        f"{_short(turn.prompt[-20:])}, into other tokens than a server sends"
-        + ("; remove them from the answer" if blank else "")
-    )
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:30]}...{text[-10:]}")

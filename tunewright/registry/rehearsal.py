@@ -17,11 +17,12 @@ from pydantic import BaseModel, ValidationError
 from tunewright.errors import TunewrightError
 from tunewright.machine import bounded
 from tunewright.machine.bounded import Unreadable
-from tunewright.modeling.chat import write_conversations
+from tunewright.modeling.chat import shown, without_reasoning, write_conversations
 from tunewright.registry import files
 from tunewright.registry.candidate import Candidate
 from tunewright.serving import ServedChat
 from tunewright.store.caching import digest_of
+from tunewright.tools.conversation import conversation_of, tools_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,8 +37,9 @@ class RehearsalRow(BaseModel, frozen=True):
     """A test row and the candidate's answer to it."""
 
     row_id: str
-    messages: list[dict[str, str]]  # without the reference
+    messages: list[dict[str, Any]]  # without the reference
     answer: str
+    tools: list[dict[str, Any]] = []
 
 
 class Rehearsal(BaseModel, frozen=True):
@@ -53,9 +55,17 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
     recorded = recorded.slice(0, REHEARSED).to_pylist()
     ids = [row["row_id"] for row in recorded]
     rows = pq.read_table(candidate.run.splits.path("test.parquet"), filters=[("row_id", "in", ids)]).to_pylist()
-    messages = {row["row_id"]: row["messages"][:-1] for row in rows}
+    dropped = candidate.settings.model.reasoning == "dropped"
+    told = {row["row_id"]: conversation_of(row) for row in rows}
+    told = {row_id: without_reasoning(each) if dropped else each for row_id, each in told.items()}
     asked = [
-        RehearsalRow(row_id=row["row_id"], messages=messages[row["row_id"]], answer=row["answer"]) for row in recorded
+        RehearsalRow(
+            row_id=row["row_id"],
+            messages=[*shown(told[row["row_id"]])[:-1]],
+            answer=row["answer"],
+            tools=tools_of(told[row["row_id"]]),
+        )
+        for row in recorded
     ]
     rehearsal = Rehearsal(rows=tuple(asked), max_new_tokens=candidate.settings.evaluation.max_new_tokens)
     with files.copied(client, version) as copy:
@@ -138,19 +148,22 @@ def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None
     loaded, consequence = load(copy), "the alias did not move"
     most = measured_max_new_tokens(copy) if rehearsal.max_new_tokens is None else rehearsal.max_new_tokens
     conversations = questions(version, loaded, rehearsal, consequence)
-    require_measured(version, loaded, rehearsal, loaded.answer_measured(conversations, most), consequence)
+    said = loaded.answer_measured(conversations, most, [row.tools for row in rehearsal.rows])
+    require_measured(version, loaded, rehearsal, said, consequence)
 
 
 def questions(
     version: "ModelVersion", loaded: ServedChat, rehearsal: Rehearsal, consequence: str
-) -> list[list[dict[str, str]]]:
+) -> list[list[dict[str, Any]]]:
     """The conversations of a rehearsal, of which the template is known to meet no limit before this process renders it.
 
     Raises TunewrightError, which ends with the consequence, where it meets one.
     """
     conversations, special = [row.messages for row in rehearsal.rows], loaded.tokenizer.special_tokens_map
     try:
-        bounded.call(write_conversations, loaded.template, conversations, special, True)
+        bounded.call(
+            write_conversations, loaded.template, conversations, special, True, [row.tools for row in rehearsal.rows]
+        )
     except Unreadable as error:
         raise TunewrightError(
             f"{files.uri_of(version)}: its chat template for {len(conversations)} conversations {error}; {consequence}"

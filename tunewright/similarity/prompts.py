@@ -1,7 +1,7 @@
 """Compared parts of a row: its prompt without boilerplate, as words and shingles, and the fields that must be equal."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tunewright.similarity.folding import Folded, character_classes, fold_messages
+from tunewright.tools.conversation import identity_of, tools_hash
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are similar
 FEWEST_WORDS = 12
 BOILERPLATE = "boilerplate.json"  # in the folder of the unique rows: what was left out of the comparison
@@ -134,16 +135,34 @@ def conversation_hashes(rows: np.ndarray, roles: np.ndarray, messages: np.ndarra
     return np.stack([hash_sequences(2 * rows, np.stack([roles, of], axis=1).ravel()) for of in messages], axis=1)
 
 
-def hashed_conversations(messages: pa.ChunkedArray | pa.Array) -> tuple[Folded, np.ndarray, np.ndarray]:
+def hashed_conversations(
+    messages: pa.ChunkedArray | pa.Array, chats: pa.ChunkedArray | pa.Array | None = None
+) -> tuple[Folded, np.ndarray, np.ndarray]:
     """The folded conversations of a messages column; the hashes of its messages; (rows, 2) those of the conversations.
 
-    The hashes of two conversations are equal where one is an exact duplicate of the other.
+    The hashes of two conversations are equal where one is an exact duplicate of the other: with `chats`, the column of
+    that name, their tools, reasoning and weights are equal as well.
     """
     folded = fold_messages(messages)
     lists = messages.combine_chunks() if isinstance(messages, pa.ChunkedArray) else messages
     roles = pc.index_in(lists.flatten().field("role"), pa.array(ROLES))  # pyright: ignore[reportAttributeAccessIssue]
     of_messages = message_hashes(folded)
-    return folded, of_messages, conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), of_messages)
+    hashes = conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), of_messages)
+    if chats is not None and chats.null_count < len(chats):
+        hashes = hashes ^ of_chats(chats, identity_of)[:, None]
+    return folded, of_messages, hashes
+
+
+def of_chats(chats: pa.ChunkedArray | pa.Array, identity: Callable[[str], str]) -> np.ndarray:
+    """(rows,) uint64: a hash of what is told of each column `chat`; 0 where there is none."""
+    told = (int(identity(chat)[:16], 16) if chat else 0 for chat in chats.to_pylist())
+    return np.fromiter(told, np.uint64, len(chats))
+
+
+def with_tools(batch: pa.Table, answers: np.ndarray) -> np.ndarray:
+    """The hashes of answers (rows,), other ones where the rows of a batch have other tools (its column `chat`)."""
+    chats = batch["chat"] if "chat" in batch.column_names else None
+    return answers if chats is None or chats.null_count == len(chats) else answers ^ of_chats(chats, tools_hash)
 
 
 def distinct_segments(found: Runs | Segments) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tunewright.similarity.embedding import LENGTH, StaticModel
 from tunewright.similarity.engine import over_batches, read_pieces
 from tunewright.similarity.folding import fold_messages, fold_texts
-from tunewright.similarity.prompts import answers, cut, joined, kept_segments, segments, words
+from tunewright.similarity.prompts import answers, cut, joined, kept_segments, segments, with_tools, words
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch, Russian, Chinese. Of a pair such as on and off one is
 # enough: where the other stands instead, there is one less.
@@ -42,7 +42,7 @@ def find_leaders(
 
     A row stays if there is none, or if it is `settled` (rows,). `left_out` is the boilerplate.
     """
-    kinds = np.concatenate(over_batches(file, ["messages"], hash_kinds, left_out=left_out))[rows]
+    kinds = np.concatenate(over_batches(file, ["messages", "chat"], hash_kinds, left_out=left_out))[rows]
     _, of, counts = np.unique(kinds, return_inverse=True, return_counts=True)
     shared = np.flatnonzero(counts[of] > 1)
     vectors = _embed_rows(file, rows[shared], left_out, model)
@@ -63,7 +63,7 @@ def hash_kinds(batch: pa.Table, left_out: np.ndarray) -> np.ndarray:
     known = _reversing()
     reverses = known[np.minimum(np.searchsorted(known, said.hashes), len(known) - 1)] == said.hashes
     reversing = np.concatenate([[0], np.cumsum(reverses)])[said.indptr]
-    return joined(hash_sequences(*numbers), np.diff(reversing).astype(np.uint64), answers(folded))
+    return joined(hash_sequences(*numbers), np.diff(reversing).astype(np.uint64), with_tools(batch, answers(folded)))
 
 
 def prompt_texts(batch: pa.Table, left_out: np.ndarray) -> list[str]:

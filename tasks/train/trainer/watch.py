@@ -17,6 +17,7 @@ from tunewright import compat
 from tunewright.config import Metric
 from tunewright.generation import Answer, Greedy
 from tunewright.metrics.catalogue import PER_ROW
+from tunewright.tools.parsing import said_beside
 
 Row = Mapping[str, Any]  # row_id, input_ids, labels
 
@@ -125,8 +126,8 @@ class Scores:
             return [float(answer.is_reference(self.stops)) for answer in answers]
         measure = PER_ROW[self.metric]
         return [
-            measure(answer.text(self.tokenizer, row["reference"], self.stops), row["reference"])
-            for answer, row in zip(answers, rows, strict=True)
+            measure(said_beside(answer.text(self.tokenizer, wanted, self.stops), wanted), wanted)
+            for answer, wanted in zip(answers, (row["reference"] for row in rows), strict=True)
         ]
 
 

@@ -12,6 +12,7 @@ from tunewright.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 ENDING = ".jinja"
+WITH_TOOLS = ("hermes",)  # those that write tools and calls
 HEADER = re.compile(r"\s*\{#-?\s*stop:\s*(\S+)(?:\s+needs:\s*(.*?))?\s*-?#\}")
 MOST_BYTES = 200_000
 

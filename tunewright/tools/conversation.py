@@ -1,0 +1,95 @@
+"""A conversation that says more than role and content: tools, calls, reasoning, and answers that are not trained.
+
+A row of texts alone is a list of messages, as ever. One of these also has the column `chat` (ROW_SCHEMA), JSON of its
+tools and messages as chat templates take them; its column `messages` then has each call as text, so that whatever
+compares, checks or shows texts sees the calls.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, Self
+
+Message = dict[str, Any]  # role and content; tool_calls, tool_call_id, name, reasoning_content and weight as needed
+Tool = dict[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
+
+
+class Conversation(list[Message]):
+    """Messages as chat templates take them, and the tools that they may call. Slices are plain lists."""
+
+    def __init__(self, messages: Iterable[Message] = (), tools: Sequence[Tool] = ()) -> None:
+        super().__init__(messages)
+        self.tools = list(tools)
+
+    def __add__(self, others: list[Message]) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self)([*self, *others], self.tools)
+
+    def __radd__(self, others: list[Message]) -> Self:
+        return type(self)([*others, *self], self.tools)
+
+
+def tools_of(messages: Sequence[Message]) -> list[Tool]:
+    """The tools of a conversation; none of a plain list."""
+    return messages.tools if isinstance(messages, Conversation) else []
+
+
+def before(messages: Sequence[Message], number: int) -> Sequence[Message]:
+    """The first messages of a conversation, with its tools."""
+    first = messages[:number]
+    return Conversation(first, messages.tools) if isinstance(messages, Conversation) else first
+
+
+def chat_of(messages: Sequence[Message]) -> str | None:
+    """The column `chat` of a row; None where role and content say all."""
+    if not isinstance(messages, Conversation):
+        return None
+    return json.dumps({"tools": messages.tools, "messages": list(messages)}, ensure_ascii=False)
+
+
+def conversation_of(row: Mapping[str, Any]) -> list[Message]:
+    """The conversation of a row of a row table, as a chat template takes it."""
+    if not (chat := row.get("chat")):
+        return row["messages"]
+    held = json.loads(chat)
+    return Conversation(held["messages"], held["tools"])
+
+
+def identity_of(chat: str) -> str:
+    """The sha256 of a column `chat`, whatever the order of the fields in its objects."""
+    held = json.loads(chat)
+    return sha256(json.dumps(held, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def tools_hash(chat: str) -> str:
+    """The sha256 of the tools in a column `chat`, in whatever order and with their fields in whatever order."""
+    tools = sorted(json.dumps(tool, sort_keys=True) for tool in json.loads(chat)["tools"])
+    return sha256("\n".join(tools).encode()).hexdigest()
+
+
+def texts_of(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The messages as role and text, of which the calls are a part: the column `messages` of a row."""
+    return [{"role": each["role"], "content": text_of(each)} for each in messages]
+
+
+def text_of(message: Message) -> str:
+    """The content of a message with each of its calls behind it, as Hermes and Qwen write them."""
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    return "\n".join(filter(None, [message["content"] or "", *(call_text(c["name"], c["arguments"]) for c in calls)]))
+
+
+def call_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as Hermes and Qwen write it."""
+    said = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{said}\n</tool_call>"
+
+
+def is_trained(message: Message) -> bool:
+    """Whether a message is an answer that the model learns."""
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def more_texts(chat: str) -> list[str]:
+    """Return the texts of `chat` that `messages` has not: reasoning, and the definitions of tools."""
+    held = json.loads(chat)
+    reasoning = [message["reasoning_content"] for message in held["messages"] if message.get("reasoning_content")]
+    return [*reasoning, *(json.dumps(tool, ensure_ascii=False) for tool in held["tools"])]
