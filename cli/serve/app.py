@@ -289,7 +289,7 @@ def create_app(endpoint: RequestQueue, host: str, api_key: str, further: Sequenc
         "/metrics": (api.figures, get),
     }
     routes = [Route(path, function, methods=methods) for path, (function, methods) in paths.items()]
-    routes += [Route("/v1/models/{name}", api.models, methods=get), *further]
+    routes += [Route("/v1/models/{name:path}", api.models, methods=get), *further]
     handlers: Any = {RequestError: _refused, HTTPException: _refused, ClientDisconnect: _refused}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     app = Counted(KeyGuard(app, api_key), api.metrics, {*paths})
