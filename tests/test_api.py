@@ -35,9 +35,11 @@ from tunewright.cli.api.jobs import JobStore
 from tunewright.cli.api.models import FineTunedModels
 from tunewright.cli.api.running import JobRunner
 from tunewright.cli.api.template import JobFiles, Template
+from tunewright.cli.deployment_file import load as load_file
 from tunewright.cli.serve import key
 from tunewright.cli.serve.app import create_app
 from tunewright.errors import ConfigError
+from tunewright.store.backup import backup, restore
 
 KEY = "sk-for-these-tests-alone"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -306,6 +308,29 @@ def test_jobs_of_a_server_that_was_ended_go_on_in_the_next(tmp_path: Path, made:
         api.end(3, error="data.sources[0]: too few rows")
         for each in (job, after):
             assert api.comes_to(each, "failed").error.code == "invalid_training_file"
+
+
+def test_a_backup_has_the_jobs_and_their_files_for_another_home(
+    tmp_path: Path, made: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = [tmp_path / "old", tmp_path / "new"]
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(homes[0]))
+    with running(homes[0] / "api", made) as api:
+        job = api.create()
+        waiting.until(lambda: api.tries(job) == 1, 30, 0.02)
+    backup(tmp_path / "backup.tar")
+    shutil.rmtree(homes[0])
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(homes[1]))
+    restore(tmp_path / "backup.tar")
+    with running(homes[1] / "api", made) as api:
+        api.comes_to(job, "running")
+        file = api.folder / "jobs" / job.id / "job.yaml"
+        (source,) = load_file(file).settings.data.sources
+        assert (
+            (file.parent / source.path).read_bytes()
+            == jsonl(CHATS)
+            == api.client.files.content(job.training_file).read()
+        )
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def _files(fields: _Create, files: StoredFiles) -> JobFiles:
         file = files.get(name, param)
         if file.purpose != UPLOAD:
             raise RequestError(f"{param}: {name} has the purpose {file.purpose}; accepted: {UPLOAD}", param=param)
-        found[param] = files.path(file)
+        found[param] = Path("..", "..", files.folder.name, files.path(file).name)  # so that the home can be moved
     if fields.training_file == fields.validation_file:
         raise RequestError("validation_file: is the training file; accepted: another one", param="validation_file")
     return JobFiles(found["training_file"], found.get("validation_file"))

@@ -140,8 +140,10 @@ class JobRunner:
         not_now = (*ENDED, "paused")
         if found:
             self._fail(self.jobs.get(job.id), found, unless=not_now)
-        elif self.jobs.change(job.id, not_now, status="queued", is_validated=True).status == "queued":
-            self.jobs.say(job, "Files validated, moving job to queued state")
+        else:
+            with self.jobs.changed:  # until it is said, the job does not begin
+                if self.jobs.change(job.id, not_now, status="queued", is_validated=True).status == "queued":
+                    self.jobs.say(job, "Files validated, moving job to queued state")
 
     def _fail(self, job: FineTuningJob, error: JobError, unless: tuple[Any, ...]) -> None:
         changed = self.jobs.change(job.id, unless, status="failed", error=error, finished_at=int(time.time()))

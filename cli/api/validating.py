@@ -51,10 +51,9 @@ def _examples(deployment: Path, stored: StoredFile, files: StoredFiles) -> Tally
     """The account of a file's records. Raises TunewrightError where the pipeline would stop on it."""
     if digest_of(files.path(stored)) != stored.sha256:
         raise TunewrightError(f"{stored.filename}: is not what was uploaded; upload it again")
-    data = deployment_file.load(deployment).settings.data
-    own = data.model_copy(
-        update={"sources": tuple(each for each in data.sources if each.path == str(files.path(stored)))}
-    )
+    data, path = deployment_file.load(deployment).settings.data, files.path(stored)
+    (source,) = (each for each in data.sources if Path(each.path).name == path.name)
+    own = data.model_copy(update={"sources": (source.model_copy(update={"path": str(path)}),), "held_out": ()})
     (file,) = source_files(own)
     tally = _counted(file, data.max_line_bytes)
     judge(own, [file], tally)
