@@ -27,13 +27,14 @@ import yaml
 from test_flow import ROWS
 
 from tunewright.artifacts import Base
-from tunewright.cli.api import curves, files, template
+from tunewright.cli.api import app, curves, files, template
 from tunewright.cli.api.app import FineTuningApi
 from tunewright.cli.api.curves import Follower
 from tunewright.cli.api.files import StoredFiles
 from tunewright.cli.api.jobs import JobStore
 from tunewright.cli.api.models import FineTunedModels
 from tunewright.cli.api.running import JobRunner
+from tunewright.cli.api.server import of_runs
 from tunewright.cli.api.template import JobFiles, Template
 from tunewright.cli.deployment_file import load as load_file
 from tunewright.cli.serve import key
@@ -407,6 +408,19 @@ def test_a_request_that_nothing_here_does_is_refused_by_name(api: Api, fields: d
     assert (answer.status_code, answer.json()["error"]["message"][: len(sentence)]) == (400, sentence)
     assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
     assert [*api.client.fine_tuning.jobs.list()] == []
+
+
+def test_no_more_than_so_many_jobs_wait(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "MOST_JOBS", 2)
+    jobs = [api.create(), api.create()]
+    with pytest.raises(openai.RateLimitError, match="2 jobs are waiting already; cancel some, or try again later"):
+        api.create()
+    api.client.fine_tuning.jobs.cancel(jobs[1].id)
+    assert api.create().status == "validating_files"
+
+
+def test_a_run_has_the_home_and_not_the_key(home: Path) -> None:
+    assert of_runs({"A": "b", key.VARIABLE: KEY}) == {"A": "b", "TUNEWRIGHT_HOME": str(home)}
 
 
 def test_jobs_and_events_come_in_pages_the_newest_first(api: Api) -> None:

@@ -1,8 +1,8 @@
 """`tunewright api`: the fine-tuning API of OpenAI over a deployment file.
 
 template.py makes the settings of a job, files.py and uploading.py keep what is uploaded, jobs.py has the records,
-creating.py reads requests, validating.py and running.py do the work, curves.py reads what the trainer writes, models.py
-answers with what was made, and app.py has the paths.
+creating.py reads requests, validating.py and running.py do the work, curves.py and results.py read what a run makes,
+models.py answers with it, and app.py has the paths.
 """
 
 import os

@@ -21,18 +21,10 @@ from typing import IO, Any
 
 import psutil
 
-from tunewright.cli.api import curves
+from tunewright.cli.api import results
 from tunewright.cli.api.curves import Follower
 from tunewright.cli.api.files import StoredFiles
-from tunewright.cli.api.jobs import (
-    DEPLOYMENT,
-    ENDED,
-    FineTuningJob,
-    JobError,
-    JobStore,
-    KeptCheckpoint,
-    RegisteredResult,
-)
+from tunewright.cli.api.jobs import DEPLOYMENT, ENDED, FineTuningJob, JobError, JobStore
 from tunewright.cli.api.validating import as_uploaded, fault
 from tunewright.cli.serve.asking import RequestError
 from tunewright.config import STAGES
@@ -226,58 +218,12 @@ class JobRunner:
 
     def _succeed(self, job: FineTuningJob, printed: dict[str, Any], follower: Follower) -> None:
         """Keep what a run has made, and say its verdict."""
-        stages = {each["stage"]: Path(each["artifact"]) for each in printed["stages"] if each.get("artifact")}
-        metrics = stages["train"] / "metrics.jsonl"
-        self._relay_points(job, follower, metrics)
-        found, model, verdict = curves.points(metrics), printed["model"], printed["verdict"]
-        training = printed["training"]
-        step = training["best_step"]
-        train_loss, valid_loss = curves.losses(found, step)
-        trained = curves.epochs(found)
-        rows = printed.get("rows")
-        file = self.files.write(curves.as_csv(found), "step_metrics.csv")
-        now = int(time.time())
-        if rows:
-            self.jobs.say(
-                job, f"{rows['train']:,} training, {rows['validation']:,} validation and {rows['test']:,} test rows"
-            )
-        if training["stopped_early"]:
-            self.jobs.say(
-                job,
-                f"Training ended early, at step {training['steps']} of {found[-1].planned}: the validation loss did "
-                "not improve any more",
-            )
-        self.jobs.say(job, f"Checkpoint kept: step {step}, the best by {training['best_by']} on the validation rows")
-        self.jobs.say(job, f"Verdict: {verdict['reason']}")
-        version = f"version {model['version']} of {model['name']}"
-        has_alias = f"it is @{model['alias']} now" if model["alias"] else "the alias did not move to it"
-        self.jobs.say(job, f"New fine-tuned model created: {job.model_name}; it is {version}, and {has_alias}")
-        changed = self.jobs.change(
-            job.id,
-            (*ENDED, "paused"),
-            status="succeeded",
-            finished_at=now,
-            trained_tokens=curves.trained_tokens(stages["render"], trained),
-            result_files=(file.id,),
-            hyperparameters=job.hyperparameters | _epochs(job, trained),
-            checkpoint=KeptCheckpoint(step=step, created_at=now, train_loss=train_loss, valid_loss=valid_loss),
-            result=RegisteredResult(
-                model=model["name"],
-                version=model["version"],
-                alias=model["alias"],
-                decision=verdict["decision"],
-                sentence=verdict["reason"],
-                rows=rows,
-                run_id=model["run_id"],
-            ),
-        )
-        if changed.status == "succeeded":
+        self._relay_points(job, follower, results.metrics_of(printed))
+        fields = results.fields(job, printed, self.files)
+        for message in results.messages(job, printed):
+            self.jobs.say(job, message)
+        if self.jobs.change(job.id, (*ENDED, "paused"), **fields).status == "succeeded":
             self.jobs.say(job, "The job has successfully completed")
-
-
-def _epochs(job: FineTuningJob, trained: float) -> dict[str, int]:
-    """The epochs that `auto` came to where the template counts steps: each that was begun."""
-    return {"n_epochs": max(1, -int(-trained // 1))} if job.hyperparameters["n_epochs"] == "auto" else {}
 
 
 def _trainers_folder(pid: int) -> Path | None:

@@ -44,22 +44,26 @@ class ApiServices:
         self.models.close()
 
 
+def of_runs(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a run in this home, which need not know the key of the API."""
+    own = {name: value for name, value in environment.items() if name != key.VARIABLE}
+    return own | {"TUNEWRIGHT_HOME": str(config.home().absolute())}
+
+
 def serve(template: Template, environment: Mapping[str, str], at: Listening, tell: Tell) -> None:
     """Serves until Ctrl-C; SIGTERM ends it with KeyboardInterrupt. The job at hand goes on when it is started again.
 
-    `environment` is that of the runs, which need not know the key.
+    `environment` is what the server was started with.
     Raises ConfigError where the port is taken, or another server has the jobs of this home.
     """
     folder = config.home() / FOLDER
-    own = {name: value for name, value in environment.items() if name != key.VARIABLE}
-    own["TUNEWRIGHT_HOME"] = str(config.home().absolute())
     config.make_home()
     folder.mkdir(mode=0o700, exist_ok=True)
 
     def opened() -> tuple[Stoppable, ASGIApp, str]:
         files, jobs = StoredFiles(folder / "files", tell), JobStore(folder / "jobs", tell)
         models = FineTunedModels(jobs, template.settings.registry, at.max_waiting, tell)
-        runner = JobRunner(jobs, files, template.folder, own, models.release)
+        runner = JobRunner(jobs, files, template.folder, of_runs(environment), models.release)
         api = FineTuningApi(template, files, jobs, runner)
         said = f"{', '.join(template.bases)} can be fine-tuned"
         return ApiServices(runner, models), create_app(models, at.host, at.api_key, api.routes()), said

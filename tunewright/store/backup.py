@@ -2,8 +2,8 @@
 
 The database first, by sqlite's own backup, which is of one moment whoever writes; then MLflow's files, of which that
 database names none that come later; then the history of the data and the uses of test sets, each pipeline's under its
-lock, and the jobs of `tunewright api`. So a copy may know of a use of a test set whose model is not in it, which is then
-registered again and counted once, and never the other way round.
+lock, and the jobs of `tunewright api`. So a copy may know of a use of a test set whose model is not in it, which is
+then registered again and counted once, and never the other way round.
 """
 
 import contextlib
