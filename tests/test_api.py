@@ -119,7 +119,7 @@ def use(client: openai.OpenAI) -> None:
     )
     assert job.hyperparameters.to_dict() == {"n_epochs": 8, "batch_size": 4, "learning_rate_multiplier": 1.0}
 
-    def newest() -> openai.types.fine_tuning.FineTuningJobEvent:
+    def newest() -> Any:
         return client.fine_tuning.jobs.list_events(job.id, limit=1).data[0]
 
     waiting.until(lambda: newest().type == "metrics" or client.fine_tuning.jobs.retrieve(job.id).status == "failed")
@@ -132,7 +132,7 @@ def use(client: openai.OpenAI) -> None:
     assert [each.id for each in events][: len(seen)] == [each.id for each in seen[::-1]]
     assert events[-1].message == "The job has successfully completed"
 
-    steps = [each.data for each in events if each.type == "metrics"]
+    steps: list[Any] = [each.data for each in events if each.type == "metrics"]
     trained = [each["step"] for each in steps if "valid_loss" not in each]
     assert trained == list(range(1, STEPS + 1))
     result = client.files.content(ended.result_files[0]).text
@@ -204,7 +204,7 @@ class Api:
         return self.client.files.create(file=(name, content or jsonl(CHATS)), purpose="fine-tune").id
 
     def create(self, **fields: Any) -> Any:
-        given = {"model": "base"} | fields
+        given: dict[str, Any] = {"model": "base"} | fields
         return self.client.fine_tuning.jobs.create(
             **given | {"training_file": given.get("training_file") or self.upload()}
         )
@@ -257,7 +257,7 @@ def api(tmp_path: Path, made: Template) -> Iterator[Api]:
 def test_a_paused_job_goes_on_where_it_is_resumed_and_a_cancelled_one_never(api: Api) -> None:
     job, after = api.create(), api.create()
     waiting.until(lambda: api.tries(job) == 1, 30, 0.02)
-    assert api.status(after) == "queued"
+    api.comes_to(after, "queued")
     assert api.client.fine_tuning.jobs.pause(job.id).status == "paused"
     waiting.until(lambda: api.tries(after) == 1, 30, 0.02)
     with pytest.raises(openai.BadRequestError, match="pause: the job is paused; accepted: a job that is "):

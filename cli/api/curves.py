@@ -107,7 +107,7 @@ def as_csv(found: list[TrainingPoint]) -> str:
         given = {name: getattr(point, name) for name in COLUMNS}
         rows.setdefault(point.step, {}).update({name: value for name, value in given.items() if value is not None})
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows[step] for step in sorted(rows))
     return text.getvalue()
