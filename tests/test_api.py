@@ -372,7 +372,7 @@ def test_a_file_that_cannot_be_trained_on_fails_its_job_before_it_is_queued(api:
     api.comes_to(job := api.create(training_file=old), "queued")
     assert any("72 examples; 1 records are left out, such as chats.jsonl line 73" in each for each in api.said(job))
 
-    altered = api.upload()
+    altered = api.upload(jsonl(CHATS[1:]))
     api.files.path(api.files.get(altered)).write_bytes(jsonl(CHATS[:-1]))
     assert "is not what was uploaded" in api.comes_to(api.create(training_file=altered), "failed").error.message
 
@@ -453,7 +453,9 @@ def test_a_file_is_kept_as_it_came_for_its_owner_alone(api: Api) -> None:
     assert stat.S_IMODE(api.files.path(stored).stat().st_mode) == 0o600
     assert stat.S_IMODE(api.files.folder.stat().st_mode) == 0o700
     assert api.client.files.content(uploaded.id).read() == content
-    other = api.upload()
+    other, same = api.upload(), api.upload()
+    assert api.files.path(api.files.get(other)) == api.files.path(api.files.get(same))
+    assert api.client.files.delete(same).deleted
     assert [each.id for each in api.client.files.list()] == [other, uploaded.id]
     assert [each.id for each in api.client.files.list(order="asc", limit=1)] == [uploaded.id, other]
     assert [*api.client.files.list(purpose="fine-tune-results")] == []

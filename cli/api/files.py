@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -91,6 +92,7 @@ class StoredFiles:
     def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
         """Read the records; one that cannot be read is told, and its file left alone."""
         self.folder = folder
+        self._lock = threading.Lock()
         self._files: dict[str, StoredFile] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.glob(f"{UNFINISHED}*"):
@@ -105,8 +107,8 @@ class StoredFiles:
                 self._files[file.id] = file
 
     def path(self, file: StoredFile) -> Path:
-        """The bytes of a file."""
-        return self.folder / f"{file.id}{'.jsonl' if file.purpose == UPLOAD else '.csv'}"
+        """The bytes of a file, named by their digest, so that a job on the same rows finds what an earlier one made."""
+        return self.folder / f"{file.sha256}{'.jsonl' if file.purpose == UPLOAD else '.csv'}"
 
     def get(self, name: str, param: str | None = None) -> StoredFile:
         """The file with this id. Raises RequestError where there is none."""
@@ -139,9 +141,10 @@ class StoredFiles:
             purpose=purpose,
         )
         incoming.finish()
-        incoming.path.rename(self.path(file))
-        disk.replace(self.folder / f"{file.id}.json", file.model_dump_json())  # last: with it the file is there
-        self._files[file.id] = file
+        with self._lock:
+            incoming.path.rename(self.path(file))
+            disk.replace(self.folder / f"{file.id}.json", file.model_dump_json())  # last: with it the file is there
+            self._files[file.id] = file
         return file
 
     def write(self, text: str, filename: str) -> StoredFile:
@@ -154,7 +157,9 @@ class StoredFiles:
             incoming.discard()
 
     def delete(self, file: StoredFile) -> None:
-        """Remove a file and its record."""
-        self._files.pop(file.id, None)
-        (self.folder / f"{file.id}.json").unlink(missing_ok=True)
-        self.path(file).unlink(missing_ok=True)
+        """Remove a file's record, and its bytes unless another file has the same."""
+        with self._lock:
+            self._files.pop(file.id, None)
+            (self.folder / f"{file.id}.json").unlink(missing_ok=True)
+            if not any(self.path(other) == self.path(file) for other in self._files.values()):
+                self.path(file).unlink(missing_ok=True)
