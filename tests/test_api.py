@@ -29,7 +29,7 @@ from test_flow import ROWS
 from tunewright.artifacts import Base
 from tunewright.cli.api import app, curves, files, template
 from tunewright.cli.api.app import FineTuningApi
-from tunewright.cli.api.curves import Follower
+from tunewright.cli.api.curves import TrainingFollower
 from tunewright.cli.api.files import StoredFiles
 from tunewright.cli.api.jobs import JobStore
 from tunewright.cli.api.models import FineTunedModels
@@ -614,7 +614,7 @@ def test_each_point_is_one_event_also_where_a_training_goes_on(tmp_path: Path) -
     metrics = tmp_path / "metrics.jsonl"
     lines = [line(1, 4, loss=2.0, learning_rate=0.1), line(2, 4, loss=1.5), line(2, 4, eval_loss=1.8)]
     metrics.write_text("\n".join(lines) + "\n" + line(3, 4, loss=1.0)[:-3])
-    follower = Follower([])
+    follower = TrainingFollower([])
     assert [said for said, _ in follower.read(metrics)] == [
         "Step 1/4: training loss=2.0000",
         "Step 2/4: training loss=1.5000",
@@ -634,6 +634,6 @@ def test_each_point_is_one_event_also_where_a_training_goes_on(tmp_path: Path) -
 def test_a_long_training_has_about_a_thousand_events(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(f"{line(step, 4_999, loss=1.0)}\n" for step in range(1, 5_000)))
-    events = [figures["step"] for _, figures in Follower([]).read(metrics)]
+    events = [figures["step"] for _, figures in TrainingFollower([]).read(metrics)]
     assert (len(events), events[0], events[-1]) == (1_000, 5, 4_999)
     assert len(curves.as_csv(curves.points(metrics)).splitlines()) == 5_000

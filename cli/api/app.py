@@ -26,7 +26,7 @@ OF_METADATA = re.compile(r"metadata\[(.+)\]")
 
 
 class FineTuningApi:
-    """What each path does."""
+    """The handlers of the paths."""
 
     def __init__(self, template: Template, files: StoredFiles, jobs: JobStore, runner: JobRunner) -> None:
         self.template, self.files, self.jobs, self.runner = template, files, jobs, runner

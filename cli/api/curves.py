@@ -31,7 +31,7 @@ class TrainingPoint(NamedTuple):
     valid_loss: float | None
 
 
-class Follower:
+class TrainingFollower:
     """The points of a training that goes on; those that were events before are left out."""
 
     def __init__(self, events: list[JobEvent]) -> None:

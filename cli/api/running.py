@@ -22,7 +22,7 @@ from typing import IO, Any
 import psutil
 
 from tunewright.cli.api import results
-from tunewright.cli.api.curves import Follower
+from tunewright.cli.api.curves import TrainingFollower
 from tunewright.cli.api.files import StoredFiles
 from tunewright.cli.api.jobs import DEPLOYMENT, ENDED, FineTuningJob, JobError, JobStore
 from tunewright.cli.api.validating import as_uploaded, fault
@@ -162,7 +162,7 @@ class JobRunner:
         self.begins()
         self.jobs.say(job, "Fine-tuning job started")
         folder = self.jobs.folder(job)
-        follower = Follower(self.jobs.events(job))
+        follower = TrainingFollower(self.jobs.events(job))
         with (folder / LOG).open("ab") as log, (folder / OUTCOME).open("wb") as outcome:
             code = self._watched(job, follower, log, outcome)
         if code is None or self.jobs.get(job.id).status in STOPPED:
@@ -179,7 +179,9 @@ class JobRunner:
             param = "training_file" if code == 3 else None
             self._fail(job, JobError(code=kind, message=said, param=param), (*ENDED, "paused"))
 
-    def _watched(self, job: FineTuningJob, follower: Follower, log: IO[bytes], outcome: IO[bytes]) -> int | None:
+    def _watched(
+        self, job: FineTuningJob, follower: TrainingFollower, log: IO[bytes], outcome: IO[bytes]
+    ) -> int | None:
         """The exit code of the run of a job, whose points become events while it goes on; None where it was ended."""
         folder = self.jobs.folder(job)
         stages = _StageLines(folder / LOG)
@@ -211,12 +213,12 @@ class JobRunner:
                 self.jobs.change(job.id, ENDED, status="running")
         return None if asked_at is not None and process.returncode else process.returncode
 
-    def _relay_points(self, job: FineTuningJob, follower: Follower, metrics: Path) -> None:
+    def _relay_points(self, job: FineTuningJob, follower: TrainingFollower, metrics: Path) -> None:
         for message, figures in follower.read(metrics):
             self.jobs.say(job, message, data=figures)
         self.estimates[job.id] = follower.end()
 
-    def _succeed(self, job: FineTuningJob, printed: dict[str, Any], follower: Follower) -> None:
+    def _succeed(self, job: FineTuningJob, printed: dict[str, Any], follower: TrainingFollower) -> None:
         """Keep what a run has made, and say its verdict."""
         self._relay_points(job, follower, results.metrics_of(printed))
         fields = results.fields(job, printed, self.files)

@@ -24,7 +24,7 @@ LOCK = "server.lock"
 
 
 class ApiServices:
-    """What works behind the paths: the jobs and the models."""
+    """The services behind the paths: the jobs and the models."""
 
     def __init__(self, runner: JobRunner, models: FineTunedModels) -> None:
         self.runner, self.models = runner, models

@@ -36,7 +36,7 @@ class Listening:
 
 
 class Stoppable(Protocol):
-    """What works behind an app for as long as its server."""
+    """The services behind an app, which live as long as its server."""
 
     def start(self) -> None:
         """Begin; the server is ready."""
