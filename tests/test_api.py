@@ -204,7 +204,7 @@ class Api:
         return self.client.files.create(file=(name, content or jsonl(CHATS)), purpose="fine-tune").id
 
     def create(self, **fields: Any) -> Any:
-        given: dict[str, Any] = {"model": "base"} | fields
+        given: Any = {"model": "base", **fields}
         return self.client.fine_tuning.jobs.create(
             **given | {"training_file": given.get("training_file") or self.upload()}
         )
