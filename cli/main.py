@@ -10,6 +10,7 @@ with interrupts.at_once():
 
     from tunewright import config
     from tunewright.cli import command_line, operate, release
+    from tunewright.cli.api import api
     from tunewright.cli.export import export
     from tunewright.cli.imports import import_
     from tunewright.cli.predict import predict
@@ -241,7 +242,18 @@ def settings(
 
 
 app.command("import")(import_)
-for command in (predict, serve, export, verify, reproduce, operate.deploy, operate.up, operate.doctor, operate.clean):
+for command in (
+    predict,
+    serve,
+    api,
+    export,
+    verify,
+    reproduce,
+    operate.deploy,
+    operate.up,
+    operate.doctor,
+    operate.clean,
+):
     app.command()(command)
 app.add_typer(release.app)
 app.add_typer(operate.home_app)

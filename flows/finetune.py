@@ -73,7 +73,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     measured = (Contender(name="base", base=base), tuned)
     prompts, prompted = _prompted(s, call, read, splits, tokens, base)
-    opponent = call.champion(s.registry, adapter, base)
+    opponent = call.champion(s.registry, adapter, base, splits)
     answers = {
         each.name: call(evaluate)(
             contender=each, tokens=tokens, evaluation=s.measured(), own=read.metrics, schema=read.schema

@@ -219,13 +219,13 @@ def test_help_breaks_no_metavar_in_a_terminal_of_80_columns() -> None:
 
 IMPORTED = """
 import sys
-from tunewright.cli import command_line, main, operate, registered_model
+from tunewright.cli import api, command_line, main, operate, registered_model
 
 def prepare(*_, **__):
     print("prefect" in sys.modules)
     raise SystemExit
 
-for module in (command_line, operate, registered_model):
+for module in (api, command_line, operate, registered_model):
     module.prepare = prepare
 main.main()
 """
@@ -241,6 +241,7 @@ main.main()
         ("deploy", "a"),
         ("release", "history", "a"),
         ("serve", "a"),
+        ("api", "a"),
     ],
 )
 def test_prefect_is_imported_when_its_environment_is_there(arguments: tuple[str, ...]) -> None:

@@ -409,6 +409,15 @@ def test_a_version_that_is_decided_on_again_is_not_taken_for_lost(make: Make) ->
     assert "later verdict" not in by_id[again.run_id]
 
 
+def test_equal_weights_on_other_splits_are_compared_with_the_champion(tiny_base: Base, make: Make) -> None:
+    make(digest="a")
+    registry, splits = Registry(name="triage"), versions()[0].tags["data.splits"]
+    assert champion(registry, "a", tiny_base, load_base.fn, splits_digest=splits) is None
+    found = champion(registry, "a", tiny_base, load_base.fn, splits_digest="of more test rows")
+    assert found
+    assert found.version == "1"
+
+
 def test_a_champion_is_found_and_nothing_is_made_in_looking(tiny_base: Base, home: Path, make: Make) -> None:
     (home / "mlflow.db").rename(home / "aside")
     assert champion(Registry(name="triage"), "a", tiny_base, load_base.fn) is None

@@ -34,7 +34,7 @@ from tunewright.cli.predict.model import FetchedVersion
 from tunewright.cli.serve import key, vllm
 from tunewright.cli.serve.answering import AnswerText, StopReached, loads_apart
 from tunewright.cli.serve.asking import Asked, RequestError, read
-from tunewright.cli.serve.endpoint import called
+from tunewright.cli.serve.queue import called
 from tunewright.config import Evaluation, Model, Registry
 from tunewright.export import answering
 from tunewright.modeling.models import load_model, load_tokenizer

@@ -5,7 +5,7 @@ Each effective value remembers where it came from: a line of the file, the comma
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as field_
@@ -344,18 +344,25 @@ class TypedPaths:
 
     def from_folder(self, key: str, value: Any) -> Any:
         """A value with the paths in it as the file would name them."""
-        if isinstance(value, list):
-            return [self.from_folder(key, item) for item in value]
-        if isinstance(value, dict):
-            return {name: self.from_folder(f"{key}.{name}", inner) for name, inner in value.items()}
-        found = field(key)
-        local = next((mark for mark in found.metadata if isinstance(mark, LocalPath)), None) if found else None
-        if not local or not isinstance(value, str):
-            return value
-        named_so = from_folder(value, self.folder, or_name=local.or_name)
-        if named_so != value:
-            self.typed[named_so] = value
-        return named_so
+
+        def named_so(path: str, mark: LocalPath) -> str:
+            found = from_folder(path, self.folder, or_name=mark.or_name)
+            if found != path:
+                self.typed[found] = path
+            return found
+
+        return with_paths(key, value, named_so)
+
+
+def with_paths(key: str, value: Any, named: Callable[[str, LocalPath], str]) -> Any:
+    """The value of a dotted key, with the paths in it under other names."""
+    if isinstance(value, list):
+        return [with_paths(key, item, named) for item in value]
+    if isinstance(value, dict):
+        return {name: with_paths(f"{key}.{name}" if key else name, inner, named) for name, inner in value.items()}
+    found = field(key) if key else None
+    local = next((mark for mark in found.metadata if isinstance(mark, LocalPath)), None) if found else None
+    return named(value, local) if local and isinstance(value, str) else value
 
 
 def _inside(key: str, name: str) -> bool:

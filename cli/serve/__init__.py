@@ -1,7 +1,7 @@
 """`tunewright serve`: a registered version behind an OpenAI-compatible endpoint, of this project or of vLLM.
 
-asking.py reads requests, answering.py is the loaded version, endpoint.py the queue and the watch on the alias, app.py
-the HTTP side, and vllm.py the configuration of the other engine.
+asking.py reads requests, answering.py is the loaded version, queue.py the requests that wait for it, endpoint.py the
+watch on the alias, app.py the HTTP side, and vllm.py the configuration of the other engine.
 """
 
 from typing import Annotated

@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunewright.cli.serve.answering import ServedVersion
 from tunewright.cli.serve.asking import RequestError, read
-from tunewright.cli.serve.endpoint import Endpoint, Finished, JobCancelled, QueuedRequest
 from tunewright.cli.serve.metrics import Metrics
+from tunewright.cli.serve.queue import Finished, JobCancelled, QueuedRequest, RequestQueue
 from tunewright.errors import TunewrightError, one_line
 from tunewright.machine.addresses import HOSTS, LOOPBACK
 
@@ -60,16 +60,15 @@ class KeyGuard:
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
         if path in OPEN or not self.api_key or secrets.compare_digest(given, self.api_key):
             return None
-        message = "wrong or no API key; send Authorization: Bearer KEY, with the key that tunewright serve names"
+        message = "wrong or no API key; send Authorization: Bearer KEY, with the key that the server names at its start"
         return RequestError(message, HTTPStatus.UNAUTHORIZED, code="invalid_api_key")
 
 
 class Api:
     """The paths."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: RequestQueue) -> None:
         self.endpoint, self.metrics = endpoint, Metrics(endpoint)
-        self.created = int(time.time())
 
     async def health(self, _: Request) -> Response:
         """The state of the endpoint, for whoever watches it."""
@@ -88,7 +87,7 @@ class Api:
         return AsJson({"object": "list", "data": [self._model(each) for each in self.endpoint.models]})
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "tunewright"}
+        return {"id": name, "object": "model", "created": self.endpoint.created(name), "owned_by": "tunewright"}
 
     async def chat(self, request: Request) -> Response:
         """The answer to a conversation."""
@@ -99,7 +98,7 @@ class Api:
         return await self._ask(request, is_chat=False)
 
     async def _ask(self, request: Request, *, is_chat: bool) -> Response:
-        asked = read(await _body(request), is_chat=is_chat)
+        asked = read(await body_of(request), is_chat=is_chat)
         self.endpoint.require_model(asked.model)
         events: asyncio.Queue[Any] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -114,7 +113,7 @@ class Api:
             put(ended)
 
         self.endpoint.submit(job, end)
-        answer = _Answering(self.metrics, job, events, is_chat=is_chat)
+        answer = _Answering(self, job, events, is_chat=is_chat)
         with _ended_with(request, job):
             await answer.start()
             if not asked.is_streamed:
@@ -125,8 +124,9 @@ class Api:
 class _Answering:
     """The events of a job as the parts of a response."""
 
-    def __init__(self, metrics: Metrics, job: QueuedRequest, events: asyncio.Queue[Any], *, is_chat: bool) -> None:
-        self.metrics, self.job, self.events, self.is_chat = metrics, job, events, is_chat
+    def __init__(self, api: Api, job: QueuedRequest, events: asyncio.Queue[Any], *, is_chat: bool) -> None:
+        self.endpoint, self.metrics = api.endpoint, api.metrics
+        self.job, self.events, self.is_chat = job, events, is_chat
         self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.served: ServedVersion
@@ -200,12 +200,11 @@ class _Answering:
 
     def _response(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.is_chat else "text_completion"
-        name = self.job.asked.model.partition("@")[0]
         return {
             "id": self.id,
             "object": kind,
             "created": self.created,
-            "model": f"{name}@{self.served.number}",
+            "model": self.endpoint.answered_as(self.job.asked.model, self.served),
             "system_fingerprint": f"fp_{self.served.digest[:12]}",
             "choices": choices,
         }
@@ -219,7 +218,8 @@ def _event(content: Any) -> bytes:
     return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
-async def _body(request: Request) -> bytes:
+async def body_of(request: Request) -> bytes:
+    """The whole body. Raises RequestError where it is too long."""
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -278,8 +278,11 @@ async def _refused(_: Request, error: Exception) -> Response:
     return AsJson(error.body, error.status, wait)
 
 
-def create_app(endpoint: Endpoint, host: str, api_key: str) -> ASGIApp:
-    """The app; on this machine's own address it answers under that and localhost alone, as `tunewright up` does."""
+def create_app(endpoint: RequestQueue, host: str, api_key: str, further: Sequence[Route] = ()) -> ASGIApp:
+    """The app; on this machine's own address it answers under that and localhost alone, as `tunewright up` does.
+
+    `further` are paths beside those of the models, behind the same checks.
+    """
     api = Api(endpoint)
     get, post = ["GET"], ["POST"]
     paths: dict[str, tuple[Callable[..., Any], list[str]]] = {
@@ -290,7 +293,7 @@ def create_app(endpoint: Endpoint, host: str, api_key: str) -> ASGIApp:
         "/metrics": (api.figures, get),
     }
     routes = [Route(path, function, methods=methods) for path, (function, methods) in paths.items()]
-    routes.append(Route("/v1/models/{name}", api.models, methods=get))
+    routes += [Route("/v1/models/{name:path}", api.models, methods=get), *further]
     handlers: Any = {RequestError: _refused, HTTPException: _refused, ClientDisconnect: _refused}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     app = Counted(KeyGuard(app, api_key), api.metrics, {*paths})

@@ -113,19 +113,25 @@ class _Completion(_Fields):
     prompt: str | list[str] | list[Annotated[int, Field(ge=0)]]
 
 
-def read(body: bytes, *, is_chat: bool) -> Asked:
-    """The request of a body. Raises RequestError."""
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises RequestError."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
         raise RequestError("the body is no JSON; accepted: a JSON object") from None
     if not isinstance(given, dict):
         raise RequestError("the body is no JSON object")
+    return given
+
+
+def read(body: bytes, *, is_chat: bool) -> Asked:
+    """The request of a body. Raises RequestError."""
+    given = json_object(body)
     kind = _Chat if is_chat else _Completion
     try:
         fields = kind.model_validate(_supported(given, [*kind.model_fields]))
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
     stops = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
     if len(stops) > MOST_STOPS or not all(0 < len(each) <= LONGEST_STOP for each in stops):
         raise RequestError(f"stop: accepted: {OF_SEVERAL_TYPES['stop']}", param="stop")
@@ -170,7 +176,8 @@ def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
     return any(type(value) is type(each) and value == each for each in values)
 
 
-def _refusal(error: ValidationError) -> RequestError:
+def refusal(error: ValidationError) -> RequestError:
+    """The first error of a request's fields, in a sentence."""
     (first, *_) = error.errors(include_url=False)
     name, *within = map(str, first["loc"])
     if first["type"] == "missing":

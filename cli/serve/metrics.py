@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-from tunewright.cli.serve.endpoint import Endpoint
+from tunewright.cli.serve.queue import RequestQueue
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -13,7 +13,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 class Metrics:
     """Counts requests, tokens and time, and shows them with the state of the endpoint."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: RequestQueue) -> None:
         self.endpoint = endpoint
         self._registry = CollectorRegistry()
         self.requests = Counter(
@@ -44,7 +44,8 @@ class Metrics:
         failed = "Attempts to load a version that failed"
         yield CounterMetricFamily("tunewright_failed_swaps", failed, at.num_failed_swaps)
         served = InfoMetricFamily("tunewright_served", "The version that answers")
-        served.add_metric([], {"name": at.registry.name, "version": at.served.number, "digest": at.served.digest})
+        for name, version in at.loaded:
+            served.add_metric([], {"name": name, "version": version.number, "digest": version.digest})
         yield served
 
     def page(self) -> bytes:

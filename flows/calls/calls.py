@@ -138,10 +138,10 @@ class Calls(ABC):
         note = self.drawn.said if self.drawn and step.stage == "split" else step.note
         self.steps.append(replace(step, note=note))
 
-    def champion(self, registry: Registry, adapter: Adapter, base: Base) -> Contender | None:
+    def champion(self, registry: Registry, adapter: Adapter, base: Base, splits: Splits) -> Contender | None:
         """The version that the candidate is evaluated beside. Raises Reached where nothing is to be evaluated."""
         self.begin("evaluate")
-        return champion(registry, self.digest(adapter), base, load_base.fn)
+        return champion(registry, self.digest(adapter), base, load_base.fn, splits_digest=self.digest(splits))
 
     def require_metrics(self, settings: Settings, splits: Splits, schema: str) -> None:
         """Raises ConfigError where the gate's metrics do not fit these test rows, before anything is made of them."""

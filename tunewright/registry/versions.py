@@ -124,18 +124,23 @@ def require_answer(registry: Registry) -> None:
 
 
 @patient
-def champion(registry: Registry, candidate_digest: str, base: Base, load_base: LoadBase) -> Contender | None:
+def champion(
+    registry: Registry, candidate_digest: str, base: Base, load_base: LoadBase, *, splits_digest: str = ""
+) -> Contender | None:
     """Return the contender to beat: the version under the alias, with its weights downloaded; None if there is none.
 
-    If that version was made of this candidate, return the version that the candidate was compared with then, so that a
-    run of unchanged settings decides the same. `base` is this run's, used if the champion has the same base, and in a
-    plan if its base is still to be made, so that none is; `load_base` makes another one.
+    If that version is this candidate on these splits, return the version that the candidate was compared with then, so
+    that a run of unchanged settings decides the same. Equal weights on other splits, such as more test rows or a source
+    under another name, are another version, which the one under the alias is compared with. `base` is this run's, used
+    if the champion has the same base, and in a plan if its base is still to be made, so that none is; `load_base` makes
+    another one.
     """
     if registry.tracking_uri is None and not config.mlflow_database().exists():
         return None
     with connected(registry) as client:
         version = current_version(client, registry)
-        if version and version.tags.get("model_digest") == candidate_digest:
+        is_of_splits = not (version and splits_digest) or version.tags.get("data.splits") in (None, splits_digest)
+        if version and is_of_splits and version.tags.get("model_digest") == candidate_digest:
             before = version.tags.get("challenged")
             version = client.get_model_version(registry.name, before) if before else None
         return None if version is None else _contender(client, version, base, load_base)

@@ -2,8 +2,8 @@
 
 The database first, by sqlite's own backup, which is of one moment whoever writes; then MLflow's files, of which that
 database names none that come later; then the history of the data and the uses of test sets, each pipeline's under its
-lock. So a copy may know of a use of a test set whose model is not in it, which is then registered again and counted
-once, and never the other way round.
+lock, and the jobs of `tunewright api`. So a copy may know of a use of a test set whose model is not in it, which is
+then registered again and counted once, and never the other way round.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from tunewright.store.caching import lock
 
 FILES = "mlartifacts"
 HISTORIES = ("versions", "test_set_uses", "registered", "alias_history")
+API = "api"  # the files and jobs of tunewright api, which name versions
 OLD = "looks"  # the name of test_set_uses in homes and backups of an earlier release
 WAIT_SECONDS = 30
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # that of the home
@@ -35,7 +36,7 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
     file exists and must not be overwritten.
     """
     home, names = config.home(), (config.mlflow_database().name, FILES, *HISTORIES)
-    if not any((home / name).exists() for name in (*names, OLD)):
+    if not any((home / name).exists() for name in (*names, API, OLD)):
         raise ConfigError(f"TUNEWRIGHT_HOME={home}: it has none of {', '.join(names)}, so there is nothing to back up")
     with _written(file):
         if file.is_dir():
@@ -63,6 +64,7 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
                         with _unless_read_only():
                             held.enter_context(lock(each))
                     _add(archive, history)
+            _add(archive, API)
         disk.sync(unfinished)
         unfinished.chmod(0o600)  # it has answers to test rows
         with _written(file):
@@ -107,7 +109,7 @@ def restore(file: Path) -> list[str]:
     with tempfile.TemporaryDirectory(dir=home) as folder:
         _extract(file, Path(folder))
         found = sorted(path.name for path in Path(folder).iterdir())
-        known = (config.mlflow_database().name, FILES, *HISTORIES, OLD)
+        known = (config.mlflow_database().name, FILES, *HISTORIES, API, OLD)
         if not found or any(name not in known for name in found):
             raise ConfigError(f"{file}: {NO_BACKUP}")
         if there := [name for name in found if (home / name).exists()]:

@@ -1,0 +1,187 @@
+"""Requests that create a job: read, validated, and refused by name where nothing here does what they ask.
+
+The fields are mapped by the rules of `tunewright import`, so that a job here is what an imported one is.
+"""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from tunewright.accepted import did_you_mean, shown
+from tunewright.cli.api.files import UPLOAD, StoredFiles
+from tunewright.cli.api.identifiers import new_id
+from tunewright.cli.api.jobs import FineTuningJob, JobStore
+from tunewright.cli.api.template import JobFiles, Template
+from tunewright.cli.deployment_file import ENTRYPOINT
+from tunewright.cli.imports import openai
+from tunewright.cli.imports.places import Places
+from tunewright.cli.imports.rules import Original
+from tunewright.cli.serve.asking import RequestError, json_object, refusal
+from tunewright.errors import ConfigError
+from tunewright.flows.parameters import slug
+
+MOST_METADATA, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
+LONGEST_SUFFIX = 64  # characters
+OF_SEVERAL_TYPES = {
+    "n_epochs": "auto, or a whole number, 1 or more",
+    "batch_size": "auto, or a whole number, 1 or more",
+    "learning_rate_multiplier": "auto, or a number above 0",
+}
+
+Auto = Literal["auto"]
+
+
+class _Hyperparameters(BaseModel, strict=True, extra="forbid"):
+    n_epochs: Auto | Annotated[int, Field(ge=1)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
+
+
+class _Supervised(BaseModel, strict=True, extra="forbid"):
+    hyperparameters: _Hyperparameters | None = None
+
+
+class _Method(BaseModel, strict=True, extra="forbid"):
+    type: Literal["supervised"]
+    supervised: _Supervised | None = None
+
+
+class _Create(BaseModel, strict=True, extra="forbid"):
+    """Fields of a request."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    hyperparameters: _Hyperparameters | None = None
+    method: _Method | None = None
+    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=LONGEST_SUFFIX)] | None = None
+    metadata: dict[str, str] | None = None
+
+
+def create(body: bytes, template: Template, files: StoredFiles, jobs: JobStore) -> FineTuningJob:
+    """A new job of a request, which is kept with its deployment file. Raises RequestError."""
+    fields = _fields(json_object(body))
+    base = template.bases.get(fields.model)
+    if base is None:
+        said = f"model {shown(fields.model)}: {did_you_mean(fields.model, template.bases)}"
+        raise RequestError(said, param="model", code="model_not_available")
+    chosen, asked = _files(fields, files), _hyperparameters(fields)
+    if fields.suffix is not None and not slug(fields.suffix):
+        raise RequestError(f"suffix {shown(fields.suffix)}: has none of a-z and 0-9", param="suffix")
+    changed = _changed(asked, fields.seed)
+    rate = template.settings.training.learning_rate
+    if asked["learning_rate_multiplier"] != "auto":
+        changed["training.learning_rate"] = rate * asked["learning_rate_multiplier"]
+    try:
+        parameters = template.job(base, chosen, fields.suffix or "", changed)
+    except ConfigError as error:
+        raise RequestError(str(error), param="hyperparameters", code="invalid_value") from error
+    training = template.settings.training
+    job = FineTuningJob(
+        id=new_id("ftjob"),
+        created=time.time(),
+        model=fields.model,
+        base=base,
+        training_file=fields.training_file,
+        validation_file=fields.validation_file,
+        hyperparameters=_resolved(asked, template),
+        seed=training.seed if fields.seed is None else fields.seed,
+        suffix=fields.suffix,
+        metadata=fields.metadata,
+        name=parameters["registry"]["name"],
+    )
+    deployment = {"name": job.name, "entrypoint": ENTRYPOINT, "parameters": parameters}
+    jobs.add(job, yaml.safe_dump({"deployments": [deployment]}, sort_keys=False))
+    return job
+
+
+def _fields(given: dict[str, Any]) -> _Create:
+    """The fields of a request. Raises RequestError for one that asks for what nothing here does."""
+    original = Original(given, Places(Path(), Path(), Path()))
+    for key, what in openai.refused(original):
+        raise RequestError(f"{key}: {what}; accepted: supervised", param=key, code="unsupported_method")
+    for key in given.keys() & {"integrations"}:
+        if given.pop(key):
+            said = f"{key}: not supported, as MLflow records every job; leave it out"
+            raise RequestError(said, param=key, code="unsupported_parameter")
+    if unknown := [key for key in given if key not in _Create.model_fields]:
+        said = f"{shown(unknown[0])}: no such field; {did_you_mean(unknown[0], _Create.model_fields)}"
+        raise RequestError(said, param=unknown[0], code="unknown_parameter")
+    try:
+        fields = _Create.model_validate(given)
+    except ValidationError as error:
+        raise _refused(error) from None
+    metadata = fields.metadata or {}
+    if len(metadata) > MOST_METADATA or any(
+        len(key) > LONGEST_KEY or len(value) > LONGEST_VALUE for key, value in metadata.items()
+    ):
+        raise RequestError(
+            f"metadata: accepted: up to {MOST_METADATA} pairs, keys of up to {LONGEST_KEY} and values of up to "
+            f"{LONGEST_VALUE} characters",
+            param="metadata",
+        )
+    return fields
+
+
+def _refused(error: ValidationError) -> RequestError:
+    (first, *_) = error.errors(include_url=False)
+    path = [str(each) for each in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        where = ".".join(path)
+        return RequestError(f"{where}: no such field; leave it out", param=where, code="unknown_parameter")
+    for name, wanted in OF_SEVERAL_TYPES.items():
+        if name in path:
+            where = ".".join(path[: path.index(name) + 1])
+            return RequestError(f"{where} {shown(first['input'])}: accepted: {wanted}", param=where)
+    return refusal(error)
+
+
+def _files(fields: _Create, files: StoredFiles) -> JobFiles:
+    """The uploaded files of a job. Raises RequestError."""
+    found: dict[str, Path] = {}
+    for param in ("training_file", "validation_file"):
+        name = getattr(fields, param)
+        if name is None:
+            continue
+        file = files.get(name, param)
+        if file.purpose != UPLOAD:
+            raise RequestError(f"{param}: {name} has the purpose {file.purpose}; accepted: {UPLOAD}", param=param)
+        found[param] = Path("..", "..", files.folder.name, files.path(file).name)  # so that the home can be moved
+    if fields.training_file == fields.validation_file:
+        raise RequestError("validation_file: is the training file; accepted: another one", param="validation_file")
+    return JobFiles(found["training_file"], found.get("validation_file"))
+
+
+def _hyperparameters(fields: _Create) -> dict[str, Any]:
+    """Those of the method, or those beside it, as older requests have them. Raises RequestError where they differ."""
+    supervised = fields.method.supervised if fields.method else None
+    newer, older = supervised.hyperparameters if supervised else None, fields.hyperparameters
+    if newer and older and newer != older:
+        raise RequestError(
+            "hyperparameters: differ from method.supervised.hyperparameters; accepted: one of them",
+            param="hyperparameters",
+        )
+    return (newer or older or _Hyperparameters()).model_dump()
+
+
+def _changed(asked: dict[str, Any], seed: int | None) -> dict[str, Any]:
+    """The settings by their dotted keys, as the rules of `tunewright import` have them."""
+    given = asked | ({} if seed is None else {"seed": seed})
+    original = Original(given, Places(Path(), Path(), Path()))
+    changed: dict[str, Any] = {}
+    for key in given.keys() - {"learning_rate_multiplier"}:  # whose meaning is this API's own
+        changed |= openai.TABLE[key].decide(given[key], original).values
+    return changed
+
+
+def _resolved(asked: dict[str, Any], template: Template) -> dict[str, Any]:
+    """The hyperparameters as they are reported: what `auto` stands for, where that is known before the training."""
+    training = template.settings.training
+    epochs = training.epochs if training.max_steps is None else "auto"  # of which the rows say how many that is
+    epochs = int(epochs) if isinstance(epochs, float) and epochs.is_integer() else epochs
+    usual = {"n_epochs": epochs, "batch_size": training.batch, "learning_rate_multiplier": 1.0}
+    return {key: usual[key] if value == "auto" else value for key, value in asked.items()}

@@ -1,0 +1,133 @@
+"""The points that the trainer writes, as events and as the result file of a job; and how many tokens it trained on."""
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tunewright.cli.api.jobs import JobEvent
+
+MOST_EVENTS = 1_000  # of the steps of a training; the result file has all of them
+COLUMNS = ("step", "train_loss", "valid_loss", "learning_rate", "epoch")
+Figures = dict[str, float | int | str]
+
+
+class TrainingPoint(NamedTuple):
+    """A line of the trainer's metrics.jsonl: the loss of a step, or of the validation rows after it."""
+
+    step: int
+    planned: int
+    time: float
+    epoch: float
+    learning_rate: float | None
+    train_loss: float | None
+    valid_loss: float | None
+
+
+class TrainingFollower:
+    """The points of a training that goes on; those that were events before are left out."""
+
+    def __init__(self, events: list[JobEvent]) -> None:
+        metrics = [each.data for each in events if each.data]
+        self.last_step = max((int(each["step"]) for each in metrics), default=0)
+        self.last_validated = max((int(each["step"]) for each in metrics if "valid_loss" in each), default=0)
+        self.points: list[TrainingPoint] = []
+        self._loss: dict[int, float] = {}
+
+    def read(self, metrics: Path) -> Iterator[tuple[str, Figures]]:
+        """The message and the figures of each event that is new in the file, which may have been written anew."""
+        self.points = points(metrics)
+        for point in self.points:
+            if point.train_loss is not None:
+                self._loss[point.step] = point.train_loss
+                every = max(1, math.ceil(point.planned / MOST_EVENTS))
+                if point.step <= self.last_step or (point.step % every and point.step != point.planned):
+                    continue
+                self.last_step = point.step
+            elif point.step <= self.last_validated:
+                continue
+            else:
+                self.last_validated = point.step
+            yield self._event(point)
+
+    def _event(self, point: TrainingPoint) -> tuple[str, Figures]:
+        figures: Figures = {"step": point.step, "total_steps": point.planned}
+        said = f"Step {point.step}/{point.planned}:"
+        if (loss := self._loss.get(point.step)) is not None:
+            figures["train_loss"] = loss
+            said += f" training loss={loss:.4f}"
+        if point.valid_loss is not None:
+            figures |= {"valid_loss": point.valid_loss, "full_valid_loss": point.valid_loss}
+            said += f"{',' if loss is not None else ''} validation loss={point.valid_loss:.4f}"
+        return said, figures
+
+    def end(self) -> int | None:
+        """When the training is likely to end, in seconds since the epoch; None where that cannot be told."""
+        steps = [each for each in self.points if each.train_loss is not None]
+        if len(steps) < 2 or steps[-1].step >= steps[-1].planned:
+            return None
+        first, last = steps[max(0, len(steps) - 50)], steps[-1]
+        seconds = (last.time - first.time) / max(1, last.step - first.step)
+        return int(max(time.time(), last.time + seconds * (last.planned - last.step)))
+
+
+def points(metrics: Path) -> list[TrainingPoint]:
+    """The points of a metrics.jsonl up to the first line that is not whole."""
+    found: list[TrainingPoint] = []
+    try:
+        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except OSError:
+        return found
+    for line in lines:
+        try:
+            given: dict[str, Any] = json.loads(line)
+            assert line.endswith("\n")
+            found.append(
+                TrainingPoint(
+                    *(given[name] for name in ("step", "planned", "time", "epoch")),
+                    *(given.get(name) for name in ("learning_rate", "loss", "eval_loss")),
+                )
+            )
+        except (ValueError, AssertionError, KeyError, TypeError):
+            break
+    return found
+
+
+def as_csv(found: list[TrainingPoint]) -> str:
+    """The result file: a line for each step, with the loss of the validation rows where they were evaluated."""
+    rows: dict[int, dict[str, Any]] = {}
+    for point in found:
+        given = {name: getattr(point, name) for name in COLUMNS}
+        rows.setdefault(point.step, {}).update({name: value for name, value in given.items() if value is not None})
+    text = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    return text.getvalue()
+
+
+def losses(found: list[TrainingPoint], step: int) -> tuple[float | None, float | None]:
+    """The training and the validation loss at a step."""
+    of_step = [each for each in found if each.step == step]
+    trained = (each.train_loss for each in of_step if each.train_loss is not None)
+    validated = (each.valid_loss for each in of_step if each.valid_loss is not None)
+    return next(trained, None), next(validated, None)
+
+
+def epochs(found: list[TrainingPoint]) -> float:
+    """The epochs that were trained."""
+    return max((each.epoch for each in found), default=0.0)
+
+
+def trained_tokens(rendered: Path, num_epochs: float) -> int:
+    """The tokens of the training rows, prompts among them, as often as they were trained on."""
+    column = pq.read_table(rendered / "train.parquet", columns=["input_ids"])["input_ids"]
+    lengths: Any = pc.sum(pc.list_value_length(column))  # pyright: ignore[reportAttributeAccessIssue]
+    return math.floor(lengths.as_py() * num_epochs + 0.5)
