@@ -449,3 +449,13 @@ def test_a_near_tie_in_a_lower_precision_is_counted_and_accepted(monkeypatch: py
     tie = {"answer": [1, 2, 5], "log_probability": -0.52, "gap": 0.09}
     found = compared(monkeypatch, "bfloat16", tie, tie)
     assert (found.rows, found.same, found.near_ties, round(found.largest_difference, 2)) == (4, 2, 2, 0.02)
+
+
+def test_other_answers_of_quantized_weights_are_counted_and_their_probability_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = {"answer": [5], "log_probability": -0.59, "gap": 3.0}
+    found = compared(monkeypatch, "q8_0", other)
+    assert (found.same, found.near_ties, found.others) == (3, 0, 1)
+    with pytest.raises(TunewrightError, match=r"differs by 0\.11 nats/token; accepted in q8_0: 0\.1;"):
+        compared(monkeypatch, "q8_0", other | {"log_probability": -0.61})

@@ -25,9 +25,10 @@ from tunewright.registry.rehearsal import RehearsalRow
 from tunewright.serving import TRAINED, ServedChat, load_weights
 
 NOTHING = "nothing was exported"
+NEAR = {"float16": 0.02, "bfloat16": 0.1}  # nats per token
 QUANTIZED = {"q8_0": 0.1, "q6_k": 0.2, "q5_k_m": 0.3, "q4_k_m": 0.5}  # nats per token
 # Nats per token, of the lower of both precisions.
-BOUNDS = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1} | QUANTIZED
+BOUNDS = {"float32": 1e-3} | NEAR | QUANTIZED
 
 
 class ExpectedAnswer(NamedTuple):
@@ -45,7 +46,7 @@ class Parity(BaseModel, frozen=True):
     rows: int
     same: int  # rows with the same tokens
     near_ties: int  # rows that differ from a near tie on
-    others: int = 0  # rows that differ otherwise, of quantized weights
+    others: int = 0  # rows with other tokens, of quantized weights
     largest_difference: float  # of the mean log-probability of an answer, in nats per token
     bound: float  # on it
 
@@ -116,7 +117,7 @@ def check(
                 f"{row}: the prompt has other tokens: {_first_difference(loaded, each.prompt, got['prompt'])}; "
                 f"{NOTHING}"
             )
-        if got["answer"] != each.answer and precision != "float32" and got["gap"] <= bound:
+        if got["answer"] != each.answer and precision in NEAR and got["gap"] <= bound:
             near_ties += 1
         elif got["answer"] != each.answer:
             others.append(f"{row}: {_first_difference(loaded, each.answer, got['answer'])}")
