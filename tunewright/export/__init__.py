@@ -1,4 +1,4 @@
-"""A registered version as a folder that transformers, PEFT and vLLM load, with a model card and the proof of parity."""
+"""A registered version as a folder for transformers, PEFT, vLLM, llama.cpp or Ollama, with its model card and proof."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.export import card, evidence, parity, weights
+from tunewright.export import card, evidence, gguf, ollama, parity, weights
 from tunewright.export.parity import NOTHING, Parity
 from tunewright.registry import files, rehearsal
 from tunewright.registry.release import chosen, opened
@@ -25,7 +25,8 @@ from tunewright.store.locks import try_lock
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-Form = Literal["merged", "adapter"]
+Form = Literal["merged", "adapter", "gguf", "ollama"]
+MERGED = ".merged"  # folder in the unfinished one: what a GGUF file is made of
 SUFFIX = ".unfinished"  # of the folder beside the exported one, until that is whole and checked
 
 
@@ -58,6 +59,7 @@ def export(
     """
     started = time.monotonic()
     target = disk.free_folder(folder)
+    programs = gguf.programs(dtype) if form in gguf.FORMS else None
     with opened(registry) as client, tempfile.TemporaryDirectory() as place:
         version = chosen(client, registry, number)
         uri = files.uri_of(version)
@@ -81,15 +83,24 @@ def export(
                 expected = _expected(version, loaded, kept, tuned, most)
                 tell(f"writing {form} in {precision}")
                 context = context_length(loaded.model.config.get_text_config().to_dict())
-                if form == "merged":
-                    weights.write_merged(made, loaded, tuned, precision)
-                else:
+                facts = None
+                if form == "adapter":
                     weights.write_adapter(made, loaded, tuned, hub)
+                else:
+                    whole = made if programs is None else made / MERGED
+                    weights.write_merged(whole, loaded, tuned, precision if programs is None else "float32")
                 loaded.model = None  # the memory is that of the process that checks
-                weights.write_settings(made, loaded, most)
+                weights.write_settings(made if programs is None else made / MERGED, loaded, most)
+                if programs is not None:
+                    facts = _write_gguf(made, programs, loaded, expected, version.name, precision, form, most, context)
                 tell("loading it again without Tunewright and comparing the answers")
-                base = None if form == "merged" else made / weights.BASE if beside else loaded.base
-                same = parity.check(made, base, precision, expected, loaded)
+                if facts is not None:
+                    file = made / facts.file
+                    same = parity.check(made / MERGED, None, precision, expected, loaded, gguf=file)
+                    shutil.rmtree(made / MERGED)
+                else:
+                    base = None if form == "merged" else made / weights.BASE if beside else loaded.base
+                    same = parity.check(made, base, precision, expected, loaded)
                 described = card.ExportedForm(
                     form=form,
                     dtype=precision,
@@ -101,6 +112,7 @@ def export(
                     context=context,
                     rows=same.rows,
                     same=same.same,
+                    gguf=facts and facts._replace(parity=same),
                 )
                 (made / card.FILE).write_text(card.written(found, described), encoding="utf-8")
                 written = {
@@ -114,7 +126,7 @@ def export(
         form=form,
         folder=target,
         dtype=precision,
-        base=None if form == "merged" else hub[0] if hub else weights.BASE,
+        base=None if form != "adapter" else hub[0] if hub else weights.BASE,
         files=written,
         parity=same,
         seconds=round(time.monotonic() - started, 1),
@@ -135,6 +147,33 @@ def _expected(
     ]
     rehearsal.require_measured(version, loaded, kept, said, NOTHING)
     return expected
+
+
+def _write_gguf(
+    made: Path,
+    programs: gguf.Programs,
+    loaded: ServedChat,
+    expected: list[parity.ExpectedAnswer],
+    name: str,
+    dtype: str,
+    form: Form,
+    most: int,
+    context: int | None,
+) -> card.Gguf:
+    """Writes the GGUF file of a merged model, checked against the version's tokenizer, and the Modelfile of Ollama."""
+    prompts = [each.prompt for each in expected]
+    gguf.prepare(made / MERGED, loaded, prompts)
+    file = made / gguf.file_name(name, dtype)
+    gguf.write(programs, made / MERGED, file, name, dtype)
+    header = gguf.read_header(file)
+    gguf.require_same_tokenizer(header, loaded, prompts)
+    facts = card.Gguf(file=file.name, splits=header.fields.get("tokenizer.ggml.pre"))
+    if form == "ollama":
+        prompt = ollama.prompt_of(loaded)
+        text = ollama.modelfile(file.name, loaded, prompt, most, context)
+        (made / ollama.FILE).write_text(text, encoding="utf-8")
+        facts = facts._replace(has_template=prompt.template is not None)
+    return facts
 
 
 def _named(copy: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ The parity check runs this file in a process of its own, which imports nothing o
 JSON from stdin and writes its reply to a file. So this file imports nothing of the project either.
 """
 
+import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -36,14 +38,18 @@ def first_difference(expected: list[int], got: list[int]) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(expected), len(got)))
 
 
-def load(folder: Path, base: Path | None, dtype: str) -> Any:
-    """The model in an exported folder; of an adapter on its base."""
+def load(folder: Path, base: Path | None, dtype: str, gguf: Path | None) -> Any:
+    """The model in an exported folder; of an adapter on its base; of a GGUF file with its weights in `dtype`."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     options: dict[str, Any] = {"local_files_only": True, "dtype": getattr(torch, dtype)}
-    if base is None:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    if gguf is not None:
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar for GGUF cannot be switched off
+            model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    elif base is None:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
     else:
         from peft import PeftModel
 
@@ -63,9 +69,9 @@ def main() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     request = json.load(sys.stdin)
-    folder, base = Path(request["folder"]), request["base"]
+    folder, base, gguf = Path(request["folder"]), request["base"], request["gguf"]
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = load(folder, Path(base) if base else None, request["dtype"])
+    model = load(folder, Path(base) if base else None, request["dtype"], Path(gguf) if gguf else None)
     rows: list[dict[str, Any]] = []
     for row in request["rows"]:
         options = {"tools": row["tools"], "add_generation_prompt": True, "return_dict": True}

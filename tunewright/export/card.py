@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tunewright.artifacts import shown
 from tunewright.artifacts.payloads import Comparison, Interval, VerdictDetails
 from tunewright.export.evidence import CardEvidence
+from tunewright.export.parity import Parity
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline, constant_answer
 from tunewright.registry.candidate import code
 from tunewright.reports.pages import counted, interval, number, percent
@@ -38,6 +39,15 @@ METHOD = {  # method.kind -> the settings that say how
 TRAINING = ("learning_rate", "epochs", "max_steps", "batch", "schedule", "warmup", "seed")
 
 
+class Gguf(NamedTuple):
+    """Facts of a GGUF file for the card."""
+
+    file: str  # name
+    splits: str | None  # llama.cpp's name for how the tokenizer splits text
+    has_template: bool | None = None  # whether the Modelfile has one; None where there is no Modelfile
+    parity: Parity | None = None  # None until it was checked
+
+
 class ExportedForm(NamedTuple):
     """Facts of an export for the card."""
 
@@ -51,6 +61,7 @@ class ExportedForm(NamedTuple):
     context: int | None  # tokens that the base reads at once
     rows: int  # of the parity check
     same: int
+    gguf: Gguf | None = None
 
 
 def written(evidence: CardEvidence, made: ExportedForm) -> str:
@@ -108,9 +119,9 @@ def _front(evidence: CardEvidence, made: ExportedForm) -> dict[str, Any]:
         "base_model_relation": ("adapter" if is_adapter else "finetune") if made.hub else None,
         "language": language,
         "license": made.license,
-        "library_name": "peft" if is_adapter else "transformers",
+        "library_name": "gguf" if made.gguf else "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["tunewright", *([kind] if kind != UNKNOWN else [])],
+        "tags": ["tunewright", *(["gguf"] if made.gguf else []), *([kind] if kind != UNKNOWN else [])],
         "model-index": [{"name": evidence.name, "results": [_result(evidence)]}] if verdict.own else None,
     }
     return {name: value for name, value in fields.items() if value}

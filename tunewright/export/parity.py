@@ -3,7 +3,8 @@
 The folder is loaded by transformers and PEFT in a process of its own (answering.py), the version by this project. The
 greedy tokens must be the same, and the mean log-probability of the version's answer may differ by a bound. In bfloat16
 and float16 a near tie can fall the other way, and all tokens behind it differ. There an answer may differ from a token
-on that the exported model finds likelier than the expected one by no more than the bound.
+on that the exported model finds likelier than the expected one by no more than the bound. Of quantized weights answers
+may differ anywhere: they are counted, and the bound on the log-probability holds.
 """
 
 import json
@@ -24,7 +25,10 @@ from tunewright.registry.rehearsal import RehearsalRow
 from tunewright.serving import TRAINED, ServedChat, load_weights
 
 NOTHING = "nothing was exported"
-BOUNDS = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}  # nats per token, of the lower of both precisions
+NEAR = {"float16": 0.02, "bfloat16": 0.1}  # nats per token
+QUANTIZED = {"q8_0": 0.1, "q6_k": 0.2, "q5_k_m": 0.3, "q4_k_m": 0.5}  # nats per token
+# Nats per token, of the lower of both precisions.
+BOUNDS = {"float32": 1e-3} | NEAR | QUANTIZED
 
 
 class ExpectedAnswer(NamedTuple):
@@ -42,6 +46,7 @@ class Parity(BaseModel, frozen=True):
     rows: int
     same: int  # rows with the same tokens
     near_ties: int  # rows that differ from a near tie on
+    others: int = 0  # rows with other tokens, of quantized weights
     largest_difference: float  # of the mean log-probability of an answer, in nats per token
     bound: float  # on it
 
@@ -87,9 +92,17 @@ def _logits(model: Any, prompt: list[int]) -> Any:
     return model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False).logits
 
 
-def check(folder: Path, base: Path | None, dtype: str, version: Sequence[ExpectedAnswer], loaded: ServedChat) -> Parity:
+def check(
+    folder: Path,
+    base: Path | None,
+    dtype: str,
+    version: Sequence[ExpectedAnswer],
+    loaded: ServedChat,
+    gguf: Path | None = None,
+) -> Parity:
     """Compares the answers of an exported folder with those of the registered version.
 
+    Of a GGUF file, `folder` has the tokenizer and the generation settings alone that it was made with.
     Raises TunewrightError, with the row and the first difference, where they are not the same.
     """
     precision = max((dtype, loaded.precision or dtype), key=lambda each: BOUNDS[each])
@@ -97,14 +110,14 @@ def check(folder: Path, base: Path | None, dtype: str, version: Sequence[Expecte
     others: list[str] = []
     near_ties = 0
     largest, farthest = 0.0, ""
-    for each, got in zip(version, _answers(folder, base, dtype, version), strict=True):
+    for each, got in zip(version, _answers(folder, base, dtype, version, gguf), strict=True):
         row = f"row {each.row.row_id[:12]}"
         if got["prompt"] != each.prompt:
             raise TunewrightError(
                 f"{row}: the prompt has other tokens: {_first_difference(loaded, each.prompt, got['prompt'])}; "
                 f"{NOTHING}"
             )
-        if got["answer"] != each.answer and precision != "float32" and got["gap"] <= bound:
+        if got["answer"] != each.answer and precision in NEAR and got["gap"] <= bound:
             near_ties += 1
         elif got["answer"] != each.answer:
             others.append(f"{row}: {_first_difference(loaded, each.answer, got['answer'])}")
@@ -112,7 +125,7 @@ def check(folder: Path, base: Path | None, dtype: str, version: Sequence[Expecte
         difference = math.inf if math.isnan(difference) else difference
         if difference > largest:
             largest, farthest = difference, row
-    if others:
+    if others and precision not in QUANTIZED:
         raise TunewrightError(
             f"the exported model is not the registered version: {len(others)} of {len(version)} test rows get another "
             f"answer; {others[0]}; {NOTHING}"
@@ -122,8 +135,14 @@ def check(folder: Path, base: Path | None, dtype: str, version: Sequence[Expecte
             f"the exported model is not the registered version: {farthest}: the mean log-probability of the expected "
             f"answer differs by {largest:.2g} nats/token; accepted in {precision}: {bound:g}; {NOTHING}"
         )
-    same = len(version) - near_ties
-    return Parity(rows=len(version), same=same, near_ties=near_ties, largest_difference=largest, bound=bound)
+    return Parity(
+        rows=len(version),
+        same=len(version) - near_ties - len(others),
+        near_ties=near_ties,
+        others=len(others),
+        largest_difference=largest,
+        bound=bound,
+    )
 
 
 def _first_difference(loaded: ServedChat, expected: list[int], got: list[int]) -> str:
@@ -133,12 +152,21 @@ def _first_difference(loaded: ServedChat, expected: list[int], got: list[int]) -
     return "first difference at token {}: expected {}, got {}".format(at + 1, *said)
 
 
-def _answers(folder: Path, base: Path | None, dtype: str, version: Sequence[ExpectedAnswer]) -> list[dict[str, Any]]:
+def _answers(
+    folder: Path, base: Path | None, dtype: str, version: Sequence[ExpectedAnswer], gguf: Path | None
+) -> list[dict[str, Any]]:
     """The replies of a process without the project. Raises TunewrightError where it cannot load the folder."""
     rows = [{"messages": each.row.messages, "tools": each.row.tools or None, "answer": each.answer} for each in version]
     with tempfile.TemporaryDirectory() as place:
         reply = Path(place, "reply.json")
-        request = {"folder": str(folder), "base": base and str(base), "dtype": dtype, "reply": str(reply), "rows": rows}
+        request = {
+            "folder": str(folder),
+            "base": base and str(base),
+            "gguf": gguf and str(gguf),
+            "dtype": "float32" if gguf else dtype,
+            "reply": str(reply),
+            "rows": rows,
+        }
         done = subprocess.run(
             [sys.executable, "-P", answering.__file__],
             input=json.dumps(request),

@@ -15,7 +15,9 @@ from tunewright.serving import OVERWRITTEN, ServedChat, load_weights, loaded_fil
 
 BASE = "base"  # folder in that of an adapter: its base, where no stranger can name it
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a weight
+# Of a weight; of those that a GGUF file alone has, with the scales of its blocks.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "q8_0": 1.07, "q6_k": 0.83, "q5_k_m": 0.72, "q4_k_m": 0.62}
+WITHOUT_QUANTIZE = ("float32", "bfloat16", "float16", "q8_0")  # llama.cpp's converter writes them by itself
 BESIDE = 64_000_000  # bytes: tokenizer, settings and model card
 
 
@@ -28,10 +30,11 @@ def require_adapter(name: str, tuned: Path) -> None:
 
 
 def require_room(folder: Path, loaded: ServedChat, tuned: Path, dtype: str, form: str, *, beside: bool) -> None:
-    """Raises TunewrightError where the disk of `folder` has no room for what is to be written."""
-    if form == "merged":
+    """Raises TunewrightError where the disk of `folder` has no room for what is to be written, also for a while."""
+    if form != "adapter":
+        meanwhile = 0 if form == "merged" else 4 if dtype in WITHOUT_QUANTIZE else 8
         shapes = (shape for file in loaded.base.glob("*.safetensors") for _, shape in headers.tensors_in(file))
-        needed = BESIDE + sum(map(math.prod, shapes)) * BYTES[dtype]
+        needed = BESIDE + math.ceil(sum(map(math.prod, shapes)) * (BYTES[dtype] + meanwhile))
     else:
         files = [*(tuned / name for name in ADAPTER), *(loaded_files(loaded.base) if beside else ())]
         needed = BESIDE + sum(file.stat().st_size for file in files)
@@ -66,7 +69,7 @@ def write_adapter(folder: Path, loaded: ServedChat, tuned: Path, hub: tuple[str,
     """Writes the adapter, which names its base by `hub`, an id and a revision; without one the base is beside it."""
     for name in ADAPTER:
         shutil.copyfile(tuned / name, folder / name)
-    _change(folder / ADAPTER[0], base_model_name_or_path=hub[0] if hub else BASE, revision=hub[1] if hub else None)
+    change(folder / ADAPTER[0], base_model_name_or_path=hub[0] if hub else BASE, revision=hub[1] if hub else None)
     if hub is None:
         for file in loaded_files(loaded.base):
             target = folder / BASE / file.relative_to(loaded.base)
@@ -100,11 +103,11 @@ def is_adapter(model: Any) -> bool:
 
 def _without_machine(file: Path) -> None:
     if file.is_file():
-        _change(file, **dict.fromkeys(OVERWRITTEN))
+        change(file, **dict.fromkeys(OVERWRITTEN))
 
 
-def _change(file: Path, **values: Any) -> None:
-    """Sets values in a JSON file, and removes those that are None."""
+def change(file: Path, **values: Any) -> None:
+    """Set values in a JSON file, and remove those that are None."""
     fields = json.loads(file.read_bytes()) | values
     kept = {name: value for name, value in fields.items() if value is not None or name not in values}
     file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
