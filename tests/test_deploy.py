@@ -416,7 +416,7 @@ def test_a_failure_of_prefects_own_deploy_is_one_line(
     client: SyncPrefectClient, write: Callable[..., Path], home: Path
 ) -> None:
     file = write()
-    file.write_text(file.read_text().replace("concurrency_limit: {", "tags: 7\n    concurrency_limit: {"))
+    file.write_text(file.read_text().replace("concurrency_limit: {", "build: 7\n    concurrency_limit: {"))
     with pytest.raises(TunewrightError, match=r"^drops.yaml: prefect deploy of drops: .*; see ") as error:
         deploy(file, None, "local")
     assert "\n" not in str(error.value)

@@ -205,6 +205,7 @@ def test_fifty_prompts_get_the_same_tokens_in_all_places(
     request = {
         "folder": str(tmp_path / "exported"),
         "base": None,
+        "gguf": None,
         "dtype": "float32",
         "rows": rows,
         "reply": str(tmp_path / "reply"),

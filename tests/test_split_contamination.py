@@ -52,7 +52,7 @@ def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_w
     assert splits.reasons == {"contaminated": 1}
     aside = quarantined(splits)[train["row_id"]]
     begins = text.split().index(PASSAGE.split()[0].title()) + 1
-    assert aside["detail"] == f"It shares a passage with {split} row data.jsonl:152, from its word {begins} on"
+    assert aside["detail"] == f"It shares a passage with {split} row data.jsonl:152, from word {begins} of this row on"
     assert split_of(splits)[other["row_id"]] == split
     assert json.loads(splits.path("proof.json").read_text())["decontamination"] == {
         "training_rows": 1,
@@ -230,7 +230,7 @@ def test_a_known_answer_of_many_lines_is_a_form_and_a_known_question_is_found_in
     answered = row_of(around("two"), use_as="train", answer=around(PASSAGE))
     splits = split_rows(fixed_rows(form, asked, answered), held_out=[(around("three"), FORM), (question, "no")])
     assert contaminated(splits) == {asked["row_id"], answered["row_id"]}
-    assert all("held-out eval.jsonl:2, from its word" in row["detail"] for row in quarantined(splits).values())
+    assert all("held-out eval.jsonl:2, from word" in row["detail"] for row in quarantined(splits).values())
     assert contaminated(split_rows(fixed_rows(form), held_out=[f"{around('three')}\n{FORM}"]))  # were it not known
 
 

@@ -65,6 +65,8 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         client.delete_deployment(each.id)
         yield Removed("watcher", f"watch/{each.name}")
     if deployment:
+        later = [each.name for each in server.scheduled_runs(client, deployment.id) if not each.auto_scheduled]
+        yield from (Removed("queued run", each) for each in later)  # somebody's, for a later time
         yield from (Removed("automation", each) for each in _delete_triggers(client, deployment))
         client.delete_deployment(deployment.id)
         yield Removed("deployment", f"{FLOW}/{name}")

@@ -269,7 +269,8 @@ def _said(output: str) -> str:
 def changed(before: DeploymentResponse, after: DeploymentResponse) -> list[str]:
     """Describe the differences between two readings of a deployment."""
     was, now = _compared(before), _compared(after)
-    return list(dict.fromkeys(words for name, words in COMPARED.items() if was[name] != now[name]))
+    said = COMPARED | {"paused": "paused" if after.paused else "resumed"}
+    return list(dict.fromkeys(words for name, words in said.items() if was[name] != now[name]))
 
 
 def _compared(deployment: DeploymentResponse) -> dict[str, Any]:

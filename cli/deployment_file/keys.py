@@ -21,7 +21,9 @@ DEPLOYMENT_KEYS = (
     *("build", "push", "pull", "sla"),
 )
 TRUTH = (bool, "true or false")
-OF_DEPLOYMENT = {  # key -> its type, and what is accepted in words; the other keys have checks of their own
+OF_DEPLOYMENT: dict[
+    str, tuple[Any, str]
+] = {  # key -> its type, and what is accepted in words; the other keys have checks of their own
     "paused": TRUTH,
     "enforce_parameter_schema": TRUTH,
     "description": (str, "text"),
@@ -31,12 +33,12 @@ OF_DEPLOYMENT = {  # key -> its type, and what is accepted in words; the other k
     "tags": (str | list, "a list of texts, such as [nightly]"),
     "sla": (list, "a list of mappings"),
 }
-OF_WORK_POOL = {
+OF_WORK_POOL: dict[str, tuple[Any, str]] = {
     "name": (str, "text, such as local"),
     "work_queue_name": (str, "text, such as default"),
     "job_variables": (dict, "a mapping, such as {env: {NAME: text}}"),
 }
-OF_SCHEDULE = {"active": TRUTH}
+OF_SCHEDULE: dict[str, tuple[Any, str]] = {"active": TRUTH}
 SCHEDULE_KEYS = (
     *("cron", "interval", "rrule", "timezone", "anchor_date", "day_or", "active", "parameters", "slug", "replaces"),
     *("schedule", "max_scheduled_runs"),

@@ -143,7 +143,7 @@ def stop_on_needs(file: Path, needs: Sequence[Need]) -> None:
         if len(undated) and not first:
             place = batch.slice(int(undated[0]), 1).to_pylist()[0]
             first = f"{place['file']}:{place['line']}"
-        num_rows, num_undated = num_rows + len(batch), num_undated + len(undated)
+        num_rows, num_undated = num_rows + batch["use_as"].null_count, num_undated + len(undated)
     if num_undated:
         raise DataError(
             f"split.by=time: {num_undated} of {num_rows} rows have no time, the first is {first}; name the field that "

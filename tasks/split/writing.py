@@ -42,7 +42,8 @@ class Details:
             if not passage:
                 return f"Its whole prompt occurs in {self.place(other)}"
             word = first_word(text, passage)
-            return f"It shares a passage with {self.place(other)}" + (f", from its word {word} on" if word else "")
+            where = f", from word {word} of this row on" if word else ", across a boilerplate sentence"
+            return f"It shares a passage with {self.place(other)}{where}"
         if self.assignment.because[row] == Because.NOT_DRAWN:
             return "split.replay allows no more replay rows"
         partners = self.assignment.partners[row]

@@ -206,8 +206,8 @@ class Split(Section):
         default=0.1,
         gt=0,
         le=1,
-        description="Largest share of replay rows (sources with use_as: replay) among the training rows, 0 to "
-        "1; 1 takes all",
+        description="Largest share of replay rows (sources with use_as: replay) among the training rows, up to "
+        "1, which takes all",
     )
     decontaminate: Literal["remove", "report"] = Field(
         default="remove",
