@@ -21,9 +21,8 @@ DEPLOYMENT_KEYS = (
     *("build", "push", "pull", "sla"),
 )
 TRUTH = (bool, "true or false")
-OF_DEPLOYMENT: dict[
-    str, tuple[Any, str]
-] = {  # key -> its type, and what is accepted in words; the other keys have checks of their own
+# Key -> its type, and what is accepted in words; the other keys have checks of their own.
+OF_DEPLOYMENT: dict[str, tuple[Any, str]] = {
     "paused": TRUTH,
     "enforce_parameter_schema": TRUTH,
     "description": (str, "text"),
