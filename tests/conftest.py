@@ -55,7 +55,7 @@ SENTENCES = (
 FIRST = (
     *("live_run", "up", "triggers", "ui", "strangers", "deploy", "cli", "prefect_server", "flow", "train", "docs"),
     *("engine", "distribution", "release", "register", "compare", "stopping", "elsewhere", "architecture", "json"),
-    *("services", "files", "needless", "interrupts", "predict", "serve", "verify"),
+    *("gguf", "api", "services", "files", "needless", "interrupts", "predict", "serve", "export", "verify"),
 )
 MAKE_PREFECT_DATABASE = """
 import asyncio

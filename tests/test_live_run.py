@@ -336,6 +336,23 @@ def test_a_run_that_fails_while_mlflow_is_gone_is_told_of_later(facts: RunFacts,
     assert not file.exists()
 
 
+def test_an_end_that_comes_while_the_run_is_kept_is_kept_as_well(facts: RunFacts, home: Path) -> None:
+    live = LiveRun()
+    live.describe = lambda: facts
+    live._is_given_up = True  # nothing is sent any more
+    hold = live._hold
+
+    def hold_and_end(lock: Any) -> RunWriter:
+        writer = hold(lock)
+        live.ending = RunEnding(status="FAILED", when=1_000.0, stage="check", error="9 rows fail")
+        return writer
+
+    live._hold = hold_and_end
+    live._work()
+    (file,) = (home / "live_runs").glob("*.json")
+    assert live_run.KeptRun.model_validate_json(file.read_bytes()).ending == live.ending
+
+
 def test_threads_that_need_the_password_leave_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     up = addresses.Addresses(pid=1, prefect="http://127.0.0.1:1", mlflow="http://127.0.0.1:2", pool="local")
     monkeypatch.setattr(addresses, "running", lambda: up)

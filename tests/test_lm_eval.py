@@ -199,7 +199,7 @@ def verdict(tmp_path: Path, make_splits: MakeSplits):
         folder.mkdir()
         table = pa.table(
             {"row_id": rows["row_id"], "cluster": range(40), "prompt": [""] * 40}
-            | {"reference": ["yes"] * 40, "answer": [""] * 40}
+            | {"reference": ["yes"] * 40, "tools": [None] * 40, "answer": [""] * 40}
             | {"stopped": [True] * 40, "num_tokens": [1] * 40, "nll": [1.0] * 40, "num_reference_tokens": [2] * 40},
             ANSWER_SCHEMA,
         )

@@ -133,6 +133,8 @@ class LiveRun:
         with contextlib.ExitStack() as lock:
             try:
                 self._writer = self._hold(lock)
+                if self.ending:  # it came before there was a writer
+                    self._keep(self._writer)
             except Exception as error:  # of many types: no run ends for want of its picture
                 log.warning("MLflow does not show this run while it goes on: %s", error)
             finally:
