@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import yaml
 
 from tunewright.config import NO_TELEMETRY
 from tunewright.machine import end_with_parent
+from tunewright.machine.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
@@ -272,13 +272,6 @@ def answers(address: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(address, timeout=5.0).is_success
     return False
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def rows() -> Iterator[dict[str, str]]:

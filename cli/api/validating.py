@@ -11,10 +11,8 @@ from tunewright.cli.api.jobs import DEPLOYMENT, FineTuningJob, JobError, JobStor
 from tunewright.errors import TunewrightError
 from tunewright.store.manifest import digest_of
 from tunewright.tasks.ingest import judge
-from tunewright.tasks.ingest.files import SourceFile, source_files
-from tunewright.tasks.ingest.parsing import RefusedRecord
+from tunewright.tasks.ingest.files import source_files
 from tunewright.tasks.ingest.readers import read
-from tunewright.tasks.ingest.rows import to_row
 from tunewright.tasks.ingest.tables import Tally
 
 
@@ -55,21 +53,8 @@ def _examples(deployment: Path, stored: StoredFile, files: StoredFiles) -> Tally
     (source,) = (each for each in data.sources if Path(each.path).name == path.name)
     own = data.model_copy(update={"sources": (source.model_copy(update={"path": str(path)}),), "held_out": ()})
     (file,) = source_files(own)
-    tally = _counted(file, data.max_line_bytes)
-    judge(own, [file], tally)
-    return tally
-
-
-def _counted(file: SourceFile, max_bytes: int) -> Tally:
     tally = Tally()
-    for line, byte, raw, parse in read(file, max_bytes, None):
-        try:
-            if len(raw) > max_bytes:
-                raise RefusedRecord("too_long", f"longer than data.max_line_bytes={max_bytes}")
-            to_row(file, line, byte, parse(), ())
-        except RefusedRecord as refused:
-            tally.reasons[refused.reason] += 1
-            tally.firsts.setdefault(refused.reason, f"{file.path} line {line}, {refused.detail}")
-        else:
-            tally.num_rows += 1
+    for item in read(file, data.max_line_bytes, None):
+        tally.read(item, file, data.max_line_bytes, ())
+    judge(own, [file], tally)
     return tally

@@ -1,5 +1,6 @@
 """A loaded version as it answers one request: by the decoding of the evaluation, a token after the other."""
 
+import gc
 import math
 import secrets
 from collections.abc import Callable
@@ -23,6 +24,13 @@ REPLACEMENT = "�"  # in the text of tokens that end within a character
 CLEANED = 8  # characters that may still change where a tokenizer removes spaces before punctuation
 
 Watch = Callable[[list[int], bool], None]  # gets all tokens of an answer so far, and whether it stopped by itself
+
+
+def free_memory() -> None:
+    """Give back the memory of a model that nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class StopReached(Exception):

@@ -1,14 +1,11 @@
 """The version under an alias that answers requests, and the watch on the alias that replaces it."""
 
-import gc
 import threading
 from http import HTTPStatus
 from time import monotonic
 
-import torch
-
 from tunewright.cli.predict.model import FetchedVersion, fetch
-from tunewright.cli.serve.answering import ServedVersion, loads_apart
+from tunewright.cli.serve.answering import ServedVersion, free_memory, loads_apart
 from tunewright.cli.serve.asking import RequestError
 from tunewright.cli.serve.queue import RequestQueue, Tell
 from tunewright.config import Registry
@@ -126,9 +123,7 @@ class Endpoint(RequestQueue):
         else:
             self.served = self._worker.submit(ServedVersion, version).result()
         self.num_swaps += 1
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def opened(registry: Registry, number: str | None, max_waiting: int, tell: Tell) -> Endpoint:

@@ -37,6 +37,27 @@ class Tally(BaseModel):
         """All records."""
         return self.num_rows + self.reasons.total()
 
+    def read(
+        self, item: Item, file: SourceFile, max_bytes: int, repairs: Sequence[Repair]
+    ) -> Sequence[Any] | RefusedRecord:
+        """Reads and counts a record of a file, and returns its row, or why it is refused."""
+        line, byte, raw, parse = item
+        try:
+            if len(raw) > max_bytes:
+                raise RefusedRecord("too_long", f"longer than data.max_line_bytes={max_bytes}")
+            value = parse()
+            if file.columns:
+                self.mapped.update(columns_in(value, file.columns))
+            row, layout, repaired = to_row(file, line, byte, value, repairs)
+        except RefusedRecord as refused:
+            self.reasons[refused.reason] += 1
+            self.firsts.setdefault(refused.reason, f"{file.path} line {line}, {refused.detail}")
+            return refused
+        self.num_rows += 1
+        self.layouts[layout] += 1
+        self.repaired.update(repaired)
+        return row
+
     def add(self, *others: "Tally") -> Self:
         """Adds the accounts of later records, and returns this one."""
         for other in others:
@@ -104,27 +125,17 @@ class Tables(ExitStack):
     def fill(self, items: Iterable[Item], file: SourceFile, max_bytes: int, repairs: Sequence[Repair]) -> Tally:
         """Adds each record of a file as a row or as a refusal, and returns their account."""
         tally = Tally()
-        for line, byte, raw, parse in items:
-            try:
-                if len(raw) > max_bytes:
-                    raise RefusedRecord("too_long", f"longer than data.max_line_bytes={max_bytes}")
-                value = parse()
-                if file.columns:
-                    tally.mapped.update(columns_in(value, file.columns))
-                row, layout, repaired = to_row(file, line, byte, value, repairs)
-            except RefusedRecord as refused:
-                tally.reasons[refused.reason] += 1
-                tally.firsts.setdefault(refused.reason, f"{file.path} line {line}, {refused.detail}")
+        for item in items:
+            line, byte, raw, _ = item
+            found = tally.read(item, file, max_bytes, repairs)
+            if isinstance(found, RefusedRecord):
                 text = raw[: 4 * SHOWN_FROM].decode("utf-8", "replace")[:SHOWN_FROM]
                 shown = masked(plain := unescaped(text))  # what is secret or personal is not in the entry
                 text = (text if shown == plain else shown)[:500]
-                entry = (file.path, line, byte, None, refused.reason, refused.detail, text)
+                entry = (file.path, line, byte, None, found.reason, found.detail, text)
                 self.quarantine.add(entry, len(raw))
             else:
-                tally.num_rows += 1
-                tally.layouts[layout] += 1
-                tally.repaired.update(repaired)
-                self.rows.add(row, len(raw))
+                self.rows.add(found, len(raw))
         return tally
 
 

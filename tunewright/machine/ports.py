@@ -25,6 +25,13 @@ def require_free(port: int, option: str, *, other: int = 0) -> None:
         )
 
 
+def free_port() -> int:
+    """A local port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
 def holder(port: int) -> str:
     """Return the process on a local port, as "python -m http.server (process 4711)", or "" if the port is free."""
     with socket.socket() as probe:
