@@ -211,6 +211,11 @@ def test_a_taken_port_names_what_holds_it() -> None:
     require_free(port, "--port")
 
 
+def test_a_port_that_browsers_refuse_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--port 10080: browsers refuse this port; .* such as --port 100\d\d$"):
+        require_free(10_080, "--port")
+
+
 @pytest.mark.parametrize(
     ("port", "other", "taken", "free"),
     [
