@@ -79,7 +79,7 @@ class Trained:
 
     outage_seconds: float  # 0: none
     steps_meanwhile: int
-    points: int  # of the curves, in MLflow
+    points: int  # of the curves, in MLflow; highest and lowest ones of curves of speed fall on other steps each time
     missing: int
     doubled: int
     adapter: str  # sha256 of the weights
@@ -181,8 +181,6 @@ def compared(quiet: Sequence[Trained], disturbed: Sequence[Trained]) -> tuple[di
         wrong.append("points are missing in MLflow")
     if any(each.doubled for each in every):
         wrong.append("points are in MLflow twice, or with another value")
-    if len({each.points for each in every}) > 1:
-        wrong.append("the runs have different numbers of points")
     if len({each.adapter for each in every}) > 1:
         wrong.append("the adapters have different bytes")
     if longer["core_seconds"] > LARGEST_DIFFERENCE:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:  # what it imports takes seconds
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZED = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")  # in a GGUF file
-FORMS = {"merged": DTYPES, "adapter": DTYPES, "gguf": (*DTYPES, *QUANTIZED), "ollama": (*DTYPES, *QUANTIZED)}
+FORMS = {
+    **dict.fromkeys(("merged", "adapter", "vllm"), DTYPES),
+    **dict.fromkeys(("gguf", "ollama"), (*DTYPES, *QUANTIZED)),
+}
 PROGRAMS = {"gguf": "llama.cpp", "ollama": "Ollama"}  # that next is said to be run by
 MEGABYTE = 1e6
 
@@ -31,8 +34,8 @@ def export(
         str,
         typer.Option(
             metavar="FORM",
-            help="merged: a whole model; adapter: the PEFT adapter, for its base; gguf: a file for llama.cpp; ollama: "
-            "that file and a Modelfile",
+            help="merged: a whole model; adapter: the PEFT adapter, for its base; vllm: either of them and vLLM's "
+            "configuration; gguf: a file for llama.cpp; ollama: that file and a Modelfile",
         ),
     ],
     version: Version = None,
@@ -84,6 +87,8 @@ def _require(option: str, given: str, accepted: tuple[str, ...]) -> None:
 def _next(found: "Exported") -> list[str]:
     """Commands to run next; their programs are none of the project's requirements, so they were not run."""
     folder, name = shlex.quote(str(found.folder)), shlex.quote(found.name)
+    if found.command:
+        return [f"cd {folder} && {found.command}"]
     if found.form == "merged":
         return [f"vllm serve {folder} --served-model-name {name}"]
     if found.form == "adapter":
