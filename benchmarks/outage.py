@@ -4,9 +4,9 @@ Both run the whole pipeline, in turns, each in a fresh home, with the live run a
 one the server gets kill -9 while it trains, and is started again a minute later. Compared are the points of the curves
 in MLflow with those in the trainer's own file, the bytes of the adapter, and the seconds of the training. Of these,
 `waiting_seconds` decide: from the twentieth step on, those in which the trainer's thread neither ran nor was ready to
-run, as Linux counts them (/proc/PID/task/PID/schedstat). Other jobs on the machine, and a server that starts there, change
-the seconds from the first to the last step, those of the stage, and the core seconds. Exit code 1 if a point is missing
-or there twice, if bytes differ, or if the trainer waited for more than a second longer, in the median.
+run, as Linux counts them (/proc/PID/task/PID/schedstat). The seconds from the first to the last step, those of the
+stage, and the core seconds also change with other jobs on the machine, such as a server that starts there. Exit code 1
+if a point is missing or there twice, if bytes differ, or if the trainer waited more than a second longer, in the median.
 
     .venv/bin/python benchmarks/outage.py                           # a quarter of an hour on two quiet cores
     .venv/bin/python benchmarks/outage.py --turns 1 --outage 20     # a first look
