@@ -6,7 +6,8 @@ in MLflow with those in the trainer's own file, the bytes of the adapter, and th
 `waiting_seconds` decide: from the twentieth step on, those in which the trainer's thread neither ran nor was ready to
 run, as Linux counts them (/proc/PID/task/PID/schedstat). The seconds from the first to the last step, those of the
 stage, and the core seconds also change with other jobs on the machine, such as a server that starts there. Exit code 1
-if a point is missing or there twice, if bytes differ, or if the trainer waited more than a second longer, in the median.
+if a point is missing or there twice, if bytes differ, or if the trainer waited more than a second longer, by the
+medians.
 
     .venv/bin/python benchmarks/outage.py                           # a quarter of an hour on two quiet cores
     .venv/bin/python benchmarks/outage.py --turns 1 --outage 20     # a first look

@@ -19,9 +19,9 @@ from servers import TUNEWRIGHT, free_port
 from tunewright.artifacts import Registered
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.export import hub
-from tunewright.export.hub import Target
+from tunewright.export.hub import PushTarget
 
-TINY = Target("me/tiny", is_public=False)
+TINY = PushTarget("me/tiny", is_public=False)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_what_becomes_public_is_said_and_only_made_public_where_that_is_asked(se
     assert service.repositories["me/tiny"].commits == before
     service.repositories["me/other"] = Repository(private=True)
     said.clear()
-    assert not hub.push(folder, Target("me/other", is_public=True), "public", said.append).is_public
+    assert not hub.push(folder, PushTarget("me/other", is_public=True), "public", said.append).is_public
     assert said == ["pushing to me/other, which is private (it was private before, and --public does not change that)"]
 
 

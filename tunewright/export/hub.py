@@ -29,7 +29,7 @@ LOGIN = "set HF_TOKEN, or log in with: hf auth login"
 WRITING = "accepted: a token that may write there, from https://huggingface.co/settings/tokens"
 
 
-class Target(NamedTuple):
+class PushTarget(NamedTuple):
     """A repository to push to."""
 
     repository: str  # owner/name
@@ -44,7 +44,7 @@ class Pushed(NamedTuple):
     removed: tuple[str, ...]  # files of an earlier model
 
 
-def target(given: str, *, is_public: bool) -> Target:
+def target(given: str, *, is_public: bool) -> PushTarget:
     """Return the repository that `--push` names. Raises ConfigError where it is none, or nothing could be sent."""
     from huggingface_hub import get_token, is_offline_mode
     from huggingface_hub.errors import HFValidationError
@@ -63,10 +63,10 @@ def target(given: str, *, is_public: bool) -> Target:
         raise ConfigError(f"--push {given}: the environment has HF_HUB_OFFLINE=1, which forbids it; unset it")
     if not get_token():
         raise ConfigError(f"--push {given}: there is no token of the Hugging Face Hub; {LOGIN}")
-    return Target(repository, is_public)
+    return PushTarget(repository, is_public)
 
 
-def check_token(wanted: Target, tell: Callable[[str], None]) -> None:
+def check_token(wanted: PushTarget, tell: Callable[[str], None]) -> None:
     """Asks the hub about the token before the work begins. Raises ConfigError where it is refused, or may only read.
 
     A hub that does not answer now is asked again after the export.
@@ -85,7 +85,7 @@ def check_token(wanted: Target, tell: Callable[[str], None]) -> None:
         raise ConfigError(f"--push {SCHEME}{wanted.repository}: the token may only read; {WRITING}; {NOTHING}")
 
 
-def push(folder: Path, wanted: Target, message: str, tell: Callable[[str], None]) -> Pushed:
+def push(folder: Path, wanted: PushTarget, message: str, tell: Callable[[str], None]) -> Pushed:
     """Makes an exported folder one commit of a repository, which is created where there is none.
 
     Raises TunewrightError, with the command that pushes the folder later, where the hub does not take it.
@@ -98,13 +98,13 @@ def push(folder: Path, wanted: Target, message: str, tell: Callable[[str], None]
         raise _failure(folder, wanted, error) from error
 
 
-def command(folder: Path, wanted: Target) -> str:
+def command(folder: Path, wanted: PushTarget) -> str:
     """The command of huggingface_hub that pushes an exported folder."""
     private = "" if wanted.is_public else " --private"
     return f"hf upload {wanted.repository} {shlex.quote(str(folder))} .{private}"
 
 
-def _push(folder: Path, wanted: Target, message: str, tell: Callable[[str], None]) -> Pushed:
+def _push(folder: Path, wanted: PushTarget, message: str, tell: Callable[[str], None]) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.utils import disable_progress_bars
 
@@ -141,7 +141,7 @@ def _push(folder: Path, wanted: Target, message: str, tell: Callable[[str], None
     return Pushed(str(made.commit_url), is_public, removed)
 
 
-def _caution(repository: str, wanted: Target, is_public: bool) -> str:
+def _caution(repository: str, wanted: PushTarget, is_public: bool) -> str:
     if not is_public:
         kept = " (it was private before, and --public does not change that)" if wanted.is_public else ""
         return f"pushing to {repository}, which is private{kept}"
@@ -182,7 +182,7 @@ def _reason(error: BaseException) -> str:
     return line.replace(token, "***") if (token := get_token()) else line
 
 
-def _failure(folder: Path, wanted: Target, error: Exception) -> TunewrightError:
+def _failure(folder: Path, wanted: PushTarget, error: Exception) -> TunewrightError:
     """The error, with what to do: most likely the rights of the token, or a connection that may come back."""
     status, again = _status(error), f"{folder} is whole; push it with: {command(folder, wanted)}"
     what = {
