@@ -57,7 +57,7 @@ class LocalHub:
                 self.end_headers()
                 self.wfile.write(content)
 
-            def log_request(self, *_: Any) -> None:
+            def log_request(self, code: object = "-", size: object = "-") -> None:
                 """Says nothing."""
 
         for method in ("GET", "POST", "PUT"):
