@@ -16,10 +16,14 @@ from tunewright.errors import ConfigError
 
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.export import Exported
+    from tunewright.export.hub import Pushed
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZED = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")  # in a GGUF file
-FORMS = {"merged": DTYPES, "adapter": DTYPES, "gguf": (*DTYPES, *QUANTIZED), "ollama": (*DTYPES, *QUANTIZED)}
+FORMS = {
+    **dict.fromkeys(("merged", "adapter", "vllm"), DTYPES),
+    **dict.fromkeys(("gguf", "ollama"), (*DTYPES, *QUANTIZED)),
+}
 PROGRAMS = {"gguf": "llama.cpp", "ollama": "Ollama"}  # that next is said to be run by
 MEGABYTE = 1e6
 
@@ -31,8 +35,8 @@ def export(
         str,
         typer.Option(
             metavar="FORM",
-            help="merged: a whole model; adapter: the PEFT adapter, for its base; gguf: a file for llama.cpp; ollama: "
-            "that file and a Modelfile",
+            help="merged: a whole model; adapter: the PEFT adapter, for its base; vllm: either of them and vLLM's "
+            "configuration; gguf: a file for llama.cpp; ollama: that file and a Modelfile",
         ),
     ],
     version: Version = None,
@@ -48,6 +52,15 @@ def export(
     license_id: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="Licence for the model card, such as apache-2.0")
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="hub:OWNER/NAME",
+            help="Repository of the Hugging Face Hub that gets the folder, by your token: HF_TOKEN or hf auth login",
+            show_default=False,
+        ),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let anyone read that repository; default: private")] = False,
     alias: Alias = "champion",
     tracking_uri: Uri = None,
     as_json: Json = False,
@@ -55,7 +68,7 @@ def export(
     """Write a registered version as a folder for transformers, PEFT, vLLM, llama.cpp or Ollama, with a model card.
 
     Before the folder appears, it is loaded again without Tunewright and has to give the answers of the registered
-    version; otherwise nothing is written.
+    version; otherwise nothing is written. Only --push sends anything anywhere.
 
     Exit codes: 0 exported, 2 wrong options, or nothing there to export, 1 a check that failed, or anything else.
     """
@@ -64,16 +77,26 @@ def export(
         _require("--to", to, tuple(FORMS))
         if dtype is not None:
             _require(f"--to {to} --dtype", dtype, FORMS[to])
+        if public and push is None:
+            raise ConfigError("--public: accepted only with --push, as it says who may read what is pushed")
         registry = registry_of(name, alias, tracking_uri, as_json)
         from tunewright import export as exporting
+        from tunewright.export import hub
 
+        def tell(step: str) -> None:
+            console.print(Text(step, "dim"), soft_wrap=True)
+
+        target = None if push is None else hub.target(push, is_public=public)
+        if target:
+            hub.check_token(target, tell)
         form: Any = to
-        found = exporting.export(
-            registry, version, folder, form, dtype, license_id, lambda step: console.print(Text(step, "dim"))
-        )
+        found = exporting.export(registry, version, folder, form, dtype, license_id, tell)
         _show(console, found)
+        pushed = target and hub.push(found.folder, target, _message(found), tell)
+        if pushed:
+            _show_pushed(console, pushed)
     if as_json:
-        print(as_line(_as_json(found)))
+        print(as_line(_as_json(found) | {"pushed": pushed and pushed._asdict()}))
 
 
 def _require(option: str, given: str, accepted: tuple[str, ...]) -> None:
@@ -84,6 +107,8 @@ def _require(option: str, given: str, accepted: tuple[str, ...]) -> None:
 def _next(found: "Exported") -> list[str]:
     """Commands to run next; their programs are none of the project's requirements, so they were not run."""
     folder, name = shlex.quote(str(found.folder)), shlex.quote(found.name)
+    if found.command:
+        return [f"cd {folder} && {found.command}"]
     if found.form == "merged":
         return [f"vllm serve {folder} --served-model-name {name}"]
     if found.form == "adapter":
@@ -114,6 +139,18 @@ def _show(console: Console, found: "Exported") -> None:
     for command in _next(found):
         program = PROGRAMS.get(found.form, "vLLM")
         console.print(Text(f"  {command}    # {program} itself was not run here"), soft_wrap=True)
+
+
+def _message(found: "Exported") -> str:
+    """The message of the commit."""
+    return f"{found.name}, version {found.version}: {found.form} in {found.dtype}, exported by Tunewright"
+
+
+def _show_pushed(console: Console, pushed: "Pushed") -> None:
+    for path in pushed.removed:
+        console.print(Text(f"  removed of an earlier model: {path}"), soft_wrap=True)
+    readers = "public" if pushed.is_public else "private"
+    console.print(Text.assemble(("Pushed", "bold green"), f": {pushed.url}, {readers}"), soft_wrap=True)
 
 
 def _as_json(found: "Exported") -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 import registered
 import torch
 import without_project
+import yaml
 from exporting import refused
 from huggingface_hub import ModelCard
 from make_payloads import make_comparison, make_verdict_details
@@ -129,6 +130,38 @@ def test_an_adapter_names_a_base_on_the_hub_by_its_commit(
     assert 'from_pretrained("org/tiny", revision="abc123", dtype="float32")' in card.text
 
 
+def test_an_export_for_vllm_is_an_adapter_with_a_configuration_that_is_read_in_its_folder(
+    register_candidate: Make, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    result = export("--to", "vllm", "--json")
+    assert result.exit_code == 0, result.output
+    found, folder = json.loads(result.stdout.splitlines()[-1]), tmp_path / "out"
+    assert (found["form"], found["base"], found["parity"]["same"]) == ("vllm", "base", len(QUESTIONS))
+    command = "vllm serve ./base --config vllm.yaml"
+    assert found["next"] == [f"cd {folder} && {command}"]
+    settings = yaml.safe_load((folder / "vllm.yaml").read_text())
+    assert settings == {
+        "model": "./base",
+        "served-model-name": "triage-base",
+        "dtype": "float32",
+        "tokenizer": ".",
+        "chat-template": "./chat_template.jinja",
+        "generation-config": ".",
+        "override-generation-config": '{"temperature": 0}',
+        "enable-lora": True,
+        "lora-modules": ["triage=."],
+        "max-lora-rank": 8,
+    }
+    monkeypatch.chdir(folder)
+    assert all(Path(settings[key]).exists() for key in ("model", "tokenizer", "chat-template"))
+    assert json.loads(Path(settings["generation-config"], "generation_config.json").read_text())["eos_token_id"]
+    card = (folder / "README.md").read_text()
+    assert f"`{command}`" in card
+    assert "The fine-tune answers as `triage`, its base as `triage-base`." in card
+    assert no_paths(folder, tmp_path)
+
+
 def trained(tuned: Path, base: Base, folder: Path, kind: str) -> Path:
     """The output of train where one tensor of the base, or all of it, was trained; or nothing was."""
     made = shutil.copytree(tuned, folder)
@@ -162,8 +195,10 @@ def test_weights_that_were_trained_without_an_adapter_are_exported_merged_alone(
         "error: --to adapter: models:/triage/1 has no adapter, as weights of the base itself were trained; use --to "
         "merged"
     )
-    result = export("--to", "merged", "--dtype", "bfloat16")
+    result = export("--to", "vllm", "--dtype", "bfloat16")  # merged, as there is no adapter
     assert result.exit_code == 0, result.output
+    settings = yaml.safe_load((tmp_path / "out" / "vllm.yaml").read_text())
+    assert (settings["model"], settings["served-model-name"], settings["dtype"]) == (".", "triage", "bfloat16")
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -239,7 +274,7 @@ def test_a_disk_without_room_is_refused_with_the_bytes(
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (("--to", "merge"), '--to "merge": did you mean merged? Accepted: merged, adapter, gguf, ollama'),
+        (("--to", "merge"), '--to "merge": did you mean merged? Accepted: merged, adapter, vllm, gguf, ollama'),
         (("--to", "merged", "--dtype", "int8"), '--to merged --dtype "int8": accepted: float32, bfloat16, float16'),
         (("--to", "adapter", "--dtype", "q8_0"), '--to adapter --dtype "q8_0": accepted: float32, bfloat16, float16'),
         (("--to", "merged", "--version", "7"), 'version "7" of triage: no such version; accepted: 1'),

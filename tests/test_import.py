@@ -78,9 +78,9 @@ def leaves(value: Any, key: str = "") -> set[str]:
     return found
 
 
-def test_there_are_a_dozen_configurations_of_each_of_two_tools_and_fewer_of_the_others() -> None:
+def test_there_are_a_dozen_configurations_of_each_tool() -> None:
     counts = {name: len([file for file in FILES if file.parent.name == name.replace("-", "_")]) for name in NAMES}
-    assert counts == {"axolotl": 13, "llama-factory": 14, "trl": 9, "openai": 5}
+    assert counts == {"axolotl": 13, "llama-factory": 14, "trl": 15, "openai": 12}
     assert tuple(TOOLS) == NAMES
 
 
@@ -233,6 +233,44 @@ def test_a_job_of_openai_says_how_its_files_are_fetched(imported: Import) -> Non
     hostile = imported(job | {"training_file": "file-a; rm -rf ~"}, "theirs.json", base="acme/open")
     assert "curl https://api.openai.com/v1/files/file-v1" in writing.text_of(hostile)
     assert "files/file-a;" not in writing.text_of(hostile), "no command holds what is no file id"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "openai/dumped.json",
+            {"training.epochs": 4, "training.batch": 2, "training.seed": 1},
+        ),  # auto in the newer key
+        ("openai/legacy.json", {"training.epochs": 4, "training.batch": 4}),
+        ("openai/azure.json", {"training.epochs": 3, "training.batch": 4, "training.seed": 105}),
+        ("trl/recipe.yaml", {"method.kind": "spectrum", "model.max_length": 1024, "training.batch": 16}),
+        ("trl/first_script.yaml", {"method.kind": "qlora", "method.rank": 64, "training.batch": 64 * 16}),
+        ("trl/fsdp.yaml", {"method.kind": "full", "model.max_length": 3072, "training.schedule": "constant"}),
+        ("trl/experts.yaml", {"method.target": "all-linear", "data.limit": 10_000}),
+        ("trl/by_part.json", {"method.kind": "qlora", "method.bits": 4, "method.rank": 64, "training.epochs": 1}),
+    ],
+)
+def test_names_of_own_scripts_and_of_older_apis_are_known(name: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    found = importing.import_file(FOLDER / name, tmp_path, base="acme/open")
+    assert {key: found.values.get(key) for key in expected} == expected
+
+
+def test_the_files_of_the_api_that_was_before_hold_prompts_and_completions(tmp_path: Path) -> None:
+    found = importing.import_file(FOLDER / "openai" / "legacy.json", tmp_path, base="acme/open")
+    files = [(Path(source["path"]).name, source["layout"], source.get("use_as")) for source in found.sources]
+    layout = "prompt_completion"
+    assert files == [("file-L2.jsonl", layout, None), ("file-L3.jsonl", layout, "validation")]
+
+
+def test_a_list_of_one_job_is_that_job_and_of_several_is_refused(imported: Import) -> None:
+    job = json.loads((FOLDER / "openai" / "failed.json").read_text())
+    page = {"object": "list", "data": [job], "has_more": False}
+    assert imported(page, "theirs.json", base="acme/open").ends == imported(job, "theirs.json", base="acme/open").ends
+    with pytest.raises(
+        ConfigError, match=r"^theirs\.json: a list of 2 jobs; accepted: one job; save the one to import"
+    ):
+        imported(page | {"data": [job, job]}, "theirs.json", base="acme/open")
 
 
 @pytest.mark.parametrize(
@@ -392,6 +430,7 @@ def test_data_sets_of_preferences_and_pictures_are_refused(tmp_path: Path, monke
         (b"base_model: a/b\ndatasets: [{path: ''}]\n", "datasets[0]: the path is empty; accepted: at least one"),
         (b"base_model: a/b\nadapter: [x]\ndatasets: [{path: a/b}]\n", "a value is of another type than Axolotl takes"),
         (b"datasets: [{path: a/b}]\nsequence_len: 8\n", "base_model: missing; name a base with --base"),
+        (b"dataset_name: a/b\nmax_steps: -1\n", "model_name_or_path: missing; name a base with --base"),
         (
             b"model_name_or_path: a/b\ndataset_name: imdb\n",
             "dataset_name: neither a file here nor a data set of the hub",

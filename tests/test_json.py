@@ -72,6 +72,7 @@ SELDOM = {
     },
     "plan": {"stages[].note", "unknown"},  # the base is not here, or cannot be read
     "deploy": {"tested", "not_sent"},  # with --test-message
+    "export": {"pushed.url", "pushed.is_public", "pushed.removed"},  # with --push
     "data, one row": {
         "asked_line",  # of a record of several lines
         *("versions[].version", "versions[].split", "versions[].because"),  # from the second version on

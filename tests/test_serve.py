@@ -31,12 +31,12 @@ from typer.testing import CliRunner
 from tunewright.artifacts import Base, Contender
 from tunewright.cli.main import app
 from tunewright.cli.predict.model import FetchedVersion
-from tunewright.cli.serve import key, vllm
+from tunewright.cli.serve import key
 from tunewright.cli.serve.answering import AnswerText, StopReached, loads_apart
 from tunewright.cli.serve.asking import Asked, RequestError, read
 from tunewright.cli.serve.queue import called
 from tunewright.config import Evaluation, Model, Registry
-from tunewright.export import answering
+from tunewright.export import answering, vllm
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.registry.tracking import connected
 from tunewright.tasks.evaluate import evaluate
@@ -607,12 +607,12 @@ def test_vllm_gets_an_exported_adapter_its_configuration_and_the_key(
 
 
 def test_vllm_loads_a_whole_model_or_a_base_on_the_hub_by_its_commit(tmp_path: Path) -> None:
-    whole = vllm.configuration("triage", tmp_path, "bfloat16", "0.0.0.0", 8000)
+    whole = vllm.configuration("triage", tmp_path, "bfloat16")
     assert (whole["model"], whole["served-model-name"]) == (str(tmp_path), "triage")
     assert not {"enable-lora", "lora-modules"} & whole.keys()
     adapter = {"base_model_name_or_path": "org/tiny", "revision": "abc", "r": 4, "rank_pattern": {"q_proj": 24}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
-    found = vllm.configuration("triage", tmp_path, "bfloat16", "127.0.0.1", 8000)
+    found = vllm.configuration("triage", tmp_path, "bfloat16")
     assert (found["model"], found["revision"], found["max-lora-rank"]) == ("org/tiny", "abc", 32)
 
 

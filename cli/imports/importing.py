@@ -62,7 +62,7 @@ def import_file(
 ) -> Imported:
     """Import a configuration for a deployment file in the folder `output`. Raises ConfigError."""
     document = reading.parse(file)
-    given = reading.mapping(document)
+    given = openai.only_job(reading.mapping(document), str(file))
     tool = reading.tool_of(document, given, TOOLS, asked)
     keys = reading.flattened(given, tool.groups)
     places = Places(Path.cwd(), file.parent.absolute(), output.absolute())
@@ -255,7 +255,8 @@ def _drop(found: Imported, key: str, instead: Treatment) -> None:
 def _require(found: Imported, document: Document, keys: Mapping[str, tuple[str, Any]]) -> None:
     """Raises ConfigError where there is no base, or no data set to train on."""
     if "model.base" not in found.values:
-        key = "model" if found.tool is openai.TOOL else next(iter(found.tool.table))
+        names = [key for key, rule in found.tool.table.items() if "model.base" in rule.targets] or ["model"]
+        key = next((name for name in names if name in keys), names[0])
         given = f"{shown(keys[key][1])} is not to be had" if key in keys else "missing"
         raise ConfigError(f"{_place(document, keys, key)}: {key}: {given}; name a base with --base, such as org/name")
     if not any(source.get("use_as") != "validation" for source in found.sources):

@@ -1,7 +1,7 @@
 """A fine-tuning job of OpenAI: the job object, or the body of the request that creates it (JSON)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunewright.accepted import shown
@@ -20,11 +20,24 @@ from tunewright.cli.imports.rules import (
     not_needed,
     to,
 )
+from tunewright.cli.imports.trainer import ANSWERS
+from tunewright.errors import ConfigError
 
 MARKS = ("training_file", "hyperparameters", "method", "fine_tuned_model")
-GROUPS = ("hyperparameters",)
+GROUPS = ("hyperparameters", "hyperparams")  # the second one of the API that was before
+OBJECTS = (None, "fine_tuning.job", "fine-tune")
 RECORD = "a record of the job there"
 OURS = "MLflow records every run"
+
+
+def only_job(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The job of an answer that lists jobs; anything else as it is. Raises ConfigError where it lists several."""
+    jobs = given.get("data")
+    if given.get("object") != "list" or not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        return given
+    if len(jobs) != 1:
+        raise ConfigError(f"{name}: a list of {len(jobs)} jobs; accepted: one job; save the one to import")
+    return jobs[0]
 
 
 def refused(original: Original) -> Iterator[tuple[str, str]]:
@@ -33,7 +46,7 @@ def refused(original: Original) -> Iterator[tuple[str, str]]:
     kind = method.get("type") if isinstance(method, dict) else None
     if kind not in {None, "supervised"}:
         yield "method.type", f"{shown(kind)} is training on preferences or rewards"
-    if original.get("object") not in {None, "fine_tuning.job"}:
+    if original.get("object") not in OBJECTS:
         yield "object", f"{shown(original.get('object'))} is no fine-tuning job"
 
 
@@ -66,7 +79,15 @@ TABLE: Table = {
     "batch_size": chosen("training.batch"),
     "learning_rate_multiplier": by(multiplier),
     "seed": to("training.seed"),
-    **each("training_file validation_file", by(lambda _value, _original: carried({}), "data.sources")),
+    "prompt_loss_weight": by(lambda value, _: lost(ANSWERS) if value else not_needed(ANSWERS)),
+    **each(
+        "compute_classification_metrics classification_n_classes classification_positive_class classification_betas",
+        needless("evaluation.metrics measures every model"),
+    ),
+    **each(
+        "training_file validation_file training_files validation_files",
+        by(lambda _value, _original: carried({}), "data.sources"),
+    ),
     **each("suffix user_provided_suffix", needless("the name of the deployment")),
     "method": needless("supervised, as here"),
     "hyperparameters": needless("method.supervised.hyperparameters decides"),
@@ -74,32 +95,39 @@ TABLE: Table = {
     "metadata": missing("tags of a deployment are those of Prefect"),
     **each(
         "object id created_at finished_at fine_tuned_model organization_id result_files status trained_tokens error "
-        "estimated_finish usage_metrics shared_with_openai eval_id checkpoints",
+        "estimated_finish usage_metrics shared_with_openai eval_id checkpoints updated_at events _request_id",
         needless(RECORD),
     ),
+    **each("trainingType training_type properties", needless("where Azure trains it")),
 }
 
 
 def file(value: Any, item: Original) -> Treatment:
     """A file by its id, which is fetched first, or a file here."""
-    name = str(value)
+    name, layout = str(value), "prompt_completion" if item.get("prompts") else "messages"
     if re.fullmatch(r"file-\w+", name):
         fetch = f'curl https://api.openai.com/v1/files/{name}/content -H "Authorization: Bearer $OPENAI_API_KEY"'
         path, _ = item.places.named(f"{name}.jsonl")
         said = "" if item.places.found(f"{name}.jsonl") else f"fetch it first: {fetch} -o {name}.jsonl"
-        return carried({"data.sources[].path": path, "data.sources[].layout": "messages"}, said)
+        return carried({"data.sources[].path": path, "data.sources[].layout": layout}, said)
     path, said = item.places.named(name)
-    return carried({"data.sources[].path": path, "data.sources[].layout": "messages"}, said)
+    return carried({"data.sources[].path": path, "data.sources[].layout": layout}, said)
 
 
-FILE: Table = {"id": by(file, "data.sources[].path", "data.sources[].layout")}
+FILE: Table = {
+    "id": by(file, "data.sources[].path", "data.sources[].layout"),
+    "prompts": needless(""),  # files of the API that was before
+}
 
 
 def entries(original: Original) -> Iterator[DataSetEntry]:
-    """The two files."""
-    for key, use in (("training_file", ""), ("validation_file", "validation")):
-        if original.get(key):
-            yield DataSetEntry(key, FILE, original.of({"id": original.get(key)}), use, is_made=True)
+    """The files."""
+    for split, use in (("training", ""), ("validation", "validation")):
+        if given := original.get(f"{split}_file"):
+            yield DataSetEntry(f"{split}_file", FILE, original.of({"id": given}), use, is_made=True)
+        for i, each_file in enumerate(original.entries(f"{split}_files")):
+            values = original.of({"id": each_file.get("id"), "prompts": True})
+            yield DataSetEntry(f"{split}_files[{i}]", FILE, values, use, is_made=True)
 
 
 TOOL = Tool("openai", "an OpenAI fine-tuning job", TABLE, MARKS, refused, entries, GROUPS)

@@ -59,7 +59,13 @@ def flattened(values: Mapping[str, Any], groups: Sequence[str]) -> dict[str, tup
     newer = supervised.get("hyperparameters") if isinstance(supervised, dict) else None
     within = {key: each for key, each in values.items() if key in groups and isinstance(each, dict)}
     if isinstance(newer, dict) and newer:  # of an OpenAI job, which says the same in an older key too
-        within = {"method.supervised.hyperparameters": newer}
+        older = within.get("hyperparameters", {})
+        within = {
+            "hyperparameters": {key: value for key, value in older.items() if newer.get(key, "auto") == "auto"},
+            "method.supervised.hyperparameters": {
+                key: value for key, value in newer.items() if value != "auto" or older.get(key, "auto") == "auto"
+            },
+        }
     found = {inner: (f"{key}.{inner}", each) for key, group in within.items() for inner, each in group.items()}
     return found | {key: (key, value) for key, value in values.items() if key not in within}
 

@@ -37,6 +37,7 @@ from tunewright.cli.imports.trainer import (
     PACKED,
     TRAINER,
     adapter_init,
+    batch,
     bits,
     dtype,
     only_off,
@@ -52,10 +53,14 @@ MARKS = (
     "dataset_mixture",
     "dataset_mixer",
     "peft_type",
+    "dataset_id_or_path",
+    "max_seq_len",
+    "seq_length",
+    "peft_lora_r",
 )
 GROUPS = (
     *("SFTConfig", "ModelConfig", "ScriptArguments", "LoraConfig", "TrainingArguments", "DatasetMixtureConfig"),
-    *("sft_config", "model_args", "script_args", "training_args", "lora_config", "peft_config"),
+    *("sft_config", "model_args", "script_args", "training_args", "lora_config", "peft_config", "bnb_config"),
 )
 DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -80,6 +85,8 @@ PREFERENCES = {  # arguments of other trainers
     "desirable_weight": "KTO",
     "num_mini_batches": "PPO",
 }
+OWN_NAMES = ("dataset_id_or_path", "dataset_path")  # of data sets, in scripts that are often copied
+BATCH = ("training.batch", "training.micro_batch")
 SFT_LOSSES = (None, "nll", "chunked_nll")
 
 
@@ -104,12 +111,21 @@ def method(_: Any, original: Original) -> Treatment:
     """Which weights are trained."""
     quantized = bits(original)
     if not has_adapter(original):
+        if original.get("use_spectrum") or original.get("spectrum_config_path"):
+            return carried({"method.kind": "spectrum"})
         if quantized:
             return lost("full trains no quantized weights; method.kind: qlora does", {"method.kind": "full"})
         return carried({"method.kind": "full"})
     if quantized:
         return carried({"method.kind": "qlora", "method.bits": quantized})
     return carried({"method.kind": "lora"})
+
+
+def rows(value: Any, original: Original) -> Treatment:
+    """The batch size, whose rows on a device are called batch_size in the first scripts of TRL."""
+    usual = "per_device_train_batch_size"
+    old = "batch_size" in original.values and usual not in original.values
+    return batch(value, original, micro="batch_size" if old else usual)
 
 
 def template(value: Any, _: Original) -> Treatment:
@@ -159,14 +175,24 @@ IN_SOURCES = by(lambda _value, _original: carried({}), "data.sources")
 TABLE: Table = {
     **TRAINER,
     "model_name_or_path": by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
+    **each(
+        "model_name model_id", by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base")
+    ),
     "base_model_name_or_path": by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
     **each("model_revision base_model_revision", to("model.revision")),
     **each("dtype torch_dtype", by(dtype, "compute.precision")),
     **each("attn_implementation use_flash_attention_2", needless(FLASH)),
     **each("use_peft load_in_4bit load_in_8bit", by(method, "method.kind", "method.bits")),
+    "use_spectrum": by(method, "method.kind"),
+    "spectrum_config_path": by(
+        lambda _, o: lost(
+            "the base is measured itself; method.share is the share of trained weights", method(_, o).values
+        ),
+        "method.kind",
+    ),
     **each("peft_type task_type lora_task_type", needless("LoRA on a causal model")),
-    **each("r lora_r", to("method.rank")),
-    "lora_alpha": to("method.alpha"),
+    **each("r lora_r peft_lora_r", to("method.rank")),
+    **each("lora_alpha peft_lora_alpha", to("method.alpha")),
     "lora_dropout": to("method.dropout"),
     **each("target_modules lora_target_modules", by(target_modules, "method.target")),
     "use_rslora": to("method.rslora"),
@@ -175,7 +201,10 @@ TABLE: Table = {
     "loraplus_lr_ratio": to("method.lora_plus"),
     "layers_to_transform": by(layers),
     "bnb_4bit_quant_type": same_as("nf4", "so here", "4 bits are NF4"),
-    "use_bnb_nested_quant": same_as(True, "so here", "4 bits are NF4 with double quantization"),
+    **each(
+        "use_bnb_nested_quant bnb_4bit_use_double_quant",
+        same_as(True, "so here", "4 bits are NF4 with double quantization"),
+    ),
     **each("bnb_4bit_quant_storage bnb_4bit_compute_dtype", needless("chosen with compute.precision")),
     "bias": same_as("none", "so here", "an adapter has no biases"),
     **each(
@@ -193,7 +222,7 @@ TABLE: Table = {
         "fan_in_fan_out auto_mapping peft_version revision inference_mode runtime_config ensure_weight_tying",
         needless("chosen with the adapter"),
     ),
-    **each("max_length max_seq_length", by(longest, "model.max_length")),
+    **each("max_length max_seq_length max_seq_len seq_length", by(longest, "model.max_length")),
     "truncation_mode": needless("rows are never truncated; model.on_long decides"),
     "chat_template_path": by(template_path, "model.chat_template"),
     "chat_template": by(template),
@@ -203,7 +232,16 @@ TABLE: Table = {
     **each(
         "dataset_name dataset_config dataset_configs dataset_train_split dataset_test_split dataset_splits", IN_SOURCES
     ),
-    **each("datasets dataset_mixture dataset_mixer train_file validation_file", IN_SOURCES),
+    **each(
+        "datasets dataset_mixture dataset_mixer train_file validation_file dataset_id_or_path dataset_path", IN_SOURCES
+    ),
+    "max_train_samples": by(
+        lambda value, _: carried({"data.limit": value}, "those of the other splits count as well"), "data.limit"
+    ),
+    "log_with": needless("MLflow records every run"),
+    "use_auth_token": TRAINER["hub_token"],
+    "use_kernels": needless(FLASH),
+    **each("batch_size per_device_train_batch_size gradient_accumulation_steps", by(rows, *BATCH)),
     "test_split_size": by(test_share, "split.validation"),
     "dataset_text_field": by(
         lambda value, _: (
@@ -272,6 +310,10 @@ def entries(original: Original) -> Iterator[DataSetEntry]:
             item = {"path": name, "name": config, "split": split, "fraction": share}
             yield DataSetEntry("dataset_mixer", DATASET, original.of(item), is_made=True)
         return
+    for key in OWN_NAMES:
+        if original.get(key):
+            item = {"path": original.get(key), "split": next(iter(words(original.get("dataset_splits"))), None)}
+            yield DataSetEntry(key, DATASET, original.of(item), is_made=True)
     for key, use in (("train_file", ""), ("validation_file", "validation")):
         if original.get(key):
             yield DataSetEntry(key, DATASET, original.of({"path": original.get(key)}), use, is_made=True)

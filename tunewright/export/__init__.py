@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.export import card, evidence, gguf, ollama, parity, weights
+from tunewright.export import card, evidence, gguf, ollama, parity, vllm, weights
 from tunewright.export.parity import NOTHING, Parity
 from tunewright.registry import files, rehearsal
 from tunewright.registry.release import chosen, opened
@@ -25,7 +25,7 @@ from tunewright.store.locks import try_lock
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-Form = Literal["merged", "adapter", "gguf", "ollama"]
+Form = Literal["merged", "adapter", "gguf", "ollama", "vllm"]
 MERGED = ".merged"  # folder in the unfinished one: what a GGUF file is made of
 SUFFIX = ".unfinished"  # of the folder beside the exported one, until that is whole and checked
 
@@ -39,6 +39,7 @@ class Exported(BaseModel, frozen=True):
     folder: Path
     dtype: str
     base: str | None  # id on the hub, or the folder of the base in the exported one; None where it needs none
+    command: str  # that vLLM is started with in the folder; "" of another form
     files: dict[str, int]  # path in the folder -> bytes
     parity: Parity
     seconds: float
@@ -70,21 +71,22 @@ def export(
             tuned = copy / "artifacts" / rehearsal.IN_MODEL["model"]
             if form == "adapter":
                 weights.require_adapter(uri, tuned)
+            kind = form if form != "vllm" else "adapter" if vllm.loads_adapter(tuned) else "merged"
             tell("loading it as it was measured")
             loaded = rehearsal.load_here(uri, copy, f", so {NOTHING}")
             precision = dtype or str(loaded.model.dtype).removeprefix("torch.")
             measured = loaded.precision or precision
             hub = _on_hub(copy, loaded.base)
-            beside = form == "adapter" and hub is None
+            beside = kind == "adapter" and hub is None
             most = kept.max_new_tokens or rehearsal.measured_max_new_tokens(copy)
             with _unfinished(target) as made:
-                weights.require_room(made, loaded, tuned, precision, form, beside=beside)
+                weights.require_room(made, loaded, tuned, precision, kind, beside=beside)
                 tell(f"asking it {len(kept.rows)} test rows")
                 expected = _expected(version, loaded, kept, tuned, most)
                 tell(f"writing {form} in {precision}")
                 context = context_length(loaded.model.config.get_text_config().to_dict())
                 facts = None
-                if form == "adapter":
+                if kind == "adapter":
                     weights.write_adapter(made, loaded, tuned, hub)
                 else:
                     whole = made if programs is None else made / MERGED
@@ -99,10 +101,11 @@ def export(
                     same = parity.check(made / MERGED, None, precision, expected, loaded, gguf=file)
                     shutil.rmtree(made / MERGED)
                 else:
-                    base = None if form == "merged" else made / weights.BASE if beside else loaded.base
+                    base = None if kind == "merged" else made / weights.BASE if beside else loaded.base
                     same = parity.check(made, base, precision, expected, loaded)
+                command = vllm.write(made, version.name, precision) if form == "vllm" else ""
                 described = card.ExportedForm(
-                    form=form,
+                    form=kind,
                     dtype=precision,
                     measured=measured,
                     base=_in_words(copy),
@@ -113,6 +116,7 @@ def export(
                     rows=same.rows,
                     same=same.same,
                     gguf=facts and facts._replace(parity=same),
+                    vllm=command,
                 )
                 (made / card.FILE).write_text(card.written(found, described), encoding="utf-8")
                 written = {
@@ -126,7 +130,8 @@ def export(
         form=form,
         folder=target,
         dtype=precision,
-        base=None if form != "adapter" else hub[0] if hub else weights.BASE,
+        base=None if kind != "adapter" else hub[0] if hub else weights.BASE,
+        command=command,
         files=written,
         parity=same,
         seconds=round(time.monotonic() - started, 1),

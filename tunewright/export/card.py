@@ -62,6 +62,7 @@ class ExportedForm(NamedTuple):
     rows: int  # of the parity check
     same: int
     gguf: Gguf | None = None
+    vllm: str = ""  # command line for vllm.yaml
 
 
 def written(evidence: CardEvidence, made: ExportedForm) -> str:
