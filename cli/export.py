@@ -48,6 +48,15 @@ def export(
     license_id: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="Licence for the model card, such as apache-2.0")
     ] = None,
+    bom: Annotated[
+        bool, typer.Option("--bom", help="Write a bill of materials as well: bom.cdx.json, a CycloneDX ML-BOM")
+    ] = False,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY", help="Sign the folder into model.sig with this private key: PEM, P-256, P-384 or P-521"
+        ),
+    ] = None,
     alias: Alias = "champion",
     tracking_uri: Uri = None,
     as_json: Json = False,
@@ -69,7 +78,15 @@ def export(
 
         form: Any = to
         found = exporting.export(
-            registry, version, folder, form, dtype, license_id, lambda step: console.print(Text(step, "dim"))
+            registry,
+            version,
+            folder,
+            form,
+            dtype,
+            license_id,
+            lambda step: console.print(Text(step, "dim")),
+            with_bom=bom,
+            sign_with=sign_with,
         )
         _show(console, found)
     if as_json:
