@@ -4,6 +4,8 @@ cyclonedx-python-lib makes it, except for the model card and the kinds of data, 
 are added to its JSON. Nothing in it depends on when or where it is written. What the evidence does not know, such as
 the licences of packages, is left out.
 """
+# pyright: reportCallIssue=false
+# A decorator hides the arguments of the library's classes from a type checker.
 
 import json
 import uuid
