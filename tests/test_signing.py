@@ -1,6 +1,7 @@
 """A signed folder is accepted by the plain library, and whatever was changed in it since is found."""
 
 import base64
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typer.testing import CliRunner
 from tunewright.cli.main import app
 from tunewright.export import signing
 
+# Of a digest with both of Python's quotes, which the library's message then escapes.
+QUOTED = next(text for text in map(str.encode, map(str, range(10_000))) if {34, 39} <= {*hashlib.sha256(text).digest()})
 PASSWORD = "TUNEWRIGHT_SIGNING_PASSWORD"
 
 
@@ -66,13 +69,14 @@ def forge(folder: Path) -> None:
     ("change", "said"),
     [
         (lambda folder: (folder / "weights.bin").write_bytes(b"\1" + bytes(999)), "Hash mismatch for 'weights.bin'"),
+        (lambda folder: (folder / "weights.bin").write_bytes(QUOTED), "is not what was signed: Hash mismatch for 'w"),
         (lambda folder: (folder / "base" / "more.json").write_text("{}"), "Extra files found in model 'ours': base/m"),
         (lambda folder: (folder / "base" / "config.json").unlink(), "Missing files in model 'ours': base/config.json"),
         (lambda folder: (folder / "linked").symlink_to("/etc/hostname"), "is a symlink"),
         (forge, "model.sig was altered, or is no signature (InvalidSignature)"),
         (lambda folder: (folder / "model.sig").write_text("{"), "model.sig was altered, or is no signature ("),
     ],
-    ids=["byte", "added", "removed", "link", "forged", "damaged"],
+    ids=["byte", "quotes", "added", "removed", "link", "forged", "damaged"],
 )
 def test_what_was_changed_since_is_named(
     change: Callable[[Path], object], said: str, signed: Path, key: tuple[Path, Path]

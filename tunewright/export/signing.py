@@ -1,6 +1,7 @@
 """The signature of an exported folder: model.sig by OpenSSF model-signing, whose own program accepts it as well."""
 
-import re
+import ast
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tunewright.errors import ConfigError, TunewrightError
 
 FILE = "model.sig"
 PASSWORD = "TUNEWRIGHT_SIGNING_PASSWORD"  # noqa: S105 the name of the variable
-DIGESTS = re.compile(r": Expected 'Digest\(.*?\)', Actual 'Digest\(.*?\)'")  # in the library's words, as bytes
+MISMATCH = "Signature mismatch: "  # begins the library's list of what differs
 ACCEPTED = "accepted: a PEM file with {} key on the curve P-256, P-384 or P-521"
 
 
@@ -72,6 +73,15 @@ def fault(folder: Path, key: Path) -> str:
         return f"{error.filename}: {error.strerror}"
     except Exception as error:  # whatever the library makes of a forged signature is a fault of it
         if type(error) is ValueError:
-            return DIGESTS.sub("", str(error))
+            return _plainly(str(error))
         return f"{FILE} was altered, or is no signature ({type(error).__name__})"
     return ""
+
+
+def _plainly(said: str) -> str:
+    """The library's message without its digests, which it shows as the bytes of Python."""
+    with contextlib.suppress(ValueError, SyntaxError):  # should it come to say it otherwise
+        if said.startswith(MISMATCH):
+            each = ast.literal_eval(said.removeprefix(MISMATCH))
+            return "; ".join(difference.partition(": Expected ")[0] for difference in each)
+    return said
