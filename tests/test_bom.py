@@ -126,7 +126,8 @@ def test_a_source_on_the_hub_has_its_commit_and_a_file_its_name_alone() -> None:
         stage="ingest", of="", key="", digest="", record={"detected": {"/ours/a.jsonl": "jsonl"}, "given": {}}
     )
     sources = {"/ours/a.jsonl": "a" * 64, "hub:org/set": "b" * 40}
-    local, remote = bom._sources(EvidenceBundle.model_construct(stages=(read,), sources=sources))
+    found: Any = bom._sources(EvidenceBundle.model_construct(stages=(read,), sources=sources))
+    local, remote = found
     assert (local.name, local.version, local.description) == ("a.jsonl", None, "jsonl")
     assert [each.content for each in local.hashes] == ["a" * 64]
     assert (remote.name, remote.version, [*remote.hashes]) == ("hub:org/set", "b" * 40, [])

@@ -150,7 +150,7 @@ def export(
 
 
 def _extras(with_bom: bool, sign_with: Path | None) -> "Signer | None":
-    """What signs with the key, if one is given. Raises ConfigError where a package is missing or the key is refused."""
+    """The signer, if a key is given. Raises ConfigError where a package is missing or the key is refused."""
     if with_bom:
         with extra("bom", "--bom"):
             importlib.import_module("cyclonedx")

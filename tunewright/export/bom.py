@@ -4,8 +4,8 @@ cyclonedx-python-lib makes it, except for the model card and the kinds of data, 
 are added to its JSON. Nothing in it depends on when or where it is written. What the evidence does not know, such as
 the licences of packages, is left out.
 """
-# pyright: reportCallIssue=false
-# A decorator hides the arguments of the library's classes from a type checker.
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false
+# A decorator hides the arguments and the attributes of the library's classes from a type checker.
 
 import json
 import uuid
@@ -63,7 +63,7 @@ def write(made: Path, found: CardEvidence, form: card.ExportedForm, origin: Prov
         properties=_properties({"form": form.form, "dtype": form.dtype, **origin.digests}),
     )
     tool = Component(type=ComponentType.APPLICATION, name="tunewright", version=version("tunewright"))
-    bom = Bom(
+    bom: Any = Bom(
         serial_number=UNNAMED,
         components=[base, *data, *_packages(origin.evidence)],
         metadata=BomMetaData(

@@ -32,7 +32,7 @@ class _Renamed(hashing.Config):
 
 
 def signer(key: Path) -> signing.Config:
-    """What signs with a private key. Raises ConfigError where the key cannot be read, or is of another kind."""
+    """The signer with a private key. Raises ConfigError where the key cannot be read, or is of another kind."""
     password: Any = (signing_password() or "").encode() or None  # the library says text, and needs bytes
     try:
         return signing.Config().use_elliptic_key_signer(private_key=key, password=password)
@@ -53,7 +53,7 @@ def sign(made: Path, name: str, config: signing.Config) -> None:
 
 
 def fault(folder: Path, key: Path) -> str:
-    """What is wrong with the signature of a folder, or with a file in it; empty if all is as signed with this key.
+    """The fault of a folder's signature, or of the files that it covers; empty if all is as signed with this key.
 
     Raises ConfigError where the key cannot be read, or is of another kind, TunewrightError where nothing is signed.
     """
