@@ -52,6 +52,15 @@ def export(
     license_id: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="Licence for the model card, such as apache-2.0")
     ] = None,
+    bom: Annotated[
+        bool, typer.Option("--bom", help="Write a bill of materials as well: bom.cdx.json, a CycloneDX ML-BOM")
+    ] = False,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY", help="Sign the folder into model.sig with this private key: PEM, P-256, P-384 or P-521"
+        ),
+    ] = None,
     push: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +99,17 @@ def export(
         if target:
             hub.check_token(target, tell)
         form: Any = to
-        found = exporting.export(registry, version, folder, form, dtype, license_id, tell)
+        found = exporting.export(
+            registry,
+            version,
+            folder,
+            form,
+            dtype,
+            license_id,
+            tell,
+            with_bom=bom,
+            sign_with=sign_with,
+        )
         _show(console, found)
         pushed = target and hub.push(found.folder, target, _message(found), tell)
         if pushed:

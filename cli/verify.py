@@ -1,6 +1,7 @@
-"""`tunewright verify`: check a registered version against the evidence of how it was made."""
+"""`tunewright verify`: check a version against the evidence of how it was made, or the signature of an exported one."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.text import Text
 from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
+from tunewright.errors import ConfigError, extra
 
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.evidence.verify import Verification
@@ -27,6 +29,13 @@ def verify(
     version: Version = None,
     alias: Alias = "champion",
     tracking_uri: Uri = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            help="Check the signature of an exported folder, whose path takes the place of NAME, and nothing else",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check that a version is what was registered, and make its verdict again from the kept answers.
@@ -37,6 +46,9 @@ def verify(
     Exit codes: 0 all as registered, 1 something was altered or there is no evidence, 3 only source files have changed
     since, 2 wrong options, or no such version.
     """
+    if public_key is not None:
+        _verify_folder(Path(name), public_key, version or tracking_uri or alias != "champion", as_json)
+        return
     console = console_of(as_json)
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
@@ -48,6 +60,26 @@ def verify(
     if as_json:
         print(as_line(_as_json(found)))
     raise typer.Exit(CODES[found.state])
+
+
+def _verify_folder(folder: Path, public_key: Path, is_version: object, as_json: bool) -> None:
+    console = console_of(as_json)
+    with one_line_errors(as_json, uses_home=False):
+        if is_version:
+            raise ConfigError("--public-key: checks a folder; leave --version, --alias and --tracking-uri out")
+        with extra("sign", "--public-key"):
+            from tunewright.export import signing
+        fault = signing.fault(folder, public_key)
+    if fault:
+        console.print(
+            Text.assemble(("Altered", "bold red"), f": {folder} is not what was signed: {fault}"), soft_wrap=True
+        )
+    else:
+        said = f": {folder} is what was signed with the key of {public_key}"
+        console.print(Text.assemble(("Verified", "bold green"), said), soft_wrap=True)
+    if as_json:
+        print(as_line({"folder": str(folder), "state": "altered" if fault else "ok", "said": fault}))
+    raise typer.Exit(CODES["altered" if fault else "ok"])
 
 
 def _show(console: Console, found: "Verification") -> None:

@@ -395,6 +395,14 @@ def register_candidate(
     return partial(register_candidate, tmp_path, tuned, said, splits, base=tiny_base)
 
 
+@pytest.fixture
+def key(tmp_path: Path) -> tuple[Path, Path]:
+    """The files of a private key and of its public key."""
+    from make_keys import write_keys
+
+    return write_keys(tmp_path / "keys")
+
+
 def write_splits(
     place: Path, train: Sequence[Conversation], validation: Sequence[Conversation], test: Sequence[Conversation]
 ) -> Splits:

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 from conftest import Harness, Once
+from make_keys import write_keys
 from prefect.settings import PREFECT_API_URL
 from test_cli import ROWS, write_files
 from trained import done_once, reproduce_here
@@ -51,8 +52,9 @@ COMMANDS = [  # heading of the page -> a call
     ("release", "release promote tiny 1 --reason good"),
     ("predict", "predict tiny rows.jsonl"),
     ("predict", "predict tiny rows.jsonl --version 1 --overwrite"),
-    ("export", "export tiny exported --to adapter"),
+    ("export", "export tiny exported --to adapter --sign-with keys/private.pem"),
     ("verify", "verify tiny"),
+    ("verify, a signed folder", "verify exported --public-key keys/public.pem"),
     ("reproduce", "reproduce tiny"),
     ("clean", "clean --keep-runs 1"),
     ("clean", "clean --keep-runs 1 --yes"),
@@ -102,6 +104,7 @@ def printed(
         rows.write(f"{json.dumps(ROWS[0])}\n{{\n")
     (folder / "bad.jsonl").write_text("{\n")
     (folder / "theirs.json").write_text('{"model": "m", "training_file": "rows.jsonl", "seed": 1, "metadata": null}')
+    write_keys(folder / "keys")
     file = folder / "tiny.yaml"
     file.write_text(f"{file.read_text().replace('1e-2', '0.01')}    schedules: [{{cron: 0 3 * * *}}]\n")
     old = folder / "home" / "work" / "prompt" / "old"  # for clean, since nobody touched it for a week

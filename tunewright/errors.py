@@ -18,7 +18,8 @@ import errno
 import importlib
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -147,6 +148,15 @@ def imported(module: str, accepted: str) -> ModuleType:
             raise ValueError(f" cannot be imported: {one_line(error)}") from error
         place = "beside the deployment file or in a folder on PYTHONPATH"
         raise ValueError(f": there is no module {missing}; accepted: {accepted} {place}") from error
+
+
+@contextmanager
+def extra(name: str, option: str) -> Iterator[None]:
+    """Raises ConfigError where what is imported in the block needs an extra of the project that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{option}: {error.name} is not installed; pip install 'tunewright[{name}]'") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -28,6 +28,7 @@ from tunewright.config.environment import (
     refused_home,
     require_no_other_home,
     require_room,
+    signing_password,
     working_in,
 )
 from tunewright.config.evaluation import CANNOT_DECIDE, METRICS, Evaluation, Judge, LmEval, Metric, PromptContender

@@ -83,6 +83,11 @@ def gguf_converter() -> Path | None:
     return Path(named).expanduser().absolute() if named else None
 
 
+def signing_password() -> str | None:
+    """The password of an encrypted key that signs an export: TUNEWRIGHT_SIGNING_PASSWORD, or None."""
+    return os.environ.get("TUNEWRIGHT_SIGNING_PASSWORD") or None
+
+
 def judge_key(url: str) -> str:
     """The key of judge.url: TUNEWRIGHT_JUDGE_KEY, or none.
 

@@ -158,17 +158,25 @@ def packages() -> dict[str, str]:
 def evidence_of(registry: Registry, number: str | None, local: Path) -> tuple[str, EvidenceBundle]:
     """The version with this number, or that under the alias, and its evidence, whose files are in `local` then.
 
-    Raises ConfigError where there is no such version, TunewrightError where its evidence is missing or was altered.
+    Raises ConfigError where there is no such version, TunewrightError as of_version does.
     """
     with release.opened(registry) as client:
         version = release.chosen(client, registry, number)
-        digest, run_id = files.expected(version, files.EVIDENCE), version.tags.get(RUN, "")
-        if not digest:
-            raise TunewrightError(f"{files.uri_of(version)} has no evidence of how it was made: {AGAIN}")
-        evidence, faults = fetched(client, run_id, digest, local)
-        if evidence is None or faults:
-            raise TunewrightError(f"{files.uri_of(version)}: {listed(faults)}; {files.CURE}")
-        return str(version.version), evidence
+        return str(version.version), of_version(client, version, local)
+
+
+def of_version(client: "MlflowClient", version: "ModelVersion", local: Path) -> EvidenceBundle:
+    """The evidence of a version, whose files are in `local` then.
+
+    Raises TunewrightError where it is missing or was altered.
+    """
+    digest, run_id = files.expected(version, files.EVIDENCE), version.tags.get(RUN, "")
+    if not digest:
+        raise TunewrightError(f"{files.uri_of(version)} has no evidence of how it was made: {AGAIN}")
+    evidence, faults = fetched(client, run_id, digest, local)
+    if evidence is None or faults:
+        raise TunewrightError(f"{files.uri_of(version)}: {listed(faults)}; {files.CURE}")
+    return evidence
 
 
 def fetched(client: "MlflowClient", run_id: str, digest: str, local: Path) -> tuple[EvidenceBundle | None, list[str]]:

@@ -1,19 +1,22 @@
 """A registered version as a folder for transformers, PEFT, vLLM, llama.cpp or Ollama, with its model card and proof."""
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
 from tunewright.config import Registry
-from tunewright.errors import ConfigError, TunewrightError
+from tunewright.errors import ConfigError, TunewrightError, extra
+from tunewright.evidence import bundle
 from tunewright.export import card, evidence, gguf, ollama, parity, vllm, weights
 from tunewright.export.parity import NOTHING, Parity
 from tunewright.registry import files, rehearsal
@@ -24,6 +27,7 @@ from tunewright.store.locks import try_lock
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+    from model_signing.signing import Config as Signer
 
 Form = Literal["merged", "adapter", "gguf", "ollama", "vllm"]
 MERGED = ".merged"  # folder in the unfinished one: what a GGUF file is made of
@@ -53,19 +57,26 @@ def export(
     dtype: str | None,
     license_id: str | None,
     tell: Callable[[str], None],
+    *,
+    with_bom: bool = False,
+    sign_with: Path | None = None,
 ) -> Exported:
     """Writes a version to `folder`: whole, checked and described, or not at all. `tell` gets each step in words.
+
+    With `with_bom` it has a bill of materials, with `sign_with` a signature by this private key.
 
     Raises ConfigError for what cannot be exported so, TunewrightError where a check fails.
     """
     started = time.monotonic()
     target = disk.free_folder(folder)
     programs = gguf.programs(dtype) if form in gguf.FORMS else None
+    signer = _extras(with_bom, sign_with)
     with opened(registry) as client, tempfile.TemporaryDirectory() as place:
         version = chosen(client, registry, number)
         uri = files.uri_of(version)
         kept = rehearsal.kept(client, version)
         found = evidence.of_version(client, version, Path(place))
+        kept_evidence = bundle.of_version(client, version, Path(place)) if with_bom else None
         tell(f"fetching {uri} and verifying its files")
         with files.copied(client, version) as copy:
             tuned = copy / "artifacts" / rehearsal.IN_MODEL["model"]
@@ -85,6 +96,7 @@ def export(
                 expected = _expected(version, loaded, kept, tuned, most)
                 tell(f"writing {form} in {precision}")
                 context = context_length(loaded.model.config.get_text_config().to_dict())
+                architectures = loaded.model.config.architectures or []
                 facts = None
                 if kind == "adapter":
                     weights.write_adapter(made, loaded, tuned, hub)
@@ -119,6 +131,10 @@ def export(
                     vllm=command,
                 )
                 (made / card.FILE).write_text(card.written(found, described), encoding="utf-8")
+                if kept_evidence is not None:
+                    _write_bom(made, version, found, described, kept_evidence, Path(place), architectures)
+                if signer is not None:
+                    _sign(made, target.name, signer)
                 written = {
                     path.relative_to(made).as_posix(): path.stat().st_size
                     for path in sorted(made.rglob("*"))
@@ -136,6 +152,40 @@ def export(
         parity=same,
         seconds=round(time.monotonic() - started, 1),
     )
+
+
+def _extras(with_bom: bool, sign_with: Path | None) -> "Signer | None":
+    """The signer, if a key is given. Raises ConfigError where a package is missing or the key is refused."""
+    if with_bom:
+        with extra("bom", "--bom"):
+            importlib.import_module("cyclonedx")
+    if sign_with is None:
+        return None
+    with extra("sign", "--sign-with"):
+        from tunewright.export import signing
+    return signing.signer(sign_with)
+
+
+def _write_bom(
+    made: Path,
+    version: "ModelVersion",
+    found: evidence.CardEvidence,
+    described: card.ExportedForm,
+    origin: bundle.EvidenceBundle,
+    local: Path,
+    architectures: list[str],
+) -> None:
+    from tunewright.export import bom
+
+    digests = {name: version.tags.get(name, "") for name in (files.FILES, files.EVIDENCE)}
+    registered = datetime.fromtimestamp(version.creation_timestamp // 1000, UTC)
+    bom.write(made, found, described, bom.Provenance(origin, local, digests, registered, architectures))
+
+
+def _sign(made: Path, name: str, signer: "Signer") -> None:
+    from tunewright.export import signing
+
+    signing.sign(made, name, signer)
 
 
 def _expected(

@@ -90,7 +90,7 @@ def written(evidence: CardEvidence, made: ExportedForm) -> str:
         comparisons=[_compared(each) for each in (*verdict.comparisons, *verdict.guardrails)],
         decision=shown(evidence.tags.get("verdict", verdict.decision)),
         level=level,
-        limits=list(_limits(evidence, made)),
+        limits=list(limits(evidence, made)),
         versions={name: version(name) for name in ("transformers", "peft")},
         counted=counted,
     )
@@ -185,7 +185,7 @@ def _compared(each: Comparison) -> tuple[str, str, str, str, str]:
     return each.metric, opponent, difference, number(each.threshold), each.finding
 
 
-def _limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
+def limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
     """Yield the limits: one sentence each."""
     verdict, params, tags = evidence.verdict, evidence.params, evidence.tags
     if verdict.decision != "promote":

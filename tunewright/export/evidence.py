@@ -31,9 +31,9 @@ class CardEvidence(NamedTuple):
 
     @property
     def sources(self) -> list[str]:
-        """The names of the sources: of a file its name alone, as its folder is that of a machine."""
+        """The names of the sources."""
         paths = (value for key, value in self.params.items() if _is_source(key))
-        return list(dict.fromkeys(path if path.startswith("hf://") else _name(path) for path in paths))
+        return list(dict.fromkeys(map(source_name, paths)))
 
     @property
     def warnings(self) -> list[str]:
@@ -78,5 +78,6 @@ def _is_source(key: str) -> bool:
     return key.startswith("data.sources.") and key.endswith(".path")
 
 
-def _name(path: str) -> str:
-    return PurePosixPath(path.rstrip("/")).name or path
+def source_name(path: str) -> str:
+    """The name of a source for a stranger: of a file its name alone, as its folder is that of a machine."""
+    return path if path.startswith(("hf://", "hub:")) else PurePosixPath(path.rstrip("/")).name or path
