@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ def of_call(arguments: Mapping[str, Any], module: str, libraries: Sequence[str])
     """The ingredients of a call with these arguments of a function in a module that leans on these libraries."""
     named = {name: value for argument, given in arguments.items() for name, value in flat(argument, given)}
     named |= {f"code {name}": digest for name, digest in fingerprints(module).items()}
-    named |= {f"library {name}": importlib.metadata.version(name) for name in libraries}
+    named |= {f"library {name}": _version(name) for name in libraries}
     named["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"  # its Unicode tables shape texts
     return named
+
+
+_version = cache(importlib.metadata.version)  # read from disk; cached stages ask for it hundreds of times
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
