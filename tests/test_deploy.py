@@ -20,6 +20,7 @@ from prefect import State, flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.actions import RunDeployment
@@ -30,7 +31,7 @@ from prefect.settings import (
     PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY,
     temporary_settings,
 )
-from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, Suspended
 from prefect.testing.cli import CycloptsCliRunner
 from rich.console import Console
 from servers import free_port
@@ -671,7 +672,13 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     file.write_text(
         plain.replace("    parameters:", f"    triggers: [{{name: files came, {TRIGGER}}}]\n    parameters:")
     )
-    deploy(file, None, "local")
+    shown = Console(width=400, record=True)
+    show(shown, deploy(file, None, "local"))
+    assert re.search("^  triggers +files came$", shown.export_text(), re.MULTILINE)
+    asking, given = client.read_deployment_by_name("approval/drops").id, {"name": "drops", "version": "1"}
+    asked = client.create_flow_run_from_deployment(
+        asking, parameters=given, name="approve drops 1", state=Suspended(pause_key="answer")
+    )
     file.write_text(plain.replace("name: drops", "name: beside"))
     shown = Console(width=400, record=True)
     show(shown, deploy(file, None, "local"))
@@ -693,10 +700,12 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
         "removed: watcher watch/drops",
         "removed: automation files came",
         "removed: deployment finetune/drops",
+        "removed: approval request approve drops 1",
         "removed: approval deployment approval/drops",
         f"removed: automation {CRASHES}",
         f"removed: automation {CRASHED_POLLS}",
     ]
+    assert client.read_flow_run(asked.id).state_type == StateType.CANCELLED
     assert client.read_deployments() == []
     assert client.read_automations() == []
     none = CliRunner().invoke(app, ["deploy", "--remove", "nobody"])

@@ -14,6 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled
 
 from tunewright.accepted import did_you_mean, shown
 from tunewright.cli.deploy import server
@@ -26,7 +27,7 @@ from tunewright.flows.parameters import FLOW, identifier, slug
 class Removed(NamedTuple):
     """Something that was removed from the server."""
 
-    kind: str  # queued run, deployment, watcher, approval deployment or automation
+    kind: str  # queued run, deployment, watcher, approval request, approval deployment or automation
     name: str
 
 
@@ -72,10 +73,19 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         yield Removed("deployment", f"{FLOW}/{name}")
     is_shared = model in map(server.model_of, there.values())
     if not is_shared and (asking := server.read(client, "approval", model)):
+        yield from (Removed("approval request", each) for each in _end_requests(client, asking))
         client.delete_deployment(asking.id)
         yield Removed("approval deployment", f"approval/{model}")
     if not there:  # what all deployments share
         yield from (Removed("automation", each) for each in sync(client, SERVER, []).removed)
+
+
+def _end_requests(client: SyncPrefectClient, asking: DeploymentResponse) -> Iterator[str]:
+    """End the runs that wait for an answer, which no worker could start again, and yield their names."""
+    for run in server.suspended_runs(client, asking.id):
+        message = f"approval/{asking.name} was removed; tunewright release approve and reject decide"
+        client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
+        yield run.name
 
 
 def _delete_triggers(client: SyncPrefectClient, deployment: DeploymentResponse) -> list[str]:

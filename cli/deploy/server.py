@@ -313,6 +313,11 @@ def scheduled_runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]
     return _runs(client, deployment, [StateType.SCHEDULED])
 
 
+def suspended_runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
+    """The runs of a deployment that wait for a person's answer."""
+    return _runs(client, deployment, [StateType.PAUSED])
+
+
 def _runs(client: SyncPrefectClient, deployment: UUID, types: Sequence[StateType]) -> list[FlowRun]:
     return client.read_flow_runs(
         deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment]}}),

@@ -81,6 +81,7 @@ def _as_json(deployed: Deployed) -> dict[str, Any]:
             }
             for each in now.schedules
         ],
+        "triggers": list(deployed.pipeline.triggers),
         "paused": now.paused,
         "concurrency": now.global_concurrency_limit.limit if now.global_concurrency_limit else None,
         "work_pool": now.work_pool_name,
@@ -111,6 +112,8 @@ def _lines(deployed: Deployed) -> list[tuple[str, str]]:
         lines.append(("", "set on the server, not in the file; schedules: [] in the file removes it"))
     if now.paused:
         lines.append(("", f"paused: no schedule {'and no poll ' if operation.watch else ''}starts a run"))
+    if deployed.pipeline.triggers:
+        lines.append(("triggers", ", ".join(deployed.pipeline.triggers)))
     if operation.watch:
         then = "a run starts" if operation.start_on == "changed" else "they are checked, and a full run starts on drift"
         then = "once it is resumed, the next poll looks for changes" if now.paused else f"when they change, {then}"

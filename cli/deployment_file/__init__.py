@@ -66,6 +66,7 @@ class Pipeline:
     schedules: tuple[SCHEDULE_TYPES | None, ...] | None = None  # None where the file does not say when it is due
     places: tuple[str, ...] = ()  # where each schedule stands
     place_of_pool: str = ""
+    triggers: tuple[str, ...] = ()  # the names of the automations that Prefect makes of them
     document: Document | None = None  # the whole file
     typed: Mapping[str, str] = field_(default_factory=dict)  # a path as the file would name it -> as it was typed
 
@@ -113,6 +114,7 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
         if own:
             schedule["parameters"] = renamed(own, place_of)
     pool, due = chosen.get("work_pool"), mappings(document, f"{at}.schedules", chosen.get("schedules"))
+    triggers = enumerate(chosen.get("triggers") or (), start=1)
     return replace(
         _pipeline(Path(document.name), chosen["name"], parameters, run, origins),
         document=document,
@@ -121,6 +123,7 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
         place_of_pool=document.place(f"{at}.work_pool.name"),
         schedules=None if chosen.get("schedules") is None else tuple(schedule_of(document, *each) for each in due),
         places=tuple(document.place(under) for under, _ in due),
+        triggers=tuple(each.get("name") or f"{chosen['name']}__automation_{number}" for number, each in triggers),
     )
 
 
@@ -130,7 +133,7 @@ def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--se
     parameters, run, origins, typed = _override(given, origins, pipeline.path, list(assignments), option)
     changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
     changed = replace(changed, typed={**pipeline.typed, **typed})
-    kept = ("work_pool", "place_of_pool", "schedules", "places", "document")  # which no --set changes
+    kept = ("work_pool", "place_of_pool", "schedules", "places", "triggers", "document")  # which no --set changes
     return replace(changed, **{name: getattr(pipeline, name) for name in kept})
 
 
