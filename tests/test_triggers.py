@@ -1,7 +1,6 @@
 """The real servers and a real worker: what starts runs by itself, and two runs of the same training at once."""
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,10 +58,10 @@ def test_of_two_trainings_at_once_one_waits_for_the_device(up: Up, at_once: list
 def test_data_that_arrive_are_checked_and_what_has_drifted_starts_the_rest(up: Up) -> None:
     (up.folder / "inbox").mkdir()
 
-    def arrive(name: str, output: str) -> float:
+    def arrive(name: str, output: str) -> datetime:
         rows = [{"instruction": f"{s} {p} {name}?", "output": f"{output} {s}"} for s in SUBJECTS for p in PLACES]
         (up.folder / "inbox" / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        return time.time()
+        return datetime.now(UTC)
 
     def runs() -> list[tuple[str, str]]:
         """How far each run of the deployment went that has ended, the oldest first."""
@@ -78,11 +77,21 @@ def test_data_that_arrive_are_checked_and_what_has_drifted_starts_the_rest(up: U
 
     arrived = arrive("chairs", "We send you a new")
     until(lambda: len(runs()) == 3)
-    assert time.time() - arrived < 60
+    assert polls_since(up, arrived) <= 3  # within a minute, where the machine is not busy
     arrive("novels", " ".join(["We are sorry to hear that, and will look into it as soon as we can."] * 8))
     until(lambda: len(runs()) == 5)
     assert runs() == [checked, whole, checked, checked, whole]  # the chairs are like the lamps
     assert events_of_looks(up) <= {*PASSING, *RARE}  # others would fill the database
+
+
+def polls_since(up: Up, arrived: datetime) -> int:
+    """How many polls began after the data arrived and before the newest run of the deployment was made."""
+    body = {"deployments": {"name": {"any_": ["stream"]}}, "flows": {"name": {"any_": ["finetune"]}}}
+    made = max(run["created"] for run in up.ask("POST", "/flow_runs/filter", json=body))
+    polls = up.ask("POST", "/flow_runs/filter", json=body | {"flows": {"name": {"any_": ["watch"]}}})
+    began = [datetime.fromisoformat(each["start_time"]) for each in polls if each["start_time"]]
+    assert began
+    return sum(arrived < each < datetime.fromisoformat(made) for each in began)
 
 
 def events_of_looks(up: Up) -> set[str]:
