@@ -25,6 +25,7 @@ from tunewright.tasks.base import base
 from tunewright.tasks.ingest import ingest, sampling, source_files
 from tunewright.tasks.ingest.sampling import first_rows
 from tunewright.tasks.split.proof import visible_difference
+from tunewright.tools.conversation import Conversation
 
 
 def record(number: int, words: int = 3) -> dict[str, str]:
@@ -103,6 +104,27 @@ def test_a_plan_in_a_new_home_counts_tools_as_the_template_of_a_package_writes_t
     assert costs
     assert costs.rows_from == "from the 50 rows of the sources, rendered"
     assert costs.chosen.work.longest > len(json.dumps(TOOLS)) / 6
+
+
+def test_tools_and_reasoning_count_where_the_base_is_not_here() -> None:
+    settings = pipeline(PACKAGE.model_copy(update={"reference": "nobody/nothing"})).settings
+    thought = "Rain is likely. " * 20
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": thought}
+    asked = {"role": "user", "content": "Rain?"}
+    plain = [asked, {"role": "assistant", "content": "Yes."}]
+
+    def length(messages: Any, reasoning: str = "trained") -> int:
+        model = settings.model.model_copy(update={"reasoning": reasoning})
+        first = sampling.Sample([messages], 10, {}, is_all=False)
+        found = sampled(settings.model_copy(update={"model": model}), None, None, first)
+        assert found
+        assert "by the length of their texts" in found.said
+        return len(found.rows[0]["input_ids"])
+
+    tools = len(json.dumps(TOOLS)) // work.BYTES_A_TOKEN
+    assert length(Conversation(plain, TOOLS)) - length(plain) >= tools
+    assert length(Conversation([asked, answer])) - length(plain) == len(thought) // work.BYTES_A_TOKEN
+    assert length(Conversation([asked, answer]), "dropped") == length(plain)
 
 
 def test_a_plan_refuses_a_base_that_is_nowhere_in_the_words_of_the_run(tiny_base: Base) -> None:

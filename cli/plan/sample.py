@@ -1,5 +1,6 @@
 """Rows as a plan takes them before render has made any: some conversations, rendered where the base is here."""
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -82,7 +83,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     rest = "".join(f"; {note}" for note in notes if note)
     rows, numbers = _rendered(conversations, base, settings.model), (max(1, train), num_validation, num_test)
     if rows is None:
-        guessed = [work.guessed(texts_of(messages)) for messages in conversations]
+        guessed = [work.guessed(_as_texts(messages, settings.model)) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
         return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
     assert base
@@ -209,6 +210,20 @@ def _unpacked(model: Model, folder: Path) -> Base | None:
         return _base_in(folder, model)
     cached = shapes.folder_of(model.base, model.revision)
     return _base_in(cached, model) if any((cached / name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def _as_texts(messages: Sequence[Message], model: Model) -> list[dict[str, str]]:
+    """The messages as role and text, with tools and reasoning where a chat template writes about as much of them."""
+    texts = texts_of(messages)
+    if tools := tools_of(messages):
+        texts = [{"role": "system", "content": json.dumps(tools, ensure_ascii=False)}, *texts]
+    if model.reasoning != "dropped":
+        thoughts = [message.get("reasoning_content") or "" for message in messages]
+        texts[-len(thoughts) :] = [
+            text | {"content": thought + text["content"]}
+            for text, thought in zip(texts[-len(thoughts) :], thoughts, strict=True)
+        ]
+    return texts
 
 
 def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, model: Model) -> list[work.Row] | None:
