@@ -163,5 +163,10 @@ def extra(name: str, option: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """An error's type and message on one line of at most 200 characters."""
-    said = " ".join(f"{type(error).__name__}: {str(error) or 'no message'}".split())
+    return shortened(f"{type(error).__name__}: {str(error) or 'no message'}")
+
+
+def shortened(text: str) -> str:
+    """The text on one line of at most 200 characters."""
+    said = " ".join(text.split())
     return said if len(said) <= 200 else f"{said[:199]}…"
