@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -112,6 +113,20 @@ def test_an_adapter_is_exported_with_a_base_that_no_stranger_can_name(
         line.strip() for line in said
     ]
     assert no_paths(folder, tiny_base.weights)
+
+
+def test_a_slow_export_says_how_far_it_is(
+    register_candidate: Make, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_candidate()
+    monkeypatch.setattr(parity, "ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr(parity, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+    result = export("--to", "merged")
+    assert result.exit_code == 0, result.output
+    slowed = rf"; other processes slow it: 1000\.0 want {os.cpu_count()} processors"
+    assert re.findall(rf"(\d) of 3 test rows answered in \d+ s{slowed}", result.output) == ["1", "2"]
+    assert re.search(rf"still comparing after \d+ s{slowed}", result.output)
 
 
 def test_an_adapter_names_a_base_on_the_hub_by_its_commit(

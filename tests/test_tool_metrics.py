@@ -1,6 +1,8 @@
 """An answer with calls is scored as calls, one without as rightly or wrongly none, and auto chooses so by the rows."""
 
+import itertools
 import json
+import math
 from collections.abc import Mapping
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ from test_ingest_tools import TOOLS
 from tunewright import metrics
 from tunewright.config import Settings
 from tunewright.metrics.calls import tool_schema
-from tunewright.metrics.catalogue import PER_ROW
+from tunewright.metrics.catalogue import CATALOGUE, PER_ROW
 from tunewright.metrics.shape import last_answer, misfit
 from tunewright.tools.conversation import Conversation, call_text
 
@@ -56,6 +58,24 @@ def test_arguments_fit_the_schema_of_their_tool_or_not() -> None:
     table = pa.table({"answer": answers, "reference": [""] * 5, "tools": [json.dumps(TOOLS)] * 5})
     assert metrics.measure("tool_schema", table) == (0.4, [1.0, 0.0, 0.0, 1.0, 0.0])
     assert tool_schema(WEATHER, None) == 0.0
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_rows_with_and_without_tools_are_scored_in_any_order(order: tuple[int, ...]) -> None:
+    rows = [(WEATHER, json.dumps(TOOLS), 1.0), ("It rains.", None, 1.0), (TIME, None, 0.0)]  # a call of no tool it has
+    answers, tools, expected = zip(*(rows[at] for at in order), strict=True)
+    columns = {"answer": answers, "reference": ["It rains."] * 3, "tools": pa.array(tools, pa.string())}
+    table = pa.table({**columns, "nll": [1.0] * 3, "num_reference_tokens": [1] * 3, "stopped": [True] * 3})
+    score, scores = metrics.measure("tool_schema", table)
+    assert (score, scores) == (pytest.approx(2 / 3), list(expected))
+    shape = metrics.AnswerShape(["It rains."] * 3, ("It rains.",), "{}", has_tools=True)
+    for name in CATALOGUE:
+        assert math.isfinite(metrics.measure(name, table, shape)[0]), name
+
+
+def test_no_row_needs_tools() -> None:
+    table = pa.table({"answer": ["Text.", TIME], "reference": [""] * 2, "tools": pa.array([None] * 2, pa.string())})
+    assert metrics.measure("tool_schema", table) == (0.5, [1.0, 0.0])
 
 
 def test_auto_chooses_by_the_rows_tools_and_the_references() -> None:

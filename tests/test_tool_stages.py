@@ -35,7 +35,7 @@ def base(tiny_base: Base) -> Base:
 
 @pytest.fixture
 def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Splits:
-    """The same three rows on each split."""
+    """The same three rows on each split, the one without tools last."""
     monkeypatch.chdir(tmp_path)
     kept, refused = read("\n".join(map(json.dumps, RECORDS)).encode())
     assert not refused
@@ -69,6 +69,19 @@ def test_rows_with_tools_are_rendered_answered_and_scored_as_calls(splits: Split
         (0.0, 0.0, 1.0),  # of random weights
         (1.0, 0.0, 1.0),
     ]
+
+
+def test_test_rows_that_begin_with_one_without_tools_are_scored_as_in_any_other_order(
+    splits: Splits, base: Base
+) -> None:
+    rows = pq.read_table(splits.path("test.parquet"))
+    pq.write_table(rows.take([2, 0, 1]), splits.path("test.parquet"))
+    tokens = render.fn(splits=splits, base=base, model=Model(base="tiny"))
+    answers = evaluate.fn(
+        contender=Contender(name="base", base=base), tokens=tokens, evaluation=Evaluation(max_new_tokens=4)
+    )
+    scored = pq.read_table(answers.path("answers.parquet"), columns=["tools", "tool_schema"]).to_pylist()
+    assert [(row["tools"] is None, row["tool_schema"]) for row in scored] == [(True, 1.0), (False, 1.0), (False, 1.0)]
 
 
 def test_a_row_without_tools_has_the_tokens_that_it_has_under_a_template_without_tools(

@@ -460,3 +460,13 @@ def test_shared_and_plain_batches_train_alike(tokens: Tokens, tiny_base: Base) -
     for one, other in zip(shared, plain, strict=True):
         name = "loss" if "loss" in one else "eval_loss"
         assert one[name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_an_unknown_error_of_the_trainer_is_shown_in_part(tmp_path: Path) -> None:
+    (tmp_path / "error.json").write_text(
+        json.dumps({"type": "RuntimeError", "message": "bad\nrow " + "its text " * 100})
+    )
+    failure = str(train_stage._failure(1, tmp_path))
+    assert failure.startswith("training did not finish: RuntimeError: bad row its text")
+    assert failure.endswith(f"…; full output: {tmp_path / 'trainer.log'}")
+    assert len(failure) < 300 + len(str(tmp_path))

@@ -6,6 +6,7 @@ TunewrightError
 ├── DataError          the data were refused: exit code 3, never retried
 ├── JudgeError         the judge does not answer: retried after a while
 ├── Pruned             a comparison ended the training of a worse variant: an outcome, never retried
+├── StageFailed        a stage raised an unknown error, also when it was retried
 ├── TrackingError      MLflow does not answer: retried after a while
 └── TrainingError      training did not reach its planned end: exit code 4
     ├── TrainerDied    the trainer process was killed, crashed or hung: retried, and the retry resumes
@@ -64,6 +65,10 @@ class DataError(TunewrightError):
     def __init__(self, message: str, *, see: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.see = tuple(see)
+
+
+class StageFailed(TunewrightError):
+    """A stage raised an error of a library, or of the team's code; its traceback is in the log of the stage's task."""
 
 
 class TrackingError(TunewrightError):
@@ -129,11 +134,8 @@ def is_retried(task: Any, task_run: Any, state: Any) -> bool:
         is_first = task_run.run_count <= 1
         if not (is_transient(error) or (is_first and is_unknown(error))):
             return False
-        said = " ".join(str(error).split()) or "no message"
-        kind = "" if isinstance(error, TunewrightError) else f"{type(error).__name__}: "
-        log.warning(
-            "  %s failed: %s%s; retrying%s", task.name, kind, said[:500], "" if is_transient(error) else " once"
-        )
+        said = " ".join(str(error).split())[:500] if isinstance(error, TunewrightError) else one_line(error)
+        log.warning("  %s failed: %s; retrying%s", task.name, said, "" if is_transient(error) else " once")
         return True
     return False
 
@@ -161,5 +163,10 @@ def extra(name: str, option: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """An error's type and message on one line of at most 200 characters."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return shortened(f"{type(error).__name__}: {str(error) or 'no message'}")
+
+
+def shortened(text: str) -> str:
+    """The text on one line of at most 200 characters."""
+    said = " ".join(text.split())
     return said if len(said) <= 200 else f"{said[:199]}…"

@@ -1,5 +1,7 @@
 """Rows as a plan takes them before render has made any: some conversations, rendered where the base is here."""
 
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -11,11 +13,12 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, Base, Rows, Splits
 from tunewright.config import Model, Settings, Split
-from tunewright.cost_model import work
+from tunewright.cost_model import shapes, work
 from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Tokenized, tokenize
-from tunewright.modeling.models import load_tokenizer
+from tunewright.modeling.models import TOKENIZER_FILES, load_tokenizer
 from tunewright.reports.pages import counted
+from tunewright.serving import package_file
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest.sampling import MOST_BYTES, Sample, repeated_share
 from tunewright.tasks.render import bound_of, lengths_in_words
@@ -42,7 +45,10 @@ class Sampled(NamedTuple):
 
 
 def sampled(settings: Settings, base: Base | None, made: Artifact | None, first: Sample | None) -> Sampled | None:
-    """Some of the rows that split or ingest made, or the `first` of the sources; None without any."""
+    """Some of the rows that split or ingest made, or the `first` of the sources; None without any.
+
+    Raises ConfigError where they have tools that the base's chat template leaves out.
+    """
     given: Mapping[str, float] = {}
     repeated, alone, before = 0.0, 1.0, 1.0
     if isinstance(made, Splits):
@@ -62,6 +68,10 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
         before = max(1.0, looked_of)
+    if base is None and any(map(tools_of, conversations)):
+        with tempfile.TemporaryDirectory() as folder:
+            if unpacked := _unpacked(settings.model, Path(folder)):
+                return sampled(settings, unpacked, made, first)
     is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
     which = f"{'the' if is_all else 'the first'} {len(conversations):,} rows of "
     which += "the sources" if source == "sample" else source
@@ -73,7 +83,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     rest = "".join(f"; {note}" for note in notes if note)
     rows, numbers = _rendered(conversations, base, settings.model), (max(1, train), num_validation, num_test)
     if rows is None:
-        guessed = [work.guessed(texts_of(messages)) for messages in conversations]
+        guessed = [work.guessed(_as_texts(messages, settings.model)) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
         return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
     assert base
@@ -169,20 +179,51 @@ def _left_out(repeated: int) -> str:
 
 def base_here(settings: Settings, made: Artifact | None) -> Base | None:
     """The base as a folder: as the stage made it, or where the settings name one."""
-    template = chat_templates.text(settings.model.chat_template)
     if isinstance(made, Base):
-        return made.model_copy(update={"chat_template": template})
+        return made.model_copy(update={"chat_template": chat_templates.text(settings.model.chat_template)})
     folder = Path(settings.model.base).expanduser()
-    if not folder.is_dir():
-        return None
+    return _base_in(folder, settings.model) if folder.is_dir() else None
+
+
+def _base_in(folder: Path, model: Model) -> Base:
     return Base(
         folder=folder.absolute(),
-        reference=settings.model.base,
-        revision=None,
+        reference=model.base,
+        revision=model.revision,
         location=Path(),
         weights_digest="",
-        chat_template=template,
+        chat_template=chat_templates.text(model.chat_template),
     )
+
+
+def _unpacked(model: Model, folder: Path) -> Base | None:
+    """The base without weights: its tokenizer from a GGUF file, made in `folder`, or from the hub's cache if there.
+
+    It takes seconds, so only rows with tools are worth it: the template alone knows how it writes them.
+    """
+    if model.base.startswith("package:"):
+        from transformers import AutoConfig, AutoTokenizer
+
+        file = package_file(model.base)
+        for kind in (AutoConfig, AutoTokenizer):
+            kind.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True).save_pretrained(folder)
+        return _base_in(folder, model)
+    cached = shapes.folder_of(model.base, model.revision)
+    return _base_in(cached, model) if any((cached / name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def _as_texts(messages: Sequence[Message], model: Model) -> list[dict[str, str]]:
+    """The messages as role and text, with tools and reasoning where a chat template writes about as much of them."""
+    texts = texts_of(messages)
+    if tools := tools_of(messages):
+        texts = [{"role": "system", "content": json.dumps(tools, ensure_ascii=False)}, *texts]
+    if model.reasoning != "dropped":
+        thoughts = [message.get("reasoning_content") or "" for message in messages]
+        texts[-len(thoughts) :] = [
+            text | {"content": thought + text["content"]}
+            for text, thought in zip(texts[-len(thoughts) :], thoughts, strict=True)
+        ]
+    return texts
 
 
 def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, model: Model) -> list[work.Row] | None:

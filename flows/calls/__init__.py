@@ -25,7 +25,7 @@ from tunewright.artifacts import (
 from tunewright.config import Gate, Registry, Settings, Stage
 from tunewright.errors import JudgeError
 from tunewright.flows import release
-from tunewright.flows.calls.calls import A, Calls, P, Reached, Step, as_json, stages
+from tunewright.flows.calls.calls import A, Calls, P, Reached, Step, as_json, naming, stages
 from tunewright.flows.calls.plan import Plan
 from tunewright.flows.inputs import Inputs
 from tunewright.flows.live import describe
@@ -63,7 +63,7 @@ class Run(Calls):
         return drawn
 
     def called(self, task: Task[..., A], of: str, inputs: Mapping[str, Any]) -> A:
-        """The stage's record. Raises what the stage raised."""
+        """The stage's record. Raises what the stage raised, and StageFailed in place of an unknown error."""
         started = time.monotonic()
         name = f"{task.name} {of}".strip()
         log.info("%s", name)
@@ -72,7 +72,8 @@ class Run(Calls):
         pipelines.note(self.pipeline, name, cached_part(task).key(**inputs))
         chosen = task.with_options(refresh_cache=True) if task.name in self.refresh else task
         state = cast("State[A]", chosen(**inputs, return_state=True))
-        record = state.result()
+        with naming(name):
+            record = state.result()
         if self.live and isinstance(record, Adapter):
             self.live.trains(record.path("metrics.jsonl"))
         is_cached = state.name == "Cached"

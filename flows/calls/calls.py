@@ -1,16 +1,21 @@
 """The base of a run and a plan: the stages to call, the steps so far, and the last stage."""
 
+import errno
 import logging
+import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from httpx import TransportError
 from prefect import Task
+from prefect.exceptions import PrefectException
 
 from tunewright.artifacts import Adapter, Answers, Artifact, Base, Contender, Splits, Verdict
 from tunewright.config import STAGES, Gate, Registry, Settings, Stage
-from tunewright.errors import ConfigError
+from tunewright.errors import LASTING, ConfigError, StageFailed, TunewrightError, one_line
 from tunewright.flows.inputs import Inputs, draw
 from tunewright.metrics.shape import require_metrics
 from tunewright.registry.versions import champion, trained_on_test
@@ -91,6 +96,22 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
             f"refresh={beyond[0]}: it comes after until={until}, so it would not run; accepted: {', '.join(wanted)}"
         )
     return wanted
+
+
+@contextmanager
+def naming(stage: str) -> Iterator[None]:
+    """Raises StageFailed in place of an error in the block whose message can be of any length and hold texts of rows.
+
+    Others stay as they are: those of ours, of Prefect and its server, and of a disk, which the command says in words.
+    """
+    try:
+        yield
+    except (TunewrightError, TransportError, PrefectException, sqlite3.OperationalError):
+        raise
+    except Exception as error:  # what a library can raise is anything
+        if isinstance(error, OSError) and error.errno in {*LASTING, errno.ENOTDIR}:
+            raise
+        raise StageFailed(f"{stage} failed: {one_line(error)}; --verbose shows its traceback") from error
 
 
 class Calls(ABC):

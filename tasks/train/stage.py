@@ -24,7 +24,15 @@ from tunewright import cost_model, machine
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import Compute, Method, Training
-from tunewright.errors import NO_SPACE, ConfigError, TrainerDied, TrainerFailed, TrainingError, TunewrightError
+from tunewright.errors import (
+    NO_SPACE,
+    ConfigError,
+    TrainerDied,
+    TrainerFailed,
+    TrainingError,
+    TunewrightError,
+    shortened,
+)
 from tunewright.reports import curves
 from tunewright.reports.curves.reading import SIZED_BY
 from tunewright.reports.pages import counted
@@ -176,7 +184,8 @@ def _failure(code: int, work: Path) -> TunewrightError:
     if kind == ConfigError.__name__:
         return ConfigError(message)
     failed = TrainingError if kind in OF_SETTINGS_OR_DATA else TrainerFailed
-    return failed(f"training did not finish: {_error(work)}; full output: {work / 'trainer.log'}")
+    said = shortened(_error(work)) if failed is TrainerFailed else _error(work)
+    return failed(f"training did not finish: {said}; full output: {work / 'trainer.log'}")
 
 
 def _told(work: Path) -> tuple[str, str]:

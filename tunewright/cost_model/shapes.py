@@ -162,7 +162,7 @@ def shape_at(reference: str, revision: str | None) -> ModelShape | None:
     """The shape of the base that the settings name, as far as it is on this machine; None where it is not."""
     if reference.startswith("package:"):
         return shape_of_gguf(package_file(reference))
-    folder = _folder(reference, revision)
+    folder = folder_of(reference, revision)
     return shape_in(folder) if any(folder.glob("*.safetensors")) else None
 
 
@@ -170,10 +170,10 @@ def config_at(reference: str, revision: str | None) -> Config:
     """The config.json of a base that is on this machine; of a GGUF file what its header says."""
     if reference.startswith("package:"):
         return shape_of_gguf(package_file(reference)).config
-    return config_in(_folder(reference, revision))
+    return config_in(folder_of(reference, revision))
 
 
-def _folder(reference: str, revision: str | None) -> Path:
+def folder_of(reference: str, revision: str | None) -> Path:
     """The folder of a base, in the hub's cache if it is there."""
     folder = Path(reference).expanduser()
     if folder.is_dir():

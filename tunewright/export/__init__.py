@@ -93,7 +93,7 @@ def export(
             with _unfinished(target) as made:
                 weights.require_room(made, loaded, tuned, precision, kind, beside=beside)
                 tell(f"asking it {len(kept.rows)} test rows")
-                expected = _expected(version, loaded, kept, tuned, most)
+                expected = _expected(version, loaded, kept, tuned, most, tell)
                 tell(f"writing {form} in {precision}")
                 context = context_length(loaded.model.config.get_text_config().to_dict())
                 architectures = loaded.model.config.architectures or []
@@ -110,11 +110,11 @@ def export(
                 tell("loading it again without Tunewright and comparing the answers")
                 if facts is not None:
                     file = made / facts.file
-                    same = parity.check(made / MERGED, None, precision, expected, loaded, gguf=file)
+                    same = parity.check(made / MERGED, None, precision, expected, loaded, gguf=file, tell=tell)
                     shutil.rmtree(made / MERGED)
                 else:
                     base = None if kind == "merged" else made / weights.BASE if beside else loaded.base
-                    same = parity.check(made, base, precision, expected, loaded)
+                    same = parity.check(made, base, precision, expected, loaded, tell=tell)
                 command = vllm.write(made, version.name, precision) if form == "vllm" else ""
                 described = card.ExportedForm(
                     form=kind,
@@ -189,12 +189,17 @@ def _sign(made: Path, name: str, signer: "Signer") -> None:
 
 
 def _expected(
-    version: "ModelVersion", loaded: ServedChat, kept: rehearsal.Rehearsal, tuned: Path, most: int
+    version: "ModelVersion",
+    loaded: ServedChat,
+    kept: rehearsal.Rehearsal,
+    tuned: Path,
+    most: int,
+    tell: Callable[[str], None],
 ) -> list[parity.ExpectedAnswer]:
     """Answers of the version, which is checked to be the measured one and to differ from the base."""
     prompts = loaded.prompts(rehearsal.questions(version, loaded, kept, NOTHING), [row.tools for row in kept.rows])
     parity.require_effect(files.uri_of(version), loaded, tuned, prompts)
-    expected = parity.expected(loaded, kept.rows, prompts, most)
+    expected = parity.expected(loaded, kept.rows, prompts, most, tell)
     stops = loaded.contract["stop_token_ids"]
     said = [
         loaded.tokenizer.decode([token for token in each.answer if token not in stops], skip_special_tokens=True)

@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from tunewright.registry.rehearsal import RehearsalRow
 from tunewright.serving import TRAINED, ServedChat, load_weights
 
 NOTHING = "nothing was exported"
+ANSWER_SECONDS, CHECK_SECONDS = 10.0, 30.0  # between two lines of how far the answers and the check are
 NEAR = {"float16": 0.02, "bfloat16": 0.1}  # nats per token
 QUANTIZED = {"q8_0": 0.1, "q6_k": 0.2, "q5_k_m": 0.3, "q4_k_m": 0.5}  # nats per token
 # Nats per token, of the lower of both precisions.
@@ -52,16 +54,31 @@ class Parity(BaseModel, frozen=True):
 
 
 def expected(
-    loaded: ServedChat, rows: Sequence[RehearsalRow], prompts: list[list[int]], most: int
+    loaded: ServedChat,
+    rows: Sequence[RehearsalRow],
+    prompts: list[list[int]],
+    most: int,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[ExpectedAnswer]:
-    """Answer each row with the registered version, one at a time."""
+    """Answer each row with the registered version, one at a time; `tell` gets how far it is now and then."""
+    started = said = time.monotonic()
     loaded.model.generation_config = weights.generation_settings(loaded, most)
     found: list[ExpectedAnswer] = []
     for row, prompt in zip(rows, prompts, strict=True):
         answer = answering.answered(loaded.model, prompt)
         probabilities = [own for own, _ in answering.log_probabilities(loaded.model, prompt, answer)]
         found.append(ExpectedAnswer(row, prompt, answer, sum(probabilities) / len(probabilities)))
+        now = time.monotonic()
+        if now - said >= ANSWER_SECONDS and len(found) < len(rows):
+            said = now
+            tell(f"{len(found)} of {len(rows)} test rows answered in {now - started:,.0f} s{_slowed()}")
     return found
+
+
+def _slowed() -> str:
+    """Say that others use the processors, where these are too few for all; an export waits for no lock."""
+    load, num = os.getloadavg()[0], os.cpu_count() or 1
+    return f"; other processes slow it: {load:.1f} want {num} processors" if load > num + 1 else ""
 
 
 def require_effect(name: str, loaded: ServedChat, tuned: Path, prompts: list[list[int]]) -> None:
@@ -99,6 +116,7 @@ def check(
     version: Sequence[ExpectedAnswer],
     loaded: ServedChat,
     gguf: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Parity:
     """Compares the answers of an exported folder with those of the registered version.
 
@@ -110,7 +128,7 @@ def check(
     others: list[str] = []
     near_ties = 0
     largest, farthest = 0.0, ""
-    for each, got in zip(version, _answers(folder, base, dtype, version, gguf), strict=True):
+    for each, got in zip(version, _answers(folder, base, dtype, version, gguf, tell), strict=True):
         row = f"row {each.row.row_id[:12]}"
         if got["prompt"] != each.prompt:
             raise TunewrightError(
@@ -153,7 +171,12 @@ def _first_difference(loaded: ServedChat, expected: list[int], got: list[int]) -
 
 
 def _answers(
-    folder: Path, base: Path | None, dtype: str, version: Sequence[ExpectedAnswer], gguf: Path | None
+    folder: Path,
+    base: Path | None,
+    dtype: str,
+    version: Sequence[ExpectedAnswer],
+    gguf: Path | None,
+    tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """The replies of a process without the project. Raises TunewrightError where it cannot load the folder."""
     rows = [{"messages": each.row.messages, "tools": each.row.tools or None, "answer": each.answer} for each in version]
@@ -167,18 +190,31 @@ def _answers(
             "reply": str(reply),
             "rows": rows,
         }
-        done = subprocess.run(
-            [sys.executable, "-P", answering.__file__],
-            input=json.dumps(request),
-            text=True,
-            capture_output=True,
-            cwd=place,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        )
-        if done.returncode or not reply.is_file():
-            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        code, errors = _run(json.dumps(request), place, tell)
+        if code or not reply.is_file():
+            last = errors.strip().splitlines()[-1:] or [f"exit code {code}"]
             raise TunewrightError(f"transformers cannot load or ask what was exported: {last[0][:500]}; {NOTHING}")
         replied = json.loads(reply.read_bytes())
     if replied["project"]:
         raise TunewrightError(f"the parity check imported {replied['project'][0]}, which a stranger does not have")
     return replied["rows"]
+
+
+def _run(request: str, place: str, tell: Callable[[str], None]) -> tuple[int, str]:
+    """The exit code and stderr of answering.py, whose process ends with the block; `tell` gets that it still runs."""
+    started = time.monotonic()
+    given: str | None = request
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-P", answering.__file__]
+    with subprocess.Popen(command, **pipes, text=True, cwd=place, env=environment) as process:
+        while True:
+            try:
+                errors = process.communicate(given, CHECK_SECONDS)[1]
+                return process.returncode, errors
+            except subprocess.TimeoutExpired:
+                given = None  # it has the whole of it, or goes on to get it
+                tell(f"still comparing after {time.monotonic() - started:,.0f} s{_slowed()}")
+            except BaseException:  # such as Ctrl-C
+                process.kill()
+                raise

@@ -75,7 +75,7 @@ def measure(name: str, answers: pa.Table, shape: AnswerShape | None = None) -> t
         raise ValueError("there are no answers to score")
     metric = load(name, shape)
     columns = getattr(metric, "columns", TEXTS)
-    said, wanted = (answers.column(column).to_pylist() for column in columns)
+    said, wanted = (_values(answers.column(column)) for column in columns)
     if tuple(columns) == TEXTS:  # reasoning is no part of an answer, where the references have none
         said = [*map(said_beside, said, wanted)]
     result = metric.compute(predictions=said, references=wanted)
@@ -83,3 +83,8 @@ def measure(name: str, answers: pa.Table, shape: AnswerShape | None = None) -> t
         rows = rows_of(name, result, len(answers))
         return fmean(rows), rows
     return result[name], result.get("rows")
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column; a missing text is empty, since evaluate.Metric refuses null in the first row alone."""
+    return (column.fill_null("") if pa.types.is_string(column.type) else column).to_pylist()
