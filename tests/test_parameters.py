@@ -95,6 +95,14 @@ def test_all_sections_and_stages_are_taken() -> None:
             "<training.learning_rate>: training.learning_rate: 2 is refused; accepted: 1 or less (",
         ),
         (
+            {"training": {"seed": 4_294_967_296}},
+            "<training.seed>: training.seed: 4294967296 is refused; accepted: 4294967295 or less (",
+        ),
+        (
+            {"training": {"max_steps": 100_000_001}},
+            "<training.max_steps>: training.max_steps: 100000001 is refused; accepted: 100000000 or less, or null (",
+        ),
+        (
             {"training": {"learning_rate": float("nan")}},
             "<training.learning_rate>: training.learning_rate: NaN is refused; accepted: a finite number (",
         ),

@@ -318,7 +318,7 @@ PARTS = [{"type": "image_url", "image_url": {"url": "http://a.example/a.png"}}]
         ({"model": "triage"}, "messages: is missing"),
         ({"messages": []}, "model: is missing"),
         (CHAT | {"messages": []}, "messages []: accepted: at least one item"),
-        (CHAT | {"messages": ["Hello"]}, 'messages.0 "Hello": accepted: a mapping'),
+        (CHAT | {"messages": ["Hello"]}, 'messages[0] "Hello": accepted: a mapping'),
         (CHAT | {"messages": [{"role": "tool", "content": "a"}]}, 'messages[0]: role is "tool"; accepted: system, '),
         (CHAT | {"messages": [{"role": "user", "content": None}]}, "messages[0]: content is no text; accepted: a text"),
         (CHAT | {"messages": [{"role": "user", "content": PARTS}]}, "messages[0]: content has a part of type "),
@@ -338,7 +338,6 @@ PARTS = [{"type": "image_url", "image_url": {"url": "http://a.example/a.png"}}]
         (CHAT | {"stream_options": {"include_usage": True}}, "stream_options: accepted only with stream=true"),
         (CHAT | {"tools": [{"type": "function"}]}, "tools[0] has no name; accepted: a function with name and parame"),
         (CHAT | {"tools": [TOOL]}, "tools: the chat template of this version leaves out the definitions of tools; "),
-        (CHAT | {"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls=false: not supported with tools"),
         (CHAT | {"tool_choice": "required"}, 'tool_choice "required": accepted: '),
         (CHAT | {"response_format": {"type": "json_object"}}, "response_format: not supported by this endpoint; "),
         (CHAT | {"logprobs": True}, "logprobs: not supported by this endpoint; leave it out"),
@@ -394,6 +393,8 @@ def test_tools_and_earlier_calls_are_read_as_the_chat_template_takes_them() -> N
     assert asked.tools == [TOOL]
     assert asked[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
     assert asked[2] == {"role": "tool", "content": "2", "tool_call_id": asked[1]["tool_calls"][0]["id"], "name": "f"}
+    assert read(json.dumps(body).encode(), is_chat=True).most_calls is None
+    assert read(json.dumps(body | {"parallel_tool_calls": False}).encode(), is_chat=True).most_calls == 1
     none: Any = read(json.dumps(body | {"tool_choice": "none"}).encode(), is_chat=True).messages
     assert (none, none.tools) == (asked, [])
     wrong = json.dumps(body | {"messages": [*messages[:2], messages[2] | {"tool_call_id": "y"}]}).encode()
@@ -405,6 +406,9 @@ def test_tools_and_earlier_calls_are_read_as_the_chat_template_takes_them() -> N
 def test_calls_in_an_answer_are_sent_as_calls_and_what_cannot_be_read_as_text() -> None:
     said, (call,) = called('So:\n<tool_call>\n{"name": "f", "arguments": {"a": "ü"}}\n</tool_call>')
     assert (said, call["function"]) == ("So:", {"name": "f", "arguments": '{"a": "ü"}'})
+    two = "".join(f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>' for name in "fg")
+    for most, names in ((None, ["f", "g"]), (1, ["f"])):
+        assert [each["function"]["name"] for each in called(two, most)[1]] == names
     for text in ("Hello", '<tool_call>\n{"name": "f", "arg'):
         assert called(text) == (text, [])
 

@@ -141,6 +141,7 @@ def test_clusters_that_are_all_large_still_fill_every_split() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
+        (prompts(1, copies=0), "1 row makes 1 cluster, the largest of 1 row, with"),
         (prompts(2, copies=0), "the validation split is empty|the test split is empty"),
         ([f"the same long question again and again from {'x' * i}" for i in range(1, 41)], "the largest of 40 rows"),
         ([], "the train split is empty"),

@@ -13,13 +13,19 @@ WORDS = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text, in quotes where it looks like a number",
+    "finite_number": "a finite number",
+    "string_too_short": "text of {min_length} or more characters",
+    "string_too_long": "text of {max_length} or fewer characters",
+    "string_unicode": "text without halves of surrogate pairs",
     "tuple_type": "a list",
+    "list_type": "a list",
     "dict_type": "a mapping",
+    "model_type": "a mapping",
     "too_short": "at least one item",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "{le:g} or less",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
 }
 
 
@@ -38,7 +44,13 @@ def accepted(error: ErrorDetails) -> str:
         names = choices(error)
         return ", ".join(names) + (in_quotes if isinstance(given, bool) and {"on", "off"} & {*names} else "")
     words = WORDS.get(error["type"])
-    return words.format(**context) if words else error["msg"].removeprefix("Input should be ")
+    exact = {name: in_full(bound) if isinstance(bound, int | float) else bound for name, bound in context.items()}
+    return words.format(**exact) if words else error["msg"].removeprefix("Input should be ")
+
+
+def in_full(number: float) -> str:
+    """A bound with all its digits, so that it can be copied: 4294967295, 0.5, 1."""
+    return str(int(number)) if isinstance(number, int) or number.is_integer() else f"{number:.15g}"
 
 
 def choices(error: ErrorDetails) -> list[str]:

@@ -65,5 +65,6 @@ def api(
             from tunewright.cli.serve import key
             from tunewright.cli.serve.server import Listening
         found = template.load(file, deployment, assignments or [], model or [])
+        template.require_bases(found, tell)
         note_ignored_address(found.settings.registry, "registry.tracking_uri")
         server.serve(found, environment, Listening(host, port, key.api_key(), max_waiting), tell)

@@ -10,33 +10,42 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from tunewright.accepted import did_you_mean, shown
+from tunewright.accepted import did_you_mean, in_full, shown
 from tunewright.cli.api.files import UPLOAD, StoredFiles
 from tunewright.cli.api.identifiers import new_id
 from tunewright.cli.api.jobs import FineTuningJob, JobStore
-from tunewright.cli.api.template import JobFiles, Template
+from tunewright.cli.api.sentences import for_client
+from tunewright.cli.api.template import JobFiles, Template, largest
 from tunewright.cli.deployment_file import ENTRYPOINT
 from tunewright.cli.imports import openai
 from tunewright.cli.imports.places import Places
 from tunewright.cli.imports.rules import Original
-from tunewright.cli.serve.asking import RequestError, json_object, refusal
+from tunewright.cli.serve.asking import RequestError, json_object, place, refusal
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import slug
 
 MOST_METADATA, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
 LONGEST_SUFFIX = 64  # characters
-OF_SEVERAL_TYPES = {
-    "n_epochs": "auto, or a whole number, 1 or more",
-    "batch_size": "auto, or a whole number, 1 or more",
+MOST_EPOCHS, LARGEST_BATCH, HIGHEST_RATE, LARGEST_SEED = (
+    largest(name) for name in ("epochs", "batch", "learning_rate", "seed")
+)
+OF_FIELDS = {
+    "n_epochs": f"auto, or a whole number from 1 to {in_full(MOST_EPOCHS)}",
+    "batch_size": f"auto, or a whole number from 1 to {in_full(LARGEST_BATCH)}",
     "learning_rate_multiplier": "auto, or a number above 0",
+    "seed": f"a whole number from 0 to {in_full(LARGEST_SEED)}",
+    "suffix": f"text of 1 to {LONGEST_SUFFIX} characters, with one of a-z or 0-9 among them",
+    "type": "supervised",
+    "metadata": f"up to {MOST_METADATA} pairs of texts, keys of up to {LONGEST_KEY} and values of up to "
+    f"{LONGEST_VALUE} characters",
 }
 
 Auto = Literal["auto"]
 
 
 class _Hyperparameters(BaseModel, strict=True, extra="forbid"):
-    n_epochs: Auto | Annotated[int, Field(ge=1)] = "auto"
-    batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = "auto"
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "auto"
 
 
@@ -57,7 +66,7 @@ class _Create(BaseModel, strict=True, extra="forbid"):
     validation_file: str | None = None
     hyperparameters: _Hyperparameters | None = None
     method: _Method | None = None
-    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] | None = None
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
     suffix: Annotated[str, Field(min_length=1, max_length=LONGEST_SUFFIX)] | None = None
     metadata: dict[str, str] | None = None
 
@@ -66,20 +75,24 @@ def create(body: bytes, template: Template, files: StoredFiles, jobs: JobStore) 
     """A new job of a request, which is kept with its deployment file. Raises RequestError."""
     fields = _fields(json_object(body))
     base = template.bases.get(fields.model)
+    if base is None and fields.model.startswith("ft:"):
+        said = f"model {shown(fields.model)}: fine-tuning of a fine-tuned model is not supported; accepted: "
+        raise RequestError(said + ", ".join(template.bases), param="model", code="model_not_available")
     if base is None:
         said = f"model {shown(fields.model)}: {did_you_mean(fields.model, template.bases)}"
         raise RequestError(said, param="model", code="model_not_available")
-    chosen, asked = _files(fields, files), _hyperparameters(fields)
+    asked = _hyperparameters(fields, template.settings.training.learning_rate)
+    chosen = _files(fields, files)
     if fields.suffix is not None and not slug(fields.suffix):
-        raise RequestError(f"suffix {shown(fields.suffix)}: has none of a-z and 0-9", param="suffix")
+        raise RequestError(f"suffix {shown(fields.suffix)}: accepted: {OF_FIELDS['suffix']}", param="suffix")
     changed = _changed(asked, fields.seed)
-    rate = template.settings.training.learning_rate
-    if asked["learning_rate_multiplier"] != "auto":
-        changed["training.learning_rate"] = rate * asked["learning_rate_multiplier"]
+    if (times := asked["learning_rate_multiplier"]) != "auto":
+        changed["training.learning_rate"] = times * template.settings.training.learning_rate
     try:
         parameters = template.job(base, chosen, fields.suffix or "", changed)
     except ConfigError as error:
-        raise RequestError(str(error), param="hyperparameters", code="invalid_value") from error
+        said = for_client(str(error), files, (), template.folder)
+        raise RequestError(said, param="hyperparameters", code="invalid_value") from error
     training = template.settings.training
     job = FineTuningJob(
         id=new_id("ftjob"),
@@ -119,25 +132,21 @@ def _fields(given: dict[str, Any]) -> _Create:
     if len(metadata) > MOST_METADATA or any(
         len(key) > LONGEST_KEY or len(value) > LONGEST_VALUE for key, value in metadata.items()
     ):
-        raise RequestError(
-            f"metadata: accepted: up to {MOST_METADATA} pairs, keys of up to {LONGEST_KEY} and values of up to "
-            f"{LONGEST_VALUE} characters",
-            param="metadata",
-        )
+        raise RequestError(f"metadata: accepted: {OF_FIELDS['metadata']}", param="metadata")
     return fields
 
 
 def _refused(error: ValidationError) -> RequestError:
     (first, *_) = error.errors(include_url=False)
     path = [str(each) for each in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        where = ".".join(path)
-        return RequestError(f"{where}: no such field; leave it out", param=where, code="unknown_parameter")
-    for name, wanted in OF_SEVERAL_TYPES.items():
-        if name in path:
-            where = ".".join(path[: path.index(name) + 1])
-            return RequestError(f"{where} {shown(first['input'])}: accepted: {wanted}", param=where)
-    return refusal(error)
+    if path[0] == "metadata":
+        return RequestError(f"{place(path)} {shown(first['input'])}: accepted: {OF_FIELDS['metadata']}", param=path[0])
+    named = next((at for at, name in enumerate(path, start=1) if name in OF_FIELDS), 0)
+    if first["type"] == "extra_forbidden" or not named:
+        return refusal(error)
+    where = place(path[:named])
+    said = f"{where}: is missing;" if first["type"] == "missing" else f"{where} {shown(first['input'])}:"
+    return RequestError(f"{said} accepted: {OF_FIELDS[path[named - 1]]}", param=where)
 
 
 def _files(fields: _Create, files: StoredFiles) -> JobFiles:
@@ -156,8 +165,11 @@ def _files(fields: _Create, files: StoredFiles) -> JobFiles:
     return JobFiles(found["training_file"], found.get("validation_file"))
 
 
-def _hyperparameters(fields: _Create) -> dict[str, Any]:
-    """Those of the method, or those beside it, as older requests have them. Raises RequestError where they differ."""
+def _hyperparameters(fields: _Create, rate: float) -> dict[str, Any]:
+    """Those of the method, or those beside it, as older requests have them.
+
+    Raises RequestError where they differ, or make a learning rate of `rate` that is too high.
+    """
     supervised = fields.method.supervised if fields.method else None
     newer, older = supervised.hyperparameters if supervised else None, fields.hyperparameters
     if newer and older and newer != older:
@@ -165,7 +177,13 @@ def _hyperparameters(fields: _Create) -> dict[str, Any]:
             "hyperparameters: differ from method.supervised.hyperparameters; accepted: one of them",
             param="hyperparameters",
         )
-    return (newer or older or _Hyperparameters()).model_dump()
+    chosen = newer or older or _Hyperparameters()
+    times = chosen.learning_rate_multiplier
+    if times != "auto" and not 0 < times * rate <= HIGHEST_RATE:
+        where = f"{'method.supervised.' if newer else ''}hyperparameters.learning_rate_multiplier"
+        most = in_full(HIGHEST_RATE / rate)
+        raise RequestError(f"{where} {shown(times)}: accepted: auto, or a number above 0, up to {most}", param=where)
+    return chosen.model_dump()
 
 
 def _changed(asked: dict[str, Any], seed: int | None) -> dict[str, Any]:

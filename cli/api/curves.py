@@ -35,38 +35,29 @@ class TrainingFollower:
     """The points of a training that goes on; those that were events before are left out."""
 
     def __init__(self, events: list[JobEvent]) -> None:
-        metrics = [each.data for each in events if each.data]
-        self.last_step = max((int(each["step"]) for each in metrics), default=0)
-        self.last_validated = max((int(each["step"]) for each in metrics if "valid_loss" in each), default=0)
+        self.last_step = max((int(each.data["step"]) for each in events if each.data), default=0)
         self.points: list[TrainingPoint] = []
-        self._loss: dict[int, float] = {}
 
-    def read(self, metrics: Path) -> Iterator[tuple[str, Figures]]:
-        """The message and the figures of each event that is new in the file, which may have been written anew."""
+    def read(self, metrics: Path, *, is_over: bool = False) -> Iterator[tuple[str, Figures]]:
+        """The message and the figures of each step that is new in the file, which may have been written anew.
+
+        The newest step waits for its validation loss, until it has one, a later step is there or the training is over.
+        """
         self.points = points(metrics)
+        steps: dict[int, list[TrainingPoint]] = {}
         for point in self.points:
-            if point.train_loss is not None:
-                self._loss[point.step] = point.train_loss
-                every = max(1, math.ceil(point.planned / MOST_EVENTS))
-                if point.step <= self.last_step or (point.step % every and point.step != point.planned):
-                    continue
-                self.last_step = point.step
-            elif point.step <= self.last_validated:
+            steps.setdefault(point.step, []).append(point)
+        newest = max(steps, default=0)
+        for step in sorted(steps):
+            planned = steps[step][0].planned
+            train_loss, valid_loss = losses(steps[step], step)
+            every = max(1, math.ceil(planned / MOST_EVENTS))
+            if step <= self.last_step or (step % every and step != planned and valid_loss is None):
                 continue
-            else:
-                self.last_validated = point.step
-            yield self._event(point)
-
-    def _event(self, point: TrainingPoint) -> tuple[str, Figures]:
-        figures: Figures = {"step": point.step, "total_steps": point.planned}
-        said = f"Step {point.step}/{point.planned}:"
-        if (loss := self._loss.get(point.step)) is not None:
-            figures["train_loss"] = loss
-            said += f" training loss={loss:.4f}"
-        if point.valid_loss is not None:
-            figures |= {"valid_loss": point.valid_loss, "full_valid_loss": point.valid_loss}
-            said += f"{',' if loss is not None else ''} validation loss={point.valid_loss:.4f}"
-        return said, figures
+            if step == newest and valid_loss is None and not is_over:
+                return
+            self.last_step = step
+            yield _event(step, planned, train_loss, valid_loss)
 
     def end(self) -> int | None:
         """When the training is likely to end, in seconds since the epoch; None where that cannot be told."""
@@ -76,6 +67,18 @@ class TrainingFollower:
         first, last = steps[max(0, len(steps) - 50)], steps[-1]
         seconds = (last.time - first.time) / max(1, last.step - first.step)
         return int(max(time.time(), last.time + seconds * (last.planned - last.step)))
+
+
+def _event(step: int, planned: int, train_loss: float | None, valid_loss: float | None) -> tuple[str, Figures]:
+    figures: Figures = {"step": step, "total_steps": planned}
+    said: list[str] = []
+    if train_loss is not None:
+        figures["train_loss"] = train_loss
+        said.append(f"training loss={train_loss:.4f}")
+    if valid_loss is not None:
+        figures |= {"valid_loss": valid_loss, "full_valid_loss": valid_loss}
+        said.append(f"validation loss={valid_loss:.4f}")
+    return f"Step {step}/{planned}: {', '.join(said)}", figures
 
 
 def points(metrics: Path) -> list[TrainingPoint]:

@@ -117,6 +117,10 @@ class StoredFiles:
         status = HTTPStatus.BAD_REQUEST if param else HTTPStatus.NOT_FOUND
         raise RequestError(f"{param or 'file'}: there is no file {shown(name)}", status, param=param or "id")
 
+    def of_job(self, *names: str | None) -> list[StoredFile]:
+        """The files with these ids, as far as they are there."""
+        return [self._files[name] for name in names if name in self._files]
+
     def newest_first(self) -> list[StoredFile]:
         """All files."""
         return sorted(self._files.values(), key=lambda file: file.created, reverse=True)

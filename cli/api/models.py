@@ -3,23 +3,28 @@
 from http import HTTPStatus
 
 from tunewright.cli.api.jobs import FineTuningJob, JobStore
+from tunewright.cli.api.template import Template
 from tunewright.cli.predict.model import fetch
 from tunewright.cli.serve.answering import ServedVersion, free_memory
 from tunewright.cli.serve.asking import RequestError
 from tunewright.cli.serve.queue import RequestQueue, Tell
-from tunewright.config import Registry
 
 
 class FineTunedModels(RequestQueue):
     """The requests to the models of the jobs, and the one model that is in memory."""
 
-    def __init__(self, jobs: JobStore, registry: Registry, max_waiting: int, tell: Tell) -> None:
+    def __init__(self, jobs: JobStore, template: Template, max_waiting: int, tell: Tell) -> None:
         super().__init__(max_waiting, tell)
-        self.jobs, self.registry = jobs, registry
+        self.jobs, self.registry, self._bases = jobs, template.settings.registry, tuple(template.bases)
         self._served: tuple[str, ServedVersion] | None = None  # the id of a job, and its version
 
     def start(self) -> None:
         """Nothing goes on beside the requests."""
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The models that a job may name."""
+        return self._bases
 
     @property
     def models(self) -> list[str]:
@@ -75,8 +80,9 @@ class FineTunedModels(RequestQueue):
         for job in self.jobs.newest_first():
             if job.status == "succeeded" and name in (job.model_name, job.checkpoint_name):
                 return job
+        why = "can be fine-tuned, but is not served" if name in self._bases else "is not served here"
         raise RequestError(
-            f"the model {ascii(name)[:120]} is not served here; accepted: the fine_tuned_model of a job that succeeded",
+            f"the model {ascii(name)[:120]} {why}; accepted: the fine_tuned_model of a job that succeeded",
             HTTPStatus.NOT_FOUND,
             param="model",
             code="model_not_found",

@@ -8,6 +8,7 @@ from typing import Any
 from tunewright.cli.api import curves
 from tunewright.cli.api.files import StoredFiles
 from tunewright.cli.api.jobs import FineTuningJob, KeptCheckpoint, RegisteredResult
+from tunewright.reports.pages import counted
 
 
 def metrics_of(printed: dict[str, Any]) -> Path:
@@ -43,8 +44,9 @@ def messages(job: FineTuningJob, printed: dict[str, Any]) -> list[str]:
     """The sentences on what a run made, in the order in which it did."""
     rows, training, model = printed["rows"], printed["training"], printed["model"]
     said = [
-        f"{rows['read']:,} records: {rows['train']:,} training, {rows['validation']:,} validation and {rows['test']:,} "
-        f"test rows, {rows['quarantined']:,} quarantined, {rows['duplicates']:,} duplicates"
+        f"{counted(rows['read'], 'record')}: {rows['train']:,} training, {rows['validation']:,} validation and "
+        f"{counted(rows['test'], 'test row')}, {rows['quarantined']:,} quarantined, "
+        f"{counted(rows['duplicates'], 'duplicate')}"
     ]
     if training["stopped_early"]:
         said.append(

@@ -25,7 +25,8 @@ from tunewright.cli.api import results
 from tunewright.cli.api.curves import TrainingFollower
 from tunewright.cli.api.files import StoredFiles
 from tunewright.cli.api.jobs import DEPLOYMENT, ENDED, FineTuningJob, JobError, JobStore
-from tunewright.cli.api.validating import as_uploaded, fault
+from tunewright.cli.api.sentences import for_client
+from tunewright.cli.api.validating import fault
 from tunewright.cli.serve.asking import RequestError
 from tunewright.config import STAGES
 from tunewright.errors import one_line
@@ -53,9 +54,14 @@ class JobRunner:
         folder: Path,
         environment: Mapping[str, str],
         begins: Callable[[], None],
+        tell: Callable[[str], None],
     ) -> None:
-        """Modules in `folder`, the template's, can be imported by runs; `begins` is called before each."""
-        self.jobs, self.files, self.environment, self.begins = jobs, files, environment, begins
+        """Modules in `folder`, the template's, can be imported by runs; `begins` is called before each.
+
+        `tell` gets errors as they are for the operator, with the paths that a client's have not.
+        """
+        self.jobs, self.files, self.folder, self.environment = jobs, files, folder, environment
+        self.begins, self.tell = begins, tell
         self.command = [sys.executable, "-P", "-c", COMMAND, str(folder), "run"]
         self.estimates: dict[str, int | None] = {}  # when the training of a job is likely to end
         self._validating = ThreadPoolExecutor(1, "validating")
@@ -126,9 +132,9 @@ class JobRunner:
 
     def _validate(self, job: FineTuningJob) -> None:
         try:
-            found = fault(job, self.jobs, self.files)
+            found = fault(job, self.jobs, self.files, self.folder, self.tell)
         except Exception as error:  # one job's files must not end the validation of others
-            found = JobError(code="server_error", message=one_line(error))
+            found = self._error(job, one_line(error), "server_error")
         not_now = (*ENDED, "paused")
         if found:
             self._fail(self.jobs.get(job.id), found, unless=not_now)
@@ -153,7 +159,7 @@ class JobRunner:
             try:
                 self._run(job)
             except Exception as error:  # one job must not end the others
-                self._fail(job, JobError(code="server_error", message=one_line(error)), (*ENDED, "paused"))
+                self._fail(job, self._error(job, one_line(error), "server_error"), (*ENDED, "paused"))
             finally:
                 self.estimates.pop(job.id, None)
 
@@ -171,13 +177,17 @@ class JobRunner:
         if code == 0 and "model" in printed:
             self._succeed(job, printed, follower)
         else:
-            uploaded = [self.files.get(name) for name in (job.training_file, job.validation_file) if name]
-            said = as_uploaded(
-                str(printed.get("error") or f"the run ended with exit code {code}"), self.files, uploaded
+            said = str(printed.get("error") or f"the run ended with exit code {code}")
+            error = self._error(
+                job, said, OF_EXIT_CODES.get(code, "server_error"), "training_file" if code == 3 else None
             )
-            kind = OF_EXIT_CODES.get(code, "server_error")
-            param = "training_file" if code == 3 else None
-            self._fail(job, JobError(code=kind, message=said, param=param), (*ENDED, "paused"))
+            self._fail(job, error, (*ENDED, "paused"))
+
+    def _error(self, job: FineTuningJob, said: str, code: str, param: str | None = None) -> JobError:
+        """An error for the client; the operator is told it as it is."""
+        self.tell(f"{job.id}: {said}; the log is {self.jobs.folder(job) / LOG}")
+        uploaded = self.files.of_job(job.training_file, job.validation_file)
+        return JobError(code=code, message=for_client(said, self.files, uploaded, self.folder), param=param)
 
     def _watched(
         self, job: FineTuningJob, follower: TrainingFollower, log: IO[bytes], outcome: IO[bytes]
@@ -213,14 +223,16 @@ class JobRunner:
                 self.jobs.change(job.id, ENDED, status="running")
         return None if asked_at is not None and process.returncode else process.returncode
 
-    def _relay_points(self, job: FineTuningJob, follower: TrainingFollower, metrics: Path) -> None:
-        for message, figures in follower.read(metrics):
+    def _relay_points(
+        self, job: FineTuningJob, follower: TrainingFollower, metrics: Path, *, is_over: bool = False
+    ) -> None:
+        for message, figures in follower.read(metrics, is_over=is_over):
             self.jobs.say(job, message, data=figures)
         self.estimates[job.id] = follower.end()
 
     def _succeed(self, job: FineTuningJob, printed: dict[str, Any], follower: TrainingFollower) -> None:
         """Keep what a run has made, and say its verdict."""
-        self._relay_points(job, follower, results.metrics_of(printed))
+        self._relay_points(job, follower, results.metrics_of(printed), is_over=True)
         fields = results.fields(job, printed, self.files)
         for message in results.messages(job, printed):
             self.jobs.say(job, message)

@@ -62,8 +62,8 @@ def serve(template: Template, environment: Mapping[str, str], at: Listening, tel
 
     def opened() -> tuple[Stoppable, ASGIApp, str]:
         files, jobs = StoredFiles(folder / "files", tell), JobStore(folder / "jobs", tell)
-        models = FineTunedModels(jobs, template.settings.registry, at.max_waiting, tell)
-        runner = JobRunner(jobs, files, template.folder, of_runs(environment), models.release)
+        models = FineTunedModels(jobs, template, at.max_waiting, tell)
+        runner = JobRunner(jobs, files, template.folder, of_runs(environment), models.release, tell)
         api = FineTuningApi(template, files, jobs, runner)
         said = f"{', '.join(template.bases)} can be fine-tuned"
         return ApiServices(runner, models), create_app(models, at.host, at.api_key, api.routes()), said

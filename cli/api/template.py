@@ -2,19 +2,22 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import annotated_types
+
 from tunewright.accepted import shown
 from tunewright.cli import deployment_file
 from tunewright.cli.deployment_file import Document, with_paths
-from tunewright.config import LocalPath, Settings
+from tunewright.config import LocalPath, Settings, Training
 from tunewright.config.environment import is_local
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import checked, slug
+from tunewright.modeling import models
 
 ROWS_OF_A_JOB = "rows-of-the-job.jsonl"  # stands for them where the file names no sources
 KEPT = ("test", "replay")  # sources of the file that every job has beside its own rows
@@ -70,6 +73,25 @@ class Template:
         if files.validation:
             own.append({"path": str(files.validation), "format": "jsonl", "use_as": "validation"})
         return own + [each for each in self.parameters["data"]["sources"] if each.get("use_as") in kept]
+
+
+def largest(name: str) -> int:
+    """The bound of a field of the section training, up to which its numbers are accepted."""
+    (bound,) = (each.le for each in Training.model_fields[name].metadata if isinstance(each, annotated_types.Le))
+    return bound  # pyright: ignore[reportReturnType] all of them are whole numbers
+
+
+def require_bases(template: Template, tell: Callable[[str], None]) -> None:
+    """Raises ConfigError where a base is nowhere; where the hub cannot be reached now, that is told. No weight is read.
+
+    The hub is not asked for a base that is here.
+    """
+    for base in dict.fromkeys(template.bases.values()):
+        models.require_there(base)
+        try:
+            models.look_up(base, template.settings.model.revision if base == template.settings.model.base else None)
+        except models.Unanswered as error:
+            tell(str(error))
 
 
 def load(file: Path, deployment: str | None, assignments: Sequence[str], models: Sequence[str]) -> Template:

@@ -14,6 +14,7 @@ from tunewright.accepted import shown
 from tunewright.cli.api.files import LARGEST, UPLOAD, IncomingFile, StoredFile, StoredFiles
 from tunewright.cli.serve.asking import RequestError
 
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")  # the latter change nothing: no file expires
 LONGEST_FIELD = 1_000  # bytes
 MOST_PARTS = 8
 MOST_BUFFERED = 4_000_000  # bytes that the decoder holds
@@ -38,8 +39,8 @@ class UploadForm:
                 raise RequestError(f"{shown(event.name)}: {ACCEPTED}, each once", param=event.name)
             self.file, self.filename, self._part = self.files.incoming(self.announced), event.filename, None
         elif isinstance(event, Field):
-            if event.name != "purpose" or event.name in self.fields:
-                said = "not supported; leave it out" if event.name != "purpose" else "is there twice"
+            if event.name not in FIELDS or event.name in self.fields:
+                said = "not supported; leave it out" if event.name not in FIELDS else "is there twice"
                 raise RequestError(f"{shown(event.name)}: {said}", param=event.name, code="unknown_parameter")
             self._part = (event.name, bytearray())
         elif isinstance(event, Data) and self._part is None:
@@ -52,7 +53,8 @@ class UploadForm:
                 raise RequestError(f"{name}: is longer than {LONGEST_FIELD:,} bytes", param=name)
             if not event.more_data:
                 self.fields[name] = text.decode(errors="replace")
-                self._require_purpose()
+                if name == "purpose":
+                    self._require_purpose()
 
     def kept(self) -> StoredFile:
         """Keep the file. Raises RequestError where something is missing."""

@@ -25,6 +25,7 @@ from tunewright.errors import ConfigError
 
 MARKS = ("training_file", "hyperparameters", "method", "fine_tuned_model")
 GROUPS = ("hyperparameters", "hyperparams")  # the second one of the API that was before
+OTHER_METHODS = ("dpo", "reinforcement")
 OBJECTS = (None, "fine_tuning.job", "fine-tune")
 RECORD = "a record of the job there"
 OURS = "MLflow records every run"
@@ -44,8 +45,10 @@ def refused(original: Original) -> Iterator[tuple[str, str]]:
     """Keys that make it no supervised fine-tuning, with what it is."""
     method = original.get("method")
     kind = method.get("type") if isinstance(method, dict) else None
-    if kind not in {None, "supervised"}:
+    if kind in OTHER_METHODS:
         yield "method.type", f"{shown(kind)} is training on preferences or rewards"
+    elif kind not in (None, "supervised"):
+        yield "method.type", f"{shown(kind)} is no known method of training"
     if original.get("object") not in OBJECTS:
         yield "object", f"{shown(original.get('object'))} is no fine-tuning job"
 

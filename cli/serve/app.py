@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tunewright.accepted import shown
 from tunewright.cli.serve.answering import ServedVersion
 from tunewright.cli.serve.asking import RequestError, read
 from tunewright.cli.serve.metrics import Metrics
@@ -82,12 +83,16 @@ class Api:
     async def models(self, request: Request) -> Response:
         """The list of models, or one of them."""
         if (name := request.path_params.get("name")) is not None:
-            self.endpoint.require_model(name)
+            if name not in self.endpoint.bases:
+                self.endpoint.require_model(name)
             return AsJson(self._model(name))
-        return AsJson({"object": "list", "data": [self._model(each) for each in self.endpoint.models]})
+        names = [*self.endpoint.models, *self.endpoint.bases]
+        return AsJson({"object": "list", "data": [self._model(each) for each in names]})
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self.endpoint.created(name), "owned_by": "tunewright"}
+        is_base = name in self.endpoint.bases
+        created = self.endpoint.began if is_base else self.endpoint.created(name)
+        return {"id": name, "object": "model", "created": created, "owned_by": "system" if is_base else "tunewright"}
 
     async def chat(self, request: Request) -> Response:
         """The answer to a conversation."""
@@ -268,14 +273,29 @@ class Counted:
         return await self.app(scope, receive, send_counted)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return AsJson({}, CLIENT_CLOSED)
+    headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
-        error = RequestError(str(error.detail), HTTPStatus(error.status_code))
+        error, headers = _not_here(request, error)
     assert isinstance(error, RequestError)
-    wait = {"Retry-After": "1"} if error.status == HTTPStatus.TOO_MANY_REQUESTS else None
-    return AsJson(error.body, error.status, wait)
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        headers["Retry-After"] = "1"
+    return AsJson(error.body, error.status, headers)
+
+
+def _not_here(request: Request, error: HTTPException) -> tuple[RequestError, dict[str, str]]:
+    """The error of a request without a handler, and its headers: which methods its path has, if it is a path here."""
+    path, status = request.url.path, HTTPStatus(error.status_code)
+    if status == HTTPStatus.NOT_FOUND:
+        return RequestError(f"{request.method} {shown(path)}: no such path", status, code="unknown_url"), {}
+    if status != HTTPStatus.METHOD_NOT_ALLOWED:
+        return RequestError(str(error.detail), status), {}
+    routes = [route for route in request.app.routes if route.path_regex.match(path)]
+    allowed = ", ".join(sorted(set[str]().union(*(route.methods for route in routes))))
+    said = f"{request.method} {shown(path)}: accepted: {allowed}"
+    return RequestError(said, status, code="method_not_supported"), {"Allow": allowed}
 
 
 def create_app(endpoint: RequestQueue, host: str, api_key: str, further: Sequence[Route] = ()) -> ASGIApp:

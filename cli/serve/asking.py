@@ -4,6 +4,7 @@ Nothing that would change an answer is ignored: a field that is not supported is
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from http import HTTPStatus
@@ -82,6 +83,7 @@ class Asked:
     is_streamed: bool = False
     with_usage: bool = False  # in a last part of a stream
     with_tokens: bool = False
+    most_calls: int | None = None  # of tools, in one answer; None for as many as it has
 
 
 class _StreamOptions(BaseModel, strict=True, extra="forbid"):
@@ -151,6 +153,7 @@ def read(body: bytes, *, is_chat: bool) -> Asked:
         is_streamed=bool(fields.stream),
         with_usage=bool(fields.stream_options and fields.stream_options.include_usage),
         with_tokens=bool(fields.return_token_ids),
+        most_calls=1 if given.get("parallel_tool_calls") is False else None,
     )
 
 
@@ -176,15 +179,21 @@ def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
     return any(type(value) is type(each) and value == each for each in values)
 
 
+def place(location: Sequence[str | int]) -> str:
+    """A field by its path, such as messages[0].role."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+
+
 def refusal(error: ValidationError) -> RequestError:
     """The first error of a request's fields, in a sentence."""
     (first, *_) = error.errors(include_url=False)
-    name, *within = map(str, first["loc"])
+    name, where = str(first["loc"][0]), place(first["loc"])
     if first["type"] == "missing":
-        return RequestError(f"{name}: is missing", param=name)
+        return RequestError(f"{where}: is missing", param=where)
+    if first["type"] == "extra_forbidden":
+        return RequestError(f"{where}: no such field; leave it out", param=where, code="unknown_parameter")
     if wanted := OF_SEVERAL_TYPES.get(name):
         return RequestError(f"{name}: accepted: {wanted}", param=name)
-    where = ".".join([name, *within])
     return RequestError(f"{where} {shown(first['input'])}: accepted: {accepted(first)}", param=where)
 
 
@@ -209,9 +218,6 @@ def _conversation(fields: _Chat, given: dict[str, Any]) -> list[Message]:
     """The messages, with the tools that the model may call. Raises RequestError."""
     if not fields.tools:
         return _messages(fields.messages, has_tools=False)
-    if given.get("parallel_tool_calls") is False:
-        message = "parallel_tool_calls=false: not supported with tools; leave it out"
-        raise RequestError(message, param="parallel_tool_calls", code="unsupported_parameter")
     try:
         tools = definitions({"tools": fields.tools})
         messages = checked(_messages(fields.messages, has_tools=True), tools, "messages", is_question=True)

@@ -49,13 +49,13 @@ class QueuedRequest:
         self.is_cancelled = True
 
 
-def called(text: str) -> tuple[str, list[dict[str, Any]]]:
-    """The text of an answer beside its calls, and these as OpenAI has them; a call that cannot be read is text."""
+def called(text: str, most: int | None = None) -> tuple[str, list[dict[str, Any]]]:
+    """The text of an answer and the first `most` of its calls, as OpenAI has them; one that cannot be read is text."""
     parsed = parse(text)
     if not parsed.calls or any(call.name == UNREADABLE for call in parsed.calls):
         return text, []
     functions = [
-        {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)} for call in parsed.calls
+        {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)} for call in parsed.calls[:most]
     ]
     calls = [{"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": each} for each in functions]
     return parsed.content, calls
@@ -71,6 +71,11 @@ class RequestQueue(ABC):
         self.num_waiting = self.num_swaps = self.num_failed_swaps = 0
         self._worker = ThreadPoolExecutor(1, "answers")
         self._stopping = threading.Event()
+
+    @property
+    def bases(self) -> Sequence[str]:
+        """Names that are listed beside the models: what can be fine-tuned, and answers no requests."""
+        return ()
 
     @property
     @abstractmethod
@@ -157,7 +162,7 @@ class RequestQueue(ABC):
         except StopReached as reached:
             part = str(reached)
         reason = "stop" if has_stopped or text.is_cut else "length"
-        said, calls = called(text.text) if has_tools else (text.text, [])
+        said, calls = called(text.text, asked.most_calls) if has_tools else (text.text, [])
         if part := said if has_tools else part:
             job.on_part(part)
         return Finished(said, text.tokens, "tool_calls" if calls and reason == "stop" else reason, calls)

@@ -29,7 +29,7 @@ from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
 from tunewright.metrics.closed_set import stop_if_open
-from tunewright.reports.pages import percent
+from tunewright.reports.pages import counted, percent
 from tunewright.similarity.engine import engine_of, read_pieces
 from tunewright.similarity.folding import fold, fold_messages
 from tunewright.similarity.prompts import Shingles, cut, read_boilerplate, shingles
@@ -145,8 +145,10 @@ def _why_empty(name: str, assignment: Assignment, own: np.ndarray, settings: Spl
             f"with use_as: {name}, or draw all splits anew with another split.seed or registry.name"
         )
     sizes = np.bincount(assignment.cluster[assignment.cluster != NONE], minlength=1)
+    num_rows = int(own.sum())
     return (
-        f"{own.sum()} rows make {np.count_nonzero(sizes)} clusters, the largest of {sizes.max()} rows, with "
+        f"{counted(num_rows, 'row')} {'makes' if num_rows == 1 else 'make'} "
+        f"{counted(int(np.count_nonzero(sizes)), 'cluster')}, the largest of {counted(int(sizes.max()), 'row')}, with "
         f"split.test={settings.test:g}, split.validation={settings.validation:g}, "
         f"split.threshold={settings.threshold:g}; each split needs a cluster"
     )

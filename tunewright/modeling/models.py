@@ -5,7 +5,8 @@ import shlex
 import shutil
 import string
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -142,18 +143,32 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 def identity(reference: str) -> str:
     """Return the identity of a base: a package file's digest, a folder's digest, or the hub id itself."""
+    require_there(reference)
+    if reference.startswith("package:"):
+        return digest_of(package_file(reference))
+    folder = Path(reference).expanduser()
+    if not folder.is_dir():
+        return reference
+    with _readable(folder):
+        return weights_digest(folder)
+
+
+def require_there(reference: str) -> None:
+    """Raises ConfigError where a base is no file of a package, no folder that can be loaded and no name of a hub.
+
+    No weight is read.
+    """
     if reference.startswith("package:"):
         try:
-            return digest_of(package_file(reference))
+            package_file(reference)
         except FileNotFoundError as error:
             raise ConfigError(f"model.base={error}") from error
+        return
     folder = Path(reference).expanduser()
     if folder.is_dir():
-        try:
-            return folder_digest(folder)
-        except OSError as error:
-            file, why = error.filename or "a file in it", error.strerror or _line(error)
-            raise ConfigError(f"model.base={folder}: {file} cannot be read: {why}") from error
+        with _readable(folder):
+            _require_loadable(folder)
+        return
     if folder.is_file():
         its_folder = f", such as model.base={folder.parent}" if folder.suffix == ".safetensors" else ""
         raise ConfigError(
@@ -166,7 +181,6 @@ def identity(reference: str) -> str:
             f"model.base={without_secrets(reference)}: no such folder; accepted: a folder with safetensors, a hub "
             f"id such as org/name, and package:NAME/FILE.gguf{meant}"
         )
-    return reference
 
 
 def look_up(reference: str, revision: str | None) -> None:
@@ -208,6 +222,34 @@ def is_nowhere(reference: str, error: Exception, kind: type[ConfigError] = Confi
 
 def folder_digest(folder: Path) -> str:
     """The digest of all that loading reads. Raises ConfigError where the folder holds no base that can be loaded."""
+    _require_loadable(folder)
+    return weights_digest(folder)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Raises ConfigError where a file of a base cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        file, why = error.filename or "a file in it", error.strerror or _line(error)
+        raise ConfigError(f"model.base={folder}: {file} cannot be read: {why}") from error
+
+
+def _require_loadable(folder: Path) -> None:
+    """Raises ConfigError where a folder holds no base that can be loaded."""
+    _require_files(folder)
+    try:
+        _check_settings(folder)
+        fields = json.loads((folder / "config.json").read_bytes())
+        architecture.require(fields, str(folder))
+        headers.check_config(fields, folder)
+    except ValueError as error:
+        raise ConfigError(f"model.base={folder}: {error}") from error
+
+
+def _require_files(folder: Path) -> None:
+    """Raises ConfigError where a folder has no config.json or no weights that can be loaded."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.base={folder}: no config.json in it; a folder saved by transformers has one")
     weights = sorted(folder.glob("*.safetensors"))
@@ -215,14 +257,6 @@ def folder_digest(folder: Path) -> str:
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         found = f"only {', '.join(pickled)}, which can run code when read{_conversion(folder)}" if pickled else "none"
         raise ConfigError(f"model.base={folder}: weights must be *.safetensors; there is {found}")
-    try:
-        _check_settings(folder)
-        fields = json.loads((folder / "config.json").read_bytes())
-        architecture.require(fields, str(folder))
-        headers.check_config(fields, folder)
-        return weights_digest(folder)
-    except ValueError as error:
-        raise ConfigError(f"model.base={folder}: {error}") from error
 
 
 def _conversion(folder: Path) -> str:
