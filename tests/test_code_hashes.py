@@ -1,14 +1,18 @@
 """An edit runs again the stages that reach it, and no others."""
 
+import gc
 import importlib
+import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tunewright.config import STAGES
 from tunewright.store import code_hashes
-from tunewright.store.code_hashes import fingerprints
+from tunewright.store.code_hashes import fingerprints, parsed
 
 STAGE = '''
 """A stage."""
@@ -216,3 +220,34 @@ def test_how_artifacts_are_kept_is_no_part_of_a_stage(stage: str) -> None:
 def test_templates_and_data_count_once_with_the_module_that_reads_them(stage: str, file: str) -> None:
     reached = fingerprints(f"tunewright.tasks.{stage}")
     assert [name for name in reached if name.endswith((".html", ".jsonl"))] == [f"tunewright.{file}"]
+
+
+class _LetsOthersRun:
+    """Garbage whose collection, which a parser may be in the midst of, is where another thread goes on."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        time.sleep(0)
+
+
+def test_threads_that_parse_at_once_disturb_nothing() -> None:
+    source, before = Path(code_hashes.__file__).read_text(), (gc.get_threshold(), sys.getswitchinterval())
+
+    def parse(depth: int) -> None:
+        if depth:
+            return parse(depth - 1)
+        for _ in range(100):  # Python 3.11 fails in about one of ten
+            _LetsOthersRun()
+            parsed(source)
+        return None
+
+    gc.set_threshold(10)
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor() as pool:
+            assert list(pool.map(parse, (5, 60))) == [None, None]
+    finally:
+        gc.set_threshold(*before[0])
+        sys.setswitchinterval(before[1])

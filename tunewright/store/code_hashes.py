@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ PLUMBING = (
 DATA = (".html", ".jsonl")  # endings of files that count with the module that they lie beside
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # of a statement, where others lie
+PARSE_ATTEMPTS = 20
 ON_IMPORT = "on import"  # stands for the statements of a module that define nothing
 
 
@@ -46,7 +48,7 @@ class _Module:
     def __init__(self, name: str, source: str) -> None:
         self.name = name
         self._parts: dict[str, _Part] = {}
-        tree = ast.parse(source)
+        tree = parsed(source)
         self.imports: dict[str, tuple[str, str | None]] = {}  # local name -> (module, definition or None for all of it)
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.loose: list[ast.stmt] = []  # statements that define nothing but do something on import
@@ -98,6 +100,18 @@ class _Module:
                 elif node.id in self.definitions:
                     here.add(node.id)
         return here, there
+
+
+def parsed(source: str) -> ast.Module:
+    """The syntax tree of a source.
+
+    Python 3.11 may raise SystemError, "AST constructor recursion depth mismatch", where another thread parses too, as
+    imports do (github.com/python/cpython/issues/106905): then it is asked again.
+    """
+    for _ in range(PARSE_ATTEMPTS - 1):
+        with suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
