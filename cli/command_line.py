@@ -211,7 +211,8 @@ def prepare(console: Console, *, quiet: bool | None = None, verbose: bool = Fals
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; accepted: one of them, or neither")
     config.quiet_libraries()
-    print_log(console, logging.WARNING if quiet is None else logging.ERROR if quiet else logging.INFO)
+    shown_from = logging.DEBUG if verbose else logging.INFO
+    print_log(console, logging.WARNING if quiet is None else logging.ERROR if quiet else shown_from)
     # Prefect's own view keeps everything; the terminal has ours, and one line for an error instead of a traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tunewright")

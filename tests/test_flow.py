@@ -1,6 +1,7 @@
 """The pipeline ends with its verdict and does nothing twice, and a plan tells beforehand what a run does."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -511,8 +512,9 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
 ) -> None:
     original = tunewright.tasks.evaluate.scored
     monkeypatch.setattr(tunewright.tasks.evaluate.evaluate, "retry_delay_seconds", 0)
-    long = "by\nzero " + "of a row's text " * 100
+    long = "by\nzero \x1b[31m" + "of a row's text " * 100
     raised = iter([ZeroDivisionError(long)] * failures)
+    caplog.set_level(logging.DEBUG, "tunewright")
 
     def scored(*args: Any) -> Any:
         for error in raised:
@@ -524,7 +526,7 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
     assert state.is_completed() == is_completed
     assert made.count("evaluate") == (5 if is_completed else 2)  # of four contenders
     (line,) = [each for each in caplog.messages if each.endswith("; retrying once")]
-    said = "evaluate failed: ZeroDivisionError: by zero of a row's text of"
+    said = r"evaluate failed: ZeroDivisionError: by zero \x1b[31mof a row's text of"
     assert line.startswith(f"  {said}")
     assert len(line) < 300
     if not is_completed:
@@ -533,6 +535,9 @@ def test_a_stage_that_fails_for_no_known_reason_is_tried_once_more(
         assert str(error).startswith(said.replace("evaluate", "evaluate base"))
         assert str(error).endswith("…; --verbose shows its traceback")
         assert len(str(error)) < 300
+        (shown,) = [each for each in caplog.records if each.levelno == logging.DEBUG]  # by --verbose alone
+        assert shown.exc_info
+        assert isinstance(shown.exc_info[1], ZeroDivisionError)
 
 
 def test_a_home_that_cannot_be_written_ends_a_run_before_its_first_stage(

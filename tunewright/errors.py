@@ -167,6 +167,6 @@ def one_line(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text on one line of at most 200 characters."""
-    said = " ".join(text.split())
+    """The text on one line of at most 200 characters, with other control characters as \\x1b."""
+    said = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(text.split()))
     return said if len(said) <= 200 else f"{said[:199]}…"

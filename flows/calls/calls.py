@@ -111,6 +111,7 @@ def naming(stage: str) -> Iterator[None]:
     except Exception as error:  # what a library can raise is anything
         if isinstance(error, OSError) and error.errno in {*LASTING, errno.ENOTDIR}:
             raise
+        log.debug("%s failed", stage, exc_info=error)  # --verbose prints it
         raise StageFailed(f"{stage} failed: {one_line(error)}; --verbose shows its traceback") from error
 
 
