@@ -119,8 +119,10 @@ class Bench:
                 preexec_fn=END_WITH_BENCHMARK,
             )
 
-    def serve(self, name: str, command: tuple[str, ...], address: str, **environment: str) -> None:
-        """Starts a server that all runs use, and waits until it answers."""
+    def serve(
+        self, name: str, command: tuple[str, ...], address: str, *, in_session: bool = False, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a server that all runs use, in a session of its own if asked, and return it once it answers."""
         log = (self.folder / f"{name}.log").open("ab")
         environment = {**os.environ, **NO_TELEMETRY, "PREFECT_HOME": str(self.folder / "prefect"), **environment}
         process = subprocess.Popen(
@@ -129,10 +131,12 @@ class Bench:
             env=environment,
             stdout=log,
             stderr=log,
+            start_new_session=in_session,
             preexec_fn=END_WITH_BENCHMARK,
         )
         self.processes.append(process)
         wait(lambda: answers(address), 240.0)
+        return process
 
     def end(self) -> None:
         """Ends the servers, and runs that were interrupted."""

@@ -22,7 +22,6 @@ import os
 import signal
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,15 +31,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-from fault_bench import END_WITH_BENCHMARK, RUN_SECONDS, Bench, answers, end_all, free_port, one_of, result, wait
+from fault_bench import RUN_SECONDS, Bench, end_all, free_port, one_of, result, wait
 
-from tunewright.config import NO_TELEMETRY, Registry
+from tunewright.config import Registry
 from tunewright.registry.candidate import CURVES, Point, curves
 
 STEPS = 3000  # a minute and a half on two quiet cores
 STEPS_BEFORE = 20  # the outage
 LARGEST_DIFFERENCE = 1.0  # seconds of waiting, of the medians
-SERVICE_SECONDS = 240.0
 POINTS = "SELECT key, step, value FROM metrics JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id)"
 TRAINER = "tunewright.tasks.train.trainer"
 
@@ -48,26 +46,17 @@ TRAINER = "tunewright.tasks.train.trainer"
 class Server:
     """MLflow's own server, as a team runs one, which can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.address, self.database = f"http://127.0.0.1:{self.port}", folder / "team.db"
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.port = bench, free_port()
+        self.address, self.database = f"http://127.0.0.1:{self.port}", bench.folder / "team.db"
         self.start()
 
     def start(self) -> None:
         """Starts it, and waits until it answers."""
         stored = ("--backend-store-uri", f"sqlite:///{self.database}")
-        files = ("--serve-artifacts", "--artifacts-destination", str(self.folder / "team"))
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *stored, *files],
-                cwd=self.folder,
-                env={**os.environ, **NO_TELEMETRY},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=END_WITH_BENCHMARK,
-            )
-        wait(lambda: answers(f"{self.address}/health"), SERVICE_SECONDS)
+        files = ("--serve-artifacts", "--artifacts-destination", str(self.bench.folder / "team"))
+        command = ("mlflow", "server", "--port", str(self.port), "--workers", "1", *stored, *files)
+        self.process = self.bench.serve("server", command, f"{self.address}/health", in_session=True)
 
     def kill(self) -> None:
         """kill -9, its workers as well."""
@@ -212,7 +201,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="outage-") as place:
         bench = Bench(Path(place))
         bench.make()
-        server = Server(bench.folder)
+        server = Server(bench)
         try:
             for turn in range(arguments.turns):
                 for outage in (0.0, arguments.outage)[:: 1 if turn % 2 == 0 else -1]:

@@ -12,7 +12,7 @@ import pytest
 
 from tunewright.config import STAGES
 from tunewright.store import code_hashes
-from tunewright.store.code_hashes import fingerprints, parsed
+from tunewright.store.code_hashes import fingerprints, syntax_tree
 
 STAGE = '''
 """A stage."""
@@ -240,7 +240,7 @@ def test_threads_that_parse_at_once_disturb_nothing() -> None:
             return parse(depth - 1)
         for _ in range(100):  # Python 3.11 fails in about one of ten
             _LetsOthersRun()
-            parsed(source)
+            syntax_tree(source)
         return None
 
     gc.set_threshold(10)

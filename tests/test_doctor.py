@@ -26,7 +26,7 @@ from tunewright.cli.doctor.home import of_home, of_servers
 from tunewright.cli.main import app
 from tunewright.cli.prefect_server import connected
 from tunewright.errors import ConfigError
-from tunewright.machine import addresses
+from tunewright.machine import addresses, ports
 from tunewright.machine.addresses import Addresses
 
 
@@ -352,9 +352,7 @@ def test_the_servers_of_up_are_asked(free_port: int) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return ports.free_port()
 
 
 UNSAFE: list[tuple[dict[str, str], str]] = [

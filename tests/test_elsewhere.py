@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,16 +23,11 @@ from tunewright.cli.up.service import services
 from tunewright.config import Registry
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
+from tunewright.machine.ports import free_port
 from tunewright.registry.tracking import connected
 
 SERVE = "from mlflow.cli import cli; cli()"
 until = partial(waiting.until, seconds=600.0)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from tunewright.cli.serve.asking import Asked, RequestError, read
 from tunewright.cli.serve.queue import called
 from tunewright.config import Evaluation, Model, Registry
 from tunewright.export import answering, vllm
+from tunewright.machine.ports import free_port
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.registry.tracking import connected
 from tunewright.tasks.evaluate import evaluate
@@ -100,9 +101,7 @@ class Served:
 @contextmanager
 def serving(home: Path, *options: str, log: Path, environment: dict[str, str]) -> Iterator[tuple[Any, str]]:
     """A process of the command, and its address once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", SERVER, "serve", "triage", "--port", str(port), *options]
     variables = os.environ | {"TUNEWRIGHT_HOME": str(home)} | environment
     with log.open("w") as file:

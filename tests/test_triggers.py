@@ -14,6 +14,7 @@ from tunewright.artifacts import Base
 from tunewright.cli.up.service import PASSING
 
 WATCH_SECONDS = 20
+STREAM = {"deployments": {"name": {"any_": ["stream"]}}, "flows": {"name": {"any_": ["finetune"]}}}  # its runs
 RARE = {  # of a change and of a deploy, and not of each look
     "prefect.flow-run.Changed",
     "tunewright.data.changed",
@@ -65,8 +66,7 @@ def test_data_that_arrive_are_checked_and_what_has_drifted_starts_the_rest(up: U
 
     def runs() -> list[tuple[str, str]]:
         """How far each run of the deployment went that has ended, the oldest first."""
-        body = {"deployments": {"name": {"any_": ["stream"]}}, "flows": {"name": {"any_": ["finetune"]}}}
-        found = up.ask("POST", "/flow_runs/filter", json=body | {"sort": "EXPECTED_START_TIME_ASC"})
+        found = up.ask("POST", "/flow_runs/filter", json=STREAM | {"sort": "EXPECTED_START_TIME_ASC"})
         ended = [each for each in found if each["state"]["type"] == "COMPLETED"]
         return [(each["parameters"]["until"], each["state"]["message"].partition(".")[0]) for each in ended]
 
@@ -86,9 +86,8 @@ def test_data_that_arrive_are_checked_and_what_has_drifted_starts_the_rest(up: U
 
 def polls_since(up: Up, arrived: datetime) -> int:
     """How many polls began after the data arrived and before the newest run of the deployment was made."""
-    body = {"deployments": {"name": {"any_": ["stream"]}}, "flows": {"name": {"any_": ["finetune"]}}}
-    made = max(run["created"] for run in up.ask("POST", "/flow_runs/filter", json=body))
-    polls = up.ask("POST", "/flow_runs/filter", json=body | {"flows": {"name": {"any_": ["watch"]}}})
+    made = max(run["created"] for run in up.ask("POST", "/flow_runs/filter", json=STREAM))
+    polls = up.ask("POST", "/flow_runs/filter", json=STREAM | {"flows": {"name": {"any_": ["watch"]}}})
     began = [datetime.fromisoformat(each["start_time"]) for each in polls if each["start_time"]]
     assert began
     return sum(arrived < each < datetime.fromisoformat(made) for each in began)

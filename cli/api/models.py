@@ -15,16 +15,11 @@ class FineTunedModels(RequestQueue):
 
     def __init__(self, jobs: JobStore, template: Template, max_waiting: int, tell: Tell) -> None:
         super().__init__(max_waiting, tell)
-        self.jobs, self.registry, self._bases = jobs, template.settings.registry, tuple(template.bases)
+        self.jobs, self.registry, self.bases = jobs, template.settings.registry, tuple(template.bases)
         self._served: tuple[str, ServedVersion] | None = None  # the id of a job, and its version
 
     def start(self) -> None:
         """Nothing goes on beside the requests."""
-
-    @property
-    def bases(self) -> tuple[str, ...]:
-        """The models that a job may name."""
-        return self._bases
 
     @property
     def models(self) -> list[str]:
@@ -80,7 +75,7 @@ class FineTunedModels(RequestQueue):
         for job in self.jobs.newest_first():
             if job.status == "succeeded" and name in (job.model_name, job.checkpoint_name):
                 return job
-        why = "can be fine-tuned, but is not served" if name in self._bases else "is not served here"
+        why = "can be fine-tuned, but is not served" if name in self.bases else "is not served here"
         raise RequestError(
             f"the model {ascii(name)[:120]} {why}; accepted: the fine_tuned_model of a job that succeeded",
             HTTPStatus.NOT_FOUND,

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tunewright.accepted import in_full
+from tunewright.artifacts import ROW_SCHEMA
 from tunewright.cli import deployment_file
 from tunewright.cli.api.files import StoredFile, StoredFiles
 from tunewright.cli.api.jobs import DEPLOYMENT, FineTuningJob, JobError, JobStore
@@ -21,6 +22,7 @@ from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.readers import read
 from tunewright.tasks.ingest.tables import Tally
 
+LINE, MESSAGES = map(ROW_SCHEMA.get_field_index, ("line", "messages"))
 SPLITS = 3  # train, validation, test: each needs a prompt of its own, as rows with equal prompts stay together
 Tell = Callable[[str], None]
 
@@ -35,7 +37,7 @@ class Examples(BaseModel):
 
     def add(self, row: tuple[Any, ...]) -> None:
         """Count a row in the order of ROW_SCHEMA."""
-        line, messages = row[3], row[9]
+        line, messages = row[LINE], row[MESSAGES]
         if messages[-1]["role"] != "assistant":
             self.num_unanswered += 1
             self.first_unanswered = self.first_unanswered or line

@@ -174,11 +174,10 @@ def loss(value: Any, _: Original) -> Treatment:
 IN_SOURCES = by(lambda _value, _original: carried({}), "data.sources")
 TABLE: Table = {
     **TRAINER,
-    "model_name_or_path": by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
     **each(
-        "model_name model_id", by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base")
+        "model_name_or_path model_name model_id base_model_name_or_path",
+        by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
     ),
-    "base_model_name_or_path": by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
     **each("model_revision base_model_revision", to("model.revision")),
     **each("dtype torch_dtype", by(dtype, "compute.precision")),
     **each("attn_implementation use_flash_attention_2", needless(FLASH)),

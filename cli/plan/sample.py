@@ -68,10 +68,6 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
         before = max(1.0, looked_of)
-    if base is None and any(map(tools_of, conversations)):
-        with tempfile.TemporaryDirectory() as folder:
-            if unpacked := _unpacked(settings.model, Path(folder)):
-                return sampled(settings, unpacked, made, first)
     is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
     which = f"{'the' if is_all else 'the first'} {len(conversations):,} rows of "
     which += "the sources" if source == "sample" else source
@@ -81,13 +77,16 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     own = [f"{given[split]:,.0f} with use_as: {split}" for split in ("validation", "test") if given.get(split)]
     notes = [draws, f"besides these, {' and '.join(own)}" if own else "", _left_out(round(repeated))]
     rest = "".join(f"; {note}" for note in notes if note)
-    rows, numbers = _rendered(conversations, base, settings.model), (max(1, train), num_validation, num_test)
-    if rows is None:
+    with tempfile.TemporaryDirectory() as folder:
+        if base is None and any(map(tools_of, conversations)):
+            base = _unpacked(settings.model, Path(folder))
+        rows = _rendered(conversations, base, settings.model)
+        bound = bound_of(base, settings.model) if base and rows else None
+    numbers = max(1, train), num_validation, num_test
+    if not rows or not bound:
         guessed = [work.guessed(_as_texts(messages, settings.model)) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
         return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
-    assert base
-    bound = bound_of(base, settings.model)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
     kept = [row for row in rows if len(row["input_ids"]) <= bound.limit]
     too_long = ""

@@ -64,6 +64,8 @@ def called(text: str, most: int | None = None) -> tuple[str, list[dict[str, Any]
 class RequestQueue(ABC):
     """The requests that wait, and the thread that answers them; which model answers is for a subclass to say."""
 
+    bases: Sequence[str] = ()  # listed beside the models: what can be fine-tuned, and answers no requests
+
     def __init__(self, max_waiting: int, tell: Tell) -> None:
         self.max_waiting, self.tell = max_waiting, tell
         self.began = int(time.time())
@@ -71,11 +73,6 @@ class RequestQueue(ABC):
         self.num_waiting = self.num_swaps = self.num_failed_swaps = 0
         self._worker = ThreadPoolExecutor(1, "answers")
         self._stopping = threading.Event()
-
-    @property
-    def bases(self) -> Sequence[str]:
-        """Names that are listed beside the models: what can be fine-tuned, and answers no requests."""
-        return ()
 
     @property
     @abstractmethod

@@ -48,7 +48,7 @@ class _Module:
     def __init__(self, name: str, source: str) -> None:
         self.name = name
         self._parts: dict[str, _Part] = {}
-        tree = parsed(source)
+        tree = syntax_tree(source)
         self.imports: dict[str, tuple[str, str | None]] = {}  # local name -> (module, definition or None for all of it)
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.loose: list[ast.stmt] = []  # statements that define nothing but do something on import
@@ -102,8 +102,8 @@ class _Module:
         return here, there
 
 
-def parsed(source: str) -> ast.Module:
-    """The syntax tree of a source.
+def syntax_tree(source: str) -> ast.Module:
+    """The tree of a module's source.
 
     Python 3.11 may raise SystemError, "AST constructor recursion depth mismatch", where another thread parses too, as
     imports do (github.com/python/cpython/issues/106905): then it is asked again.
