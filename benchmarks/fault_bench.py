@@ -120,11 +120,16 @@ class Bench:
             )
 
     def serve(
-        self, name: str, command: tuple[str, ...], address: str, *, in_session: bool = False, **environment: str
+        self, name: str, command: tuple[str, ...], address: str, *, in_session: bool = False, database: str = ""
     ) -> subprocess.Popen[bytes]:
-        """Start a server that all runs use, in a session of its own if asked, and return it once it answers."""
+        """Start a server that all runs use, in a session of its own if asked, and return it once it answers.
+
+        `database` is the URL of the database of Prefect's server.
+        """
         log = (self.folder / f"{name}.log").open("ab")
-        environment = {**os.environ, **NO_TELEMETRY, "PREFECT_HOME": str(self.folder / "prefect"), **environment}
+        environment = {**os.environ, **NO_TELEMETRY, "PREFECT_HOME": str(self.folder / "prefect")}
+        if database:
+            environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=self.folder,

@@ -294,9 +294,9 @@ def serve(bench: Bench, *, with_mlflow: bool) -> Proxy | None:
     """Prefect's server that the runs share, and MLflow's with its proxy."""
     prefect = free_port()
     address = f"http://127.0.0.1:{prefect}/api"
-    database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{bench.folder / 'prefect.db'}"}
+    database = f"sqlite+aiosqlite:///{bench.folder / 'prefect.db'}"
     command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect))
-    bench.serve("prefect", command, f"{address}/health", **database)
+    bench.serve("prefect", command, f"{address}/health", database=database)
     bench.environment["PREFECT_API_URL"] = address
     if not with_mlflow:
         return None
