@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from make_payloads import make_proof
-from split_rows import in_splits, jaccard, largest_across, prompt, prompts, row_of, split_of, split_rows
+from split_rows import WORDS, in_splits, jaccard, largest_across, prompt, prompts, row_of, split_of, split_rows
 
 from tunewright.artifacts import ASSIGNMENTS_SCHEMA, QUARANTINE_SCHEMA, SPLIT_SCHEMA, Splits
 from tunewright.artifacts.payloads import LeakProof
@@ -216,6 +216,16 @@ def test_a_label_or_a_source_that_is_secret_or_personal_is_not_shown(stratify: A
     shown = split_rows(rows, Split(stratify=stratify)).path("proof.json").read_text()
     assert shown.count("(not shown, it holds: ") == 3
     assert not any(secret.casefold() in shown.casefold() for secret in told)
+
+
+def test_a_source_without_a_test_row_is_warned_of_unless_its_rows_are_given_to_a_split() -> None:
+    alike, others = " ".join(WORDS[:30]), [row_of(text, source="other") for text in prompts(160, copies=0)]
+    rows = [row_of(f"{alike} {WORDS[40 + i]}", source="alike") for i in range(40)]
+    (warning,) = [said for said in split_rows([*rows, *others]).warned if "no test row" in said]
+    assert warning.startswith("no test row is from 1 source of 2, such as alike of 40 rows, so no score covers it; ")
+    assert not any("no test row" in said for said in split_rows(others).warned)
+    given = [row | {"use_as": "train"} for row in rows]
+    assert not any("no test row" in said for said in split_rows([*given, *others]).warned)
 
 
 def test_free_answers_are_no_labels() -> None:

@@ -35,7 +35,15 @@ from tunewright.similarity.folding import fold, fold_messages
 from tunewright.similarity.prompts import Shingles, cut, read_boilerplate, shingles
 from tunewright.store.stage import stage
 from tunewright.tasks.split.assignment import Assignment, Links, fix, settle
-from tunewright.tasks.split.columns import RowColumns, Strata, balance, earlier_splits, read_columns, strata_of
+from tunewright.tasks.split.columns import (
+    RowColumns,
+    Strata,
+    balance,
+    earlier_splits,
+    read_columns,
+    strata_of,
+    untested,
+)
 from tunewright.tasks.split.contamination import find_contamination
 from tunewright.tasks.split.draw import apart, draw, draw_replay
 from tunewright.tasks.split.joins import Joined
@@ -243,6 +251,8 @@ def split(
     warnings = [f"{in_words(code, count, proof)}; proof.json has more" for code, count in proof.findings.items()]
     warnings += _many_contaminated(contaminated, num_given)
     warnings += unmet_shares(assignment, columns.given == NONE, exact, settings)
+    if stratify != "none" and TEST not in exact:
+        warnings += untested(strata, np.where(columns.given == NONE, own_split, NONE), stratify)
     for said in warnings:
         log.warning("split: %s", said)
     proof.save(folder)

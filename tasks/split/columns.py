@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, ROW_SCHEMA, Artifact
 from tunewright.artifacts.payloads import Balance, Deviation, Stratum
-from tunewright.artifacts.placement import NONE, SPLITS, TRAIN, furthest, index_in, numbers_of
+from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, furthest, index_in, numbers_of
 from tunewright.errors import ConfigError
+from tunewright.reports.pages import counted
 
 READ = ["row_id", "file", "line", "source", "group", "time", "use_as"]
 REPORTED = 50
@@ -103,6 +104,23 @@ def strata_of(said: Iterable[str], named: Callable[[str], str] = str) -> Strata:
     rank = np.empty(len(order), np.int64)
     rank[[first[name][0] for name in order]] = np.arange(len(order))
     return Strata(rank[of], order, [first[name][1] for name in order])
+
+
+def untested(strata: Strata, split: np.ndarray, by: str) -> list[str]:
+    """Warn of the strata, `by` source or label, that have no test row though their number of rows asks for one."""
+    from tunewright.privacy.excerpts import in_a_line
+
+    rows, tested = (np.bincount(strata.of[of], minlength=len(strata.names)) for of in (split != NONE, split == TEST))
+    missed = np.flatnonzero((tested == 0) & (rows * tested.sum() >= rows.sum()))
+    if not len(missed):
+        return []
+    largest = missed[rows[missed].argmax()]
+    which = f"{counted(len(missed), by)} of {len(strata.names):,}"
+    size = counted(int(rows[largest]), "row")
+    return [
+        f"no test row is from {which}, such as {in_a_line(strata.said[largest])} of {size}, so no score covers it; its "
+        "rows are near-duplicates of each other or of other rows, or stay in their earlier splits"
+    ]
 
 
 def balance(strata: Strata, split: np.ndarray, by: str | None) -> Balance:
