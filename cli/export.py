@@ -99,17 +99,8 @@ def export(
         if target:
             hub.check_token(target, tell)
         form: Any = to
-        found = exporting.export(
-            registry,
-            version,
-            folder,
-            form,
-            dtype,
-            license_id,
-            tell,
-            with_bom=bom,
-            sign_with=sign_with,
-        )
+        request = exporting.ExportRequest(registry, version, folder, form, dtype, license_id, bom, sign_with)
+        found = exporting.export(request, tell)
         _show(console, found)
         pushed = target and hub.push(found.folder, target, _message(found), tell)
         if pushed:

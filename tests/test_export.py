@@ -27,9 +27,10 @@ from safetensors.torch import load_file, save_file
 from tunewright.artifacts import Base, Registered, RunArtifacts
 from tunewright.config import Registry
 from tunewright.errors import TunewrightError
-from tunewright.export import _unfinished, card, evidence, parity, weights
+from tunewright.export import card, evidence, parity, weights
 from tunewright.export.evidence import CardEvidence
 from tunewright.export.parity import ExpectedAnswer
+from tunewright.export.unfinished import unfinished
 from tunewright.modeling.models import load_model
 from tunewright.registry.rehearsal import RehearsalRow
 from tunewright.registry.tracking import connected
@@ -317,9 +318,9 @@ def test_a_folder_with_files_is_left_as_it_is(export: Export, tmp_path: Path) ->
 def test_what_a_killed_export_left_is_removed_by_the_next_and_what_another_writes_is_not(tmp_path: Path) -> None:
     killed = tmp_path / ".out.1.unfinished"
     killed.mkdir()
-    with _unfinished(tmp_path / "out") as other:
+    with unfinished(tmp_path / "out") as other:
         assert not killed.exists()
-        with pytest.raises(KeyboardInterrupt), _unfinished(tmp_path / "out") as made:
+        with pytest.raises(KeyboardInterrupt), unfinished(tmp_path / "out") as made:
             (made / "file").write_text("half")
             raise KeyboardInterrupt
         assert [*tmp_path.iterdir()] == [other]

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 import tunewright.reports.progress
+from tunewright.artifacts.training_log import GrowingLog
 from tunewright.reports.progress import Countdown, Progress, duration, seconds_left
 
 STATUS = {
@@ -104,7 +105,7 @@ def test_the_last_step_is_said_once_with_its_evaluation_and_no_time_left_before_
     caplog.clear()
     for lines in ([step(4)], [step(4), step(5)], [step(44), step(45)], [step(44), step(45), look(45)]):
         write(tmp_path, *lines)
-        progress.offset, progress.steps, progress.evaluations = 0, [], []
+        progress.log = GrowingLog(progress.log.file)
         progress.update()
     progress.update(last=True)
     said = [message.strip() for message in caplog.messages if " of 45" in message]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tunewright.artifacts import training_log
 from tunewright.cli.api.jobs import JobEvent
 
 MOST_EVENTS = 1_000  # of the steps of a training; the result file has all of them
@@ -83,25 +83,13 @@ def _event(step: int, planned: int, train_loss: float | None, valid_loss: float 
 
 def points(metrics: Path) -> list[TrainingPoint]:
     """The points of a metrics.jsonl up to the first line that is not whole."""
-    found: list[TrainingPoint] = []
-    try:
-        lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    except OSError:
-        return found
-    for line in lines:
-        if not line.endswith("\n"):
-            break
-        try:
-            given: dict[str, Any] = json.loads(line)
-            found.append(
-                TrainingPoint(
-                    *(given[name] for name in ("step", "planned", "time", "epoch")),
-                    *(given.get(name) for name in ("learning_rate", "loss", "eval_loss")),
-                )
-            )
-        except (ValueError, KeyError, TypeError):
-            break
-    return found
+    return [
+        TrainingPoint(
+            *(line[name] for name in ("step", "planned", "time", "epoch")),
+            *(line.get(name) for name in ("learning_rate", "loss", "eval_loss")),
+        )
+        for line in training_log.read(metrics)
+    ]
 
 
 def as_csv(found: list[TrainingPoint]) -> str:

@@ -17,7 +17,7 @@ from tunewright.cli.predict.model import fetch
 from tunewright.cli.serve import key
 from tunewright.config import Registry
 from tunewright.errors import ConfigError
-from tunewright.export import export, vllm
+from tunewright.export import ExportRequest, export, vllm
 from tunewright.store import disk
 
 VARIABLE = "VLLM_API_KEY"
@@ -36,7 +36,7 @@ def serve(
     version = fetch(registry, number)
     folder = config.home() / "exported" / f"{registry.name}-{version.number}-{version.digest[:12]}"
     if not folder.is_dir():
-        export(registry, version.number, folder, "vllm", None, None, tell)
+        export(ExportRequest(registry, version.number, folder, "vllm"), tell)
     settings = vllm.configuration(registry.name, folder, version.precision or "auto") | {"host": host, "port": port}
     file = folder.with_name(f"{folder.name}.yaml")
     disk.replace(file, yaml.safe_dump(settings, sort_keys=False))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright import config
-from tunewright.artifacts import Base, Tokens
+from tunewright.artifacts import Base, Tokens, training_log
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Compute, Method, Training
 from tunewright.cost_model.case import BudgetCase
@@ -117,7 +117,7 @@ def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.
 def _seconds(job: trainer.Job, folder: Path) -> list[float]:
     with started(job, folder, grace=0) as process:
         _wait(process, folder)
-    if seconds := [line["seconds"] for line in _lines(folder / "metrics.jsonl") if "loss" in line]:
+    if seconds := [line["seconds"] for line in training_log.read(folder / training_log.FILE) if "loss" in line]:
         return seconds
     why = f"no training step finished in {MOST_SECONDS:.0f} s; try a smaller training.batch"
     if (folder / "error.json").exists():
@@ -134,14 +134,9 @@ def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
             loaded = now
         if now > (loaded + MOST_SECONDS if loaded else began + LOADING_SECONDS):
             return
-        if sum("loss" in line for line in _lines(folder / "metrics.jsonl")) >= STEPS:
+        if sum("loss" in line for line in training_log.read(folder / training_log.FILE)) >= STEPS:
             return
         time.sleep(POLL_SECONDS)
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
@@ -155,7 +150,7 @@ def rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
             if its != (f"base {base.digest}", f"render {tokens.digest}", case.method.kind):
                 continue
             status = json.loads((file.parent / "status.json").read_text(encoding="utf-8"))
-            steps = [line for line in _lines(file.parent / "metrics.jsonl") if "loss" in line][1:]
+            steps = [line for line in training_log.read(file.parent / training_log.FILE) if "loss" in line][1:]
         except (OSError, ValueError, KeyError):  # removed or altered: then it says nothing
             continue
         if not steps or status.get("device") != case.machine.device.name:

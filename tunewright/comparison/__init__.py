@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel
 
 from tunewright.artifacts import Adapter
+from tunewright.artifacts.training_log import Line
 from tunewright.comparison.ranking import SMALLER_IS_BETTER, Ranked, Trial, ValidationPoint, in_words, rank, sentence
 from tunewright.config import home
 from tunewright.errors import Pruned
 from tunewright.reports.curves import read
 from tunewright.reports.curves.charts import WIDE, Chart, ChartScale, Polyline, number, ticks
 from tunewright.reports.pages import template
-from tunewright.reports.progress import Line, duration
+from tunewright.reports.progress import duration
 from tunewright.store.cache_key import hash_of
 
 if TYPE_CHECKING:

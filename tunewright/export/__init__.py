@@ -1,29 +1,28 @@
 """A registered version as a folder for transformers, PEFT, vLLM, llama.cpp or Ollama, with its model card and proof."""
 
-import contextlib
 import importlib
 import json
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from tunewright.config import Registry
-from tunewright.errors import ConfigError, TunewrightError, extra
+from tunewright.errors import extra
 from tunewright.evidence import bundle
 from tunewright.export import card, evidence, gguf, ollama, parity, vllm, weights
 from tunewright.export.parity import NOTHING, Parity
+from tunewright.export.unfinished import unfinished
 from tunewright.registry import files, rehearsal
 from tunewright.registry.release import chosen, opened
 from tunewright.serving import ServedChat, context_length
 from tunewright.store import disk
-from tunewright.store.locks import try_lock
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -31,7 +30,19 @@ if TYPE_CHECKING:
 
 Form = Literal["merged", "adapter", "gguf", "ollama", "vllm"]
 MERGED = ".merged"  # folder in the unfinished one: what a GGUF file is made of
-SUFFIX = ".unfinished"  # of the folder beside the exported one, until that is whole and checked
+
+
+class ExportRequest(NamedTuple):
+    """A version to export, and how."""
+
+    registry: Registry
+    version: str | None  # None: the one that has the alias
+    folder: Path
+    form: Form
+    dtype: str | None = None  # None: the one that the version was measured in
+    license_id: str | None = None
+    with_bom: bool = False  # write a bill of materials
+    sign_with: Path | None = None  # private key
 
 
 class Exported(BaseModel, frozen=True):
@@ -49,90 +60,54 @@ class Exported(BaseModel, frozen=True):
     seconds: float
 
 
-def export(
-    registry: Registry,
-    number: str | None,
-    folder: Path,
-    form: Form,
-    dtype: str | None,
-    license_id: str | None,
-    tell: Callable[[str], None],
-    *,
-    with_bom: bool = False,
-    sign_with: Path | None = None,
-) -> Exported:
-    """Writes a version to `folder`: whole, checked and described, or not at all. `tell` gets each step in words.
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A version that is loaded as it was measured, and what it becomes."""
 
-    With `with_bom` it has a bill of materials, with `sign_with` a signature by this private key.
+    version: "ModelVersion"
+    chat: ServedChat
+    tuned: Path
+    kept: rehearsal.Rehearsal
+    form: Form
+    kind: str  # the form of its weights: adapter or merged where `form` is vllm
+    dtype: str
+    measured: str  # the precision that it was measured in
+    hub: tuple[str, str | None] | None  # id and commit of its base there
+    base: str  # in words
+    most: int  # tokens of an answer
+    context: int | None  # tokens that the base reads at once
+    architectures: list[str]  # as config.json of the base names them
+
+    @property
+    def has_base_beside(self) -> bool:
+        """Whether the base is written beside an adapter, as no hub has it."""
+        return self.kind == "adapter" and self.hub is None
+
+
+def export(request: ExportRequest, tell: Callable[[str], None]) -> Exported:
+    """Writes a version to a folder: whole, checked and described, or not at all. `tell` gets each step in words.
 
     Raises ConfigError for what cannot be exported so, TunewrightError where a check fails.
     """
     started = time.monotonic()
-    target = disk.free_folder(folder)
-    programs = gguf.programs(dtype) if form in gguf.FORMS else None
-    signer = _extras(with_bom, sign_with)
-    with opened(registry) as client, tempfile.TemporaryDirectory() as place:
-        version = chosen(client, registry, number)
-        uri = files.uri_of(version)
+    target = disk.free_folder(request.folder)
+    programs = gguf.programs(request.dtype) if request.form in gguf.FORMS else None
+    signer = _extras(request)
+    with opened(request.registry) as client, tempfile.TemporaryDirectory() as place:
+        version = chosen(client, request.registry, request.version)
         kept = rehearsal.kept(client, version)
         found = evidence.of_version(client, version, Path(place))
-        kept_evidence = bundle.of_version(client, version, Path(place)) if with_bom else None
-        tell(f"fetching {uri} and verifying its files")
+        origin = bundle.of_version(client, version, Path(place)) if request.with_bom else None
+        tell(f"fetching {files.uri_of(version)} and verifying its files")
         with files.copied(client, version) as copy:
-            tuned = copy / "artifacts" / rehearsal.IN_MODEL["model"]
-            if form == "adapter":
-                weights.require_adapter(uri, tuned)
-            kind = form if form != "vllm" else "adapter" if vllm.loads_adapter(tuned) else "merged"
-            tell("loading it as it was measured")
-            loaded = rehearsal.load_here(uri, copy, f", so {NOTHING}")
-            precision = dtype or str(loaded.model.dtype).removeprefix("torch.")
-            measured = loaded.precision or precision
-            hub = _on_hub(copy, loaded.base)
-            beside = kind == "adapter" and hub is None
-            most = kept.max_new_tokens or rehearsal.measured_max_new_tokens(copy)
-            with _unfinished(target) as made:
-                weights.require_room(made, loaded, tuned, precision, kind, beside=beside)
-                tell(f"asking it {len(kept.rows)} test rows")
-                expected = _expected(version, loaded, kept, tuned, most, tell)
-                tell(f"writing {form} in {precision}")
-                context = context_length(loaded.model.config.get_text_config().to_dict())
-                architectures = loaded.model.config.architectures or []
-                facts = None
-                if kind == "adapter":
-                    weights.write_adapter(made, loaded, tuned, hub)
-                else:
-                    whole = made if programs is None else made / MERGED
-                    weights.write_merged(whole, loaded, tuned, precision if programs is None else "float32")
-                loaded.model = None  # the memory is that of the process that checks
-                weights.write_settings(made if programs is None else made / MERGED, loaded, most)
-                if programs is not None:
-                    facts = _write_gguf(made, programs, loaded, expected, version.name, precision, form, most, context)
-                tell("loading it again without Tunewright and comparing the answers")
-                if facts is not None:
-                    file = made / facts.file
-                    same = parity.check(made / MERGED, None, precision, expected, loaded, gguf=file, tell=tell)
-                    shutil.rmtree(made / MERGED)
-                else:
-                    base = None if kind == "merged" else made / weights.BASE if beside else loaded.base
-                    same = parity.check(made, base, precision, expected, loaded, tell=tell)
-                command = vllm.write(made, version.name, precision) if form == "vllm" else ""
-                described = card.ExportedForm(
-                    form=kind,
-                    dtype=precision,
-                    measured=measured,
-                    base=_in_words(copy),
-                    hub=hub,
-                    license=license_id,
-                    most=most,
-                    context=context,
-                    rows=same.rows,
-                    same=same.same,
-                    gguf=facts and facts._replace(parity=same),
-                    vllm=command,
-                )
+            source = _loaded(request, version, kept, copy, tell)
+            with unfinished(target) as made:
+                same, facts = _write(made, source, programs, tell)
+                command = vllm.write(made, version.name, source.dtype) if request.form == "vllm" else ""
+                described = _described(source, request.license_id, same, facts, command)
                 (made / card.FILE).write_text(card.written(found, described), encoding="utf-8")
-                if kept_evidence is not None:
-                    _write_bom(made, version, found, described, kept_evidence, Path(place), architectures)
+                if origin is not None:
+                    _write_bom(made, source, found, described, origin, Path(place))
                 if signer is not None:
                     _sign(made, target.name, signer)
                 written = {
@@ -141,12 +116,12 @@ def export(
                     if path.is_file()
                 }
     return Exported(
-        name=registry.name,
+        name=request.registry.name,
         version=str(version.version),
-        form=form,
+        form=request.form,
         folder=target,
-        dtype=precision,
-        base=None if kind != "adapter" else hub[0] if hub else weights.BASE,
+        dtype=source.dtype,
+        base=None if source.kind != "adapter" else source.hub[0] if source.hub else weights.BASE,
         command=command,
         files=written,
         parity=same,
@@ -154,32 +129,108 @@ def export(
     )
 
 
-def _extras(with_bom: bool, sign_with: Path | None) -> "Signer | None":
+def _loaded(
+    request: ExportRequest, version: "ModelVersion", kept: rehearsal.Rehearsal, copy: Path, tell: Callable[[str], None]
+) -> _Source:
+    """The version, loaded from a verified copy of its files. Raises ConfigError where it has not the form."""
+    uri, tuned = files.uri_of(version), copy / "artifacts" / rehearsal.IN_MODEL["model"]
+    if request.form == "adapter":
+        weights.require_adapter(uri, tuned)
+    kind = request.form if request.form != "vllm" else "adapter" if vllm.loads_adapter(tuned) else "merged"
+    tell("loading it as it was measured")
+    chat = rehearsal.load_here(uri, copy, f", so {NOTHING}")
+    config, dtype = chat.model.config, request.dtype or str(chat.model.dtype).removeprefix("torch.")
+    return _Source(
+        version=version,
+        chat=chat,
+        tuned=tuned,
+        kept=kept,
+        form=request.form,
+        kind=kind,
+        dtype=dtype,
+        measured=chat.precision or dtype,
+        hub=_on_hub(copy, chat.base),
+        base=_in_words(copy),
+        most=kept.max_new_tokens or rehearsal.measured_max_new_tokens(copy),
+        context=context_length(config.get_text_config().to_dict()),
+        architectures=config.architectures or [],
+    )
+
+
+def _write(
+    made: Path, source: _Source, programs: gguf.Programs | None, tell: Callable[[str], None]
+) -> tuple[Parity, card.Gguf | None]:
+    """Writes the weights with their settings, and loads them again; the model in memory cannot answer afterwards.
+
+    Raises TunewrightError where the answers are not those of the version.
+    """
+    chat, is_gguf = source.chat, programs is not None
+    whole = made / MERGED if is_gguf else made
+    weights.require_room(made, chat, source.tuned, source.dtype, source.kind, beside=source.has_base_beside)
+    tell(f"asking it {len(source.kept.rows)} test rows")
+    expected = _expected(source, tell)
+    tell(f"writing {source.form} in {source.dtype}")
+    if source.kind == "adapter":
+        weights.write_adapter(made, chat, source.tuned, source.hub)
+    else:
+        weights.write_merged(whole, chat, source.tuned, "float32" if is_gguf else source.dtype)
+    chat.model = None  # the memory is that of the process that checks
+    weights.write_settings(whole, chat, source.most)
+    facts = _write_gguf(made, programs, source, expected) if programs is not None else None
+    tell("loading it again without Tunewright and comparing the answers")
+    if facts is not None:
+        same = parity.check(whole, None, source.dtype, expected, chat, gguf=made / facts.file, tell=tell)
+        shutil.rmtree(whole)
+        return same, facts._replace(parity=same)
+    base = None if source.kind == "merged" else made / weights.BASE if source.has_base_beside else chat.base
+    return parity.check(made, base, source.dtype, expected, chat, tell=tell), None
+
+
+def _described(
+    source: _Source, license_id: str | None, same: Parity, facts: card.Gguf | None, command: str
+) -> card.ExportedForm:
+    return card.ExportedForm(
+        form=source.kind,
+        dtype=source.dtype,
+        measured=source.measured,
+        base=source.base,
+        hub=source.hub,
+        license=license_id,
+        most=source.most,
+        context=source.context,
+        rows=same.rows,
+        same=same.same,
+        gguf=facts,
+        vllm=command,
+    )
+
+
+def _extras(request: ExportRequest) -> "Signer | None":
     """The signer, if a key is given. Raises ConfigError where a package is missing or the key is refused."""
-    if with_bom:
+    if request.with_bom:
         with extra("bom", "--bom"):
             importlib.import_module("cyclonedx")
-    if sign_with is None:
+    if request.sign_with is None:
         return None
     with extra("sign", "--sign-with"):
         from tunewright.export import signing
-    return signing.signer(sign_with)
+    return signing.signer(request.sign_with)
 
 
 def _write_bom(
     made: Path,
-    version: "ModelVersion",
+    source: _Source,
     found: evidence.CardEvidence,
     described: card.ExportedForm,
     origin: bundle.EvidenceBundle,
     local: Path,
-    architectures: list[str],
 ) -> None:
     from tunewright.export import bom
 
-    digests = {name: version.tags.get(name, "") for name in (files.FILES, files.EVIDENCE)}
-    registered = datetime.fromtimestamp(version.creation_timestamp // 1000, UTC)
-    bom.write(made, found, described, bom.Provenance(origin, local, digests, registered, architectures))
+    tags = source.version.tags
+    digests = {name: tags.get(name, "") for name in (files.FILES, files.EVIDENCE)}
+    registered = datetime.fromtimestamp(source.version.creation_timestamp // 1000, UTC)
+    bom.write(made, found, described, bom.Provenance(origin, local, digests, registered, source.architectures))
 
 
 def _sign(made: Path, name: str, signer: "Signer") -> None:
@@ -188,49 +239,35 @@ def _sign(made: Path, name: str, signer: "Signer") -> None:
     signing.sign(made, name, signer)
 
 
-def _expected(
-    version: "ModelVersion",
-    loaded: ServedChat,
-    kept: rehearsal.Rehearsal,
-    tuned: Path,
-    most: int,
-    tell: Callable[[str], None],
-) -> list[parity.ExpectedAnswer]:
+def _expected(source: _Source, tell: Callable[[str], None]) -> list[parity.ExpectedAnswer]:
     """Answers of the version, which is checked to be the measured one and to differ from the base."""
-    prompts = loaded.prompts(rehearsal.questions(version, loaded, kept, NOTHING), [row.tools for row in kept.rows])
-    parity.require_effect(files.uri_of(version), loaded, tuned, prompts)
-    expected = parity.expected(loaded, kept.rows, prompts, most, tell)
-    stops = loaded.contract["stop_token_ids"]
+    version, chat, kept = source.version, source.chat, source.kept
+    prompts = chat.prompts(rehearsal.questions(version, chat, kept, NOTHING), [row.tools for row in kept.rows])
+    parity.require_effect(files.uri_of(version), chat, source.tuned, prompts)
+    expected = parity.expected(chat, kept.rows, prompts, source.most, tell)
+    stops = chat.contract["stop_token_ids"]
     said = [
-        loaded.tokenizer.decode([token for token in each.answer if token not in stops], skip_special_tokens=True)
+        chat.tokenizer.decode([token for token in each.answer if token not in stops], skip_special_tokens=True)
         for each in expected
     ]
-    rehearsal.require_measured(version, loaded, kept, said, NOTHING)
+    rehearsal.require_measured(version, chat, kept, said, NOTHING)
     return expected
 
 
 def _write_gguf(
-    made: Path,
-    programs: gguf.Programs,
-    loaded: ServedChat,
-    expected: list[parity.ExpectedAnswer],
-    name: str,
-    dtype: str,
-    form: Form,
-    most: int,
-    context: int | None,
+    made: Path, programs: gguf.Programs, source: _Source, expected: list[parity.ExpectedAnswer]
 ) -> card.Gguf:
     """Writes the GGUF file of a merged model, checked against the version's tokenizer, and the Modelfile of Ollama."""
-    prompts = [each.prompt for each in expected]
-    gguf.prepare(made / MERGED, loaded, prompts)
-    file = made / gguf.file_name(name, dtype)
-    gguf.write(programs, made / MERGED, file, name, dtype)
+    name, prompts = source.version.name, [each.prompt for each in expected]
+    gguf.prepare(made / MERGED, source.chat, prompts)
+    file = made / gguf.file_name(name, source.dtype)
+    gguf.write(programs, made / MERGED, file, name, source.dtype)
     header = gguf.read_header(file)
-    gguf.require_same_tokenizer(header, loaded, prompts)
+    gguf.require_same_tokenizer(header, source.chat, prompts)
     facts = card.Gguf(file=file.name, splits=header.fields.get("tokenizer.ggml.pre"))
-    if form == "ollama":
-        prompt = ollama.prompt_of(loaded)
-        text = ollama.modelfile(file.name, loaded, prompt, most, context)
+    if source.form == "ollama":
+        prompt = ollama.prompt_of(source.chat)
+        text = ollama.modelfile(file.name, source.chat, prompt, source.most, source.context)
         (made / ollama.FILE).write_text(text, encoding="utf-8")
         facts = facts._replace(has_template=prompt.template is not None)
     return facts
@@ -256,49 +293,3 @@ def _in_words(copy: Path) -> str:
         package, _, file = reference.removeprefix("package:").partition("/")
         return f"`{file}` of the Python package `{package}`"
     return f"`{Path(reference).name if Path(reference).is_absolute() else reference}`"
-
-
-@contextlib.contextmanager
-def _unfinished(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, which becomes it when the block ends, and goes where it raises.
-
-    One that a killed process left is removed: its lock is free.
-    """
-    for left in target.parent.glob(f".{target.name}.*{SUFFIX}"):
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    try:
-        made = Path(tempfile.mkdtemp(SUFFIX, f".{target.name}.", target.parent))
-    except OSError as error:
-        raise ConfigError(f"{target.parent}: cannot be written: {error.strerror}") from error
-    try:
-        with _locked(made):
-            yield made
-            _as_any_new(made)
-            disk.sync(*made.rglob("*"), made)
-            try:
-                made.rename(target)
-            except OSError as error:
-                raise TunewrightError(f"{target} was made by another process meanwhile; {NOTHING}") from error
-            disk.sync(target.parent)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _as_any_new(folder: Path) -> None:
-    """Gives files and folders the modes of any new ones: some libraries write for their user alone."""
-    os.umask(mask := os.umask(0o077))
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder. Raises BlockingIOError where another process has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if not try_lock(descriptor):
-            raise BlockingIOError(f"{folder}: another process holds the lock")
-        yield
-    finally:
-        os.close(descriptor)

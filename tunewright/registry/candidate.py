@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage, shown
+from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage, shown, training_log
 from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
 from tunewright.metrics.catalogue import CONSTANT, baseline
@@ -168,13 +168,12 @@ def curves(metrics: Path, most: int) -> list[Point]:
     points: list[Point] = []
     kept: list[bool] = []
     places: dict[str, list[int]] = {}
-    with metrics.open(encoding="utf-8") as lines:
-        for line in map(json.loads, lines):
-            is_kept = thinning.keeps(line)
-            for point in points_of(line):
-                places.setdefault(point.key, []).append(len(points))
-                points.append(point)
-                kept.append(is_kept)
+    for line in training_log.read(metrics):
+        is_kept = thinning.keeps(line)
+        for point in points_of(line):
+            places.setdefault(point.key, []).append(len(points))
+            points.append(point)
+            kept.append(is_kept)
     for of_curve in places.values():
         low, high = (best(of_curve, key=lambda place: points[place].value) for best in (min, max))
         for place in (low, high, of_curve[-1]):

@@ -4,15 +4,14 @@ Each request can be repeated. MLflow says which points the run has, and every po
 measured, so that MLflow itself drops one that arrives twice.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
+from tunewright.artifacts.training_log import GrowingLog
 from tunewright.config import Registry
 from tunewright.registry.alias_state import NOTE
 from tunewright.registry.candidate import CURVES, PROGRESS, CurveThinning, Point, curves, points_of
@@ -60,27 +59,17 @@ class RunEnding(BaseModel, frozen=True):
 
 
 class GrowingCurves:
-    """The points of a metrics.jsonl that grows; a trainer that resumes replaces it by a shorter one."""
+    """The points of a metrics.jsonl that grows."""
 
     def __init__(self, metrics: Path, most: int) -> None:
-        self.metrics, self.most = metrics, most
-        self.inode, self.offset, self.thinning = -1, 0, CurveThinning(most)
+        self.most = most
+        self.log, self.thinning = GrowingLog(metrics), CurveThinning(most)
 
     def new(self) -> list[Point]:
         """The points of the lines that became whole since the last call, or of all where the file was replaced."""
-        try:
-            file = self.metrics.open("rb")
-        except FileNotFoundError:
-            return []
-        with file:
-            found = os.fstat(file.fileno())
-            if found.st_ino != self.inode or found.st_size < self.offset:
-                self.inode, self.offset, self.thinning = found.st_ino, 0, CurveThinning(self.most)
-            file.seek(self.offset)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines, is_anew = self.log.new()
+        if is_anew:
+            self.thinning = CurveThinning(self.most)
         return [point for line in lines if self.thinning.keeps(line) for point in points_of(line)]
 
 
@@ -106,12 +95,11 @@ class RunWriter:
         if metrics is None:
             return
         most = self.facts.registry.curve_points
-        if self._curves is None or self._curves.metrics != metrics:
+        if self._curves is None or self._curves.log.file != metrics:
             self._curves = GrowingCurves(metrics, most)
         self.pending += self._curves.new()
         if to_its_end:
-            with contextlib.suppress(FileNotFoundError):
-                self.pending += curves(metrics, most)
+            self.pending += curves(metrics, most)
 
     def send(self, client: "MlflowClient") -> None:
         """Sends what is pending, each point of a curve once; opens the run before the first."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
+from tunewright.artifacts.training_log import FILE, GrowingLog, Line
 from tunewright.reports.pages import percent
 
 log = logging.getLogger("tunewright")
@@ -24,8 +25,6 @@ FIRST_SECONDS = 5.0  # before the first line of work that is counted: shorter wo
 EVALUATION_SECONDS = 5.0  # between two lines of evaluations: a short training has several a second
 RECENT = 20  # steps that the time left is reckoned from
 ENOUGH = 0.1  # share of the work that is done before a time left is told: a few steps or rows tell little
-
-Line = dict[str, Any]  # of metrics.jsonl
 
 
 class Follower(Protocol):
@@ -134,9 +133,8 @@ class Progress:
     """Progress of the trainer in a work folder."""
 
     def __init__(self, work: Path) -> None:
-        self.metrics, self.status = work / "metrics.jsonl", work / "status.json"
+        self.log, self.status = GrowingLog(work / FILE), work / "status.json"
         self.facts: dict[str, Any] | None = None
-        self.offset = 0
         self.steps: list[Line] = []
         self.evaluations: list[Line] = []
         self.artifact = ProgressArtifact("training-progress")
@@ -162,7 +160,7 @@ class Progress:
         if not new:
             return
         if follower := _FOLLOWER.get():
-            follower.trains(self.metrics)
+            follower.trains(self.log.file)
             follower.comes_to(self.sentence())
         if TaskRunContext.get() is not None:
             step, planned = self._place()
@@ -179,14 +177,9 @@ class Progress:
         return statistics.median([line["seconds"] for line in self.steps[-RECENT:]] or [0.0])
 
     def _read(self) -> list[Line]:
-        if not self.metrics.exists():
-            return []
-        with self.metrics.open("rb") as file:
-            file.seek(self.offset)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines, is_anew = self.log.new()
+        if is_anew:
+            self.steps, self.evaluations = [], []
         self.steps += [line for line in lines if "loss" in line]
         self.evaluations += [line for line in lines if "eval_loss" in line]
         return lines

@@ -10,12 +10,13 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
 
+from tunewright.artifacts import training_log
 from tunewright.config import Training
 from tunewright.tasks.train.trainer import ALIVE, checkpoints
 from tunewright.tasks.train.trainer.watch import Watch
@@ -74,9 +75,9 @@ class Record:
         self.beaten = 0.0
         self.interrupted = False
         signal.signal(signal.SIGTERM, self._interrupt)
-        metrics = folder / "metrics.jsonl"
+        metrics = folder / training_log.FILE
         # What was logged after the checkpoint happens again.
-        lines = [line for line in _lines(metrics) if line["step"] <= resumed_from]
+        lines = [line for line in training_log.read(metrics) if line["step"] <= resumed_from]
         unfinished = folder / ".metrics.jsonl"
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
         unfinished.rename(metrics)
@@ -107,7 +108,7 @@ class Record:
 
     def line(self, step: int, planned: int, **figures: Any) -> None:
         """Appends one line."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / training_log.FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "planned": planned, "time": time.time(), **figures}) + "\n")
 
 
@@ -183,20 +184,6 @@ def keep_evaluation(folder: Path, state: Any, training: Training) -> None:
 def _best_step(state: Any, training: Training) -> int | None:
     found = best(evaluations(state.log_history, training), training)
     return found.step if found else None
-
-
-def _lines(metrics: Path) -> Iterator[dict[str, Any]]:
-    """The lines up to the first that was not written whole: a power cut may leave zeros."""
-    if not metrics.exists():
-        return
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            return
-        if not line.endswith("\n") or not isinstance(values, dict) or "step" not in values:
-            return
-        yield values
 
 
 def _memory() -> int:

@@ -4,11 +4,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from tunewright.artifacts import training_log
 from tunewright.artifacts.payloads import TrainingSummary
+from tunewright.artifacts.training_log import Line
 
-Line = dict[str, Any]  # of metrics.jsonl
 SIZED_BY = {"lora": "method.rank", "qlora": "method.rank", "spectrum": "method.share"}  # by method.kind
 ENOUGH_EVALUATIONS = 3  # evaluations, from which on it can be told how the loss went
 
@@ -67,7 +67,7 @@ class Curves:
 
 def read(folder: Path) -> Curves:
     """The curves of a train artifact."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = training_log.read(folder / training_log.FILE)
     summary = TrainingSummary.load_from(folder)
     return Curves(
         steps=[line for line in lines if "loss" in line],
