@@ -100,7 +100,7 @@ def named(registry: Registry, deployment: str | None) -> Registry:
 def slug(name: str) -> str:
     """A deployment's name as registry.name accepts it, without accents; empty where nothing of it is accepted."""
     plain = "".join(each for each in unicodedata.normalize("NFKD", name) if not unicodedata.combining(each))
-    return re.sub(r"[^a-z0-9._-]+", "-", plain.lower())[:100].strip("._-")
+    return re.sub(r"[^a-z0-9_-]+", "-", plain.lower())[:100].strip("_-")
 
 
 def identifier(deployment: str) -> str:

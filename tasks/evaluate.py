@@ -19,6 +19,7 @@ from tunewright import metrics
 from tunewright.artifacts import Answers, Contender, Tokens
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Evaluation
+from tunewright.cost_model import on_device
 from tunewright.errors import TunewrightError
 from tunewright.metrics.labels import training_answers
 from tunewright.modeling.models import load_model, load_tokenizer, merged
@@ -114,14 +115,15 @@ def evaluate(
     metrics, for the key alone, and `schema` is what evaluation.json_schema holds.
     Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them.
     """
-    started = time.monotonic()
     contract = Contract.load(tokens)
     test = pq.read_table(contender.prompts or tokens.path("test.parquet"))
     stops = contract.stop_token_ids
     if contender.name == "base":  # of all the same
         _warn_of_longer(test, evaluation)
-    model = merged(load_model(contender.base, contender.model))
-    answers = answered(model, load_tokenizer(contender.base), test, stops, evaluation, contender.name)
+    with on_device():
+        started = time.monotonic()
+        model = merged(load_model(contender.base, contender.model))
+        answers = answered(model, load_tokenizer(contender.base), test, stops, evaluation, contender.name)
     failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
     if len(failed):
         raise TunewrightError(

@@ -593,12 +593,13 @@ def test_a_template_that_makes_no_job_is_refused(
 
 
 def test_what_auto_stands_for_is_reported(api: Api, made: Template, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = api.create(hyperparameters={"learning_rate_multiplier": 0.5}, seed=7)
+    job = api.create(hyperparameters={"learning_rate_multiplier": 0.5}, seed=7, suffix="v1.2")
     assert job.hyperparameters.to_dict() == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 0.5}
     assert (job.seed, job.method.supervised.hyperparameters.to_dict()) == (7, job.hyperparameters.to_dict())
     deployed = yaml.safe_load((api.folder / "jobs" / job.id / "job.yaml").read_text())
     training = deployed["deployments"][0]["parameters"]["training"]
     assert training == PARAMETERS["training"] | {"learning_rate": 0.005, "seed": 7}
+    assert deployed["deployments"][0]["parameters"]["registry"]["name"] == "tiny-v1-2"
     with pytest.raises(openai.BadRequestError, match=r"differ from method\.supervised\.hyperparameters"):
         api.create(
             hyperparameters={"n_epochs": 1},

@@ -1,6 +1,7 @@
 """A client of `tunewright api` can follow each of its errors: what is wrong, where, what is accepted, and no path."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from test_api import CHATS, HEADERS, PARAMETERS, Api, jsonl, running, write_template
+from servers import free_port
+from test_api import CHATS, HEADERS, KEY, PARAMETERS, Api, jsonl, running, write_template
 
 from tunewright.cli.api import template
 from tunewright.cli.api.curves import TrainingFollower
 from tunewright.cli.api.sentences import for_client
+from tunewright.cli.api.server import serve
 from tunewright.cli.api.template import Template
+from tunewright.cli.serve.server import Listening
 from tunewright.errors import ConfigError
 from tunewright.modeling import models
 
@@ -144,6 +148,16 @@ def test_a_sentence_for_a_client_has_no_path(api: Api, made: Template) -> None:
     )
     expected = "model.base=base: no such folder; accepted: org/name; a b.json and x.y, 1/2"
     assert for_client(said, api.files, (), made.folder) == expected
+    said = "registry.tracking_uri=sqlite:////srv/home/mlflow.db: MLflow refused: no"
+    assert for_client(said, api.files, (), made.folder) == "MLflow's database: MLflow refused: no"
+
+
+def test_a_home_that_no_job_may_read_is_refused_at_the_start(
+    made: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_ROOTS", str(tmp_path / "data"))
+    with pytest.raises(ConfigError, match=r"TUNEWRIGHT_HOME=.*: lies outside TUNEWRIGHT_ROOTS="):
+        serve(made, os.environ, Listening("127.0.0.1", free_port(), KEY, 1), print)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from conftest import Harness
 
 from tunewright.artifacts import CheckedRows, Rows, UniqueRows
 from tunewright.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
+from tunewright.cost_model import one_at_a_time
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Plan, Reached, Run, Step, stages
 from tunewright.store import pipelines
 from tunewright.store.caching import cached, lock
 from tunewright.store.stage import stage
 from tunewright.tasks.ingest import ingest, source_files
-from tunewright.tasks.train import one_at_a_time
 
 LENIENT, STRICT = Checks(), Checks(max_quarantined_share=0)
 

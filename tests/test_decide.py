@@ -605,6 +605,26 @@ def test_of_long_texts_a_constant_answer_must_only_not_be_clearly_better(splits:
     assert worse.sentence.startswith(said)
 
 
+def test_a_model_that_never_calls_a_tool_is_not_promoted_for_the_rows_without_a_call(
+    splits: Splits, tmp_path: Path
+) -> None:
+    said = [f"This is the answer to question {row}, in words of its own." for row in range(40)]
+    call = '<tool_call>{"name": "search", "arguments": {"query": "hat"}}</tool_call>'
+    references = said[:24] + [call] * 16
+    write_train(splits.folder, [*said, *[call] * 30])
+    never: dict[str, Any] = {"reference": references, "tool_call": right(24, 40)}
+    silent: dict[str, Any] = never | {"tool_call": [0.0] * 40}
+    given = answers(tmp_path, "candidate", right(0, 40), **never), answers(tmp_path, "base", right(0, 40), **silent)
+    prose = [each.model_copy(update={"is_prose": True, "metric": "tool_call"}) for each in given]
+    verdict = verdict_of(splits, *prose, guardrails=())
+    assert verdict.decision == "inconclusive"
+    assert verdict.differences["constant"][1] == 0
+    assert verdict.sentence.startswith("Inconclusive: correct tool calls .60 is not above the best constant baseline's")
+    kept = json.loads(verdict.path("verdict.json").read_text())["slices"]
+    parts = {part["name"]: part["candidate"] for part in kept if part["by"] == "reference"}
+    assert parts == {"calls no tool": 1.0, "calls a tool": 0.0}
+
+
 def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_asked_for(
     splits: Splits, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from conftest import MakeSplits
 from decoded import generated
+from waiting import until
 
 from tunewright.artifacts import TOKEN_SCHEMA, Base, Contender, Tokens
 from tunewright.config import Evaluation, Model
+from tunewright.cost_model import one_at_a_time
 from tunewright.errors import TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.reports import progress
@@ -141,6 +144,18 @@ def test_progress_is_logged_as_rows_are_answered(
     assert told == sorted(told)
     assert len({*told}) > 5
     assert told[-1] == 14
+
+
+def test_the_device_is_waited_for(
+    tokens: Tokens, candidate: Contender, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.cost_model.one_at_a_time.identity_here", lambda: "cpu")
+    caplog.set_level("INFO", "tunewright")
+    with ThreadPoolExecutor(1) as pool, one_at_a_time.held("cpu", '"brave-otter"'):
+        evaluating = pool.submit(evaluate.fn, contender=candidate, tokens=tokens, evaluation=Evaluation())
+        until(lambda: "waiting for the CPU: in use by another run" in caplog.text)
+        assert not evaluating.done()
+    assert evaluating.result().num_rows == tokens.num_test
 
 
 def test_references_that_have_no_room_are_told_of_before_anything_is_answered(

@@ -176,7 +176,7 @@ def test_a_better_model_that_remembers_is_promoted(verdict) -> None:
     assert {"general_tasks/base", "general_loss/base"} < made.guardrails.keys()
     assert json.loads(made.path("verdict.json").read_text())["general"]["candidate"]["general_loss"] == 5.1
     assert made.says_forgotten() == [
-        "general tasks correct 0.33 -> 0.32, loss on general texts 5.00 -> 5.10 nats/token"
+        "general tasks correct 0.33 -> 0.32 (a guardrail), loss on general texts 5.00 -> 5.10 nats/token (a guardrail)"
     ]
 
 

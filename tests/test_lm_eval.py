@@ -229,7 +229,7 @@ def test_a_candidate_that_does_them_as_well_is_promoted_and_one_that_does_not_is
     assert made.in_words == "promote"
     assert {"lm_eval/base", "general_tasks/base"} < made.guardrails.keys()
     assert json.loads(made.path("verdict.json").read_text())["general"]["candidate"]["lm_eval/a"] == 0.59
-    said = "general tasks correct 0.50 -> 0.50, lm-eval score 0.60 -> 0.59"
+    said = "general tasks correct 0.50 -> 0.50 (a guardrail), lm-eval score 0.60 -> 0.59 (a guardrail)"
     assert made.says_forgotten() == [said]
 
 

@@ -14,16 +14,15 @@ from pathlib import Path
 import pytest
 
 from tunewright import config
-from tunewright.cost_model import devices, identity_here
+from tunewright.cost_model import devices, identity_here, one_at_a_time
+from tunewright.cost_model.one_at_a_time import held
 from tunewright.errors import ConfigError
-from tunewright.tasks.train import one_at_a_time
-from tunewright.tasks.train.one_at_a_time import held
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from tunewright import config
-from tunewright.tasks.train import one_at_a_time
+from tunewright.cost_model import one_at_a_time
 config.device_locks = lambda: Path(sys.argv[1])
 with one_at_a_time.held("cpu", '"brave-otter"'):
     print("held", flush=True)
@@ -70,7 +69,7 @@ def test_a_folder_that_another_user_may_have_made_is_refused(
     folder = config.device_locks()
     if made == "by another user":
         folder.mkdir()
-        monkeypatch.setattr("tunewright.tasks.train.one_at_a_time.os.getuid", lambda: folder.stat().st_uid + 1)
+        monkeypatch.setattr("tunewright.cost_model.one_at_a_time.os.getuid", lambda: folder.stat().st_uid + 1)
     elif made == "as a link":
         folder.symlink_to(tmp_path)
     else:

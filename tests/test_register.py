@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import string
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import registered
+from pydantic import ValidationError
 from registered import QUESTIONS, aliases, runs, versions
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, Base, Judged, Registered
@@ -404,7 +406,7 @@ def test_a_version_that_is_decided_on_again_is_not_taken_for_lost(make: Make) ->
     assert again.run_id != first.run_id
     assert lost(again) == ""
     by_id = {run.info.run_id: run.data.tags for run in runs()}
-    assert (by_id[first.run_id]["verdict"], by_id[again.run_id]["verdict"]) == ("keep", "promote")
+    assert (by_id[first.run_id]["verdict"], by_id[again.run_id]["verdict"]) == ("not promoted", "promote")
     assert by_id[first.run_id]["later verdict"] == f"promote, by run {again.run_id}"
     assert "later verdict" not in by_id[again.run_id]
 
@@ -530,3 +532,21 @@ def test_parameters_are_flat_and_dotted() -> None:
 
 def test_a_backtick_in_a_name_does_not_end_its_code() -> None:
     assert candidate.code("a`<img src=x>`\n.jsonl") == "`a'<img src=x>' .jsonl`"
+
+
+def test_each_name_that_is_accepted_is_one_of_mlflow() -> None:
+    from mlflow.utils.validation import _validate_model_name  # pyright: ignore[reportPrivateUsage]
+
+    names = [f"a{character}b" for character in string.printable]
+    accepted = [name for name in names if not refused_name(name)]
+    assert accepted == [f"a{character}b" for character in string.digits + string.ascii_lowercase + "-_"]
+    for name in accepted:
+        _validate_model_name(name)
+
+
+def refused_name(name: str) -> str:
+    try:
+        Registry(name=name)
+    except ValidationError as error:
+        return str(error)
+    return ""

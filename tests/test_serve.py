@@ -305,6 +305,8 @@ def test_who_has_no_key_and_a_page_of_another_origin_are_refused(served: Served)
 
 CHAT = {"model": "triage", "messages": [{"role": "user", "content": "Hello"}]}
 TOOL = {"type": "function", "function": {"name": "f"}}
+CALLED = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+RESULT = {"role": "tool", "tool_call_id": "a", "content": "4"}
 PARTS = [{"type": "image_url", "image_url": {"url": "http://a.example/a.png"}}]
 
 
@@ -318,7 +320,6 @@ PARTS = [{"type": "image_url", "image_url": {"url": "http://a.example/a.png"}}]
         ({"messages": []}, "model: is missing"),
         (CHAT | {"messages": []}, "messages []: accepted: at least one item"),
         (CHAT | {"messages": ["Hello"]}, 'messages[0] "Hello": accepted: a mapping'),
-        (CHAT | {"messages": [{"role": "tool", "content": "a"}]}, 'messages[0]: role is "tool"; accepted: system, '),
         (CHAT | {"messages": [{"role": "user", "content": None}]}, "messages[0]: content is no text; accepted: a text"),
         (CHAT | {"messages": [{"role": "user", "content": PARTS}]}, "messages[0]: content has a part of type "),
         (CHAT | {"messages": [{"role": "user", "content": "a", "name": "b"}]}, 'messages[0]: "name" is not supported'),
@@ -337,6 +338,8 @@ PARTS = [{"type": "image_url", "image_url": {"url": "http://a.example/a.png"}}]
         (CHAT | {"stream_options": {"include_usage": True}}, "stream_options: accepted only with stream=true"),
         (CHAT | {"tools": [{"type": "function"}]}, "tools[0] has no name; accepted: a function with name and parame"),
         (CHAT | {"tools": [TOOL]}, "tools: the chat template of this version leaves out the definitions of tools; "),
+        (CHAT | {"messages": [CALLED]}, 'messages[0]: "tool_calls" is accepted only in a request with tools; '),
+        (CHAT | {"messages": [RESULT]}, "messages[0]: role tool is accepted only in a request with tools; "),
         (CHAT | {"tool_choice": "required"}, 'tool_choice "required": accepted: '),
         (CHAT | {"response_format": {"type": "json_object"}}, "response_format: not supported by this endpoint; "),
         (CHAT | {"logprobs": True}, "logprobs: not supported by this endpoint; leave it out"),
@@ -617,6 +620,21 @@ def test_vllm_loads_a_whole_model_or_a_base_on_the_hub_by_its_commit(tmp_path: P
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     found = vllm.configuration("triage", tmp_path, "bfloat16")
     assert (found["model"], found["revision"], found["max-lora-rank"]) == ("org/tiny", "abc", 32)
+
+
+@pytest.mark.parametrize(
+    ("written", "parser"),
+    [
+        ("{{ tools }}<tool_call>{{ call }}</tool_call>", "hermes"),
+        ("{{ tools }}<tool_call><function={{ name }}></function></tool_call>", "qwen3_coder"),
+        ("{{ tools }}[TOOL_CALLS]{{ calls }}", "mistral"),
+        ("{{ tools }}{{ call }}", None),
+    ],
+)
+def test_vllm_reads_calls_in_the_form_of_the_chat_template(tmp_path: Path, written: str, parser: str | None) -> None:
+    (tmp_path / "chat_template.jinja").write_text(written)
+    found = vllm.configuration("triage", tmp_path, "bfloat16")
+    assert (found.get("tool-call-parser"), found.get("enable-auto-tool-choice")) == (parser, True if parser else None)
 
 
 @pytest.mark.parametrize(("precision", "apart"), [("float32", True), ("bfloat16", False), (None, False)])

@@ -103,6 +103,14 @@ def test_a_base_whose_template_writes_no_tools_stops_before_training(splits: Spl
         render.fn(splits=splits, base=tiny_base, model=Model(base="tiny"))
 
 
+def test_a_template_that_was_set_and_writes_no_tools_is_named(splits: Splits, base: Base) -> None:
+    chatml = base.model_copy(update={"chat_template": chat_templates.text("chatml")})
+    with pytest.raises(
+        ConfigError, match=r"model\.chat_template=chatml leaves out the definitions of tools; leave it out"
+    ):
+        render.fn(splits=splits, base=chatml, model=Model(base="tiny", chat_template="chatml"))
+
+
 def test_a_gate_by_calls_is_held_against_the_test_rows(splits: Splits) -> None:
     settings = Settings.model_validate(
         {"data": {"sources": [{"path": "a"}]}, "model": {"base": "b"}, "gate": Gate(metric="tool_call").model_dump()}

@@ -19,6 +19,7 @@ FOR_OPERATORS = (  # parts of sentences that only who has the machine or the dep
     r"; data\.sources\[\]\.layout chooses one",
     r"data\.sources\[\d+\]: ",
 )
+OWN_MLFLOW = re.compile(r"registry\.tracking_uri=(?:sqlite|file):\S+?(?=: |$)")
 A_PATH = re.compile(r"""(?<![\w/.:~-])/[^\s'",;:()]*""")
 
 
@@ -29,7 +30,7 @@ def named(file: StoredFile) -> str:
 
 def for_client(said: str, files: StoredFiles, uploaded: Iterable[StoredFile], folder: Path) -> str:
     """A sentence as a client may read it and act on it; `folder` is that of the deployment file."""
-    said = without_advice(said)
+    said = OWN_MLFLOW.sub("MLflow's database", without_advice(said))
     for file in uploaded:
         path, name = files.path(file), named(file)
         for spelled in (str(path), os.path.relpath(path)):

@@ -54,9 +54,10 @@ def serve(template: Template, environment: Mapping[str, str], at: Listening, tel
     """Serves until Ctrl-C; SIGTERM ends it with KeyboardInterrupt. The job at hand goes on when it is started again.
 
     `environment` is what the server was started with.
-    Raises ConfigError where the port is taken, or another server has the jobs of this home.
+    Raises ConfigError where the port is taken, another server has the jobs of this home, or no job may read there.
     """
     folder = config.home() / FOLDER
+    config.outside.check_path("TUNEWRIGHT_HOME", str(config.home().absolute()))  # each job reads its uploads there
     config.make_home()
     folder.mkdir(mode=0o700, exist_ok=True)
 

@@ -234,7 +234,7 @@ def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, mod
     except (OSError, ValueError):  # of the tokenizer's files; the run says what is wrong with them
         return None
     if any(map(tools_of, conversations)):
-        chat.require_tools()
+        chat.require_tools(model.chat_template)
     made = tokenize(chat, conversations, last_only=False, reasoning=model.reasoning)
     rows: list[work.Row] = [
         {"input_ids": each.input_ids, "labels": each.labels} for each in made if isinstance(each, Tokenized)

@@ -24,6 +24,7 @@ OF_SEVERAL_TYPES = {
     "stop": f"a text, or up to {MOST_STOPS} texts, of 1 to {LONGEST_STOP:,} characters",
     "prompt": "a text, or a list of token ids",
 }
+WITH_TOOLS = "accepted only in a request with tools; send the tools again with each turn"
 OF_TOOLS = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}  # fields of messages, with tools
 UNUSED = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # they change no answer
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported -> the values that ask for nothing
@@ -239,12 +240,15 @@ def _messages(given: list[dict[str, Any]], *, has_tools: bool) -> list[Message]:
 def _message(given: dict[str, Any], where: str, *, has_tools: bool) -> Message:
     """A message as the chat template reads it. Raises RequestError, RefusedRecord."""
     role, content = given.get("role"), given.get("content")
+    if role == "tool" and not has_tools:
+        raise RequestError(f"{where}: role tool is {WITH_TOOLS}", param=f"{where}.role")
     if role not in (roles := ROLES if has_tools else ACCEPTED_ROLES):
         raise RequestError(f"{where}: role is {shown(role)}; accepted: {', '.join(roles)}", param=f"{where}.role")
     more = OF_TOOLS.get(str(role), ()) if has_tools else ()
     for name, value in given.items():
         if name not in ("role", "content", *more) and value not in (None, [], ""):
-            raise RequestError(f"{where}: {shown(name)} is not supported; leave it out", param=f"{where}.{name}")
+            said = WITH_TOOLS if name in OF_TOOLS.get(str(role), ()) else "not supported; leave it out"
+            raise RequestError(f"{where}: {shown(name)} is {said}", param=f"{where}.{name}")
     if isinstance(content, list):
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None

@@ -96,9 +96,9 @@ def listen(at: Listening, opened: Callable[[], tuple[Stoppable, ASGIApp, str]], 
             server = _Server(settings, served, _ready(said, at), tell)
             asyncio.run(server.serve([listener]))
         except KeyboardInterrupt as error:
-            tell("stopped")
             if interrupts.number_of(error) != signal.SIGINT:
                 raise
+            tell("stopped")
         finally:
             served.close()
 

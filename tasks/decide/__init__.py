@@ -23,6 +23,7 @@ from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.catalogue import general_scores as means_of
 from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.metrics.intervals import measured, require_measured
+from tunewright.metrics.shape import FITTING
 from tunewright.reports.pages import number
 from tunewright.store.stage import stage
 from tunewright.tasks.decide.decision import BASE, CANDIDATE, Evidence, GuardrailTest, decide_scores
@@ -40,6 +41,7 @@ from tunewright.tasks.decide.sentences import TOO_LOW
 
 __all__ = ["decide"]
 
+OF_CALLS = FITTING["tool calls"]  # of which always the same text, which calls nothing, has a score worth beating
 BASELINE = "constant.parquet"  # the scores of always the same answer, of each test row; empty where it has none
 CONSTANT_SCHEMA = pa.schema([("row_id", pa.string()), ("score", pa.float64())])
 SAID = {"decision", "because", "sentence", "gain", "rows_needed", "smallest_visible"}  # by the record as well
@@ -63,14 +65,14 @@ def decided(
     """The decision, and the scores that it rests on.
 
     `tables` are answers.parquet of each contender; `constant` is the score of always the same answer by row_id, empty
-    where there is none.
+    where there is none; `is_prose` says that the references are long texts.
     """
     evidence = _evidence(tables, metric)
     if constant:
         evidence = replace(evidence, scores={**evidence.scores, CONSTANT: constant})
     guardrails = [GuardrailTest(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
     guardrails += _general(general, gate, is_prose=is_prose)
-    return evidence, decide_scores(evidence, gate, guardrails, is_prose=is_prose)
+    return evidence, decide_scores(evidence, gate, guardrails, is_prose=is_prose and metric not in OF_CALLS)
 
 
 def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
@@ -123,14 +125,15 @@ def decide(
     pq.write_table(pa.table({"row_id": [*constant], "score": [*constant.values()]}, CONSTANT_SCHEMA), folder / BASELINE)
     evidence, decision = decided(tables, general, constant, gate, metric, is_prose=is_prose)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
-    parts: list[Slice] = []
+    has_calls, parts = metric in OF_CALLS, list[Slice]()
     if decision.decision != "invalid":
         test = pq.read_table(splits.path("test.parquet"), columns=["row_id", "source", "messages"])
         names = ("row_id", "reference")
         references = dict(zip(*(tables[CANDIDATE][name].to_pylist() for name in names), strict=True))
-        parts = slices(evidence, kinds(test, references), gate.confidence)
+        parts = slices(evidence, kinds(test, references, has_calls=has_calls), gate.confidence)
     suite = means_of(general)
-    warned = tuple(warnings(tables[CANDIDATE], metric, constant if is_prose else {})) if CANDIDATE in tables else ()
+    shown_beside = constant if is_prose and not has_calls else {}
+    warned = tuple(warnings(tables[CANDIDATE], metric, shown_beside)) if CANDIDATE in tables else ()
     if BASE in tables:
         warned += tuple(
             f"the base {said}, so a gain over the base says little; check that its chat template is the right one"

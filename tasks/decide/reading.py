@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import Splits, no_replay
 from tunewright.artifacts.payloads import Slice
 from tunewright.metrics import AnswerShape, describe, row_score
+from tunewright.metrics.calls import calls
 from tunewright.metrics.catalogue import PER_ROW, baseline
 from tunewright.metrics.intervals import RAISE_LIMIT, Floats, by_cluster, cut_off, scores
 from tunewright.metrics.labels import ROWS_OF_A_LABEL, closed_set
@@ -162,8 +163,10 @@ def slices(evidence: Evidence, kinds: Mapping[str, Mapping[str, str]], confidenc
     return found
 
 
-def kinds(test: pa.Table, references: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = False) -> dict[str, dict[str, str]]:
     """{kind: {row_id: slice}} of the test rows (row_id, source, messages) and their references.
+
+    With `has_calls` a kind is whether the reference calls a tool.
 
     What a name shows of secrets and personal data is masked, as in other reports.
     """
@@ -177,6 +180,8 @@ def kinds(test: pa.Table, references: Mapping[str, str]) -> dict[str, dict[str, 
         "language": [code if isinstance(code, str) else "unknown" for code in columns["prompt_language"]],
         "length": _lengths(columns["prompt_chars"].tolist()),
     }
+    if has_calls:
+        found["reference"] = ["calls a tool" if calls(text) else "calls no tool" for text in said]
     if len({*said}) * ROWS_OF_A_LABEL <= len(said):
         found["label"] = [in_a_line(text) for text in said]
     return {kind: dict(zip((row["row_id"] for row in rows), names, strict=True)) for kind, names in found.items()}

@@ -21,6 +21,7 @@ from random import Random
 from typing import Any
 
 from tunewright.artifacts import Contender, General
+from tunewright.cost_model import on_device
 from tunewright.data_checks.answers import refusal
 from tunewright.errors import TunewrightError
 from tunewright.metrics import row_score
@@ -140,10 +141,11 @@ def forgetting(folder: Path, contender: Contender) -> General:
 
     Raises TunewrightError where the loss is NaN or infinite.
     """
-    # In bfloat16 it takes two thirds of the time, and the loss moves by a thousandth.
-    model = load_model(contender.base, contender.model, dtype=fastest_dtype())
-    chat = Chat(load_tokenizer(contender.base), contender.base.weights)
-    made = keep_general(folder, contender.name, [*done(model, chat), *read(model, chat)])
+    with on_device():
+        # In bfloat16 it takes two thirds of the time, and the loss moves by a thousandth.
+        model = load_model(contender.base, contender.model, dtype=fastest_dtype())
+        chat = Chat(load_tokenizer(contender.base), contender.base.weights)
+        made = keep_general(folder, contender.name, [*done(model, chat), *read(model, chat)])
     if not math.isfinite(made.scores["general_loss"]):
         raise TunewrightError(f"{contender.name}: its loss on general texts is NaN or infinite: its weights are broken")
     return made.model_copy(update={"uniform_loss": math.log(model.get_input_embeddings().num_embeddings)})

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
 from tunewright.config import PromptContender
+from tunewright.cost_model import on_device
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import Chat, Reasoning
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
@@ -180,17 +181,18 @@ def prompt(
     made: dict[str, dict[str, Any]] = {}
     warned: list[str] = []
     try:
-        for name in contenders:
-            model = embeddings.load_model(embedding_model) if embedding and name == "retrieval" else None
-            chosen, search = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)
-            made[name] = search | write(folder / f"{name}.parquet", asking, chosen)
-            log.info("%s: %s", name, search["chosen"])
-            if shortened := made[name]["num_shortened"]:
-                warned.append(
-                    f"{name}: {shortened:,} of {len(asking.test):,} test prompts have fewer examples than chosen, "
-                    "since the base's context has no room for more; lower evaluation.shots"
-                )
-                log.warning("prompt: %s", warned[-1])
+        with on_device():
+            for name in contenders:
+                model = embeddings.load_model(embedding_model) if embedding and name == "retrieval" else None
+                chosen, search = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)
+                made[name] = search | write(folder / f"{name}.parquet", asking, chosen)
+                log.info("%s: %s", name, search["chosen"])
+                if shortened := made[name]["num_shortened"]:
+                    warned.append(
+                        f"{name}: {shortened:,} of {len(asking.test):,} test prompts have fewer examples than chosen, "
+                        "since the base's context has no room for more; lower evaluation.shots"
+                    )
+                    log.warning("prompt: %s", warned[-1])
     except DataError as error:
         raise ConfigError(
             f"evaluation.contenders: the base cannot be evaluated few-shot: {error}; accepted: contenders=[]"

@@ -190,7 +190,7 @@ def render(
     chat = Chat(load_tokenizer(base), base.weights)
     check_served(base, chat.tokenizer, _texts(splits))
     if any(_have_tools(splits.path(f"{name}.parquet")) for name in SPLITS):
-        chat.require_tools()
+        chat.require_tools(model.chat_template)
     bound = bound_of(base, model)
     refused: dict[str, list[dict[str, Any]]] = {}
     for name in SPLITS:

@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect.runtime import flow_run
-
 from tunewright import cost_model, machine
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
@@ -40,7 +38,7 @@ from tunewright.reports.progress import Progress, duration
 from tunewright.store import needless
 from tunewright.store.caching import work_folder
 from tunewright.store.stage import stage
-from tunewright.tasks.train import one_at_a_time, trainer
+from tunewright.tasks.train import trainer
 from tunewright.tasks.train.heartbeat import Heartbeat
 from tunewright.tasks.train.trainer import (
     __main__ as process_of_trainer,  # named, so that its code is part of train's key
@@ -221,7 +219,7 @@ def train(
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time.held(cost_model.identity_here(), f'"{flow_run.name}"' if flow_run.name else "a call") as waited:
+    with cost_model.on_device() as waited:
         micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
         if shortage:
             log.warning("  %s", shortage)

@@ -339,7 +339,7 @@ class Verdict(Artifact, frozen=True):
         base, candidate = self.general["base"], self.general["candidate"]
         changes = [
             said.format(f"{base[name]:.2f}", f"{candidate[name]:.2f}")
-            + ("" if f"{name}/base" in self.guardrails else " (not used in the decision)")
+            + (" (a guardrail)" if f"{name}/base" in self.guardrails else " (not used in the decision)")
             for name, said in GENERAL_SAID.items()
             if name in base
         ]

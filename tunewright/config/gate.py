@@ -130,8 +130,8 @@ class Registry(Section):
 
     name: str = Field(
         default="",
-        pattern=r"^([a-z0-9][a-z0-9._-]{0,99})?$",
-        description="Name of the experiment, the model and the data's versions: lower-case letters, digits, dot, dash, "
+        pattern=r"^([a-z0-9][a-z0-9_-]{0,99})?$",
+        description="Name of the experiment, the model and the data's versions: lower-case letters, digits, dash, "
         "underscore; empty takes the deployment's name",
     )
     alias: str = Field(

@@ -7,6 +7,7 @@ takes milliseconds; only calibration.py runs something.
 from tunewright.cost_model.case import BudgetCase, Ground, ground_of_render
 from tunewright.cost_model.devices import identity_here
 from tunewright.cost_model.estimate import Estimate, before_training, estimate, remedies, shortage
+from tunewright.cost_model.one_at_a_time import on_device
 
 __all__ = [
     "BudgetCase",
@@ -16,6 +17,7 @@ __all__ = [
     "estimate",
     "ground_of_render",
     "identity_here",
+    "on_device",
     "remedies",
     "shortage",
 ]

@@ -12,6 +12,13 @@ from tunewright.export.weights import ADAPTER, BASE
 
 FILE = "vllm.yaml"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that it takes as the largest of its adapters
+TOOL_PARSERS = {  # what a chat template writes calls with -> vLLM's parser of these, the most particular first
+    "<function=": "qwen3_coder",
+    "<arg_key>": "glm45",
+    "<tool_call>": "hermes",
+    "[TOOL_CALLS]": "mistral",
+    "<|python_tag|>": "llama3_json",
+}
 MERGED_ONLY = ("use_dora", "modules_to_save", "trainable_token_indices")  # of adapters, which it does not load
 
 
@@ -30,6 +37,7 @@ def configuration(name: str, folder: Path, dtype: str, within: str | None = None
         "chat-template": f"{place}/chat_template.jinja",
         "generation-config": place,  # the stop tokens and the limit of the answer's
         "override-generation-config": '{"temperature": 0}',  # it samples by default
+        **_tools(folder / "chat_template.jinja"),
     }
     if not (folder / ADAPTER[0]).is_file():
         return {"model": place, "served-model-name": name} | common
@@ -47,6 +55,13 @@ def configuration(name: str, folder: Path, dtype: str, within: str | None = None
             "max-lora-rank": next((each for each in RANKS if each >= rank), rank),
         }
     )
+
+
+def _tools(template: Path) -> dict[str, Any]:
+    """The options that let vLLM read calls out of answers; none where the template writes no form that it parses."""
+    text = template.read_text(encoding="utf-8") if template.is_file() else ""
+    parser = next((name for mark, name in TOOL_PARSERS.items() if mark in text), None)
+    return {"enable-auto-tool-choice": True, "tool-call-parser": parser} if parser else {}
 
 
 def command(settings: dict[str, Any], file: str) -> list[str]:

@@ -184,13 +184,17 @@ class Chat(ChatFormat):
             )
         return stop.group(), prompt.removeprefix(bare)
 
-    def require_tools(self) -> None:
-        """Raises ConfigError where the template leaves out tools, calls or the results of tools."""
+    def require_tools(self, given: str | None) -> None:
+        """Raises ConfigError where the template, `given` as model.chat_template or the base's own, leaves tools out.
+
+        Tools are their definitions, calls and results.
+        """
         if why := self.tools_left_out():
             fitting = [name for name in chat_templates.fitting(self.tokenizer) if name in chat_templates.WITH_TOOLS]
             named = f"to {', '.join(fitting)} or " if fitting else ""
+            where, bare = ("model.base", "") if given is None else (f"model.chat_template={given}", "leave it out, or ")
             raise ConfigError(
-                f"rows have tools, and the chat template of model.base {why}; set model.chat_template {named}"
+                f"rows have tools, and the chat template of {where} {why}; {bare}set model.chat_template {named}"
                 "to a Jinja file that writes them"
             )
 

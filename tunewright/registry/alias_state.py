@@ -9,7 +9,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from tunewright.artifacts import WAITING
+from tunewright.artifacts import WAITING, shown
 from tunewright.config import Registry
 from tunewright.registry.alias_history import now
 
@@ -56,13 +56,13 @@ def set_alias_state(
     head(client, registry, str(version.version))
     if version.run_id:  # a version of another tool may have none
         how = SAID.get(what, what) or state
-        client.set_tag(str(version.run_id), "verdict", f"{version.tags.get('verdict', '')}; {how}")
+        client.set_tag(str(version.run_id), "verdict", f"{shown(version.tags.get('verdict', ''))}; {how}")
 
 
 def clear(client: "MlflowClient", version: "ModelVersion") -> None:
     """Ends the wait of a version on which there is another verdict by now."""
     client.delete_model_version_tag(version.name, version.version, TAG)
-    client.set_tag(str(version.run_id), "verdict", version.tags.get("verdict", ""))
+    client.set_tag(str(version.run_id), "verdict", shown(version.tags.get("verdict", "")))
 
 
 def head(client: "MlflowClient", registry: Registry, number: str) -> None:

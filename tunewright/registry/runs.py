@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.runtime import flow_run
 
+from tunewright.artifacts import shown
 from tunewright.comparison import Trial, VariantComparison
 from tunewright.config import Settings
 from tunewright.errors import RETRIES, RETRY_SECONDS, is_retried
@@ -95,7 +96,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     points = curves(candidate.run.adapter.path("metrics.jsonl"), candidate.settings.registry.curve_points)
     evaluations = sum(point.key == CURVES["eval_loss"] for point in points)
     tags = {
-        "verdict": candidate.run.verdict.in_words,
+        "verdict": shown(candidate.run.verdict.in_words),
         "test_set_uses": str(candidate.run.test_set_uses),
         "gain": candidate.run.verdict.gain,
         "training": "; ".join(candidate.run.adapter.warnings)[:500] or no_warnings(evaluations),

@@ -1,4 +1,4 @@
-"""One training at a time on a device, whatever the deployment, the worker, the terminal or the home that it is of.
+"""One training or evaluation at a time on a device, of whatever deployment, worker, terminal or home it is.
 
 Two that share a GPU run out of memory, and two that share processors are slower than one after the other. The lock is
 one of the kernel's on a file of the user's, so it is free when its holder dies, however it dies; what the file says is
@@ -15,7 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from prefect.runtime import flow_run
+
 from tunewright import config
+from tunewright.cost_model.devices import identity_here
 from tunewright.errors import ConfigError
 from tunewright.store.locks import try_lock
 
@@ -23,6 +26,13 @@ log = logging.getLogger("tunewright")
 
 LOOK_SECONDS = 0.5
 MAX_SHOWN = 200  # characters of who holds it
+
+
+@contextmanager
+def on_device() -> Iterator[float]:
+    """Holds this machine's device for the flow run, in the block; yields the seconds that it waited for another run."""
+    with held(identity_here(), f'"{flow_run.name}"' if flow_run.name else "a call") as waited:
+        yield waited
 
 
 @contextmanager
@@ -54,7 +64,7 @@ def _own_folder() -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise ConfigError(
-            f"{folder}: belongs to user {found.st_uid} or is not a folder, so its locks could block every training; "
+            f"{folder}: belongs to user {found.st_uid} or is not a folder, so its locks could block every run; "
             "remove it, or set TMPDIR to a folder of your own"
         )
     folder.chmod(0o700)
