@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from tunewright.artifacts.payloads import Comparison, Interval
 from tunewright.metrics import describe
-from tunewright.metrics.intervals import Floats, PowerAnalysis, by_cluster, mcnemar, rows_needed
+from tunewright.metrics.catalogue import AT_LEAST
+from tunewright.metrics.intervals import ClusterSums, Floats, PowerAnalysis, by_cluster, mcnemar
 
 POOR = 0.5  # score under which more is wrong than right
 EFFECT = 0.05  # the gain that the power is said of
@@ -28,21 +30,34 @@ class Paired(NamedTuple):
 
     def interval(self, metric: str, confidence: float) -> Interval:
         """The mean difference between its bounds, each one-sided."""
-        differences = self.differences(metric)
-        return _interval(differences, _power_analysis(differences, self.clusters, 0.0, confidence), metric)
+        return _interval(self.evidence(metric), confidence)
+
+    def evidence(self, metric: str, opponent: str = "") -> ClusterSums:
+        """The mean difference by cluster, between the largest differences that there can be."""
+        described, differences = describe(metric), self.differences(metric)
+        ends = described.low, described.high
+        if opponent == AT_LEAST:  # which scores the same on each row
+            worst, best = sorted(described.gain(end, float(self.opponent[0])) for end in ends)
+        else:
+            worst, best = ends[0] - ends[1], ends[1] - ends[0]
+        if math.isinf(best - worst):  # the largest that was seen, in either direction
+            best = float(np.abs(differences).max())
+            worst = -best
+        return by_cluster(differences, self.clusters, worst, best)
 
 
 def compare(scores: Paired, *, metric: str, opponent: str, threshold: float, confidence: float) -> Comparison:
     """Whether the difference is above the threshold: its lower bound is; below: its upper bound is not; or unclear."""
-    differences = scores.differences(metric)
-    # A few equal rows do not show that none is better; that a guardrail holds needs no row that differs.
-    spread = describe(metric).high - describe(metric).low
-    tied = spread if threshold >= 0 and math.isfinite(spread) else 0.0
-    analysis = _power_analysis(differences, scores.clusters, threshold, confidence, tied)
-    low, mean, high = interval = _interval(differences, analysis, metric)
+    differences, evidence = scores.differences(metric), scores.evidence(metric, opponent)
+    if threshold < 0 and not differences.any():  # equal rows show that nothing got worse, and no gain
+        evidence = replace(evidence, worst=0.0, best=0.0)
+    analysis = PowerAnalysis(evidence, threshold, confidence)
+    low, mean, high = interval = _interval(evidence, confidence)
     finding = "above" if low > threshold else "below" if high <= threshold else "unclear"
-    effect, smallest = max(mean - threshold, SMALLEST_EFFECT), analysis.smallest()
-    needed = max(rows_needed(effect, analysis.widened.row_variance(), confidence), len(differences) + 1)
+    needed = None
+    if finding == "unclear" and mean > threshold and describe(metric).more_help:
+        needed = max(analysis.rows_needed(max(mean, threshold + SMALLEST_EFFECT)), len(differences) + 1)
+    smallest = analysis.smallest()
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return Comparison(
         metric=metric,
@@ -50,17 +65,17 @@ def compare(scores: Paired, *, metric: str, opponent: str, threshold: float, con
         threshold=threshold,
         finding=finding,
         difference=interval,
-        bootstrap=analysis.evidence.bootstrap(confidence),
+        bootstrap=evidence.bootstrap(confidence),
         candidate_mean=float(scores.candidate.mean()),
         opponent_mean=float(scores.opponent.mean()),
         num_rows=len(differences),
         wins=wins,
         losses=losses,
         ties=len(differences) - wins - losses,
-        p_below=analysis.widened.tails(threshold)[1],
+        p_below=evidence.p_not_below(threshold),
         mcnemar_p=mcnemar(wins, losses) if np.isin([scores.candidate, scores.opponent], (0, 1)).all() else None,
-        rows_needed=needed if finding == "unclear" and mean > threshold and describe(metric).more_help else None,
-        smallest_visible=smallest if smallest <= spread else None,
+        rows_needed=needed,
+        smallest_visible=smallest if smallest <= evidence.best else None,
         power=analysis.power(EFFECT),
     )
 
@@ -78,21 +93,6 @@ def needs_most(comparisons: Sequence[Comparison]) -> Comparison | None:
     return max(found, key=lambda each: each.rows_to_tell, default=None)
 
 
-def _power_analysis(
-    differences: Floats, clusters: np.ndarray, threshold: float, confidence: float, tied: float = 0.0
-) -> PowerAnalysis:
-    """The intervals of the differences, with an imagined pair of rows that differ by the largest difference.
-
-    An outlier, more than twice the root mean square of those that are not 0, would hide what graded scores show, so
-    that is the most. `tied` is what the pair differs by where no row does.
-    """
-    evidence, sizes = by_cluster(differences, clusters), np.abs(differences[differences != 0])
-    large = min(float(sizes.max()), 2 * math.sqrt(float((sizes**2).mean()))) if len(sizes) else tied
-    return PowerAnalysis(evidence, evidence.with_pseudo_observations(-large, large), threshold, confidence)
-
-
-def _interval(differences: Floats, analysis: PowerAnalysis, metric: str) -> Interval:
-    """The imagined pair draws the interval towards 0, and the mean stays what it is; no end is out of the range."""
-    mean, (low, high) = float(differences.mean()), analysis.widened.bounds(analysis.confidence)
-    most = describe(metric).high - describe(metric).low
-    return min(max(-most, low), mean), mean, max(min(most, high), mean)
+def _interval(evidence: ClusterSums, confidence: float) -> Interval:
+    low, high = evidence.bounds(confidence)
+    return low, evidence.mean(), high

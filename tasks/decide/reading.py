@@ -108,12 +108,9 @@ def _interval(answers: pa.Table, metric: str, of_rows: Floats, confidence: float
     weights = np.ones(len(of_rows))
     if metric == "perplexity":
         weights = answers.column("num_reference_tokens").to_numpy().astype(float)
-    evidence = by_cluster(of_rows * weights, clusters, weights)
-    pair = described.low, described.high
-    if not np.isin(of_rows, pair).all():  # graded scores seldom come near both ends
-        pair = float(of_rows.min()), float(of_rows.max())
-    mean, (low, high) = evidence.mean(), evidence.with_pseudo_observations(*pair).bounds(confidence)
-    return max(described.low, min(low, mean)), mean, min(described.high, max(high, mean))
+    evidence = by_cluster(of_rows, clusters, described.low, described.high, weights)
+    low, high = evidence.bounds(confidence)
+    return low, evidence.mean(), high
 
 
 def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, float]:

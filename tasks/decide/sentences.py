@@ -1,6 +1,6 @@
 """The decision in one sentence, with the figures that support it.
 
-A mean is followed by its interval: .84 is +.82 [.75, .86] above the base; each bound of an interval is one-sided at
+A mean is followed by its interval: .84 is +.82 [.75, .87] above the base; each bound of an interval is one-sided at
 gate.confidence. Where lower is better a difference has no sign, and says more or less: 3.68 [3.34, 4.02]
 more. Two scores and their difference have as many digits as they need to agree with each other.
 

@@ -137,11 +137,11 @@ def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
     """
     rows = [row for row in judged.to_pylist() if row["opponent"] == opponent]
     scores, clusters = (np.array([row[name] for row in rows]) for name in ("score", "cluster"))
-    mean = by_cluster(scores, clusters)
-    low, high = mean.with_pseudo_observations(0.0, 1.0).bounds(CONFIDENCE)
+    evidence = by_cluster(scores, clusters, 0.0, 1.0)
+    low, high = evidence.bounds(CONFIDENCE)
     said = [(row["first"], row["second"]) for row in rows if row["first"]]
     return {
-        "preferred": (max(0.0, low), mean.mean(), min(1.0, high)),
+        "preferred": (low, evidence.mean(), high),
         "agreement": sum(agree(each) for each in said) / len(said) if said else 1.0,
         "unreadable": sum("unreadable" in each for each in said) / max(1, len(said)),
         "num_asked": len(said),

@@ -1,69 +1,82 @@
 """Confidence intervals of means over test rows, where near-duplicates share a cluster and count once.
 
-A bound is the mean, less Student's t times its standard error over clusters, with two pseudo-observations added
-(`with_pseudo_observations`). For 0/1 scores of single rows this is the interval of Bonett & Price (2012, J. Educ.
-Behav. Stat. 37:479) with t for z. A bootstrap over clusters and the exact McNemar test stand beside it and decide
-nothing: benchmarks/decision.py shows that the first promotes too many equal models where clusters are few, and that
-the second sees fewer of the better ones.
+The bounds are Gaffke's (gaffke.py), of clusters. A bootstrap over clusters and the exact McNemar test stand beside them
+and decide nothing: benchmarks/decision.py shows that the first promotes too many equal models, and the second is for
+scores of 0 and 1 of single rows, without a margin.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from tunewright.errors import ConfigError
+from tunewright.metrics.gaffke import Floats, probability_not_positive
 
 POWER = 0.8
-ROUNDS = 50
 RESAMPLES = 2_000  # of a bootstrap
 DRAWN_AT_ONCE = 1_000_000  # clusters
+SELDOM = 1e-3  # the weight of a cluster of the worst or the best scores in a power analysis
+STEEPEST = 500.0  # tilt of a power analysis, over the largest deviation
+EXACT = 1e-11  # error of a root, as a share of the interval that it is in
 
-Floats = NDArray[np.float64]
 RAISE_LIMIT = "raise evaluation.max_new_tokens first: other findings may follow from it"  # where many are cut off
 
 
 @dataclass(frozen=True)
 class ClusterSums:
-    """A mean as the sums and the sizes of clusters, `sum(sums) / sum(sizes)`; both [clusters]."""
+    """A mean as the sums and the sizes of clusters, `sum(sums) / sum(sizes)`; both [clusters].
+
+    `worst` and `best` are the lowest and the highest score that a row can have.
+    """
 
     sums: Floats
     sizes: Floats
-
-    def with_pseudo_observations(self, worst: float, best: float) -> "ClusterSums":
-        """Two imagined clusters more, of average size: in one all rows score `worst`, in the other `best`.
-
-        So three wins and no loss are no proof yet, and no success in 144 rows is not a share of exactly 0.
-        """
-        size = self.sizes.mean()
-        return ClusterSums(np.append(self.sums, [size * worst, size * best]), np.append(self.sizes, [size, size]))
+    worst: float
+    best: float
 
     def mean(self) -> float:
         """The mean itself."""
         return float(self.sums.sum() / self.sizes.sum())
 
-    def row_variance(self) -> float:
-        """The variance that one row has for the mean: that of rows, times the design effect of their clusters."""
-        residuals = self.sums - self.sizes * self.mean()
-        return float((residuals**2).sum() / self.sizes.sum())
+    @property
+    def imagined_size(self) -> float:
+        """The size of the imagined cluster of a bound: the root mean square size.
 
-    def error(self, more: float = 0.0) -> float:
-        """The standard error of the mean, as of a ratio of sums over clusters (Cochran 1977, 6.4).
-
-        `more` is a variance that each row has on top of its own.
+        Where few clusters have most of the rows, one of the mean size lets too many equal models pass; one of the
+        largest size lets hardly any better model pass.
         """
-        num_clusters = len(self.sums)
-        return math.sqrt((self.row_variance() + more) / self.sizes.sum() * num_clusters / (num_clusters - 1))
+        return float(np.sqrt((self.sizes**2).mean()))
+
+    def p_not_above(self, value: float, counts: Floats | None = None) -> float:
+        """The p value of a true mean of at most `value`, each cluster counted `counts` [clusters] times, or once."""
+        deviations = np.append(self.sums - value * self.sizes, self.imagined_size * (self.worst - value))
+        return probability_not_positive(deviations, np.append(np.ones(len(self.sums)) if counts is None else counts, 1))
+
+    def p_not_below(self, value: float) -> float:
+        """The p value of a true mean of at least `value`."""
+        return self._mirrored().p_not_above(-value)
 
     def bounds(self, confidence: float) -> tuple[float, float]:
         """The lower and the upper bound of the mean, each one-sided at `confidence`."""
-        half = _t(confidence, len(self.sums)) * self.error()
-        # Rounded, since a bound of 0 that sums to 1e-17 would be above a margin of 0.
-        return round(self.mean() - half, 9), round(self.mean() + half, 9)
+        return self.lower_bound(confidence), -self._mirrored().lower_bound(confidence)
+
+    def lower_bound(self, confidence: float) -> float:
+        """The lower bound of the mean at `confidence`."""
+        highest = float((self.sums / self.sizes).max())
+        if highest <= self.worst:
+            return self.mean()
+        at = _root(lambda value: _log_odds(self.p_not_above(value)) - _log_odds(1 - confidence), self.worst, highest)
+        # Rounded, since a bound of 0 that is found as 1e-11 would be above a margin of 0.
+        return min(round(at, 9), self.mean())
+
+    def _mirrored(self) -> "ClusterSums":
+        return ClusterSums(-self.sums, self.sizes, -self.best, -self.worst)
 
     def bootstrap(self, confidence: float) -> tuple[float, float]:
         """The bounds by resampling clusters (Efron's percentile method), each one-sided; the same for the same sums."""
@@ -84,69 +97,137 @@ class ClusterSums:
         low, high = found.confidence_interval
         return float(low), float(high)
 
-    def tails(self, value: float) -> tuple[float, float]:
-        """The one-sided p of the mean being no more than `value`, and of it being no less."""
-        from scipy.special import stdtr
 
-        error, beyond = self.error(), self.mean() - value
-        if error == 0:
-            return float(beyond <= 0), float(beyond >= 0)
-        below = float(stdtr(len(self.sums) - 1, beyond / error))
-        return 1 - below, below
+def by_cluster(
+    scores: Floats, clusters: np.ndarray, worst: float, best: float, weights: Floats | None = None
+) -> ClusterSums:
+    """The mean of scores [rows] by cluster; `weights` [rows] where the rows are not worth the same.
+
+    `worst` and `best` are the ends of the scale. Where it has no end, the lowest and the highest score that was seen
+    take their place, and the bounds are an approximation.
+    """
+    of, worth = np.unique(clusters, return_inverse=True)[1], np.ones(len(scores)) if weights is None else weights
+    ends = (worst, best) if math.isfinite(best - worst) else ()
+    seen = (float(scores.min()), float(scores.max()), *ends)
+    sums, sizes = (np.bincount(of, each).astype(float) for each in (scores * worth, worth))
+    return ClusterSums(sums, sizes, min(seen), max(seen))
 
 
-def by_cluster(scores: Floats, clusters: np.ndarray, sizes: Floats | None = None) -> ClusterSums:
-    """The mean of scores [rows] by cluster; `sizes` [rows] are the weights where the rows are not worth the same."""
-    of = np.unique(clusters, return_inverse=True)[1]
-    return ClusterSums(np.bincount(of, scores).astype(float), np.bincount(of, sizes).astype(float))
+def _root(rising: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that rises from below 0 at `low` to above 0 at `high` is 0."""
+    from scipy.optimize import brentq
+
+    found: Any = brentq(rising, low, high, xtol=EXACT * (high - low))
+    return float(found)
 
 
-def _t(confidence: float, num_clusters: int) -> float:
-    from scipy.special import stdtrit
+def _log_odds(p: float) -> float:
+    return math.log(max(p, 1e-300)) - math.log(max(1 - p, 1e-16))
 
-    return float(stdtrit(num_clusters - 1, confidence))
+
+class _Tilted(NamedTuple):
+    """Clusters as they are where the true mean is `mean`."""
+
+    counts: Floats  # [clusters]
+    mean: float
+    error: float  # the standard error of a measured mean
 
 
 @dataclass(frozen=True)
 class PowerAnalysis:
     """Power analysis of the test that a lower bound exceeds `threshold`.
 
-    The bound is that of `widened`, which is `evidence` with pseudo-observations.
-
-    A normal approximation with the evidence's own variance, or that of gains of the largest size on single rows where
-    it is more: rows that all tie show no variance, and a gain has some. benchmarks/decision.py compares it with
-    simulated trials.
+    Where the true mean is another one, the clusters are those of the evidence with exponentially tilted weights (Efron
+    1981, Canad. J. Statist. 9:139): wins are more frequent, and losses less. A cluster of the worst scores and one of
+    the best are among them with a small weight, since where all rows tie there is no win to be more frequent. The
+    measured mean is taken to be normal around the true one. benchmarks/decision.py compares the power with simulated
+    trials.
     """
 
     evidence: ClusterSums
-    widened: ClusterSums
     threshold: float
     confidence: float
 
     def power(self, effect: float) -> float:
-        """Return the power to detect a true mean of `effect` over the threshold, 0 to 1."""
-        shrunk, spread, least = self._parts(effect)
-        if spread == 0:
-            return float(effect * shrunk > least)
-        return NormalDist().cdf((effect * shrunk - least) / spread)
+        """Return the power to detect a true mean of `effect`, 0 to 1."""
+        error = self._with_mean(effect).error
+        if error == 0 or math.isinf(self._least):
+            return float(effect > self._least)
+        return NormalDist(self._least, error).cdf(effect)
 
     def smallest(self) -> float:
-        """The smallest true mean that is seen to be over the threshold with a power of 0.8; none is below it."""
-        effect = 0.0
-        for _ in range(ROUNDS):  # it rises with the variance that it brings itself, and settles
-            shrunk, spread, least = self._parts(effect)
-            effect = (least + NormalDist().inv_cdf(POWER) * spread) / shrunk
-        return max(self.threshold, effect)
+        """The smallest true mean that is seen to be over the threshold with a power of 0.8; inf where none is."""
 
-    def _parts(self, effect: float) -> tuple[float, float, float]:
-        """Return the factor by which pseudo-observations shrink a mean, its standard deviation, and its threshold."""
-        own, num_rows, widened = self.evidence.row_variance(), self.evidence.sizes.sum(), self.widened.sizes.sum()
-        largest = self.widened.sums[-1] / self.widened.sizes[-1]  # difference: that of the pseudo-observations
-        gain = min(abs(effect), largest / 2)  # of which a larger one has no more variance
-        variance = max(own, gain * (largest - gain))
-        error = self.widened.error(more=(variance - own) * num_rows / widened)
-        least = self.threshold + _t(self.confidence, len(self.widened.sums)) * error
-        return num_rows / widened, math.sqrt(variance * num_rows) / widened, least
+        def beyond(tilt: float) -> float:
+            tilted = self._tilted(tilt)
+            return tilted.mean - NormalDist().inv_cdf(POWER) * tilted.error - self._least
+
+        if math.isinf(self._least):
+            return max(self.threshold, self._least)
+        return self._tilted(_root(beyond, *self._tilts)).mean
+
+    def rows_needed(self, effect: float) -> int:
+        """Return the test rows that see a true mean of `effect` with a power of 0.8.
+
+        So many that their gain over the threshold is the loss of the imagined cluster and z_confidence + z_power
+        standard deviations: those of a paired test (Lachin 1981, Controlled Clinical Trials 2:93), where the imagined
+        cluster is part of the first.
+        """
+        z, z_power = NormalDist().inv_cdf(self.confidence), NormalDist().inv_cdf(POWER)
+        tilted, gain = self._with_mean(effect), effect - self.threshold
+        variance = tilted.error**2 * float(tilted.counts @ self._support.sizes)  # of one row
+        loss = self.evidence.imagined_size * (self.threshold - self.evidence.worst)
+
+        def beyond(rows: float) -> float:
+            spread = z * math.sqrt(rows * variance + loss**2) + z_power * math.sqrt(rows * variance)
+            return rows * gain - loss - spread
+
+        most = (2 * (z + z_power) ** 2 * variance / gain + (1 + z) * loss) * 2 / gain
+        return math.ceil(_root(beyond, 0.0, most)) if most else 1
+
+    @cached_property
+    def _support(self) -> ClusterSums:
+        """The clusters of the evidence, one of the worst scores, and one of the best."""
+        evidence, size = self.evidence, self.evidence.imagined_size
+        sums = np.append(evidence.sums, [size * evidence.worst, size * evidence.best])
+        return replace(evidence, sums=sums, sizes=np.append(evidence.sizes, [size, size]))
+
+    @property
+    def _tilts(self) -> tuple[float, float]:
+        most = STEEPEST / (self.evidence.best - self.evidence.worst or 1.0)
+        return -most, most
+
+    @cached_property
+    def _least(self) -> float:
+        """The measured mean whose bound is at the threshold; infinite where the bounds of all are above it, or none."""
+
+        def beyond(tilt: float) -> float:
+            p = self._support.p_not_above(self.threshold, self._tilted(tilt).counts)
+            return _log_odds(1 - self.confidence) - _log_odds(p)
+
+        low, high = self._tilts
+        if beyond(low) > 0:
+            return -math.inf
+        return self._tilted(_root(beyond, low, high)).mean if beyond(high) > 0 else math.inf
+
+    def _with_mean(self, mean: float) -> _Tilted:
+        """The clusters where the true mean is `mean`, or as near to it as they can be."""
+        low, high = self._tilts
+        if self._tilted(low).mean >= mean:
+            return self._tilted(low)
+        if self._tilted(high).mean <= mean:
+            return self._tilted(high)
+        return self._tilted(_root(lambda tilt: self._tilted(tilt).mean - mean, low, high))
+
+    def _tilted(self, tilt: float) -> _Tilted:
+        exponents, num_clusters = tilt * self._support.sums / self._support.sizes, len(self.evidence.sums)
+        weights = np.exp(exponents - exponents.max())
+        weights[num_clusters:] *= SELDOM
+        counts = weights * num_clusters / weights.sum()
+        num_rows = counts @ self._support.sizes
+        mean = float(counts @ self._support.sums / num_rows)
+        residuals = self._support.sums - mean * self._support.sizes
+        return _Tilted(counts, mean, math.sqrt(counts @ residuals**2) / float(num_rows))
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -163,16 +244,6 @@ def holm(ps: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(ps))
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted.tolist()
-
-
-def rows_needed(effect: float, row_variance: float, confidence: float) -> int:
-    """The test rows that see `effect` with a power of 0.8: (z_confidence + z_power)^2 row_variance / effect^2.
-
-    Of a one-sided paired test (Lachin 1981, Controlled Clinical Trials 2:93). For 0/1 scores the variance is the share
-    of rows that are scored differently, less effect^2.
-    """
-    z = NormalDist().inv_cdf(confidence) + NormalDist().inv_cdf(POWER)
-    return math.ceil(z**2 * row_variance / effect**2)
 
 
 def measured(answers: pa.Table) -> list[str]:
