@@ -167,18 +167,14 @@ def load(
     pipeline = deployment_file.load(file, deployment, given)
     until_end.enter_context(config.working_in(file.parent))
     config.prepare_environment(pipeline.settings)
-    note_ignored_address(pipeline.settings.registry, "registry.tracking_uri")
+    note_address(pipeline.settings.registry, "registry.tracking_uri")
     return pipeline
 
 
-def note_ignored_address(registry: Registry, option: str) -> None:
-    """Print to stderr that MLFLOW_TRACKING_URI is ignored where it names another MLflow, and `option` none."""
-    ignored, up = os.environ.get("MLFLOW_TRACKING_URI"), addresses.running()
-    if not ignored or registry.tracking_uri or ignored == f"sqlite:///{config.mlflow_database()}":
-        return
-    if not (up and up.is_mlflow(ignored)):
-        said = f"MLFLOW_TRACKING_URI={outside.without_credentials(ignored)} is ignored and the home's database is used"
-        print(visible(f"note: {said}; {option} names another MLflow"), file=sys.stderr)
+def note_address(registry: Registry, option: str) -> None:
+    """Print to stderr that MLFLOW_TRACKING_URI names the MLflow that is used."""
+    if (uri := registry.tracking_uri) and uri == os.environ.get("MLFLOW_TRACKING_URI"):
+        print(visible(f"note: MLFLOW_TRACKING_URI={uri} names the MLflow; {option} overrides it"), file=sys.stderr)
 
 
 def note_home_beside(file: Path) -> None:

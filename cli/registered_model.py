@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from tunewright.cli.command_line import console_of, note_ignored_address, prepare
+from tunewright.cli.command_line import console_of, note_address, prepare
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
+from tunewright.registry.tracking import by_environment
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Registered model: registry.name, by default the deployment's")
@@ -20,13 +21,17 @@ Version = Annotated[
 ]
 Alias = Annotated[str, typer.Option(metavar="NAME", help="Alias, as in registry.alias")]
 Uri = Annotated[
-    str | None, typer.Option(metavar="URI", help="MLflow's address; default: the database in the home folder")
+    str | None,
+    typer.Option(
+        metavar="URI", help="MLflow's address; default: MLFLOW_TRACKING_URI, or the database in the home folder"
+    ),
 ]
 
 
 TYPED = (
     ("registry.tracking_uri=", "--tracking-uri "),
-    ("registry.tracking_uri, runs go to the database", "--tracking-uri, it is the database"),
+    ("registry.tracking_uri and MLFLOW_TRACKING_URI, runs go", "--tracking-uri and MLFLOW_TRACKING_URI, it goes"),
+    ("registry.tracking_uri in the deployment file", "--tracking-uri"),
 )
 
 
@@ -62,5 +67,6 @@ def registry_of(
         raise ConfigError(
             f"--alias {alias}: refused; accepted: {(field.description or '').partition(': ')[2]}"
         ) from None
-    note_ignored_address(registry, "--tracking-uri")
+    registry = by_environment(registry)
+    note_address(registry, "--tracking-uri")
     return registry.model_copy(update={"name": name})  # one that no pipeline can have is no model that there is

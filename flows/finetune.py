@@ -23,6 +23,7 @@ from tunewright.flows.live import seen_in_mlflow
 from tunewright.flows.parameters import FLOW, identifier, named
 from tunewright.flows.run_name import outlive_worker, run_name, say_stopped
 from tunewright.registry.candidate import Candidate
+from tunewright.registry.tracking import by_environment
 from tunewright.registry.versions import require_answer
 from tunewright.store import data_versions, in_use
 from tunewright.tasks.base import base as load_base
@@ -176,7 +177,7 @@ def finetune(
         until: The last stage to run
         refresh: Stages to run again even if nothing changed
     """
-    given: dict[str, Any] = {**locals(), "registry": named(registry, deployment.name)}
+    given: dict[str, Any] = {**locals(), "registry": by_environment(named(registry, deployment.name))}
     settings = Settings(**{section: given[section] for section in Settings.model_fields})
     config.make_home()
     config.prepare_environment(settings)

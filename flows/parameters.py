@@ -21,6 +21,7 @@ from tunewright.config import Registry, Settings, Stage
 from tunewright.config.other_tools import IN_OTHER_TOOLS
 from tunewright.data_checks.suite import SuiteError, suite
 from tunewright.errors import ConfigError
+from tunewright.registry.tracking import by_environment
 
 log = logging.getLogger("tunewright")
 
@@ -36,8 +37,9 @@ class Parameters(Settings):
     refresh: tuple[Stage, ...] = Field((), description="Stages to run again even if nothing changed")
 
     def settings(self) -> Settings:
-        """The sections alone."""
-        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+        """The sections alone. Raises ConfigError where MLFLOW_TRACKING_URI is no address that is read here."""
+        sections = {name: getattr(self, name) for name in Settings.model_fields}
+        return Settings(**{**sections, "registry": by_environment(self.registry)})
 
 
 def checked(values: dict[str, Any], place: Callable[[str], str], left_empty: Collection[str] = ()) -> Parameters:

@@ -702,3 +702,20 @@ def test_two_settings_that_contradict_each_other_are_named_where_each_stands(wri
     line = len(PIPELINE.splitlines()) + 1
     said = refusal(lambda: override(pipeline, ["evaluation.contenders=", "training.max_steps=4"]))
     assert said.startswith(f'x.yaml line {line}, --set "evaluation.contenders=": evaluation: shots=2 has no effect')
+
+
+def test_mlflow_is_that_of_the_environment_where_nothing_else_names_one(
+    write: Write, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, key = write(PIPELINE), "registry.tracking_uri"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:5000")
+    found = load(file)
+    assert (found.settings.registry.tracking_uri, found.origins[key]) == ("http://team:5000", "MLFLOW_TRACKING_URI")
+    assert "registry" not in found.parameters, "a deployment goes by the environment of its worker"
+    for assignment, expected in (("http://own:1", "http://own:1"), ('""', "")):
+        own = load(file, assignments=[f"{key}={assignment}"])
+        assert (own.settings.registry.tracking_uri, own.origins[key]) == (expected, "command line")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+    assert load(file).settings.registry.tracking_uri is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    assert refusal(lambda: load(file)).startswith("MLFLOW_TRACKING_URI: './mlruns' is not an address of MLflow")

@@ -183,7 +183,7 @@ def test_a_home_that_cannot_be_written_or_locked_stops_doctor_and_run_alike(
 
 def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port}/api")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -191,7 +191,7 @@ def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest
         monkeypatch.setattr("tunewright.cli.doctor.home.PORTS", {"Prefect": port})
         found = list(of_servers())
     assert of("Prefect", found).state == "failure" and "does not answer" in of("Prefect", found).found
-    assert "registry.tracking_uri" in of("MLflow", found).fix
+    assert "MLFLOW_TRACKING_URI" in of("MLflow", found).fix
     assert f"(process {os.getpid()})" in of(f"port {port}", found).found
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import sys
@@ -459,13 +460,20 @@ def test_a_driver_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPa
     assert shown.startswith("error: --tracking-uri mysql://h/d: its driver MySQLdb is not installed; install it, or")
 
 
-def test_an_address_in_the_environment_is_said_to_be_ignored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_in_the_environment_is_used_and_said(
+    make: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(registry=Registry(name="triage", tracking_uri=(other := f"sqlite:///{tmp_path}/other.db")))
+    assert tunewright("history", "triage")[1].startswith("error: ")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    note, first = tunewright("history", "triage")[1].splitlines()[:2]
+    assert note == f"note: MLFLOW_TRACKING_URI={other} names the MLflow; --tracking-uri overrides it"
+    assert first.startswith("version 1 of triage is @champion")
+    assert os.environ["MLFLOW_TRACKING_URI"] == other
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@mlflow.example")
-    _, shown, _ = tunewright("history", "triage")
-    note, error = shown.splitlines()
-    assert note.startswith("note: MLFLOW_TRACKING_URI=http://")
-    assert note.endswith(" is ignored and the home's database is used; --tracking-uri names another MLflow")
-    assert "secret" not in note and error.startswith("error: no model is registered")
+    code, shown, _ = tunewright("history", "triage")
+    assert (code, shown.count("\n"), "secret" in shown) == (2, 1, False)
+    assert shown.startswith("error: MLFLOW_TRACKING_URI: ") and "MLFLOW_TRACKING_USERNAME" in shown
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     assert "note: " not in tunewright("history", "triage")[1]
 

@@ -17,8 +17,8 @@ from tunewright.cli.command_line import (
     Deployment,
     Set,
     console_of,
+    note_address,
     note_home_beside,
-    note_ignored_address,
     one_line_errors,
     prepare,
 )
@@ -66,5 +66,5 @@ def api(
             from tunewright.cli.serve.server import Listening
         found = template.load(file, deployment, assignments or [], model or [])
         template.require_bases(found, tell)
-        note_ignored_address(found.settings.registry, "registry.tracking_uri")
+        note_address(found.settings.registry, "registry.tracking_uri")
         server.serve(found, environment, Listening(host, port, key.api_key(), max_waiting), tell)

@@ -34,6 +34,7 @@ from tunewright.flows.parameters import (
     shown,
     slug,
 )
+from tunewright.registry.tracking import VARIABLE
 
 ENTRYPOINT = "tunewright.flows.finetune.finetune"
 OLD_ENTRYPOINT = "flows.finetune.finetune"  # accepted for one release, as is what deployments on a server name
@@ -52,7 +53,7 @@ class Pipeline:
 
     `parameters` are only the values that were set, plain, as Prefect is given them. `origins` has the dotted keys of
     `flat`, until and refresh, each with "deployments/demo.yaml line 14", "command line", "default" or, of a
-    registry.name that nobody set, "the deployment's name".
+    registry.name that nobody set, "the deployment's name". That of an address of MLflow may be MLFLOW_TRACKING_URI.
     """
 
     path: Path
@@ -204,6 +205,8 @@ def effective(pipeline: Pipeline) -> list[tuple[str, Any, str]]:
 
 def _pipeline(path: Path, name: str, parameters: dict[str, Any], run: Parameters, origins: dict[str, str]) -> Pipeline:
     settings = run.settings()
+    if settings.registry.tracking_uri != run.registry.tracking_uri:
+        origins = origins | {"registry.tracking_uri": VARIABLE}
     if not settings.registry.name:
         settings = settings.model_copy(update={"registry": named(settings.registry, name)})
         origins = origins | {"registry.name": DEPLOYMENT_NAME}

@@ -14,10 +14,11 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
 from tunewright import config
 from tunewright.cli.doctor.environment import Finding
-from tunewright.config import outside
+from tunewright.config import Registry, outside
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
+from tunewright.registry.tracking import VARIABLE, by_environment
 from tunewright.store import databases
 
 GB = 1_000_000_000
@@ -111,15 +112,10 @@ def of_servers() -> Iterator[Finding]:
             "no server: each run starts a temporary one, which takes 10 s; tunewright up starts one that stays",
         )
     if up:
-        yield _mlflow(up.mlflow)
+        yield _mlflow(up.mlflow, START)
         return
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        yield Finding(
-            "warning",
-            "MLflow",
-            f"MLFLOW_TRACKING_URI={outside.without_credentials(uri)} is ignored; runs go to the home's database",
-            "set registry.tracking_uri in the deployment file",
-        )
+    if os.environ.get(VARIABLE):
+        yield _mlflow_of_environment()
     for name, port in PORTS.items():
         if who := holder(port):
             yield Finding(
@@ -147,11 +143,21 @@ def _prefect(api: str, shown: str, password: str | None) -> Finding:
     return Finding("ok", "Prefect", f"{shown} answers")
 
 
-def _mlflow(address: str) -> Finding:
+def _mlflow_of_environment() -> Finding:
+    try:
+        uri = by_environment(Registry()).tracking_uri or "the home's database"
+    except ConfigError as error:
+        return Finding("failure", "MLflow", str(error))
+    if uri.startswith("http"):
+        return _mlflow(uri.rstrip("/"), f"start its server, or correct {VARIABLE}")
+    return Finding("ok", "MLflow", f"{VARIABLE} names {uri}")
+
+
+def _mlflow(address: str, fix: str) -> Finding:
     try:
         answer = httpx.get(f"{address}/health", timeout=SECONDS)
     except httpx.HTTPError as error:
-        return Finding("failure", "MLflow", f"{address} does not answer: {error}", START)
+        return Finding("failure", "MLflow", f"{address} does not answer: {error}", fix)
     if answer.is_success:
         return Finding("ok", "MLflow", f"{address} answers")
-    return Finding("failure", "MLflow", f"{address} answers with {answer.status_code}", START)
+    return Finding("failure", "MLflow", f"{address} answers with {answer.status_code}", fix)

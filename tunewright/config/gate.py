@@ -142,7 +142,8 @@ class Registry(Section):
     )
     tracking_uri: str | None = Field(
         default=None,
-        description="MLflow's address, such as http://localhost:5000; empty is a database in the home folder",
+        description="MLflow's address, such as http://localhost:5000; default: MLFLOW_TRACKING_URI, or without it a "
+        "database in the home folder, as with an empty text",
     )
     curve_points: int = Field(
         default=1000,

@@ -15,6 +15,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from pydantic import ValidationError
+
 from tunewright import config
 from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
@@ -42,8 +44,9 @@ DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 SQLITE = "sqlite:///"
+VARIABLE = "MLFLOW_TRACKING_URI"
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-_PASSWORD = threading.Lock()
+_ENVIRONMENT = threading.Lock()
 _inside: list[str] = []  # addresses, of each thread that needs the password now
 _before: dict[str, str | None] = {}  # the credentials in the environment outside of all that
 VIEW = "tunewright"
@@ -55,6 +58,23 @@ IN_VIEW = f"{AS_TRAINING}&viewStateShareKey={VIEW}"  # opens it in a page of run
 def tracking_uri(registry: Registry | Registered) -> str:
     """The server's address, or the database in the home folder, wherever that lies now."""
     return registry.tracking_uri or f"{SQLITE}{config.mlflow_database()}"
+
+
+def by_environment(registry: Registry) -> Registry:
+    """The registry at MLFLOW_TRACKING_URI, where `registry` names no address and the variable another MLflow.
+
+    The home's own database is none, by its path or by the address of `tunewright up`.
+    Raises ConfigError where the variable is no address that is read here.
+    """
+    uri, up = os.environ.get(VARIABLE), addresses.running()
+    if registry.tracking_uri is not None or not uri or uri == tracking_uri(registry) or (up and up.is_mlflow(uri)):
+        return registry
+    try:
+        Registry(tracking_uri=uri)
+    except ValidationError as error:
+        said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{VARIABLE}: {said}; registry.tracking_uri in the deployment file overrides it") from None
+    return registry.model_copy(update={"tracking_uri": uri})
 
 
 def ui(uri: str, experiment_id: str) -> str:
@@ -91,7 +111,10 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
     if not registry.tracking_uri:
         database.relocate(VIEW_TAG)
     try:
-        mlflow.set_tracking_uri(uri)  # loading models:/name/version goes by it
+        with _ENVIRONMENT:
+            given = os.environ.get(VARIABLE)
+            mlflow.set_tracking_uri(uri)  # loading models:/name/version goes by it
+            _restore(VARIABLE, given)  # which MLflow sets, for processes that are none of ours
         mlflow.set_registry_uri(uri)
         with _password_for(uri):
             yield _client(uri)
@@ -144,8 +167,8 @@ def _said_of_server(error: Exception) -> TunewrightError | None:
     refused = re.search(r"\[Errno -?\d+\] ([\w ]+)|(too many \d+ error responses)|(timed out)|(error code \d+)", text)
     why = next(filter(None, refused.groups())) if refused else type(error.__cause__ or error).__name__
     return TrackingError(
-        f"MLflow does not answer ({why}); start its server or correct the address; without registry.tracking_uri, runs "
-        "go to the database in the home"
+        f"MLflow does not answer ({why}); start its server or correct the address; without registry.tracking_uri and "
+        f"{VARIABLE}, runs go to the database in the home"
     )
 
 
@@ -159,7 +182,7 @@ def _password_for(uri: str) -> Iterator[None]:
     if up is None or not up.is_mlflow(uri):
         yield
         return
-    with _PASSWORD:
+    with _ENVIRONMENT:
         if not _inside:
             _before.update({name: os.environ.get(name) for name in CREDENTIALS})
             os.environ.update(zip(CREDENTIALS, ("tunewright", addresses.password()), strict=True))
@@ -167,12 +190,16 @@ def _password_for(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with _PASSWORD:
+        with _ENVIRONMENT:
             _inside.pop()
             for name, value in _before.items() if not _inside else ():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+                _restore(name, value)
+
+
+def _restore(name: str, value: str | None) -> None:
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
 
 
 def patient(read: Callable[P, T]) -> Callable[P, T]:
@@ -202,9 +229,7 @@ def patient_at_first(registry: Registry, read: Callable[[], T]) -> T:
     try:
         return _until_answered(read, FIRST_SECONDS, level=logging.DEBUG)
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        _restore(name, before)
 
 
 def _until_answered(read: Callable[[], T], patience: float, *, level: int = logging.WARNING) -> T:
