@@ -652,7 +652,7 @@ def test_a_model_that_never_calls_a_tool_is_not_promoted_for_the_rows_without_a_
     assert verdict.sentence.startswith("Inconclusive: correct tool calls .60 is not above the best constant baseline's")
     kept = json.loads(verdict.path("verdict.json").read_text())["slices"]
     parts = {part["name"]: part["candidate"] for part in kept if part["by"] == "reference"}
-    assert parts == {"calls no tool": 1.0, "calls a tool": 0.0}
+    assert parts == {"without a call": 1.0, "with a call": 0.0}
 
 
 def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_asked_for(

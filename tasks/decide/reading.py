@@ -178,7 +178,7 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
         "length": _lengths(columns["prompt_chars"].tolist()),
     }
     if has_calls:
-        found["reference"] = ["calls a tool" if calls(text) else "calls no tool" for text in said]
+        found["reference"] = ["with a call" if calls(text) else "without a call" for text in said]
     if len({*said}) * ROWS_OF_A_LABEL <= len(said):
         found["label"] = [in_a_line(text) for text in said]
     return {kind: dict(zip((row["row_id"] for row in rows), names, strict=True)) for kind, names in found.items()}
