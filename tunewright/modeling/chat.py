@@ -184,7 +184,7 @@ class Chat(ChatFormat):
             )
         return stop.group(), prompt.removeprefix(bare)
 
-    def require_tools(self, given: str | None) -> None:
+    def require_tools(self, given: str | None = None) -> None:
         """Raises ConfigError where the template, `given` as model.chat_template or the base's own, leaves tools out.
 
         Tools are their definitions, calls and results.

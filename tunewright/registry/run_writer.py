@@ -128,9 +128,9 @@ class RunWriter:
         experiment_id = experiment(client, facts.registry, facts.registry.name, facts.columns, is_guess=True)
         run = _unfinished(client, experiment_id, facts)
         if run:
-            client.update_run(run.info.run_id, "RUNNING")
             for tag in {FAILED_STAGE, ERROR, NOTE, CACHED} & run.data.tags.keys():
                 client.delete_tag(run.info.run_id, tag)
+            client.update_run(run.info.run_id, "RUNNING")  # last: a run that goes on names no error
             self.began = run.info.start_time / 1000
         else:
             run = client.create_run(experiment_id, int(1000 * self.began), {KEY: facts.key, **facts.tags}, facts.name)
