@@ -16,6 +16,7 @@ from tunewright.cli.serve import key
 from tunewright.cli.serve.app import create_app
 from tunewright.cli.serve.queue import Tell
 from tunewright.cli.serve.server import Listening, Stoppable, listen
+from tunewright.config import outside
 from tunewright.errors import ConfigError
 from tunewright.store import locks
 
@@ -57,7 +58,7 @@ def serve(template: Template, environment: Mapping[str, str], at: Listening, tel
     Raises ConfigError where the port is taken, another server has the jobs of this home, or no job may read there.
     """
     folder = config.home() / FOLDER
-    config.outside.check_path("TUNEWRIGHT_HOME", str(config.home().absolute()))  # each job reads its uploads there
+    outside.check_path("TUNEWRIGHT_HOME", str(config.home().absolute()))  # each job reads its uploads there
     config.make_home()
     folder.mkdir(mode=0o700, exist_ok=True)
 
