@@ -16,7 +16,7 @@ from tunewright.cli.visible import plain_table
 from tunewright.comparison import VariantComparison, notes, row
 from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
-from tunewright.registry.tracking import tracking_uri
+from tunewright.registry.address import tracking_uri
 
 SECTIONS = ("method", "training", "compute")
 MOST_VARIANTS = 64

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tunewright.cli.command_line import console_of, note_address, prepare
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.registry.tracking import by_environment
+from tunewright.registry.address import by_environment
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Registered model: registry.name, by default the deployment's")

@@ -15,8 +15,10 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import httpx
+import prefect
 from prefect.context import refresh_global_settings_context
 from prefect.settings import (
     PREFECT_SERVER_API_AUTH_STRING,
@@ -32,6 +34,7 @@ from tunewright.machine.ports import free_port
 
 log = logging.getLogger("tunewright")
 
+APP_DIR = Path(prefect.__file__).parents[1]
 RESTARTS = 5  # after that it is no accident
 LOOK_SECONDS = 1.0
 ASK_SECONDS = 0.1
@@ -85,10 +88,11 @@ class TemporaryServer:
 
     def _process_at(self, port: int) -> subprocess.Popen[bytes]:
         self.port = port
-        program = ("uvicorn", "--factory", "prefect.server.api.server:create_app")
+        # uvicorn and -m look for modules in the current folder, where a redis.py may be anybody's script.
+        program = ("uvicorn", "--app-dir", str(APP_DIR), "--factory", "prefect.server.api.server:create_app")
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", quietly.__name__, *program, "--lifespan", "on"),
+                *(sys.executable, "-P", "-m", quietly.__name__, *program, "--lifespan", "on"),
                 *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
             ],
             env=self.environment,

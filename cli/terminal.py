@@ -16,8 +16,9 @@ from tunewright.flows.outcome import UNCHANGED, Outcome, too_few_test_rows, user
 from tunewright.flows.parameters import written
 from tunewright.flows.report import mlflow_run, training_sentence
 from tunewright.metrics.catalogue import baseline
+from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_state import TO_APPROVE, named
-from tunewright.registry.tracking import AS_TRAINING, starts_with, tracking_uri
+from tunewright.registry.tracking import AS_TRAINING, starts_with
 from tunewright.reports import curves
 from tunewright.reports.account import Account, growth_sentence, leak_sentence
 

@@ -22,8 +22,8 @@ from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.live import seen_in_mlflow
 from tunewright.flows.parameters import FLOW, identifier, named
 from tunewright.flows.run_name import outlive_worker, run_name, say_stopped
+from tunewright.registry.address import by_environment
 from tunewright.registry.candidate import Candidate
-from tunewright.registry.tracking import by_environment
 from tunewright.registry.versions import require_answer
 from tunewright.store import data_versions, in_use
 from tunewright.tasks.base import base as load_base

@@ -11,7 +11,7 @@ from tunewright import artifacts
 from tunewright.artifacts.payloads import CheckResults, ExpectationResult, LeakProof, VerdictDetails
 from tunewright.flows.calls import Step, as_json
 from tunewright.metrics.catalogue import CONSTANT
-from tunewright.registry.tracking import tracking_uri
+from tunewright.registry.address import tracking_uri
 from tunewright.reports import account
 from tunewright.reports.account import Account
 from tunewright.reports.pages import counted, number

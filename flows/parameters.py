@@ -21,7 +21,7 @@ from tunewright.config import Registry, Settings, Stage
 from tunewright.config.other_tools import IN_OTHER_TOOLS
 from tunewright.data_checks.suite import SuiteError, suite
 from tunewright.errors import ConfigError
-from tunewright.registry.tracking import by_environment
+from tunewright.registry.address import by_environment
 
 log = logging.getLogger("tunewright")
 

@@ -29,9 +29,10 @@ from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
 from tunewright.machine import addresses
 from tunewright.registry import release
+from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_history import Event
 from tunewright.registry.release import LONGEST_REASON, Waiting
-from tunewright.registry.tracking import patient, tracking_uri
+from tunewright.registry.tracking import patient
 
 log = logging.getLogger("tunewright")
 

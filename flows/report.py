@@ -19,8 +19,9 @@ from tunewright.flows.parameters import flat, written
 from tunewright.flows.run_name import origins_of
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import baseline
+from tunewright.registry.address import tracking_uri
 from tunewright.registry.candidate import PAGE
-from tunewright.registry.tracking import AS_TRAINING, IN_VIEW, starts_with, tracking_uri, ui
+from tunewright.registry.tracking import AS_TRAINING, IN_VIEW, starts_with, ui
 from tunewright.reports import curves
 from tunewright.reports.account import growth_sentence, leak_sentence
 from tunewright.reports.pages import counted, number, percent, signed_interval

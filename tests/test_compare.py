@@ -24,7 +24,7 @@ from tunewright.comparison.ranking import Ranked, State, ValidationPoint, rank, 
 from tunewright.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
 from tunewright.errors import ConfigError, Pruned, TrainingError
 from tunewright.flows.compare import compare
-from tunewright.registry.tracking import tracking_uri
+from tunewright.registry.address import tracking_uri
 from tunewright.store.caching import Cached
 from tunewright.tasks.train import stage as train_stage
 

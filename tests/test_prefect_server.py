@@ -33,6 +33,7 @@ from prefect.settings import (
 
 from tunewright.artifacts import Base
 from tunewright.cli import prefect_server, temporary_server
+from tunewright.cli.temporary_server import TemporaryServer
 from tunewright.config import quietly
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.machine import addresses
@@ -403,3 +404,20 @@ def _with_a_server_that_it_ends(program: str, prefect_home: Path, **more: str) -
         finally:
             server.terminate()
     return " ".join((done.stdout + done.stderr).split())
+
+
+def test_no_script_of_the_current_folder_is_run_by_the_temporary_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """Prefect's packages import redis where there is one, and pathspec re2."""
+    home.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home}/prefect.db")
+    for name in ("redis", "re2"):
+        (tmp_path / f"{name}.py").write_text(f"open('{name} was run', 'w').close()\nraise SystemExit\n")
+    server = TemporaryServer()
+    try:
+        assert server.answers_within(300)
+    finally:
+        server.end()
+    assert {each.name for each in tmp_path.glob("*")} == {"home", "redis.py", "re2.py"}

@@ -24,9 +24,10 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, Base, Judged, Registered
 from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
 from tunewright.registry import candidate, rehearsal
+from tunewright.registry.address import tracking_uri
 from tunewright.registry.candidate import CurveThinning, curves, parameters
 from tunewright.registry.release import promote
-from tunewright.registry.tracking import connected, tracking_uri
+from tunewright.registry.tracking import connected
 from tunewright.registry.versions import champion, lost, trained_on_test
 from tunewright.serving import ServedChat
 from tunewright.store.data_history import DIGITS, SCHEMA, place

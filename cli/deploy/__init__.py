@@ -27,6 +27,7 @@ from tunewright.flows import calls, release
 from tunewright.flows.inputs import inputs
 from tunewright.flows.parameters import FLOW
 from tunewright.modeling import models
+from tunewright.registry.address import VARIABLE
 
 log = logging.getLogger("tunewright")
 
@@ -101,9 +102,12 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
 
 
 def _warn_of_mlflow(pipeline: Pipeline) -> None:
-    """Warn where no server answers at registry.tracking_uri. Raises ConfigError for a metadata service."""
+    """Warn where no server answers at registry.tracking_uri. Raises ConfigError for a metadata service.
+
+    Runs go by the environment of their worker, so that of this command says nothing.
+    """
     uri = pipeline.settings.registry.tracking_uri or ""
-    if not uri.startswith("http"):
+    if not uri.startswith("http") or pipeline.origins["registry.tracking_uri"] == VARIABLE:
         return
     outside.check_address("registry.tracking_uri", uri)
     try:

@@ -225,7 +225,7 @@ def _anchored(pipeline: Pipeline, before: DeploymentResponse | None) -> dict[str
 
 def _prefect_deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", quietly.__name__, "prefect", "--no-prompt", "deploy", *arguments],
+        [sys.executable, "-P", "-m", quietly.__name__, "prefect", "--no-prompt", "deploy", *arguments],
         env=os.environ
         | {
             "PREFECT_API_URL": str(PREFECT_API_URL.value()),

@@ -34,7 +34,7 @@ from tunewright.flows.parameters import (
     shown,
     slug,
 )
-from tunewright.registry.tracking import VARIABLE
+from tunewright.registry.address import VARIABLE
 
 ENTRYPOINT = "tunewright.flows.finetune.finetune"
 OLD_ENTRYPOINT = "flows.finetune.finetune"  # accepted for one release, as is what deployments on a server name

@@ -18,7 +18,7 @@ from tunewright.config import Registry, outside
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
-from tunewright.registry.tracking import VARIABLE, by_environment
+from tunewright.registry.address import VARIABLE, by_environment
 from tunewright.store import databases
 
 GB = 1_000_000_000
@@ -113,9 +113,10 @@ def of_servers() -> Iterator[Finding]:
         )
     if up:
         yield _mlflow(up.mlflow, START)
-        return
     if os.environ.get(VARIABLE):
-        yield _mlflow_of_environment()
+        yield from _mlflow_of_environment()
+    if up:
+        return
     for name, port in PORTS.items():
         if who := holder(port):
             yield Finding(
@@ -143,14 +144,17 @@ def _prefect(api: str, shown: str, password: str | None) -> Finding:
     return Finding("ok", "Prefect", f"{shown} answers")
 
 
-def _mlflow_of_environment() -> Finding:
+def _mlflow_of_environment() -> Iterator[Finding]:
+    """That of MLFLOW_TRACKING_URI, unless it is the home's own."""
     try:
-        uri = by_environment(Registry()).tracking_uri or "the home's database"
+        uri = by_environment(Registry()).tracking_uri or ""
     except ConfigError as error:
-        return Finding("failure", "MLflow", str(error))
+        yield Finding("failure", "MLflow", str(error))
+        return
     if uri.startswith("http"):
-        return _mlflow(uri.rstrip("/"), f"start its server, or correct {VARIABLE}")
-    return Finding("ok", "MLflow", f"{VARIABLE} names {uri}")
+        yield _mlflow(uri.rstrip("/"), f"start its server, or correct {VARIABLE}")
+    elif uri:
+        yield Finding("ok", "MLflow", f"{VARIABLE} names {uri}")
 
 
 def _mlflow(address: str, fix: str) -> Finding:

@@ -64,7 +64,7 @@ class Service:
 def services(up: Addresses) -> tuple[Service, Service, Service]:
     """Prefect's server, MLflow's server and the worker, in the order in which they start; the last one ends first."""
     prefect, mlflow = (int(address.rpartition(":")[2]) for address in (up.prefect, up.mlflow))
-    python = (sys.executable, "-m", quietly.__name__)
+    python = (sys.executable, "-P", "-m", quietly.__name__)
     loopback = ("--host", "127.0.0.1", "--port")
     name = f"tunewright-{os.getpid()}"
     return (

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from tunewright import compat, config
 from tunewright.config import Registry
 from tunewright.registry import files
+from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_history import PREFIX, Event
 from tunewright.registry.alias_state import TAG
-from tunewright.registry.tracking import connected, tracking_uri
+from tunewright.registry.tracking import connected
 from tunewright.store.needless import Needless, size_of
 
 if TYPE_CHECKING:

@@ -16,11 +16,12 @@ from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import alias, rehearsal
+from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
 from tunewright.registry.alias_history import Event, What, events_of, past_champions
 from tunewright.registry.alias_state import TAG, TO_APPROVE, alias_state, command, said, set_alias_state, verdict_of
 from tunewright.registry.candidate import PAGE
-from tunewright.registry.tracking import connected, patient, starts_with, tracking_uri, ui
+from tunewright.registry.tracking import connected, patient, starts_with, ui
 from tunewright.registry.versions import current_version
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from tunewright.config import Settings
 from tunewright.errors import RETRIES, RETRY_SECONDS, is_retried
 from tunewright.machine import addresses
 from tunewright.registry import live_run
+from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_state import NOTE
 from tunewright.registry.candidate import CURVES, Candidate, Point, card, comparisons, curves, opinions, parameters
 from tunewright.registry.run_writer import (
@@ -31,7 +32,7 @@ from tunewright.registry.run_writer import (
     points_in,
     source_of,
 )
-from tunewright.registry.tracking import IN_VIEW, connected, experiment, tracking_uri, ui
+from tunewright.registry.tracking import IN_VIEW, connected, experiment, ui
 from tunewright.reports.curves import no_warnings
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import digest_of

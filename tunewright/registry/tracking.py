@@ -15,14 +15,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from pydantic import ValidationError
-
 from tunewright import config
-from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
 from tunewright.errors import NO_SPACE, ConfigError, TrackingError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.registry import database
+from tunewright.registry.address import SQLITE, VARIABLE, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,8 +41,6 @@ DEFAULTS = {  # a dead server otherwise blocks for four minutes
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
-SQLITE = "sqlite:///"
-VARIABLE = "MLFLOW_TRACKING_URI"
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _ENVIRONMENT = threading.Lock()
 _inside: list[str] = []  # addresses, of each thread that needs the password now
@@ -53,28 +49,6 @@ VIEW = "tunewright"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 AS_TRAINING = "workflowType=machine_learning"  # and not as traces of an agent
 IN_VIEW = f"{AS_TRAINING}&viewStateShareKey={VIEW}"  # opens it in a page of runs
-
-
-def tracking_uri(registry: Registry | Registered) -> str:
-    """The server's address, or the database in the home folder, wherever that lies now."""
-    return registry.tracking_uri or f"{SQLITE}{config.mlflow_database()}"
-
-
-def by_environment(registry: Registry) -> Registry:
-    """The registry at MLFLOW_TRACKING_URI, where `registry` names no address and the variable another MLflow.
-
-    The home's own database is none, by its path or by the address of `tunewright up`.
-    Raises ConfigError where the variable is no address that is read here.
-    """
-    uri, up = os.environ.get(VARIABLE), addresses.running()
-    if registry.tracking_uri is not None or not uri or uri == tracking_uri(registry) or (up and up.is_mlflow(uri)):
-        return registry
-    try:
-        Registry(tracking_uri=uri)
-    except ValidationError as error:
-        said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{VARIABLE}: {said}; registry.tracking_uri in the deployment file overrides it") from None
-    return registry.model_copy(update={"tracking_uri": uri})
 
 
 def ui(uri: str, experiment_id: str) -> str:
