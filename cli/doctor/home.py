@@ -115,10 +115,8 @@ def of_servers() -> Iterator[Finding]:
         yield _mlflow(up.mlflow, START)
     if os.environ.get(VARIABLE):
         yield from _mlflow_of_environment()
-    if up:
-        return
     for name, port in PORTS.items():
-        if who := holder(port):
+        if not up and (who := holder(port)):
             yield Finding(
                 "warning",
                 f"port {port}",

@@ -125,7 +125,8 @@ def decide(
     pq.write_table(pa.table({"row_id": [*constant], "score": [*constant.values()]}, CONSTANT_SCHEMA), folder / BASELINE)
     evidence, decision = decided(tables, general, constant, gate, metric, is_prose=is_prose)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
-    has_calls, parts = metric in OF_CALLS, list[Slice]()
+    has_calls = metric in OF_CALLS
+    parts: list[Slice] = []
     if decision.decision != "invalid":
         test = pq.read_table(splits.path("test.parquet"), columns=["row_id", "source", "messages"])
         names = ("row_id", "reference")
