@@ -126,7 +126,9 @@ def test_a_server_that_is_not_reached_is_one_whole_sentence_with_advice(serve: S
         "start its server or",
     )
     assert str(stop.value).startswith(begins) and advice in str(stop.value)
-    assert str(stop.value).endswith("without registry.tracking_uri, runs go to the database in the home")
+    assert str(stop.value).endswith(
+        "without registry.tracking_uri and MLFLOW_TRACKING_URI, runs go to the database in the home"
+    )
     assert "HTTPConnectionPool" not in str(stop.value)
 
 
