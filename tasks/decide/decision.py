@@ -164,14 +164,20 @@ def _judged(
     to_match: Sequence[Comparison],
     held: Sequence[Comparison],
 ) -> tuple[Literal["promote", "keep", "inconclusive"], Because, Comparison | None]:
-    """The first rule that any comparison fails, and the one that fails it hardest; known faults come before doubts."""
+    """The first rule that any comparison fails, and the one that fails it hardest; known faults come before doubts.
+
+    Where the rows do not tell candidate and prompt apart, the prompt is enough if it scores as high: it costs no
+    training. If the candidate scores higher, more rows may show it.
+    """
+    unmatched = [each for each in to_match if each.finding != "above"]
     rules: tuple[tuple[Literal["keep", "inconclusive"], Because, list[Comparison]], ...] = (
         ("keep", "worse", [each for each in to_beat if each.finding == "below"]),
         ("keep", "too low", [each for each in to_reach if each.finding == "below"]),
         ("keep", "regression", [each for each in held if each.finding == "below"]),
         ("keep", "prompting is enough", [each for each in to_match if each.difference[2] < 0]),
         ("inconclusive", "", [each for each in (*to_beat, *to_reach) if each.finding == "unclear"]),
-        ("keep", "prompting is enough", [each for each in to_match if each.finding != "above"]),
+        ("keep", "prompting is enough", [each for each in unmatched if each.difference[1] <= 0]),
+        ("inconclusive", "", unmatched),
         ("inconclusive", "", [each for each in held if each.finding == "unclear"]),
     )
     for decision, because, failed in rules:

@@ -47,7 +47,8 @@ def of(
         return f"{WAITING if asks_person else 'Promoted'}: {_better(to_beat, to_match, closest)}{poor}."
     others = [each for each in held if each.difference[1] < each.threshold and each is not closest]
     longest = needs_most((*to_beat, *to_match, *held)) or closest
-    failed = _failed(decision, because, closest, longest).removesuffix(".") + _better_prompt(to_match, closest)
+    failed = _failed(decision, because, closest, longest, is_prompt=closest in to_match)
+    failed = failed.removesuffix(".") + _better_prompt(to_match, closest)
     return f"{failed}.{''.join(map(_also, others))}"
 
 
@@ -56,7 +57,7 @@ def gain(closest: Comparison) -> str:
     return f"{_gain(closest)} {describe(closest.metric).in_words} against {_named(closest)}"
 
 
-def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison) -> str:
+def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison, *, is_prompt: bool) -> str:
     if because in ("worse", "too low") and decisive.difference[2] < 0 and decisive.opponent != AT_LEAST:
         return f"Not promoted: {_what(decisive)} is worse than {_theirs(decisive)}: {_on(decisive)}."
     theirs = _theirs(decisive) + (f" by more than {exactly(abs(decisive.threshold))}" if decisive.threshold else "")
@@ -67,6 +68,8 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
     if because == "prompting is enough":
         return _prompting(decisive)
     needed = _needed(decisive, longest)
+    if is_prompt:
+        return f"Inconclusive: better than the base, but {_unmatched(decisive)}{needed}."
     if decisive.threshold < 0:  # a guardrail
         return (
             f"Inconclusive: better, but a regression is not ruled out: {_what(decisive)} may be worse than {theirs}: "
@@ -125,10 +128,13 @@ def _prompting(decisive: Comparison) -> str:
     if decisive.difference[2] < 0:
         worse = f"{_what(decisive)} is worse than {_theirs(decisive)}"
         return f"Not promoted: prompting the base does better: {worse}: {_on(decisive)}."
-    needed = _needed(decisive, decisive)
+    return f"Not promoted: prompting the base may do as well: {_unmatched(decisive)}{_needed(decisive, decisive)}."
+
+
+def _unmatched(prompt: Comparison) -> str:
     return (
-        f"Not promoted: prompting the base may do as well: not enough evidence that {_what(decisive)} is at most "
-        f"{exactly(-decisive.threshold)} worse than {_theirs(decisive)}: {_on(decisive)}{needed}."
+        f"not enough evidence that {_what(prompt)} is at most {exactly(-prompt.threshold)} worse than "
+        f"{_theirs(prompt)}: {_on(prompt)}"
     )
 
 

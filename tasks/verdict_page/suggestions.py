@@ -70,11 +70,12 @@ def undecided(case: Case) -> Found:
     hardest = max(open_ones, key=lambda each: each.rows_to_tell)
     needed = hardest.rows_needed or needed
     gain = interval(hardest.difference, signed=True, threshold=hardest.threshold)
-    is_named = hardest == case.decided.closest  # else the page would have two smallest detectable gains
+    smallest = hardest.smallest_visible
+    is_of_verdict = smallest == case.verdict.smallest_visible  # else the page would have two smallest detectable gains
     detectable = (
         f"smallest detectable gain with {counted(num_rows, 'test row')}: "
-        f"{number(hardest.smallest_visible)} (80 % power); "
-        if is_named and hardest.smallest_visible is not None
+        f"{number(smallest)} (80 % power); "
+        if is_of_verdict and smallest is not None
         else ""
     )
     because = f"against the {_opponent(hardest)}: {gain}; {detectable}test rows needed: about {rounded_up(needed):,}"
@@ -108,7 +109,7 @@ def broken_guardrails(case: Case) -> Found:
 
 
 def prompting_is_enough(case: Case) -> Found:
-    """The prompt itself, where the candidate is not shown to be as good."""
+    """The prompt itself, where it is better, or as good and not shown to be worse."""
     if case.verdict.because == "prompting is enough":
         failed = [each for each in case.comparisons if each.threshold < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
