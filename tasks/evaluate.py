@@ -148,5 +148,6 @@ def evaluate(
         metric=choice.decides,
         measured=choice.says(),
         precision=str(model.dtype).removeprefix("torch."),
+        max_new_tokens=evaluation.max_new_tokens,
         is_prose="long texts" in choice.shape.kinds,
     )

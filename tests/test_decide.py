@@ -735,6 +735,18 @@ def test_answers_cut_off_where_their_references_go_on_are_a_warning(splits: Spli
     assert warned("long", 30, 4) == ()  # as long as the references: it does not learn to stop, which stopped tells
 
 
+@pytest.mark.parametrize(("room", "is_warned"), [(2, True), (3, False), (None, False)])
+def test_references_longer_than_an_answer_may_be_are_a_warning(
+    splits: Splits, tmp_path: Path, room: int | None, is_warned: bool
+) -> None:
+    base, candidate = answers(tmp_path, "base", right(0, 40)), answers(tmp_path, "candidate", right(20, 40))
+    lengths = pq.read_table(base.path("answers.parquet")).column("num_reference_tokens").to_pylist()
+    assert {*lengths} == {4}  # the stop token is one of them
+    limited = [each.model_copy(update={"max_new_tokens": room}) for each in (base, candidate)]
+    said = "40 of 40 references are longer than evaluation.max_new_tokens=2, so no answer equals them; raise evaluation"
+    assert [each.startswith(said) for each in verdict_of(splits, *limited).warnings] == [True] * is_warned
+
+
 def test_an_interval_of_graded_scores_counts_with_rows_at_the_far_end_of_the_scale(
     splits: Splits, tmp_path: Path
 ) -> None:

@@ -134,7 +134,9 @@ def decide(
         parts = slices(evidence, kinds(test, references, has_calls=has_calls), gate.confidence)
     suite = means_of(general)
     shown_beside = constant if is_prose and not has_calls else {}
-    warned = tuple(warnings(tables[CANDIDATE], metric, shown_beside)) if CANDIDATE in tables else ()
+    warned: tuple[str, ...] = ()
+    if CANDIDATE in tables:
+        warned = tuple(warnings(tables[CANDIDATE], metric, shown_beside, answers[0].max_new_tokens))
     if BASE in tables:
         warned += tuple(
             f"the base {said}, so a gain over the base says little; check that its chat template is the right one"

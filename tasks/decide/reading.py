@@ -49,20 +49,31 @@ def general_rows(general: pa.Table, metric: str) -> dict[str, float]:
     return {row["row_id"]: row["score"] for row in rows if row["metric"] == metric}
 
 
-def warnings(answers: pa.Table, metric: str, constant: Mapping[str, float]) -> Iterator[str]:
+def warnings(
+    answers: pa.Table, metric: str, constant: Mapping[str, float], max_new_tokens: int | None = None
+) -> Iterator[str]:
     """Warn of candidate's answers that make the comparison doubtful.
 
-    Nearly all are one and the same; many were cut off before their references end; or `constant`, by row_id the score
-    of always the same answer, is no worse.
+    Nearly all are one and the same; many were cut off before their references end, or would have been had they been
+    right (references of more than `max_new_tokens`); or `constant`, by row_id the score of always the same answer, is
+    no worse.
     """
     for said in collapsed(answers):
         yield f"the candidate {said}; read its answers, and see its training curves for a divergence"
-    number = int(cut_off(answers).sum())
-    if number >= max(FEW, SHARE * len(answers)):
+    number, many = int(cut_off(answers).sum()), max(FEW, SHARE * len(answers))
+    longer = 0
+    if max_new_tokens is not None:
+        longer = int((answers.column("num_reference_tokens").to_numpy() - 1 > max_new_tokens).sum())  # no stop token
+    if number >= many:
         longest = max(answers.column("num_tokens").to_pylist())
         yield (
             f"{number:,} of {len(answers):,} answers were cut off at {longest:,} tokens, before their references end; "
             f"{RAISE_LIMIT}"
+        )
+    elif longer >= many:
+        yield (
+            f"{longer:,} of {len(answers):,} references are longer than evaluation.max_new_tokens={max_new_tokens}, so "
+            f"no answer equals them; {RAISE_LIMIT}"
         )
     if not constant:
         return

@@ -73,8 +73,7 @@ def undecided(case: Case) -> Found:
     smallest = hardest.smallest_visible
     is_of_verdict = smallest == case.verdict.smallest_visible  # else the page would have two smallest detectable gains
     detectable = (
-        f"smallest detectable gain with {counted(num_rows, 'test row')}: "
-        f"{number(smallest)} (80 % power); "
+        f"smallest detectable gain with {counted(num_rows, 'test row')}: {number(smallest)} (80 % power); "
         if is_of_verdict and smallest is not None
         else ""
     )
