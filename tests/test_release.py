@@ -553,6 +553,14 @@ def test_a_home_without_models_is_said_and_left_as_it_is(home: Path) -> None:
     assert not home.exists()
 
 
+def test_a_database_that_is_not_there_is_said_and_not_made(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "elsewhere.db"
+    code, shown, _ = tunewright("history", "triage", "--tracking-uri", f"sqlite:///{file}")
+    assert code == 2
+    assert f"error: --tracking-uri sqlite:///{file}: no such file; no model is registered there" in shown
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("command", ["history", "approve", "promote", "rollback", "withdraw"])
 def test_a_database_without_models_is_said_as_a_home_without_one(
     home: Path, mlflow_database: Path, command: str

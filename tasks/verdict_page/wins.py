@@ -150,10 +150,18 @@ class Mistakes:
 
     @cached_property
     def confusions(self) -> list[Confusion]:
-        """Those that come more than once, the most frequent first."""
-        counts = Counter(_confused(self.wrong, self.case.labels))
-        often = sorted((-count, each) for each, count in counts.items() if count > 1)
+        """The pairs of reference and answer, the most frequent first."""
+        often = sorted((-count, each) for each, count in self._confused.items())
         return [self._confusion(*each, times=-count) for count, each in often[:LISTED]]
+
+    @property
+    def num_unlisted(self) -> int:
+        """Count the pairs that `confusions` leaves out."""
+        return len(self._confused) - len(self.confusions)
+
+    @cached_property
+    def _confused(self) -> Counter[tuple[str, str, str]]:
+        return Counter(_confused(self.wrong, self.case.labels))
 
     @cached_property
     def fields(self) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ Source = Literal["render", "split", "ingest", "sample", "settings"]
 MOST_ROWS = 20_000  # that are read
 SAMPLE = 2_000  # of them, that steps are drawn from
 DRAWN = 1_000  # rows of the steps that are drawn, and at least four steps
-MARKERS = 8  # tokens of a template around a message
+MARKERS = 8  # tokens of a template around a message, of which the last ends it
 BYTES_A_TOKEN = 4  # of text: what a vocabulary of about 50,000 takes of English
 
 
@@ -73,8 +73,10 @@ def guessed(messages: Sequence[Mapping[str, str]]) -> Row:
         text, role = (message["content"] or "").encode(), message["role"]
         pieces = [text[at : at + BYTES_A_TOKEN] for at in range(0, len(text), BYTES_A_TOKEN)]
         ids = [crc32(piece) for piece in pieces]
-        row["input_ids"] += [crc32(role.encode())] * MARKERS + ids
-        row["labels"] += [IGNORED] * MARKERS + (ids if role == "assistant" else [IGNORED] * len(ids))
+        marker = crc32(role.encode())
+        row["input_ids"] += [marker] * (MARKERS - 1) + ids + [marker]
+        learned = [*ids, marker] if role == "assistant" else [IGNORED] * (len(ids) + 1)  # an empty answer's stop token
+        row["labels"] += [IGNORED] * (MARKERS - 1) + learned
     return row
 
 

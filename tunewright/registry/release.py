@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tunewright import config
@@ -16,7 +17,7 @@ from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import alias, rehearsal
-from tunewright.registry.address import tracking_uri
+from tunewright.registry.address import SQLITE, tracking_uri
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
 from tunewright.registry.alias_history import Event, What, events_of, past_champions
 from tunewright.registry.alias_state import TAG, TO_APPROVE, alias_state, command, said, set_alias_state, verdict_of
@@ -322,6 +323,9 @@ def opened(registry: Registry) -> Iterator["MlflowClient"]:
     """MLflow's client. Raises ConfigError where there is no database, which MLflow would make."""
     if registry.tracking_uri is None and not config.mlflow_database().is_file():
         raise _none_registered()
+    uri = tracking_uri(registry)
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        raise ConfigError(f"registry.tracking_uri={uri}: no such file; no model is registered there")
     with connected(registry) as client:
         yield client
 
