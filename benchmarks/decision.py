@@ -6,8 +6,10 @@ Of each kind of scores and number of rows it draws models that are equal to the 
 better, and prints how often they are promoted: by Gaffke's bound, which decides; by Student's t over clusters with an
 imagined win and an imagined loss, which decided before; and by whoever has the higher mean. Beside the share of better
 models that are promoted stands the power that the verdicts themselves say. Then come models that are far above the
-base, but no better than the champion, or just not as good as a prompt. It exits with 1 where equal models are promoted
-in more than one of twenty trials, or where the power is not within three points, and two standard errors each.
+base, but no better than the champion, or just not as good as a prompt. At last come histories: a hundred candidates,
+one after the other, on one test set, where alpha is spent as in a run. It exits with 1 where equal models are promoted
+in more than one of twenty trials or histories, or where the power is not within three points, and two standard errors
+each.
 
 Two things are printed and are no failures. Where a few losses decide, as in the skewed kinds, one more or less changes
 the verdict, and the power said is up to thirteen points off, mostly too low. And a loss in nats has no worst value, so
@@ -25,10 +27,15 @@ from scipy.special import stdtrit
 
 from tunewright.config import Gate
 from tunewright.metrics.intervals import Floats, PowerAnalysis
+from tunewright.store.test_set_uses import share_of
 from tunewright.tasks.decide.comparison import EFFECT, Paired
 from tunewright.tasks.decide.decision import Decision, Evidence, decide_scores
 
 GATE = Gate(metric="token_f1")
+CANDIDATES = 100  # of a history
+LUCK = 0.5  # share of rows on which all candidates of a history have the same luck
+IN_HISTORIES = ("0/1, 10% differ", "graded", "skewed")
+MUCH_BETTER = 0.2
 LEVEL = 1 - GATE.confidence
 POWER_TRIALS = 4  # times as many as of equal models, since three points are to be told
 SAID = 20  # of so many better models the power is computed of one
@@ -237,11 +244,44 @@ def beside_others(trials: int, seed: int) -> dict[str, float]:
     return shares
 
 
+class Histories(NamedTuple):
+    """Shares of histories in which a candidate that is equal to the base is promoted, 0 to 1."""
+
+    by_spending: float
+    by_confidence: float  # each tested at gate.confidence, as if the test rows were new
+
+
+def histories(kind: str, num_rows: int, trials: int, seed: int, *, better_every: int = 0) -> Histories:
+    """Simulate histories of CANDIDATES; each `better_every`-th one is MUCH_BETTER, and its promotion is no error."""
+    generator = np.random.default_rng([seed, num_rows, better_every, *kind.encode()])
+    found = [_history(kind, num_rows, generator, better_every) for _ in range(trials)]
+    return Histories(*(share(each[at] for each in found) for at in (0, 1)))
+
+
+def _history(kind: str, num_rows: int, generator: np.random.Generator, better_every: int) -> tuple[bool, bool]:
+    """Whether any equal candidate is promoted: at what its use may spend, and at gate.confidence."""
+    clusters, (draw, _, metric, _) = np.arange(num_rows), KINDS[kind]
+    luck, by_spending, by_confidence, carried = draw(generator, clusters, 0.0), False, False, 0.0
+    for number in range(1, CANDIDATES + 1):
+        is_better = bool(better_every) and number % better_every == 0
+        scores = draw(generator, clusters, MUCH_BETTER if is_better else 0.0)
+        if not is_better:
+            same = generator.random(num_rows) < LUCK
+            scores = np.where(same, luck[0], scores[0]), np.where(same, luck[1], scores[1])
+        p = Paired(*scores, clusters).evidence(metric).p_not_above(0.0)
+        alpha_share = share_of(number, carried)
+        carried = alpha_share if p < alpha_share * LEVEL else 0.0
+        by_spending |= carried > 0 and not is_better
+        by_confidence |= p < LEVEL and not is_better
+    return by_spending, by_confidence
+
+
 def main() -> int:
     """Prints the table; returns 1 where the decision does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1_000, help="of equal models, and four times as many of better")
     parser.add_argument("--rows", type=int, nargs="+", default=[40, 60, 146, 400])
+    parser.add_argument("--histories", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     most = LEVEL + 2 * math.sqrt(LEVEL * (1 - LEVEL) / given.trials)
@@ -262,6 +302,17 @@ def main() -> int:
         print(f"far above the base, but not surely above the threshold beside the {missed}: {promoted:.3f} promoted")
         if promoted > most:
             failures.append(missed)
+    most = LEVEL + 2 * math.sqrt(LEVEL * (1 - LEVEL) / given.histories)
+    for kind in IN_HISTORIES:
+        for every, what in ((0, "all equal to the base"), (5, "each fifth much better, the others equal")):
+            found = histories(kind, given.rows[-1], given.histories, given.seed, better_every=every)
+            print(
+                f"{CANDIDATES} candidates on {given.rows[-1]} rows, {kind}, {what}: an equal one is promoted in "
+                f"{found.by_spending:.3f} of histories; without spending in {found.by_confidence:.3f}",
+                flush=True,
+            )
+            if found.by_spending > most:
+                failures.append(f"histories of {kind}, {what}")
     if failures:
         print(f"it does not hold for {'; '.join(failures)}: at most {most:.4f}, and the power said within 0.03")
     return int(bool(failures))

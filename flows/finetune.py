@@ -85,7 +85,10 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     general += tuple(
         call(lm_eval)(contender=each, lm_eval=s.lm_eval, identity=read.lm_eval) for each in measured if s.lm_eval.tasks
     )
-    verdict = call(decide)(answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general)
+    share = call.begin_test_use(adapter, answers["candidate"])
+    verdict = call(decide)(
+        answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, alpha_share=share
+    )
     verdict = call.count_test_use(verdict, adapter, answers["candidate"], splits, opponent, s)
     judged = _judge(s, call, answers, splits)
     made = RunArtifacts(

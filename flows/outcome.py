@@ -247,7 +247,7 @@ def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
 
 def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:
     measured = ("metric", "differences", "intervals", "guardrails", "general")
-    names = (*measured, "rows_needed", "smallest_visible", "test_set_uses")
+    names = (*measured, "confidence", "rows_needed", "smallest_visible", "test_set_uses")
     said = {"decision": verdict.decision, "because": verdict.because or None, "reason": verdict.sentence}
     return said | {name: getattr(verdict, name) for name in names} | {"warnings": list(verdict.warnings)}
 

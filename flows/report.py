@@ -185,11 +185,8 @@ def decided(outcome: Outcome) -> str:
         lines += [f"Smallest detectable gain: {number(verdict.smallest_visible)} (80 % power)."]
     if verdict.rows_needed:
         lines += [f"A decision needs about {verdict.rows_needed:,} test rows."]
-    lines += (
-        [f"These test rows were used for {counted(verdict.test_set_uses, 'decision')} so far."]
-        if verdict.test_set_uses
-        else []
-    )
+    if verdict.test_set_uses:
+        lines += [f"{verdict.says_uses()}."]
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]

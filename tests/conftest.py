@@ -67,9 +67,12 @@ SLOW_FILES = 15  # that the run lists at its end
 SLOW_SECONDS = 5.0  # a file that takes less is not listed
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Libraries read these when they are first imported, which is after this and before any fixture."""
+    folder = tempfile.TemporaryDirectory(prefix="tests-")
+    config.add_cleanup(folder.cleanup)
     os.environ |= {
+        "TMPDIR": folder.name,  # of processes that tests start: their trainings wait for no others on this machine
         "HF_HUB_OFFLINE": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # three processes that no test needs

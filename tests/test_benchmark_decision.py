@@ -30,6 +30,14 @@ def test_a_better_model_is_seen_as_often_as_the_verdicts_say(benchmark: ModuleTy
     assert line.higher_mean > 0.3
 
 
+def test_of_a_hundred_candidates_on_one_test_set_no_equal_one_is_promoted_more_often_than_of_one(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "CANDIDATES", 30)
+    found = benchmark.histories("0/1, 10% differ", 100, trials=40, seed=3, better_every=5)
+    assert found.by_spending <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40) < found.by_confidence
+
+
 @pytest.mark.parametrize("kind", ["0/1, 10% differ", "0/1, clusters", "graded", "skewed, clusters"])
 def test_the_trials_are_decided_as_a_run_decides_them(benchmark: ModuleType, kind: str) -> None:
     generator, (draw, sizes, metric, _) = np.random.default_rng(2), benchmark.KINDS[kind]

@@ -506,7 +506,7 @@ def test_a_version_whose_files_are_gone_is_one_line(data: PipelineData) -> None:
     assert data.version
     (data.past[0].checked.folder / "quarantine.parquet").unlink()
     said = refusal(lambda: look_up(SETTINGS, "1", "my.yaml"))
-    assert "version 1 of triage" in said
+    assert "version 1 of the data of triage" in said
     assert "is missing or altered (a backup has no artifacts); run tunewright run my.yaml --until split first" in said
 
 

@@ -357,7 +357,7 @@ def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base
 
     said = "warning: only about {}, smallest detectable gain in accuracy about {} (80 % power, estimated{})"
     said = said.format("{}", "{}", f"; {CLUSTERS}")
-    assert notes() == [said.format("5 test rows", ".70")]
+    assert notes() == [said.format("5 test rows", ".86")]
     assert notes("split.test=0.03") == [said.format("2 test rows", "1.00")], "as split rounds 1.5"
     many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, use_as: test}]"
     assert notes(many) == []

@@ -63,7 +63,7 @@ def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make
     assert run.data.tags["training"] == "overfitting since step 1: seen; try less"
     assert "| majority-class baseline | 0.25 |  |" in versions()[0].description
     assert "- In training: overfitting since step 1" in versions()[0].description
-    assert "; these test rows have decided on 1 candidate so far (gate.max_test_set_uses=" in versions()[0].description
+    assert "\n- These test rows were used for 1 decision so far (gate.max_test_set_uses=" in versions()[0].description
     with connected(Registry(name="triage")) as client:
         assert [file.path for file in client.list_artifacts(run.info.run_id, "reports/train")] == [
             "reports/train/curves.html"

@@ -208,6 +208,24 @@ def test_every_move_is_kept_also_of_a_version_that_comes_back(make: Make, rehear
     assert rehearsed == ["1", "2"]
 
 
+def test_of_two_commands_at_once_the_second_moves_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for digest in ("one", "two", "three"):
+        make(digest=digest, decision="keep")
+    release.promote(REGISTRY, "1", by="ann", why="first")
+
+    def meanwhile(client: Any, version: Any) -> int:
+        monkeypatch.setattr("tunewright.registry.rehearsal.again", lambda *_: 0)
+        release.promote(REGISTRY, "2", by="bob", why="faster")
+        return 0
+
+    monkeypatch.setattr("tunewright.registry.rehearsal.again", meanwhile)
+    said = "version 2 became champion while this command checked version 3; nothing was moved: look at tunewright"
+    with pytest.raises(TunewrightError, match=said):
+        release.promote(REGISTRY, "3", by="ann", why="second")
+    assert aliases() == {"champion": "2"}
+    assert happened()[-1] == ("promoted by hand", "2", "1", "2")
+
+
 def test_what_a_person_rolled_back_no_pipeline_promotes_again(make: Make, rehearsed: list[str]) -> None:
     make()
     make(digest="b", challenged="1")

@@ -104,7 +104,8 @@ def enter(candidate: str, seed: int, tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"row_id": [f"{seed} {row}" for row in range(50)]}), tmp_path / "answers.parquet")
     answers = Answers(folder=tmp_path, contender="candidate", num_rows=50, scores={})
-    test_set_uses.enter("triage", verdict, adapter(candidate), answers, Gate(), seed=seed, recipe=candidate)
+    test_set_uses.begin("triage", adapter(candidate), answers, seed=seed, recipe=candidate)
+    test_set_uses.end("triage", verdict, adapter(candidate), answers, Gate(), seed=seed)
 
 
 def test_with_gate_rotate_a_new_candidate_gets_other_rows_and_it_is_said(tmp_path: Path) -> None:

@@ -271,16 +271,16 @@ def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_
 
 def test_a_test_split_that_is_too_small_to_decide_is_a_finding() -> None:
     assert split_rows(prompts(200, copies=0)).findings == {"too_small": 20}
-    assert proof(split_rows(prompts(200, copies=0)))["smallest_visible_difference"] == pytest.approx(0.299, abs=0.001)
+    assert proof(split_rows(prompts(200, copies=0)))["smallest_visible_difference"] == pytest.approx(0.3552, abs=0.001)
     assert "too_small" not in split_rows(prompts(400, copies=0), Split(test=0.4)).findings
 
 
-def test_five_points_show_from_about_five_hundred_rows_on() -> None:
-    assert visible_difference(530) > 0.05 > visible_difference(540)
+def test_five_points_show_from_about_seven_hundred_rows_on() -> None:
+    assert visible_difference(680) > 0.05 > visible_difference(690)
 
 
 @pytest.mark.parametrize("num_rows", [50, 140, 500])
 def test_the_estimate_before_training_is_what_the_verdict_says_of_such_rows(num_rows: int) -> None:
     evidence = by_cluster(np.resize([1.0, -1.0, *[0.0] * 8], num_rows), np.arange(num_rows), -1, 1)
-    measured = PowerAnalysis(evidence, 0.0, 0.95).smallest()
+    measured = PowerAnalysis(evidence, 0.0, 0.975).smallest()
     assert visible_difference(num_rows) == pytest.approx(measured, rel=0.06)

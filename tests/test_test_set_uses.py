@@ -24,6 +24,7 @@ VERDICT = Verdict(
     intervals={},
     rows_needed=None,
 )
+PROMOTED = VERDICT.model_copy(update={"decision": "promote", "because": ""})
 
 
 def adapter(digest: str) -> Adapter:
@@ -40,6 +41,13 @@ def adapter(digest: str) -> Adapter:
     )
 
 
+def answers_of(candidate: str, rows: list[str], tmp_path: Path) -> Answers:
+    folder = tmp_path / f"{candidate}-{len(rows)}-{rows[0]}"
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"row_id": rows}), folder / "answers.parquet")
+    return Answers(folder=folder, contender="candidate", num_rows=len(rows), scores={})
+
+
 def look(
     candidate: str,
     rows: list[str],
@@ -49,22 +57,30 @@ def look(
     *,
     rotate: bool = False,
     seed: int = 0,
+    promoted: str = "",
 ) -> Verdict:
-    folder = tmp_path / f"{candidate}-{len(rows)}-{rows[0]}"
-    folder.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"row_id": rows}), folder / "answers.parquet")
-    answers = Answers(folder=folder, contender="candidate", num_rows=len(rows), scores={})
+    answers = answers_of(candidate, rows, tmp_path)
     gate = Gate(max_test_set_uses=most, rotate=rotate)
-    foreseen = test_set_uses.look_up(name, VERDICT, adapter(candidate), answers, gate, seed=seed)
-    entered = test_set_uses.enter(name, VERDICT, adapter(candidate), answers, gate, seed=seed, recipe=candidate)
-    assert entered == foreseen
-    return entered
+    verdict = PROMOTED if candidate in promoted else VERDICT
+    foreseen = test_set_uses.look_up(name, verdict, adapter(candidate), answers, gate, seed=seed)
+    share = test_set_uses.alpha_share(name, adapter(candidate), answers)
+    assert test_set_uses.begin(name, adapter(candidate), answers, seed=seed, recipe=candidate) == share
+    ended = test_set_uses.end(name, verdict, adapter(candidate), answers, gate, seed=seed)
+    assert ended == foreseen
+    assert test_set_uses.alpha_share(name, adapter(candidate), answers) == share, "which is that of a run again"
+    return ended
+
+
+def spent(candidate: str, rows: list[str], tmp_path: Path, promoted: str = "") -> float:
+    """The share of alpha of a use."""
+    look(candidate, rows, tmp_path, promoted=promoted)
+    return test_set_uses.alpha_share("triage", adapter(candidate), answers_of(candidate, rows, tmp_path))
 
 
 def test_the_same_candidate_again_is_no_use_and_keeps_its_number(tmp_path: Path) -> None:
     rows = ROWS[:50]
     assert [look(candidate, rows, tmp_path).test_set_uses for candidate in "abacb"] == [1, 2, 1, 3, 2]
-    assert len(test_set_uses.file_of("triage").read_text().splitlines()) == 3
+    assert len(test_set_uses.file_of("triage").read_text().splitlines()) == 2 * 3  # a begin and an end each
 
 
 def test_a_home_of_an_earlier_release_keeps_its_count(tmp_path: Path) -> None:
@@ -81,6 +97,34 @@ def test_each_pipeline_and_each_test_set_has_a_count_of_its_own(tmp_path: Path) 
     assert look("c", ROWS[:50], tmp_path, name="other").test_set_uses == 1
     assert look("c", ROWS[50:90], tmp_path).test_set_uses == 1
     assert look("d", ROWS[:50][::-1], tmp_path).test_set_uses == 3  # the order of the rows is none of its matter
+
+
+def test_all_uses_of_a_test_set_together_spend_no_more_than_alpha(tmp_path: Path) -> None:
+    assert [spent(each, ROWS[:50], tmp_path) for each in "abcd"] == [1 / 2, 1 / 6, 1 / 12, 1 / 20]
+    assert spent("e", ROWS[50:90], tmp_path) == 1 / 2, "another test set starts anew"
+
+
+def test_a_use_that_promoted_hands_on_what_it_spent(tmp_path: Path) -> None:
+    shares = [spent(each, ROWS[:50], tmp_path, promoted="ac") for each in "abcd"]
+    assert shares == [1 / 2, 1 / 6 + 1 / 2, 1 / 12, 1 / 20 + 1 / 12]
+    assert spent("e", ROWS[25:75], tmp_path, promoted="e") == 1 / (3 * 4), "half of it was seen by each of four"
+    assert spent("f", ROWS[50:100], tmp_path) == 1 / 2 + (1 / 12) / 2, "half of it was seen by e"
+
+
+def test_a_use_that_is_being_decided_is_counted_by_another_run(tmp_path: Path) -> None:
+    look("a", ROWS[:50], tmp_path)
+    answers = answers_of("a", ROWS[:50], tmp_path)
+    shares = [test_set_uses.begin("triage", adapter(each), answers, seed=0, recipe=each) for each in "bcbc"]
+    assert shares == [1 / 6, 1 / 12, 1 / 6, 1 / 12]
+
+
+def test_a_use_from_before_alpha_was_spent_keeps_all_of_it(tmp_path: Path) -> None:
+    look("a", ROWS[:50], tmp_path)
+    file = test_set_uses.file_of("triage")
+    begin, end = test_set_uses.read(file)
+    file.write_text(end.model_copy(update={"alpha_share": None, "sample": begin.sample}).model_dump_json() + "\n")
+    assert spent("a", ROWS[:50], tmp_path) == 1.0
+    assert spent("b", ROWS[:50], tmp_path) == 1 / 6
 
 
 def test_a_test_set_that_grows_is_no_new_one(tmp_path: Path) -> None:
@@ -102,10 +146,14 @@ def test_of_many_rows_a_sample_tells_what_was_seen(tmp_path: Path) -> None:
 def test_over_gate_looks_there_is_a_warning_that_says_how_to_take_other_rows(tmp_path: Path) -> None:
     assert look("a", ROWS[:50], tmp_path, most=1).warnings == ()
     (warning,) = look("b", ROWS[:50], tmp_path, most=1).warnings
-    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.max_test_set_uses=1), and ")
+    assert warning.startswith(
+        "this is test-set use 2 of these 50 test rows (gate.max_test_set_uses=1), and after so many "
+    )
     assert "add new rows in a source with use_as: test, or set gate.rotate=true to draw others" in warning
     (warning,) = look("b", ROWS[:50], tmp_path, most=1, rotate=True).warnings
-    assert warning.startswith("this is test-set use 2 of these 50 test rows (gate.max_test_set_uses=1), and ")
+    assert warning.startswith(
+        "this is test-set use 2 of these 50 test rows (gate.max_test_set_uses=1), and after so many "
+    )
     assert "gate.rotate draws other test rows for the next candidate" in warning
     assert "use_as: test" not in warning, "which gate.rotate refuses"
 
@@ -155,5 +203,5 @@ def test_a_line_that_is_no_look_is_said_with_its_place(tmp_path: Path) -> None:
     look("a", ROWS[:50], tmp_path)
     with test_set_uses.file_of("triage").open("a") as file:
         file.write('{"candidate": "b"}\n')
-    with pytest.raises(ConfigError, match=r"triage.jsonl line 2: .* is no test-set use; fix the line"):
+    with pytest.raises(ConfigError, match=r"triage.jsonl line 3: .* is no test-set use; fix the line"):
         look("b", ROWS[:50], tmp_path)

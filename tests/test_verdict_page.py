@@ -596,12 +596,11 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         (
             {
                 "candidate": wrong(RIGHT, range(8)),
-                "base": wrong(RIGHT, range(60)),
+                "base": wrong(RIGHT, range(60), "delivery"),
                 "gate": Gate(guardrails=(Guardrail(metric="unparseable", margin=0.01),)),
-                "others": {"champion": wrong(RIGHT, range(40), "delivery")},
             },
             r"Train more gently: a lower training\.learning_rate or fewer training\.epochs\W.*"
-            r"share of invalid labels against the champion: -\.10 .*, "
+            r"share of invalid labels against the base: -\.10 .*, "
             r"allowed: at most \.01 worse",
         ),
         (
@@ -695,6 +694,14 @@ def test_a_training_that_was_obviously_too_short_is_the_first_advice(
     advice = make(**UNLEARNED, losses=losses).suggestions
     assert advice[0].startswith(first)
     assert any(each.startswith("Then check that your reference answers") for each in advice), advice
+
+
+def test_a_guardrail_that_only_the_champion_keeps_better_is_no_sign_of_too_much_training(make: Make) -> None:
+    gate = Gate(guardrails=(Guardrail(metric="unparseable", margin=0.05),))
+    given = UNLEARNED | {"base": ["nothing"] * 80, "gate": gate, "max_steps": 5}
+    advice = make(**given, losses=[2.0], others={"champion": RIGHT}).suggestions
+    assert advice[0].startswith("Train longer")
+    assert not [each for each in advice if "gently" in each or each.startswith("First check")]
 
 
 @pytest.mark.parametrize("kind", ["divergence", "no learning"])

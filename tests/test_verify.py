@@ -16,6 +16,7 @@ from trained import done_once, in_this_process, reproduce_here
 from typer.testing import CliRunner
 
 from tunewright.artifacts import ASSIGNMENTS_SCHEMA, Base
+from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.cli.main import app
 from tunewright.config import Registry
 from tunewright.evidence.bundle import RUN, EvidenceBundle
@@ -145,6 +146,13 @@ def test_an_edited_score_leads_to_another_verdict_where_every_digest_was_forged(
     edit(of_run(home, "answers/candidate/answers.parquet"), "nll", lambda nll: nll + 5)
     forge(home)
     assert altered(check(1))["verdict"].startswith("the kept answers do not lead to it: ")
+
+
+def test_a_verdict_that_spent_more_than_the_gate_allows_is_found(check: Check, home: Path) -> None:
+    folder = of_run(home, VerdictDetails.FILE).parent
+    VerdictDetails.load_from(folder).model_copy(update={"confidence": 0.6}).save(folder)
+    forge(home)
+    assert altered(check(1))["verdict"] == "it was decided at confidence 0.6, below gate.confidence"
 
 
 def test_a_test_row_that_was_made_a_training_row_is_found_where_every_digest_was_forged(

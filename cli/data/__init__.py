@@ -197,8 +197,9 @@ def _accepted(
     if gone:
         folder = parts[gone[0]].folder
         raise ConfigError(
-            f"version {version.number} of {name}: {folder} is missing or altered (a backup has no artifacts); run "
-            f"tunewright run {what} --until split first, which rebuilds it from the current data, with the same splits"
+            f"version {version.number} of the data of {name}: {folder} is missing or altered (a backup has no "
+            f"artifacts); run tunewright run {what} --until split first, which rebuilds it from the current data, with "
+            "the same splits"
         )
     return PipelineData(name=name, made=_made(made), past=past, stopped=stopped, outdated=outdated)
 

@@ -117,10 +117,13 @@ class Run(Calls):
         """Adds the data to the accepted versions."""
         data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
 
+    def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
+        """The share of alpha of this use, which is entered."""
+        return test_set_uses.begin(self.pipeline, candidate, answers, seed=drawn.seed, recipe=drawn.recipe)
+
     def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
         """The verdict with the number of candidates that these test rows have judged, this one counted."""
-        seed, recipe = drawn.seed, drawn.recipe
-        return test_set_uses.enter(self.pipeline, verdict, candidate, answers, gate, seed=seed, recipe=recipe)
+        return test_set_uses.end(self.pipeline, verdict, candidate, answers, gate, seed=drawn.seed)
 
     def count_test_use(self, *given: Any) -> Verdict:
         """As for a plan; warns, and keeps the verdict in its step."""

@@ -170,6 +170,16 @@ class Calls(ABC):
         if "train" in self.stages and self.digest(splits):
             require_metrics(settings, splits, schema)
 
+    def begin_test_use(self, candidate: Adapter, answers: Answers) -> float:
+        """The share of alpha that the decision on this candidate may spend (store/test_set_uses.py), 0 to 1."""
+        self.begin("decide")
+        assert self.drawn
+        return self.begun(candidate, answers, self.drawn)
+
+    @abstractmethod
+    def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
+        """The share of alpha of a test-set use."""
+
     def count_test_use(
         self,
         verdict: Verdict,

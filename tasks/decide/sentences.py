@@ -75,13 +75,20 @@ def _failed(decision: str, because: str, decisive: Comparison, longest: Comparis
             f"Inconclusive: better, but a regression is not ruled out: {_what(decisive)} may be worse than {theirs}: "
             f"{_on(decisive)}{needed}."
         )
-    visible = decisive.smallest_visible
-    detectable = f"the smallest detectable gain is {number(visible)} (80 % power)" if visible is not None else SHOW_NONE
     if decisive.is_behind:
         said = f"{_what(decisive)} is not {_than(decisive)} {theirs}, and not shown to be worse"
     else:
         said = f"not enough evidence that {_what(decisive)} is {_than(decisive)} {theirs}"
-    return f"Inconclusive: {said}: {_on(decisive)}; {detectable}{needed}."
+    return f"Inconclusive: {said}: {_on(decisive)}{_detectable(decisive)}{needed}."
+
+
+def _detectable(decisive: Comparison) -> str:
+    """The gain over a model that these test rows show; nothing of a required score."""
+    if decisive.smallest_visible is None:
+        return f"; {SHOW_NONE}"
+    if decisive.opponent == AT_LEAST:
+        return ""
+    return f"; the smallest detectable gain is {number(decisive.smallest_visible)} (80 % power)"
 
 
 def _also(guardrail: Comparison) -> str:

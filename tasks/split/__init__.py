@@ -148,9 +148,9 @@ def _why_empty(name: str, assignment: Assignment, own: np.ndarray, settings: Spl
     stay, left = int((own & (assignment.because == Because.KEPT)).sum()), gone["side"].to_pylist().count(name)
     if left:
         return (
-            f"rows keep the split that they had in the version before (split.sticky=true; here {stay:,}), whose "
-            f"{left:,} {name} rows are gone; put them back (data.limit may leave them out), add others in a source "
-            f"with use_as: {name}, or draw all splits anew with another split.seed or registry.name"
+            f"rows keep the split that they had in the version before (split.sticky=true): {stay:,} are here again, "
+            f"and its {left:,} {name} rows are gone; put them back (data.limit may leave them out), add others in a "
+            f"source with use_as: {name}, or draw all splits anew with another split.seed or registry.name"
         )
     sizes = np.bincount(assignment.cluster[assignment.cluster != NONE], minlength=1)
     num_rows = int(own.sum())

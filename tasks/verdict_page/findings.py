@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from statistics import NormalDist, fmean
 from typing import Literal, NamedTuple
 
+from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.intervals import RAISE_LIMIT, cut_off, scores
 from tunewright.reports import curves
 from tunewright.reports.pages import number, percent
-from tunewright.tasks.verdict_page.case import CANDIDATE, Case
+from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case
 from tunewright.tasks.verdict_page.wins import MISSING, NONE, Mistakes
 
 FEW_STEPS = 30  # of a training, under which it is obviously short where nothing was learned
@@ -51,17 +52,23 @@ def learned_nothing(case: Case) -> bool:
 def direction(case: Case) -> Literal["longer", "gentler", ""]:
     """Which way the length of training should go: no page advises both to train longer and more gently.
 
-    Longer where learning had not finished, gentler where the curves or a broken guardrail ask for it.
+    Longer where learning had not finished, gentler where the curves ask for it, or a guardrail that the base kept and
+    the candidate broke: one that only a champion keeps better may be broken by too short a training.
     """
     kinds = {each.kind for each in case.training_warnings}
     if kinds & TOO_MUCH:
         return "gentler"
     if curves.is_falling(case.curves) or kinds & {"no learning", "still falling at the end"}:
         return "longer"
-    broken = {each.metric for each in case.decided.guardrails if each.finding == "below"}
+    broken = {each.metric for each in spoilt(case)}
     if learned_nothing(case):
         return "gentler" if broken - {"stopped"} else "longer"
     return "gentler" if broken else ""
+
+
+def spoilt(case: Case) -> list[Comparison]:
+    """The guardrails in which training made the base worse."""
+    return [each for each in case.decided.guardrails if each.finding == "below" and each.opponent == BASE]
 
 
 def is_too_short(case: Case) -> bool:

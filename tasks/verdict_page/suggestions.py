@@ -22,6 +22,7 @@ from tunewright.tasks.verdict_page.findings import (
     lengths,
     mistakes,
     parts,
+    spoilt,
     too_short_a_limit,
     unstopped,
 )
@@ -94,10 +95,8 @@ def broken_guardrails(case: Case) -> Found:
     shorter, smaller = f"fewer {case.curves.planned_by}", case.curves.sized_by
     ways = f", {shorter} or a lower {smaller}" if smaller else f" or {shorter}"
     says_nothing = {"general_loss"} if any(each.knows_nothing for each in case.general) else set[str]()
-    for each in case.decided.guardrails:
-        if each.metric in says_nothing:
-            continue
-        if each.finding == "below" and not (each.metric == "stopped" and learned_nothing(case)):
+    for each in spoilt(case):
+        if each.metric not in says_nothing and not (each.metric == "stopped" and learned_nothing(case)):
             seen = interval(each.difference, signed=True, threshold=each.threshold)
             yield Suggestion(
                 f"Train more gently: a lower training.learning_rate{ways}",

@@ -320,6 +320,7 @@ class Verdict(Artifact, frozen=True):
     intervals: dict[str, tuple[float, float, float]]  # contender -> (low, mean, high) of its own score
     guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
     general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of general tasks and texts
+    confidence: float | None = None  # of each test of this use of the test rows; None in earlier records
     rows_needed: int | None
     smallest_visible: float | None = (
         None  # gain of the metric detectable at 80 % power, where it is the hardest to show
@@ -332,6 +333,19 @@ class Verdict(Artifact, frozen=True):
         """Such as "promote" or "keep: regression"."""
         because = "not better" if self.because == "worse" else self.because  # a tie is not better, and not worse
         return f"{self.decision}: {because}" if because else self.decision
+
+    def says_uses(self) -> str:
+        """Say how many decisions used the test rows, and the level of the tests of this one."""
+        from tunewright.reports.pages import counted  # with jinja2, which most commands have no use for
+
+        said = f"These test rows were used for {counted(self.test_set_uses, 'decision')} so far"
+        if self.confidence is None:
+            return said
+        level = f"{1 - self.confidence:.2g}".removeprefix("0")
+        return (
+            f"{said}; each comparison of this one was tested at the one-sided level {level}, so that gate.confidence "
+            "holds for all of them together"
+        )
 
     def says_forgotten(self) -> list[str]:
         """Describe the base's and the candidate's scores on general tasks and texts in a sentence, if there are any."""

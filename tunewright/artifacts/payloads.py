@@ -276,7 +276,7 @@ class Decision(BaseModel, frozen=True):
     metric: str
     margin: float
     tolerance: float
-    confidence: float  # of each test
+    confidence: float  # of each test: gate.confidence is that of all uses of the test rows together
     num_rows: int
     num_clusters: int
     closest: Comparison | None = None  # what the candidate fails, or what it passes by the least

@@ -80,14 +80,19 @@ class Gate(Section):
         "the candidate, above 0 to 1; empty: no limit",
     )
     confidence: float = Field(
-        default=0.95, gt=0.5, lt=1, description="Confidence level of each one-sided test, above 0.5 and below 1"
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="Confidence that no candidate is promoted without being better, over all uses of the test rows; "
+        "the first use spends half of what it leaves, later ones less, so each one-sided test has a higher one; above "
+        "0.5 and below 1",
     )
     max_test_set_uses: int = Field(
         default=20,
         validation_alias=AliasChoices("max_test_set_uses", "looks"),  # its name before, accepted for one release
         ge=1,
-        description="Warn when more than this many candidates were tested on the same test rows, since one of so many "
-        "may win by chance; at least 1",
+        description="Warn when more than this many candidates were tested on the same test rows, since after so many "
+        "only larger gains can be shown; at least 1",
     )
     rotate: bool = Field(
         default=False,
@@ -116,6 +121,10 @@ class Gate(Section):
         if twice := [metric for metric in guarded if guarded.count(metric) > 1]:
             raise ValueError(f"guardrails: duplicate metric {twice[0]}; accepted: each metric once")
         return self
+
+    def spending(self, alpha_share: float) -> Self:
+        """Return the gate of one use of the test rows: with the confidence that spends this share of alpha, 0 to 1."""
+        return self.model_copy(update={"confidence": 1 - alpha_share * (1 - self.confidence)})
 
     def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
         """Return the largest accepted loss in each general metric; None where the metric decides nothing."""

@@ -145,11 +145,14 @@ def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", dec
         for each in evidence.stages
         if each.stage in ("forgetting", "lm_eval")
     )
+    gate = Gate.model_validate(evidence.settings["gate"])
+    if details.confidence < gate.confidence - CLOSE:
+        return Check("verdict", "altered", f"it was decided at confidence {details.confidence}, below gate.confidence")
     _, again = decide(
         _tables(evidence, local),
         general,
         dict(zip(constant["row_id"].to_pylist(), constant["score"].to_pylist(), strict=True)),
-        Gate.model_validate(evidence.settings["gate"]),
+        gate.model_copy(update={"confidence": details.confidence}),  # of this use of the test rows
         details.metric,
         is_prose=bool(records[0].get("is_prose")),
     )

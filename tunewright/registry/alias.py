@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import AnotherChampion
-from tunewright.registry.alias_history import PIPELINE, Event, What, append_event, events_of, now
+from tunewright.registry.alias_history import PIPELINE, Event, What, append_event, events_of, moving, now
 from tunewright.registry.alias_state import FINAL, alias_state, clear, head, said, set_alias_state, verdict_of
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import current_version
@@ -21,6 +21,11 @@ def conclude(client: "MlflowClient", candidate: Candidate, number: str) -> list[
     Returns the versions that had waited until now and that it supersedes. What a person has rejected, rolled back or
     withdrawn gets no alias. Raises AnotherChampion where one came up that it was not compared with.
     """
+    with moving(candidate.settings.registry.name):
+        return _concluded(client, candidate, number)
+
+
+def _concluded(client: "MlflowClient", candidate: Candidate, number: str) -> list[str]:
     registry = candidate.settings.registry
     version = client.get_model_version(registry.name, number)
     state, held = alias_state(version, registry), held_by(client, registry)

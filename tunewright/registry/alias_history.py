@@ -7,7 +7,7 @@ that an entry that was altered or deleted is found.
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -64,6 +64,19 @@ class Event(BaseModel, frozen=True):
 def now() -> str:
     """The time in UTC, to the microsecond, so that text order is time order."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@contextlib.contextmanager
+def moving(name: str) -> Iterator[None]:
+    """Holds the right to move an alias of a model, of all processes in this home, from a look at it to its move.
+
+    Where the home can only be read, nothing is held.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ConfigError):
+            config.make_home()
+            held.enter_context(lock(_file(name).with_suffix(".moves")))
+        yield
 
 
 def append_event(client: "MlflowClient", name: str, event: Event) -> Event:

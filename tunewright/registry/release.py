@@ -19,8 +19,17 @@ from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import alias, rehearsal
 from tunewright.registry.address import SQLITE, tracking_uri
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
-from tunewright.registry.alias_history import Event, What, events_of, past_champions
-from tunewright.registry.alias_state import TAG, TO_APPROVE, alias_state, command, said, set_alias_state, verdict_of
+from tunewright.registry.alias_history import Event, What, events_of, moving, past_champions
+from tunewright.registry.alias_state import (
+    TAG,
+    TO_APPROVE,
+    alias_state,
+    command,
+    named,
+    said,
+    set_alias_state,
+    verdict_of,
+)
 from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import connected, patient, starts_with, ui
 from tunewright.registry.versions import current_version
@@ -199,10 +208,13 @@ def withdraw(registry: Registry, *, by: str, why: str) -> ReleaseDecision:
     by, why = _who_and_why(by, why)
     with opened(registry) as client:
         _numbers(client, registry)
-        version = current_version(client, registry)
-        if version is None:
-            raise TunewrightError(f"no version of {registry.name} is {registry.alias}: there is nothing to withdraw")
-        event = alias.withdraw(client, registry, version, by, why)
+        with moving(registry.name):
+            version = current_version(client, registry)
+            if version is None:
+                raise TunewrightError(
+                    f"no version of {registry.name} is {registry.alias}: there is nothing to withdraw"
+                )
+            event = alias.withdraw(client, registry, version, by, why)
         set_alias_state(client, registry, version, "withdrawn", by, why)
         return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=0)
 
@@ -234,9 +246,19 @@ def _none_before(registry: Registry, events: Sequence[Event], held: str, there: 
 def _moved(
     client: "MlflowClient", registry: Registry, version: "ModelVersion", what: What, held: str, by: str, why: str
 ) -> ReleaseDecision:
-    """Moves the alias from the version that carries it, once this one was rehearsed again."""
+    """Moves the alias from the version that carries it, `held`, once this one was rehearsed again.
+
+    Raises TunewrightError where another process moved it meanwhile.
+    """
     asked = rehearsal.again(client, version)
-    event = move(client, registry, version, what, held, by, why)
+    with moving(registry.name):
+        if (now := held_by(client, registry)) != held:
+            became = f"version {now} became {registry.alias}" if now else f"{registry.alias} was withdrawn"
+            raise TunewrightError(
+                f"{became} while this command checked version {version.version}; nothing was moved: look at "
+                f"tunewright release history {named(registry)}, and call it again"
+            )
+        event = move(client, registry, version, what, held, by, why)
     if what != "rolled back" or alias_state(version, registry) not in ("", "approved"):
         set_alias_state(client, registry, version, "approved", by, why, what)
     return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=asked)

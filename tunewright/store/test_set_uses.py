@@ -1,13 +1,20 @@
-"""Count how often the test rows were used: of many candidates on the same rows, one wins by chance.
+"""Count how often the test rows were used, and spend alpha on each use: of many candidates one wins by chance.
 
-Each candidate that is decided on is one test-set use, a line in `<home>/test_set_uses/<name>.jsonl`; the same candidate
-on the same rows counts once. A use of another test set counts by the share of rows that both have, so a test set that
-grows from version to version is not taken for a new one. Of each test set the smallest row_ids are kept: these are
+Each candidate that is decided on is one test-set use; the same candidate on the same rows counts once. Its comparisons
+are tested at a share of alpha, 1 - gate.confidence: use k spends 1 / (k (k + 1)), and what the use before it spent as
+well if that promoted, since a test that rejected has nothing to lose (the online fallback procedure: Tian & Ramdas
+2021, Statistical Methods in Medical Research 30:976; of fixed tests, Wiens 2003, Pharmaceutical Statistics 2:211). All
+shares together are at most 1, so that of all candidates that test rows judge, the chance that any is promoted without
+being better is at most alpha, however their scores depend on each other. It does not hold for a candidate that was
+made by looking at the answers to the test rows.
+
+`<home>/test_set_uses/<name>.jsonl` has a line where a use begins, since two runs may decide at the same time, and one
+with its verdict. A use of another test set counts by the share of rows that both have, so a test set that grows from
+version to version is not taken for a new one. Of each test set the smallest row_ids are kept: these are
 hashes, so the smallest are a fair sample, and the share in common is known from them (bottom-k sketches, Cohen & Kaplan
 2007), exactly up to 1,000 rows.
 
-The number of a use never changes afterwards, so a run of unchanged settings reports the same number again. It is
-counted after decide and is no part of the stage, whose verdict depends on the scores alone.
+The number of a use and its share never change afterwards, so a run of unchanged settings decides as before.
 
 With gate.rotate other test rows are drawn after gate.max_test_set_uses uses. The seeds follow each other from
 split.seed on, each with splits and a history of its own (data_versions.py), so a number that was set by hand gives the
@@ -39,13 +46,14 @@ DIGITS = 12  # of a row_id: of a million rows, no two begin alike in all likelih
 
 
 class TestSetUse(BaseModel, frozen=True):
-    """One line: one candidate was decided on some test rows."""
+    """One line: a candidate begins to be decided on, on some test rows, or was decided on."""
 
     candidate: str  # digest of its weights
     test: str  # digest of all its rows
     decided: str  # UTC
     run: str  # the name of the flow run; empty for a call outside a flow
-    verdict: str
+    verdict: str = ""  # empty where it begins
+    alpha_share: float | None = None  # of 1 - gate.confidence; None in a line from before alpha was spent: all of it
     seed: int | None = None  # split.seed that drew the rows; None in a line that was written before it was kept
     recipe: str = ""  # the hash of what the candidate was made of
     sample: tuple[str, ...] | None = None  # of the test rows; None where an earlier line of the same rows has it
@@ -74,35 +82,59 @@ class TestRows:
         return len({*within} & {*others}) / len(within) if within else 0.0
 
 
-def enter(
-    name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int, recipe: str
-) -> Verdict:
-    """Enter this test-set use, unless it was entered before, and return the verdict with its number.
+def begin(name: str, candidate: Adapter, answers: Answers, *, seed: int, recipe: str) -> float:
+    """Enter this test-set use before it is decided, unless it was entered before; return its share of alpha, 0 to 1.
 
-    The verdict gets a warning if the number is over gate.max_test_set_uses, and if another seed drew some of these rows
-    before. `seed` drew these rows, and `recipe` is the hash of what the candidate was made of.
+    `seed` drew these rows, and `recipe` is the hash of what the candidate was made of.
     """
     rows, file = TestRows.of(answers), file_of(name)
     with lock(file):
         uses = read(file)
+        share = _alpha_share(uses, candidate.digest, rows)
         if not any(_is(use, candidate.digest, rows) for use in uses):
             is_known = any(use.test == rows.test for use in uses)
             use = TestSetUse(
                 candidate=candidate.digest,
                 test=rows.test,
-                decided=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                decided=_now(),
                 run=flow_run.name or "",
-                verdict=verdict.in_words,
+                alpha_share=share,
                 seed=seed,
                 recipe=recipe,
                 sample=None if is_known else rows.sample,
             )
             disk.append(file, use)
+    return share
+
+
+def end(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
+    """Enter what the use led to, unless it is known, and return the verdict with the number of its use.
+
+    The verdict gets a warning if the number is over gate.max_test_set_uses, and if another seed drew some of these rows
+    before.
+    """
+    rows, file = TestRows.of(answers), file_of(name)
+    with lock(file):
+        uses = read(file)
+        last = next(use for use in reversed(uses) if _is(use, candidate.digest, rows))
+        if last.verdict != verdict.in_words:
+            use = last.model_copy(update={"decided": _now(), "verdict": verdict.in_words, "sample": None})
+            disk.append(file, use)
     return _said(verdict, uses, candidate.digest, rows, gate, seed)
 
 
+def share_of(number: int, carried: float) -> float:
+    """What use `number`, from 1, may spend of alpha: its own share, and what the use before it `carried` over."""
+    return min(1.0, 1 / (number * (number + 1)) + carried)
+
+
+def alpha_share(name: str, candidate: Adapter, answers: Answers) -> float:
+    """Return what `begin` would, and enter nothing."""
+    return _alpha_share(read(file_of(name)), candidate.digest, TestRows.of(answers))
+
+
 def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
-    """Return `enter`'s result without entering a use."""
+    """Return what `end` would, and enter nothing."""
     return _said(verdict, read(file_of(name)), candidate.digest, TestRows.of(answers), gate, seed)
 
 
@@ -144,6 +176,28 @@ def _number(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> int:
     return 1 + round(sum(seen.values()))
 
 
+def _alpha_share(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> float:
+    """What this use may spend of alpha, 0 to 1; what it spent, if it was entered."""
+    entered = next((use for use in uses if _is(use, candidate, rows)), None)
+    if entered:
+        return 1.0 if entered.alpha_share is None else entered.alpha_share
+    return share_of(_number(uses, candidate, rows), _carried(uses, candidate, rows))
+
+
+def _carried(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> float:
+    """What the last use of these rows, or of some of them, spent and did not lose, as it promoted; 0 if it did not."""
+    samples = _samples(uses)
+    last_lines = {(use.candidate, use.test): use for use in uses}  # in the order in which the uses began
+    for use in reversed(last_lines.values()):
+        if use.candidate != candidate and (share := rows.share(samples.get(use.test, ()))):
+            return share * (use.alpha_share or 0.0) if use.verdict == "promote" else 0.0
+    return 0.0
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def _before(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> Iterable[TestSetUse]:
     """The uses before this candidate's at these rows."""
     return takewhile(lambda use: not _is(use, candidate, rows), uses)
@@ -172,8 +226,8 @@ def _said(
         )
         said.append(
             f"this is test-set use {number} of these {rows.number:,} test rows "
-            f"(gate.max_test_set_uses={gate.max_test_set_uses}), and one of "
-            f"so many candidates can win by chance; {advice}"
+            f"(gate.max_test_set_uses={gate.max_test_set_uses}), and after so many only larger gains can be shown; "
+            f"{advice}"
         )
     return verdict.model_copy(update={"test_set_uses": number, "warnings": (*verdict.warnings, *said)})
 
