@@ -359,9 +359,8 @@ def test_a_test_split_whose_rows_are_gone_is_empty_by_the_history_which_is_said_
     assert re.match(
         rf"the test split is empty \(train \d+, validation \d+, test 0\): rows keep the split that they had in the "
         rf"version before \(split.sticky=true\): {80 - len(tested)} are here again, and its {len(tested)} test rows "
-        r"are gone; put them back \(data.limit may leave them out\), add others in a source with use_as: test, or draw all "
-        "splits anew with another split.seed or "
-        "registry.name",
+        r"are gone; put them back \(data.limit may leave them out\), add others in a source with use_as: test, or "
+        "draw all splits anew with another split.seed or registry.name",
         str(error.value),
     )
     kept = [row for row in rows if row["row_id"] not in tested]
