@@ -48,9 +48,14 @@ class ExpectationResult(BaseModel, frozen=True):
     expectation: str  # the class of Great Expectations
     column: str
     evaluated: int  # rows
-    failed: int  # rows; of the set as a whole 1
+    failed: int  # rows, with severity info those that were kept; of the set as a whole 1
     share: float  # failed / evaluated
     value: float | None  # what was measured, of the set as a whole
+
+    @property
+    def is_finding(self) -> bool:
+        """True where it failed and quarantines no row."""
+        return bool(self.failed) and (self.severity == "info" or self.of_set)
 
 
 class DriftMeasure(BaseModel, frozen=True):
