@@ -483,6 +483,21 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
     assert both in growth_sentence(proof("digest", 77, 2))
 
 
+def test_what_became_of_rows_counts_since_the_previous_version_alone() -> None:
+    rows = fixed_rows(train=[TRAINED], test=[TESTED])
+    first = split_rows(rows)
+    fewer, lower = free(rows[1:]), Split(threshold=0.5)
+    second = split_rows(fewer, lower, first)
+    third = split_rows(fewer, lower, second)
+    back = split_rows(free(rows), earlier=third)
+    assert [growth_sentence(LeakProof.load(each)).partition(": ")[2] for each in (second, third, back)] == [
+        "60 rows kept their split, 1 is quarantined now, 1 is gone.",
+        "60 rows kept their split, 1 is new or had no split.",
+        "60 rows kept their split, 2 are new or had no split.",
+    ]
+    assert split_of(back) == split_of(first)
+
+
 def test_a_row_of_the_version_before_that_is_quarantined_now_has_not_moved() -> None:
     split, before = np.array([0, 1, NONE, 2]), np.array([0, 0, 1, NONE])
     found = versions(split, np.full(4, NONE), before, frozenset(), 0, "digest")

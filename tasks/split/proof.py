@@ -157,7 +157,7 @@ def versions(
     num_gone: int,
     earlier: str | None,
 ) -> EarlierRows:
-    """Count the outcomes of the rows that the version before had in a split (`before`, or NONE)."""
+    """Count the outcomes of the rows that the last version itself had in a split (`before`, or NONE)."""
     known = before != NONE
     return EarlierRows(
         earlier=earlier,

@@ -131,7 +131,7 @@ class Decontamination(BaseModel, frozen=True):
 
 
 class EarlierRows(BaseModel, frozen=True):
-    """Counts of the rows of the last version of the data, by their outcome."""
+    """Counts of the rows that the last version of the data had in its splits, by their outcome."""
 
     earlier: str | None  # the digest of its splits
     known_rows: int
