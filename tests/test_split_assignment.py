@@ -388,8 +388,21 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     [(1, 1, "1 test row is independent, "), (9, 9, "9 test rows are independent, "), (9, 4, "count as 4 independent")],
 )
 def test_rows_that_all_count_are_said_to_be_independent(count: int, clusters: int, said: str) -> None:
-    proof = LeakProof.model_construct(test_clusters=clusters, smallest_visible_difference=0.5)
+    proof = make_proof(test_clusters=clusters, smallest_visible_difference=0.5)
     assert said in in_words("too_small", count, proof)
+
+
+@pytest.mark.parametrize(
+    ("provided", "advice"),
+    [
+        ((), "use more data or a larger split.test"),
+        (("validation",), "use more data or a larger split.test"),
+        (("validation", "test"), "add rows to the source with use_as: test"),
+    ],
+)
+def test_more_test_rows_come_from_where_the_test_split_is_from(provided: tuple[str, ...], advice: str) -> None:
+    proof = make_proof(user_provided_splits=provided, test_clusters=9, smallest_visible_difference=0.5)
+    assert in_words("too_small", 9, proof).endswith(f": for a verdict that tells, {advice}")
 
 
 def test_an_earlier_version_that_is_not_whole_is_an_error_that_names_the_setting() -> None:
