@@ -78,7 +78,7 @@ def render(
         reasons=[(stage, *item) for stage, counts in results.reasons.items() for item in counts.items()],
         expectations=[each for each in expectations if each.name != "table"],
         num_of_table=sum(each.name == "table" for each in expectations),
-        findings=[each for each in expectations if each.failed and (each.severity == "info" or each.of_set)],
+        findings=[each for each in expectations if each.is_finding],
         drifted={each.column for each in expectations if each.failed and each.of_set},
         profile=profile,
         earlier=earlier,
@@ -135,13 +135,12 @@ def summary(results: CheckResults) -> str:
     if counts:
         lines += ["", "| Reason | Stage | Records |", "|---|---|--:|"]
         lines += [f"| {_plain(name)} | {stage} | {count:,} |" for count, name, stage in counts[:REASONS]]
-    failed = [each for each in results.expectations if each.name in results.findings and each.failed]
-    if failed:
+    if findings := [each for each in results.expectations if each.is_finding]:
         lines += ["", "Findings (these rows were kept):", ""]
         lines += [
             f"- **{_plain(each.name)}**{'' if each.severity == 'info' else f' ({each.severity})'}: "
             f"{_plain(each.fault)}" + ("" if each.of_set else f", {each.failed:,} row{'s'[: each.failed != 1]}")
-            for each in failed
+            for each in findings
         ]
     if held_out := results.held_out:
         number = sum(records for _, _, records in held_out)

@@ -194,13 +194,13 @@ def worth_a_look(outcome: Outcome) -> list[str]:
     Those that have a sentence of their own (user_provided_splits, too_few_test_rows) are not among them.
     """
     checked, splits = outcome.checked, outcome.splits
-    of_check, of_split = (record.findings if record else {} for record in (checked, splits))
-    results = CheckResults.load(checked) if checked and of_check else None
+    results = CheckResults.load(checked) if checked and checked.findings else None
     said = [
         f"{each.name}: {_found(each, results)}"
         for each in (results.expectations if results else ())
-        if results and each.failed and each.name in of_check
+        if results and each.is_finding
     ]
+    of_split = splits.findings if splits else {}
     return said + [counted_in_words(code, count) for code, count in of_split.items() if code != TOO_SMALL]
 
 

@@ -6,12 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from checked import ENGLISH, FOUND, GERMAN, GOOD, KEY, LENIENT, MAIL, SPECIAL, only, quarantined
+from checked import ENGLISH, FOUND, GERMAN, GOOD, KEY, LENIENT, MAIL, SPECIAL, changed, only, quarantined
 from conftest import MakeRows
 
 from tunewright.artifacts import QUARANTINE_SCHEMA
 from tunewright.artifacts.payloads import CheckResults
 from tunewright.config import Checks
+from tunewright.data_checks.report import summary
 from tunewright.errors import ConfigError, DataError
 from tunewright.tasks.check import check
 
@@ -24,6 +25,37 @@ def test_what_only_reports_is_found_in_the_row_that_has_it_and_the_row_is_kept(m
     assert all(f"<code>data.jsonl</code> line {line}: " in html for line in range(5, 10))
     assert "Rows of these findings were kept. With severity warning they would be quarantined" in html
     assert "Findings of the whole data set" not in html
+
+
+def test_a_quarantined_row_is_no_finding(make_rows: MakeRows) -> None:
+    code = FOUND["cut_off_answer"][1]
+    aside = ("Show <|im_end|>.", code)
+    checked = check.fn(make_rows([*GOOD, aside, FOUND["cut_off_answer"]]), LENIENT, SPECIAL)
+    assert (checked.reasons, checked.findings) == ({"special_token": 1}, {"cut_off_answer": 1})
+    found = CheckResults.load(checked)
+    assert [each.failed for each in found.expectations if each.name == "cut_off_answer"] == [1]
+    assert ", 1 row\n" in summary(found)
+    page = checked.path("report.html").read_text()
+    assert page.count("<code>data.jsonl</code> line 5: ") == 1, "among the quarantined alone"
+    assert "No findings." in check.fn(make_rows([*GOOD, aside]), LENIENT, SPECIAL).path("report.html").read_text()
+
+
+def test_of_one_expectation_that_is_given_twice_only_the_one_that_quarantines_nothing_is_a_finding(
+    make_rows: MakeRows,
+) -> None:
+    bounds = [
+        {
+            "name": "great_expectations.expectations.ExpectColumnValuesToBeBetween",
+            "severity": severity,
+            "arguments": {"column": "prompt_chars", "max_value": most},
+        }
+        for severity, most in (("warning", 30), ("info", 12))
+    ]
+    checks = changed(*bounds)
+    checked = check.fn(make_rows([*GOOD, ("Why is it so long? " * 2, "So.")]), checks, SPECIAL)
+    assert checked.num_quarantined == 1
+    assert checked.findings == {"expect_column_values_to_be_between": 1}
+    assert summary(CheckResults.load(checked)).count("**expect_column_values_to_be_between**") == 1
 
 
 def test_each_finding_sets_its_row_aside_where_it_is_a_warning_and_stops_where_it_is_critical(

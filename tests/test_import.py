@@ -194,6 +194,25 @@ def test_a_llama_factory_configuration_takes_its_data_from_dataset_info(
     assert importing.import_file(Path("theirs/padding.yaml"), tmp_path).sources[0]["path"] == "theirs/data/chats/*"
 
 
+@pytest.mark.parametrize(
+    ("data", "ours"),
+    [
+        ({"dataset": "acme/one"}, {"data.limit": 5}),
+        ({"dataset": "acme/one", "eval_dataset": ""}, {"data.limit": 5}),
+        ({"dataset": "acme/one,acme/two"}, {}),
+        ({"dataset": "acme/one", "eval_dataset": "acme/two"}, {}),
+    ],
+)
+def test_a_limit_of_each_data_set_is_none_of_all_together(
+    imported: Import, data: dict[str, str], ours: dict[str, int]
+) -> None:
+    found = imported({"model_name_or_path": "a/b", "stage": "sft", "dataset_dir": "ONLINE", "max_samples": 5} | data)
+    treatment = end(found, "max_samples")
+    assert treatment
+    assert treatment.values == ours
+    assert ours or treatment.kind == "no counterpart"
+
+
 def test_a_script_of_trl_is_the_same_training(imported: Import, tmp_path: Path) -> None:
     found = imported((FOLDER / "trl" / "by_class.json").read_text(), "theirs.json")
     settings = settings_of(writing.text_of(found), tmp_path)

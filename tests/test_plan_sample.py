@@ -173,6 +173,20 @@ def test_rows_over_max_length_are_told_by_plan(tiny_base: Base, monkeypatch: pyt
     assert some.costs.chosen.work.longest <= 128
 
 
+def test_a_single_row_is_not_numbered(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "ROWS", 1)
+    write("a.jsonl", *map(record, range(10)))
+    costs = planned(tiny_base).costs
+    assert costs
+    assert costs.rows_from.startswith("from the first row of the sources, rendered")
+    assert ": the first row of the sources is longer than model.max" in planned(tiny_base, max_length=16).unknown
+    turns: Any = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes."}]
+    only = sampling.Sample([turns], 1, {}, is_all=True)
+    found = sampled(pipeline(tiny_base).settings, tiny_base, None, only)
+    assert found
+    assert found.said == "from the row of the sources, rendered"
+
+
 @pytest.mark.parametrize("context", [None, 100])
 def test_a_plan_does_not_advise_the_quarantine_that_is_set(tiny_base: Base, context: int | None) -> None:
     write("a.jsonl", *map(record, range(10)), record(10, 200))

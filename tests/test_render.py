@@ -456,8 +456,20 @@ def test_rows_that_are_shown_are_named_by_their_file_and_line(tiny_base: Base, m
         assert example["place"] in tokens.path("report.html").read_text()
     heads = [text.plain.partition("\n")[0] for text in preview(tokens, 3)]
     assert heads[0].startswith(f"{places[table[0]['row_id']]} (the first training row): ")
-    assert heads[1].startswith(f"{places[table[5]['row_id']]} (the longest row): ")
+    assert heads[1].startswith(f"{places[table[5]['row_id']]} (the longest training row): ")
     assert heads[2].startswith(f"{examples[2]['place']}: ")
+
+
+def test_the_longest_row_of_all_splits_is_told_from_the_longest_training_row(
+    tiny_base: Base, make_splits: MakeSplits
+) -> None:
+    tokens = render.fn(make_splits([("a", "b"), ("c", "d " * 9)], [("e", "f " * 30)], [("g", "h")]), tiny_base, MODEL)
+    report = json.loads(tokens.path("report.json").read_text())
+    in_train, of_all = (report["splits"][name]["lengths"]["whole"]["max"] for name in ("train", "validation"))
+    assert in_train < of_all
+    page = " ".join(tokens.path("report.html").read_text().split())
+    assert f"<b>{of_all}</b><span>tokens in the longest row of all splits, limit " in page
+    assert "(the longest training row)</strong><span>the loss covers " in page
 
 
 def test_the_pieces_of_a_row_are_its_text_whatever_tokens_a_character_takes(tiny_base: Base) -> None:

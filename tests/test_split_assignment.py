@@ -387,8 +387,21 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     [(1, 1, "1 test row is independent, "), (9, 9, "9 test rows are independent, "), (9, 4, "count as 4 independent")],
 )
 def test_rows_that_all_count_are_said_to_be_independent(count: int, clusters: int, said: str) -> None:
-    proof = LeakProof.model_construct(test_clusters=clusters, smallest_visible_difference=0.5)
+    proof = make_proof(test_clusters=clusters, smallest_visible_difference=0.5)
     assert said in in_words("too_small", count, proof)
+
+
+@pytest.mark.parametrize(
+    ("provided", "advice"),
+    [
+        ((), "use more data or a larger split.test"),
+        (("validation",), "use more data or a larger split.test"),
+        (("validation", "test"), "add rows to the source with use_as: test"),
+    ],
+)
+def test_more_test_rows_come_from_where_the_test_split_is_from(provided: tuple[str, ...], advice: str) -> None:
+    proof = make_proof(user_provided_splits=provided, test_clusters=9, smallest_visible_difference=0.5)
+    assert in_words("too_small", 9, proof).endswith(f": for a verdict that tells, {advice}")
 
 
 def test_an_earlier_version_that_is_not_whole_is_an_error_that_names_the_setting() -> None:
@@ -480,6 +493,21 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
     assert "79 rows kept their split, 1 is quarantined now, 3 are gone" in growth_sentence(proof("digest", 79, 1))
     both = ": 77 rows kept their split, 1 moved to another split, 2 are quarantined now, 3 are gone, 12"
     assert both in growth_sentence(proof("digest", 77, 2))
+
+
+def test_what_became_of_rows_counts_since_the_previous_version_alone() -> None:
+    rows = fixed_rows(train=[TRAINED], test=[TESTED])
+    first = split_rows(rows)
+    fewer, lower = free(rows[1:]), Split(threshold=0.5)
+    second = split_rows(fewer, lower, first)
+    third = split_rows(fewer, lower, second)
+    back = split_rows(free(rows), earlier=third)
+    assert [growth_sentence(LeakProof.load(each)).partition(": ")[2] for each in (second, third, back)] == [
+        "60 rows kept their split, 1 is quarantined now, 1 is gone.",
+        "60 rows kept their split, 1 is new or had no split.",
+        "60 rows kept their split, 2 are new or had no split.",
+    ]
+    assert split_of(back) == split_of(first)
 
 
 def test_a_row_of_the_version_before_that_is_quarantined_now_has_not_moved() -> None:

@@ -197,7 +197,7 @@ def test_the_leak_sentence_counts_the_sentences_that_were_not_compared() -> None
     said = "(threshold 0.60; 2 shared sentences not compared: dedupe.boilerplate_share)."
     assert said in leak_sentence(make_proof(), some)
     most = some.model_copy(update={"boilerplate": ("please",) * MOST_BOILERPLATE})
-    assert "; 20 shared sentences or more not compared" in leak_sentence(make_proof(), most)
+    assert "; at least 20 shared sentences not compared: " in leak_sentence(make_proof(), most)
 
 
 def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> None:

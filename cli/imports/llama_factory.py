@@ -116,7 +116,7 @@ def validation(value: Any, _: Original) -> Treatment:
 
 def samples(value: Any, original: Original) -> Treatment:
     """The first records of each data set; here a sample of all of them."""
-    if len(words(original.get("dataset"))) > 1:
+    if sum(len(_names(original, key)) for key in ("dataset", "eval_dataset")) > 1:
         return lost("it limits each data set; data.limit reads a sample of all of them together")
     return carried({"data.limit": value}, "the first records there, here a sample")
 

@@ -69,8 +69,8 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
         before = max(1.0, looked_of)
     is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
-    which = f"{'the' if is_all else 'the first'} {len(conversations):,} rows of "
-    which += "the sources" if source == "sample" else source
+    rows_of = "row of" if len(conversations) == 1 else f"{len(conversations):,} rows of"
+    which = f"{'the' if is_all else 'the first'} {rows_of} {'the sources' if source == 'sample' else source}"
     limit = settings.data.limit
     is_drawn = source == "sample" and limit is not None and len(conversations) > looked_of
     draws = f"data.limit draws {looked_of:,.0f} from all rows" if is_drawn else ""
@@ -98,8 +98,8 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             else "render will stop"
         )
         too_long = (
-            f"{len(long):,} of {which}{f' ({draws})' if draws else ''} {'is' if is_one else 'are'} longer than "
-            f"{bound}, so {ends}: "
+            f"{f'{len(long):,} of ' if len(conversations) > 1 else ''}{which}{f' ({draws})' if draws else ''} "
+            f"{'is' if is_one else 'are'} longer than {bound}, so {ends}: "
             f"{'it has' if is_one else 'they have'} {lengths_in_words(long)}; "
             f"{bound.cure(max(long), settings.model.on_long)}"
         )

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -113,7 +113,18 @@ def validate_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[s
     conflicts = conflict_expectations(suite)
     validated = ValidatedRows(frame, [*validated.outcomes, *(run(frame, conflicts) if conflicts else [])])
     stop_if_broken(validated, file)
-    return validated
+    return ValidatedRows(frame, _kept_findings(validated))
+
+
+def _kept_findings(validated: ValidatedRows) -> list[ExpectationOutcome]:
+    """The outcomes, of which those of severity info fail kept rows alone: a quarantined row is no finding."""
+    kept, outcomes = validated.kept(), list[ExpectationOutcome]()
+    for outcome in validated.outcomes:
+        if outcome.entry.severity == "info" and outcome.of_rows:
+            rows = outcome.rows[kept[outcome.rows]]
+            outcome = replace(outcome, rows=rows, failed=len(rows))
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _look(

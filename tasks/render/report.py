@@ -87,7 +87,7 @@ def _printable(text: str) -> str:
 def choose_examples(counts: TokenCounts) -> dict[int, str]:
     """Rows worth a look, by position, and why: the first, the longest, one with several answers; others without why."""
     chosen = {0: "the first training row"}
-    chosen.setdefault(int(counts.whole.argmax()), "the longest row")
+    chosen.setdefault(int(counts.whole.argmax()), "the longest training row")
     if (counts.num_answers > 1).any():
         chosen.setdefault(int((counts.num_answers > 1).argmax()), "the first row with several answers")
     for position in np.linspace(0, counts.num_rows - 1, NUM_EXAMPLES, dtype=int).tolist():

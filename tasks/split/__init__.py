@@ -185,8 +185,8 @@ def split(
     stratify = _stratify(settings)
     strata = _strata(file, columns, stratify)
     times = columns.times() if settings.by == "time" else None
-    before, gone = earlier_splits(columns.row_ids, earlier if settings.sticky else None)
-    fixed, because, exact = fix(columns.given, before)
+    before = earlier_splits(columns.row_ids, earlier if settings.sticky else None)
+    fixed, because, exact = fix(columns.given, before.split)
 
     with engine_of(engine) as machine:
         sets = machine.sets(machine.over_batches(file, ["messages"], _shingles, left_out=left_out))
@@ -208,7 +208,7 @@ def split(
             assignment.quarantine(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
         draw_replay(assignment, columns.row_ids, columns.replay, settings.replay)
         write_splits(folder, file, Details(columns, assignment, found))
-        _stop_if_unusable(assignment, columns, settings, gone)
+        _stop_if_unusable(assignment, columns, settings, before.gone)
         assigned = np.flatnonzero(assignment.split != NONE)
         floor = (0.9 if len(columns) > MANY_ROWS else 0.5) * settings.threshold  # a pair below it is far from a leak
         sets = sets[assigned]
@@ -239,7 +239,12 @@ def split(
         balance=balance(strata, own_split, stratify),
         user_provided_splits=tuple(SPLITS[number] for number in sorted(exact)),
         versions=versions(
-            assignment.split, columns.given, before, exact, gone.num_rows, earlier.digest if earlier else None
+            assignment.split,
+            columns.given,
+            before.last,
+            exact,
+            before.num_left,
+            earlier.digest if earlier else None,
         ),
         time=time,
         decontamination=contaminated,
@@ -256,7 +261,7 @@ def split(
     for said in warnings:
         log.warning("split: %s", said)
     proof.save(folder)
-    write_memory(folder / ASSIGNMENTS_FILE, columns.row_ids, returns_to, assignment.because, gone)
+    write_memory(folder / ASSIGNMENTS_FILE, columns.row_ids, returns_to, assignment.because, before.gone)
     return Splits(
         num_train=counts["train"],
         num_validation=counts["validation"],

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, ROW_SCHEMA, Artifact
 from tunewright.artifacts.payloads import Balance, Deviation, Stratum
-from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, furthest, index_in, numbers_of
+from tunewright.artifacts.placement import NONE, NOT_PLACED, SPLITS, TEST, TRAIN, furthest, index_in, numbers_of
 from tunewright.errors import ConfigError
 from tunewright.reports.pages import counted
 
@@ -67,24 +67,40 @@ def read_columns(file: Path) -> RowColumns:
     return RowColumns(table, table["row_id"].combine_chunks(), np.asarray(group).astype(np.int64), given, replay)
 
 
-def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> tuple[np.ndarray, pa.Table]:
-    """(rows,) the split that each row had before, or NONE; and what is remembered of rows that are no longer there.
+class EarlierSplits(NamedTuple):
+    """The splits that rows had in all earlier versions, and in the last of them alone."""
 
-    Raises ConfigError where the earlier version is not whole.
-    """
+    split: np.ndarray  # (rows,) the split that each row had in any version, or NONE
+    gone: pa.Table  # ASSIGNMENTS_SCHEMA, of rows with a split that are no longer there
+    last: np.ndarray  # (rows,) the split that each row had in the last version, or NONE
+    num_left: int  # rows of the last version's splits that are no longer there
+
+
+def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> EarlierSplits:
+    """Read the splits of `earlier`, the last version. Raises ConfigError where it is not whole."""
     if earlier is None:
-        return np.full(len(row_ids), NONE), ASSIGNMENTS_SCHEMA.empty_table()
+        none = np.full(len(row_ids), NONE)
+        return EarlierSplits(none, ASSIGNMENTS_SCHEMA.empty_table(), none, 0)
     file = earlier.path(ASSIGNMENTS_FILE)
     if not file.is_file():
         raise ConfigError(
             f"split.sticky=true: {file} is missing, which has the splits of the previous version; restore it, or set "
             "split.sticky=false to split anew"
         )
-    table = furthest(pq.read_table(file, schema=ASSIGNMENTS_SCHEMA))
-    place, found = index_in(row_ids, table["row_id"].combine_chunks()), np.full(len(row_ids), NONE)
-    found[place >= 0] = numbers_of(table["side"])[place[place >= 0]]
-    gone = index_in(table["row_id"].combine_chunks(), row_ids) < 0
-    return found, table.filter(pa.array(gone & (numbers_of(table["side"]) != NONE)))
+    table = pq.read_table(file, schema=ASSIGNMENTS_SCHEMA)
+    table = table.filter(pa.array(numbers_of(table["side"]) != NONE))
+    placed = index_in(table["because"].combine_chunks(), pa.array(NOT_PLACED)) == NONE
+    split, gone = _looked_up(row_ids, table)
+    last, left = _looked_up(row_ids, table.filter(pa.array(placed)))
+    return EarlierSplits(split, gone, last, left.num_rows)
+
+
+def _looked_up(row_ids: pa.Array, memory: pa.Table) -> tuple[np.ndarray, pa.Table]:
+    """(rows,) the split that each row has in `memory`, or NONE; and what it has of rows that are no longer there."""
+    table = furthest(memory)
+    known = table["row_id"].combine_chunks()
+    splits = np.append(numbers_of(table["side"]), NONE)
+    return splits[index_in(row_ids, known)], table.filter(pa.array(index_in(known, row_ids) < 0))
 
 
 @dataclass(frozen=True)

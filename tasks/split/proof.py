@@ -34,7 +34,7 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     TOO_SMALL: (
         "test row",
         "{independent}, too few to detect an accuracy difference below about {difference} between two models "
-        "(estimated before training): for a verdict that tells, use more data or a larger split.test",
+        "(estimated before training): for a verdict that tells, {advice}",
     ),
 }
 
@@ -76,7 +76,9 @@ def in_words(code: str, count: int, proof: LeakProof) -> str:
         rows = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
         independent = f"count as {rows}, since near-duplicates and rows of one group count once"
     difference = number(proof.smallest_visible_difference)
-    return counted_in_words(code, count, difference=difference, independent=independent)
+    is_provided = SPLITS[TEST] in proof.user_provided_splits
+    advice = "add rows to the source with use_as: test" if is_provided else "use more data or a larger split.test"
+    return counted_in_words(code, count, difference=difference, independent=independent, advice=advice)
 
 
 def counted_in_words(code: str, count: int, **more: str) -> str:
@@ -158,7 +160,7 @@ def versions(
     num_gone: int,
     earlier: str | None,
 ) -> EarlierRows:
-    """Count the outcomes of the rows that the version before had in a split (`before`, or NONE)."""
+    """Count the outcomes of the rows that the last version itself had in a split (`before`, or NONE)."""
     known = before != NONE
     return EarlierRows(
         earlier=earlier,

@@ -48,9 +48,14 @@ class ExpectationResult(BaseModel, frozen=True):
     expectation: str  # the class of Great Expectations
     column: str
     evaluated: int  # rows
-    failed: int  # rows; of the set as a whole 1
+    failed: int  # rows, with severity info those that were kept; of the set as a whole 1
     share: float  # failed / evaluated
     value: float | None  # what was measured, of the set as a whole
+
+    @property
+    def is_finding(self) -> bool:
+        """True where it failed and quarantines no row."""
+        return bool(self.failed) and (self.severity == "info" or self.of_set)
 
 
 class DriftMeasure(BaseModel, frozen=True):
@@ -126,7 +131,7 @@ class Decontamination(BaseModel, frozen=True):
 
 
 class EarlierRows(BaseModel, frozen=True):
-    """Counts of the rows of the last version of the data, by their outcome."""
+    """Counts of the rows that the last version of the data had in its splits, by their outcome."""
 
     earlier: str | None  # the digest of its splits
     known_rows: int

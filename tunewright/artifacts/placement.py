@@ -31,6 +31,8 @@ class Because(IntEnum):
 REPEATS = {TEST: Because.REPEATS_TEST_ROW, VALIDATION: Because.REPEATS_VALIDATION_ROW}
 GONE = "gone"  # of rows that the version before has and this one does not
 QUARANTINES = tuple(because for because in Because if because >= Because.BRIDGES_SPLITS)
+# Why a row of sides.parquet is in no split, though it may name one to return to. The last is of old homes.
+NOT_PLACED = (*(because.name.lower() for because in QUARANTINES), GONE, "bridges_sides")
 
 
 def furthest(memory: pa.Table) -> pa.Table:

@@ -91,8 +91,8 @@ def _not_compared(unique: UniqueRows | None) -> str:
     if unique is None or not unique.boilerplate:
         return ""
     number = counted(len(unique.boilerplate), "shared sentence")
-    some = f"{number} or more" if len(unique.boilerplate) == MOST_BOILERPLATE else number
-    return f"; {some} not compared: dedupe.boilerplate_share"
+    at_least = "at least " if len(unique.boilerplate) == MOST_BOILERPLATE else ""
+    return f"; {at_least}{number} not compared: dedupe.boilerplate_share"
 
 
 def growth_sentence(proof: LeakProof) -> str:

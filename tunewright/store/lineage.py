@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
-from tunewright.artifacts.placement import GONE, QUARANTINES
+from tunewright.artifacts.placement import NOT_PLACED
 from tunewright.config import from_here
 from tunewright.errors import ConfigError
 from tunewright.store import data_history
@@ -22,8 +22,7 @@ from tunewright.store.refusals import StoppedStage
 from tunewright.store.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
 
 OUT_OF_DATA = ("refused", "held out", "quarantined", "removed")
-# Why a row is in no split in a version's assignments; for any other reason it is in one. The last is of old homes.
-NO_SPLIT = (*(because.name.lower() for because in QUARANTINES), GONE, DUPLICATE, QUARANTINED, "bridges_sides")
+NO_SPLIT = (*NOT_PLACED, DUPLICATE, QUARANTINED)  # why a row is in no split in a version's assignments
 REMOVED = "removed.parquet"
 MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
 
