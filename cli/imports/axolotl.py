@@ -310,9 +310,12 @@ TABLE: Table = {
     "special_tokens": missing(NO_TOKENS),
     **each(
         "tokens added_tokens_overrides resize_token_embeddings_to_32x mean_resizing_embeddings shrink_embeddings "
-        "fix_untrained_tokens lora_modules_to_save peft_trainable_token_indices embedding_lr embedding_lr_scale "
-        "loraplus_lr_embedding",
+        "fix_untrained_tokens",
         missing(f"embeddings are not trained beside an adapter; {NO_TOKENS}"),
+    ),
+    **each(
+        "lora_modules_to_save peft_trainable_token_indices embedding_lr embedding_lr_scale loraplus_lr_embedding",
+        missing("embeddings are not trained beside an adapter"),
     ),
     "trust_remote_code": missing(NO_CODE),
     **each(
