@@ -70,6 +70,7 @@ SLOW_SECONDS = 5.0  # a file that takes less is not listed
 def pytest_configure(config: pytest.Config) -> None:
     """Libraries read these when they are first imported, which is after this and before any fixture."""
     folder = tempfile.TemporaryDirectory(prefix="tests-")
+    Path(folder.name).chmod(0o711)  # as through /tmp, other users may pass
     config.add_cleanup(folder.cleanup)
     os.environ |= {
         "TMPDIR": folder.name,  # of processes that tests start: their trainings wait for no others on this machine

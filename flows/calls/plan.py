@@ -99,7 +99,7 @@ class Plan(Calls):
         """Accepts nothing."""
 
     def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
-        """What the use spent or would spend, of answers that are there; enters nothing."""
+        """The share that the use spent or would spend, of answers that are there; enters nothing."""
         is_made = self.digest(candidate) and self.digest(answers)
         return test_set_uses.alpha_share(self.pipeline, candidate, answers) if is_made else 1.0
 

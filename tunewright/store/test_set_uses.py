@@ -124,7 +124,7 @@ def end(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate:
 
 
 def share_of(number: int, carried: float) -> float:
-    """What use `number`, from 1, may spend of alpha: its own share, and what the use before it `carried` over."""
+    """The share of alpha that use `number`, from 1, may spend: its own, and what the use before it `carried` over."""
     return min(1.0, 1 / (number * (number + 1)) + carried)
 
 
@@ -177,7 +177,7 @@ def _number(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> int:
 
 
 def _alpha_share(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> float:
-    """What this use may spend of alpha, 0 to 1; what it spent, if it was entered."""
+    """The share of alpha, 0 to 1, that this use may spend; if it was entered, that it spent."""
     entered = next((use for use in uses if _is(use, candidate, rows)), None)
     if entered:
         return 1.0 if entered.alpha_share is None else entered.alpha_share
@@ -185,7 +185,7 @@ def _alpha_share(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> 
 
 
 def _carried(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> float:
-    """What the last use of these rows, or of some of them, spent and did not lose, as it promoted; 0 if it did not."""
+    """The share that the last use of these rows, or of some of them, spent, if it promoted; 0 if it did not."""
     samples = _samples(uses)
     last_lines = {(use.candidate, use.test): use for use in uses}  # in the order in which the uses began
     for use in reversed(last_lines.values()):
