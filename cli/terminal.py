@@ -197,8 +197,8 @@ def _next_run(outcome: Outcome, what: str) -> str:
     """The first line of what comes next: after a verdict that promotes nothing a change, as nothing else would run."""
     if outcome.verdict and outcome.verdict.decision in ("keep", "inconclusive"):
         where = "that the verdict page advises (What to try next)" if outcome.page else "to the settings or the data"
-        over = " (this --set still overrides the file)" if " --set " in what else ""
-        return f"make a change {where}{over}, then  tunewright run {what}"
+        over = "          # its --set overrides the file" if " --set " in what else ""
+        return f"make a change {where}, then  tunewright run {what}{over}"
     return f"tunewright plan {what}"
 
 
