@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from functools import partial
@@ -88,11 +87,11 @@ class TemporaryServer:
 
     def _process_at(self, port: int) -> subprocess.Popen[bytes]:
         self.port = port
-        # uvicorn and -m look for modules in the current folder, where a redis.py may be anybody's script.
+        # Without --app-dir uvicorn looks for modules in the current folder, as -m does.
         program = ("uvicorn", "--app-dir", str(APP_DIR), "--factory", "prefect.server.api.server:create_app")
         return subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", quietly.__name__, *program, "--lifespan", "on"),
+                *(*quietly.COMMAND, *program, "--lifespan", "on"),
                 *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error"),
             ],
             env=self.environment,

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -225,7 +224,7 @@ def _anchored(pipeline: Pipeline, before: DeploymentResponse | None) -> dict[str
 
 def _prefect_deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", "-m", quietly.__name__, "prefect", "--no-prompt", "deploy", *arguments],
+        [*quietly.COMMAND, "prefect", "--no-prompt", "deploy", *arguments],
         env=os.environ
         | {
             "PREFECT_API_URL": str(PREFECT_API_URL.value()),

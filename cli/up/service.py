@@ -9,7 +9,6 @@ worker of this pool on this machine is about to start, so none of them lives, an
 
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -64,7 +63,7 @@ class Service:
 def services(up: Addresses) -> tuple[Service, Service, Service]:
     """Prefect's server, MLflow's server and the worker, in the order in which they start; the last one ends first."""
     prefect, mlflow = (int(address.rpartition(":")[2]) for address in (up.prefect, up.mlflow))
-    python = (sys.executable, "-P", "-m", quietly.__name__)
+    python = quietly.COMMAND
     loopback = ("--host", "127.0.0.1", "--port")
     name = f"tunewright-{os.getpid()}"
     return (

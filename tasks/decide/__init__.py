@@ -115,10 +115,10 @@ def decide(
 ) -> Verdict:
     """The verdict on the candidate among the contenders that gave `answers`; verdict.json has all that led to it.
 
-    `alpha_share` is what this use of the test rows may spend of 1 - gate.confidence, 0 to 1.
     constant.parquet has the scores of always the same answer.
 
     `general` is what base and candidate made of the built-in suite and of lm-eval's tasks, as far as they did them.
+    `alpha_share` is what this use of the test rows may spend of 1 - gate.confidence, 0 to 1.
 
     Raises ConfigError if gate.metric or the metric of a guardrail was not measured on these rows.
     """

@@ -90,7 +90,7 @@ def decide_scores(
     decision, because, decisive = _judged(to_beat, to_reach, to_match, held)
     compared = (*to_beat, *to_reach, *to_match)
     hardest = min(compared, key=_hardest)
-    closest, gains = decisive or hardest, (*to_beat, *to_reach)
+    closest = decisive or hardest
     rows_needed = decisive.rows_needed if decisive else None  # of a prompt that is enough
     if decision == "inconclusive":  # all comparisons have to hold, so the rows that the longest takes
         longest = needs_most((*compared, *held))
@@ -105,7 +105,7 @@ def decide_scores(
             decision,
             because,
             closest,
-            gains,
+            (*to_beat, *to_reach),
             to_match,
             held,
             asks_person=gate.approval,

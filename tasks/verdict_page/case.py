@@ -35,8 +35,7 @@ class Case(RunArtifacts, frozen=True):
     @classmethod
     def of(cls, run: RunArtifacts) -> Self:
         """The case of a run; its verdict has what was counted after the stage."""
-        counted = run.verdict.model_copy(update={"test_set_uses": run.test_set_uses, "warnings": run.warnings})
-        return cls.model_validate(dict(run) | {"verdict": counted})
+        return cls.model_validate(dict(run) | {"verdict": run.counted_verdict})
 
     @property
     def asks_person(self) -> bool:

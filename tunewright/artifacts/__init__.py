@@ -386,6 +386,11 @@ class RunArtifacts(BaseModel, frozen=True):
     prompts: Prompts | None = None  # of the contenders that are the base with a prompt
     judged: Judged | None = None
 
+    @property
+    def counted_verdict(self) -> Verdict:
+        """The verdict with what was counted after its stage."""
+        return self.verdict.model_copy(update={"test_set_uses": self.test_set_uses, "warnings": self.warnings})
+
 
 class VerdictPage(Artifact, frozen=True):
     """verdict_page: report.html and suggestions.json."""

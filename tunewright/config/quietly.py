@@ -8,6 +8,9 @@ import sys
 
 from tunewright import config
 
+# -P, as -m looks for modules in the current folder first, where a redis.py may be anybody's script.
+COMMAND = (sys.executable, "-P", "-m", "tunewright.config.quietly")
+
 if __name__ == "__main__":
     config.quiet_libraries()
     sys.argv = sys.argv[1:]

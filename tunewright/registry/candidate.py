@@ -253,7 +253,6 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     if constant is not None:
         cells = (f"{constant:.4g}" if name == metric else "" for name in metrics)
         scores.append(f"| {baseline(metric)} | {' | '.join(cells)} |")
-    counted_verdict = candidate.run.verdict.model_copy(update={"test_set_uses": candidate.run.test_set_uses})
     decision = ", ".join(filter(None, (shown(candidate.run.verdict.in_words), candidate.run.verdict.gain)))
     asks = candidate.settings.gate.approval and candidate.run.verdict.decision == "promote"
     number, limit = candidate.data_version, candidate.settings.data.limit
@@ -266,8 +265,8 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         "row and what to try next.",
         "",
         f"- Decision: {decision}",
-        f"- {counted_verdict.says_uses()} (gate.max_test_set_uses={candidate.settings.gate.max_test_set_uses}: a "
-        "warning follows beyond that)",
+        f"- {candidate.run.counted_verdict.says_uses()} "
+        f"(gate.max_test_set_uses={candidate.settings.gate.max_test_set_uses}: a warning follows beyond that)",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {counted(adapter.steps, 'step')}, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",

@@ -10,9 +10,9 @@ made by looking at the answers to the test rows.
 
 `<home>/test_set_uses/<name>.jsonl` has a line where a use begins, since two runs may decide at the same time, and one
 with its verdict. A use of another test set counts by the share of rows that both have, so a test set that grows from
-version to version is not taken for a new one. Of each test set the smallest row_ids are kept: these are
-hashes, so the smallest are a fair sample, and the share in common is known from them (bottom-k sketches, Cohen & Kaplan
-2007), exactly up to 1,000 rows.
+version to version is not taken for a new one. Of each test set the smallest row_ids are kept: these are hashes, so the
+smallest are a fair sample, and the share in common is known from them (bottom-k sketches, Cohen & Kaplan 2007), exactly
+up to 1,000 rows.
 
 The number of a use and its share never change afterwards, so a run of unchanged settings decides as before.
 
