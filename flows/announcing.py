@@ -1,5 +1,5 @@
-"""The events that tell of a deployment's data: that they have changed, that they have drifted; and of a crashed run
-that is not restarted.
+"""The events that tell of a deployment's data: that they have changed, have drifted, or have long been unreadable; and
+of a crashed run that is not restarted.
 
 Automations that `tunewright deploy` makes wait for them (cli/deploy/automations.py); yours can as well.
 """
@@ -24,6 +24,7 @@ log = logging.getLogger("tunewright")
 
 CHANGED = "tunewright.data.changed"
 DRIFTED = "tunewright.data.drifted"
+UNREADABLE = "tunewright.data.unreadable"
 GAVE_UP = "tunewright.run.not-restarted"
 DRIFTS = ("length_drift", "language_drift", "source_drift", "label_drift")  # of data_checks/suite.py
 

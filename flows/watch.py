@@ -17,6 +17,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment as own
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from tunewright import config
@@ -92,6 +93,9 @@ def watch(deployment: str) -> State[None]:
         found = watching.look(identifier(watched.name), settings.data, has_failed=has_failed)
     except (ConfigError, DataError) as error:  # files on their way, or none yet: a run would say the same and fail
         log.warning("%s", error)
+        if since := watching.long_unreadable(identifier(watched.name)):
+            said = f"No poll could read the files since {since:%Y-%m-%d %H:%M} UTC, so no run starts: {error}"
+            announcing.announce(announcing.UNREADABLE, watched.name, {"said": said, "poll": str(flow_run.id)})
         return Completed(name="Unreadable", message=str(error))
     said = watching.shown(found.changes)
     if found.is_new:

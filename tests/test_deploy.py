@@ -57,6 +57,7 @@ from tunewright.flows.watch import watch
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
 from tunewright.store import in_use
+from tunewright.tasks.ingest import watching
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_a_file_is_deployed_and_a_second_time_nothing_changes(
     first = as_json(deploy(write(operation), None, "local"))["deployments"][0]
     assert (first["name"], first["state"], first["work_pool"]) == ("finetune/drops", "created", "local")
     assert first["schedules"][0]["when"] == "every day at 03:00 UTC"
-    assert len(first["automations"]["made"]) == 4
+    assert len(first["automations"]["made"]) == 5
     (looks,) = client.read_deployment_by_name("watch/drops").schedules
     assert in_words(looks.schedule) == "every 30 s"
     again = as_json(deploy(write(operation), None, "local"))["deployments"][0]
@@ -201,7 +202,7 @@ def test_a_file_is_deployed_and_a_second_time_nothing_changes(
 
     less = as_json(deploy(write("{}", rate="0.002"), None, "local"))["deployments"][0]
     assert (less["state"], less["changed"]) == ("updated", ["parameters"])
-    assert len(less["automations"]["removed"]) == 4
+    assert len(less["automations"]["removed"]) == 5
     assert {each.name for each in client.read_automations()} == {CRASHES, CRASHED_POLLS}
     with pytest.raises(ObjectNotFound):
         client.read_deployment_by_name("watch/drops")
@@ -256,7 +257,21 @@ def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str]
     assert told["subject"] == "drops: not restarted"
     assert told["body"].startswith(f"{said['said']}\nThe last run of drops: http")
     assert told["body"].endswith(f"/v2/runs/flow-run/{crashed.id}")
-    client.delete_flow_run(crashed.id)  # the watch of another test would start it again
+    client.delete_flow_run(crashed.id)  # the next poll would start it again
+    files_that_stay_unreadable_are_told_of(came)
+
+
+def files_that_stay_unreadable_are_told_of(came: list[str]) -> None:
+    Path("in").rename("out")
+    with patch.object(watching, "LONG_UNREADABLE", timedelta(0)):
+        state: Any = watch("finetune/drops", return_state=True)
+    Path("out").rename("in")
+    assert state.name == "Unreadable"
+    until(lambda: came)
+    told = json.loads(came.pop())
+    assert told["subject"] == "drops: unreadable"
+    assert told["body"].startswith("No poll could read the files since ") and state.message in told["body"]
+    assert told["body"].endswith(f"/v2/runs/flow-run/{state.state_details.flow_run_id}")
 
 
 BEAT = "/work_pools/{work_pool_name}/workers/heartbeat"

@@ -1,6 +1,7 @@
 """A look tells what differs from what the last finished run read, reads no file twice, and announces a change once."""
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_a_change_back_is_a_change_where_the_run_between_failed() -> None:
     assert (found.is_new, found.changes) == (True, (watching.REPAIRED,))
     found = look("demo", DATA, has_failed=True)
     assert (found.is_new, found.changes) == (False, ()), "once"
+
+
+def test_files_that_stay_unreadable_are_announced_once_until_they_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watching.long_unreadable("demo") is None, "they may be on their way"
+    monkeypatch.setattr(watching, "LONG_UNREADABLE", timedelta(0))
+    since = watching.long_unreadable("demo")
+    assert since is not None and since <= datetime.now(UTC)
+    assert watching.long_unreadable("demo") is None, "once"
+    look("demo", DATA)
+    assert watching.long_unreadable("demo") is not None, "another outage"
 
 
 def test_a_file_that_is_the_same_is_not_read_again(read: list[str]) -> None:

@@ -20,7 +20,7 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from tunewright.compat import STOPPED, STOPPED_EARLY
 from tunewright.config import Operation
-from tunewright.flows.announcing import CHANGED, DRIFTED, GAVE_UP, resource
+from tunewright.flows.announcing import CHANGED, DRIFTED, GAVE_UP, UNREADABLE, resource
 from tunewright.flows.outcome import STANDS, UNCHANGED, VERDICTS
 from tunewright.flows.parameters import FLOW, identifier
 from tunewright.flows.watch import GIVEN_UP, PAUSED
@@ -159,7 +159,8 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
             expect, match["prefect.state-type"] = {"prefect.flow-run.*"}, ["FAILED", "CRASHED"]
             if operation.watch is not None:  # who stops `tunewright up` knows, and the run is restarted
                 match["prefect.state-message"] = f"!{STOPPED}*"
-                yield _giving_up(target, operation, blocks)
+                yield _of_watcher(target, operation, blocks, GAVE_UP, "not restarted", "run")
+                yield _of_watcher(target, operation, blocks, UNREADABLE, "unreadable", "poll")
         if occasion == "approval":  # a run of its own asks for it (flows/release.py)
             expect, related = {"prefect.flow-run.Suspended"}, asking
         if occasion == "promotion" and target.approval:
@@ -173,19 +174,21 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
         )
 
 
-def _giving_up(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -> AutomationCore:
-    """Tells that a run which crashed again and again is not restarted."""
+def _of_watcher(
+    target: Target, operation: Operation, blocks: Mapping[str, UUID], event: str, state: str, about: str
+) -> AutomationCore:
+    """Tells what the watcher says: that a run is not restarted, or that it cannot read the files."""
     of = _literal(target.name)
-    link = f"{target.ui}/v2/runs/flow-run/{{{{ event.payload.run }}}}"
+    link = f"{target.ui}/v2/runs/flow-run/{{{{ event.payload.{about} }}}}"
     return AutomationCore(
-        name=f"tunewright: {', '.join(operation.notify)} notified when {target.name} is not restarted",
+        name=f"tunewright: {', '.join(operation.notify)} notified when {target.name} is {state}",
         description="Set by operation.notify and notify_on of the deployment file",
-        trigger=EventTrigger(expect={GAVE_UP}, match=_labels({"prefect.resource.id": resource(target.name)})),
+        trigger=EventTrigger(expect={event}, match=_labels({"prefect.resource.id": resource(target.name)})),
         actions=[
             SendNotification(
                 block_document_id=blocks[block],
-                subject=f"{of}: not restarted",
-                body=f"{{{{ event.payload.said }}}}\nThe last run of {of}: {link}",
+                subject=f"{of}: {state}",
+                body=f"{{{{ event.payload.said }}}}\nThe last {about} of {of}: {link}",
             )
             for block in operation.notify
         ],

@@ -3,12 +3,14 @@
 In `<home>/watch/<deployment>/` a run that finishes leaves what it read (read.json), and a poll what it saw (seen.json):
 a file is read again only where its size, its time or its entity tag is another. A change is announced once. Where the
 run that it starts fails, as it does where the data are refused, it is not started again until the files change again.
+Files that cannot be read may be on their way; that they could not be read for an hour is told once (unreadable.json).
 """
 
 import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -24,6 +26,7 @@ from tunewright.tasks.ingest.opening import Compression
 SETTLED_SECONDS = 1.0  # a local file that has not changed for so long is no more being written
 REPAIRED = "as the last finished run read them, and the run after it failed"
 NAMED = 3  # changes that are named one by one
+LONG_UNREADABLE = timedelta(hours=1)
 
 
 class Seen(BaseModel, frozen=True):
@@ -48,6 +51,13 @@ class WatcherState(BaseModel):
             known = Seen(stamp=now, compression=compression, digest=digest)
         self.files[path] = known
         return known.compression, known.digest
+
+
+class Outage(BaseModel):
+    """Polls in a row that could not read the files."""
+
+    since: datetime
+    is_announced: bool = False
 
 
 class Poll(BaseModel, frozen=True):
@@ -83,6 +93,7 @@ def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
         memory = WatcherState()
     before = dict(memory.files)
     files = source_files(data, memory.identify)
+    _outage(deployment).unlink(missing_ok=True)
     now = {file.path: file.digest for file in files}
     memory.files = {path: seen for path, seen in memory.files.items() if path in now}
     changed = changes(_read_by_last_run(deployment), now)
@@ -99,6 +110,19 @@ def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
         memory.announced = about if changed else ""
     _write(folder / "seen.json", memory.model_dump_json())
     return Poll(num_files=len(now), changes=found, is_new=is_new, is_unsettled=is_unsettled)
+
+
+def long_unreadable(deployment: str) -> datetime | None:
+    """Notes that a poll could not read the files; returns since when none could, if that is to be announced now."""
+    file, now = _outage(deployment), datetime.now(UTC)
+    try:
+        outage = Outage.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        outage = Outage(since=now)
+    is_new = not outage.is_announced and now - outage.since >= LONG_UNREADABLE
+    outage.is_announced |= is_new
+    _write(file, outage.model_dump_json())
+    return outage.since if is_new else None
 
 
 def changes(read: Mapping[str, str] | None, now: Mapping[str, str]) -> tuple[str, ...]:
@@ -119,6 +143,10 @@ def shown(changes: tuple[str, ...]) -> str:
 def _read_by_last_run(deployment: str) -> dict[str, str] | None:
     with contextlib.suppress(FileNotFoundError, ValueError):
         return json.loads((_place(deployment) / "read.json").read_text(encoding="utf-8"))
+
+
+def _outage(deployment: str) -> Path:
+    return _place(deployment) / "unreadable.json"
 
 
 def _place(deployment: str) -> Path:
