@@ -557,7 +557,7 @@ def test_options_that_cannot_be_are_refused_in_one_line(home: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         for options, sentence in {
-            ("--engine", "vlm"): '--engine "vlm": did you mean vllm? accepted: tunewright, vllm',
+            ("--engine", "vlm"): '--engine "vlm": did you mean vllm? accepted: tunewright, transformers, vllm',
             ("--no-key", "--host", "0.0.0.0"): "--no-key: accepted only without --host, as whoever reaches 0.0.0.0 ",
             ("--port", port): f"--port {port}: in use by ",
             ("--host", "1.2.3.4", "--port", port): f"--host 1.2.3.4 --port {port}: Cannot assign requested address",
@@ -610,6 +610,32 @@ def test_vllm_gets_an_exported_adapter_its_configuration_and_the_key(
     assert (path, arguments) == (str(program), ["vllm", "serve", f"{folder}/base", "--config", str(file)])
     assert environment["VLLM_API_KEY"] == (served.home / "api_key").read_text().strip()
     assert [each.stat().st_mtime_ns for each in folder.iterdir()] == written, "an exported version is used again"
+
+
+def test_the_server_of_transformers_answers_as_measured_behind_the_key(served: Served, tmp_path: Path) -> None:
+    options = ("--version", "1", "--engine", "transformers")
+    variables = {key.VARIABLE: KEY}
+    with serving(served.home, *options, log=tmp_path / "log", environment=variables) as (_, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+        assert [each.id for each in client.models.list()] == ["triage"]
+        for text, expected in zip(QUESTIONS, served.said[0], strict=True):
+            asked: Any = {"model": "triage", "messages": [{"role": "user", "content": text}], "max_tokens": 6}
+            assert client.chat.completions.create(**asked).choices[0].message.content == expected
+            parts = client.chat.completions.create(**asked, stream=True)
+            streamed = "".join(part.choices[0].delta.content or "" for part in parts)
+            assert streamed == expected.rstrip("\N{REPLACEMENT CHARACTER}"), "but for half of a character"
+        with pytest.raises(openai.BadRequestError, match="400"):
+            client.completions.create(model="gpt2", prompt="a")
+        with_key = {"Authorization": f"Bearer {KEY}"}
+        further = {401: {}, 400: with_key | {"Host": "evil.test"}, 403: with_key | {"Origin": "http://evil.test"}}
+        for status, headers in further.items():
+            assert httpx.get(f"{url}/v1/models", headers=headers).status_code == status
+        assert httpx.post(f"{url}/load_model", json={"model": "gpt2"}, headers=with_key).status_code == 404
+        assert httpx.get(f"{url}/health").status_code == 200
+    lines = (tmp_path / "log").read_text()
+    (folder,) = (served.home / "exported").glob("triage-1-*.merged/triage")
+    assert f"  cd {folder.parent}; transformers serve triage --host 127.0.0.1 --port " in lines
+    assert KEY not in lines
 
 
 def test_vllm_loads_a_whole_model_or_a_base_on_the_hub_by_its_commit(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from starlette.applications import Starlette
 
 STOPPED = "Execution was aborted by a"  # so begins what Prefect says of "a termination signal", "an interrupt signal"
 STOPPED_EARLY = "Process exited with status code: -15."  # the same, of a run that could not yet say so itself
@@ -76,6 +77,39 @@ def attention_with_sums(
     import torch
 
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias, scale=1.0)
+
+
+SERVED = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health"}
+
+
+class _Built(Exception):
+    """The app is there, and its server is not wanted."""
+
+
+def app_of_transformers(model: str) -> "Starlette":
+    """The app of `transformers serve` for a model at a path, which it loads, without its server, which asks for no key.
+
+    It has the paths of SERVED alone: others load and unload models.
+    """
+    from transformers.cli.serve import Serve
+    from transformers.cli.serving import server
+
+    apps: list[Starlette] = []
+
+    def build(*arguments: Any, **options: Any) -> None:
+        apps.append(original(*arguments, **options))
+        raise _Built
+
+    original, server.build_server = server.build_server, build
+    try:
+        Serve(force_model=model, log_level="error", port=-1)  # a port that no server can have
+    except _Built:
+        (app,) = apps
+        app.router.routes = [each for each in app.routes if getattr(each, "path", "") in SERVED]
+        return app
+    finally:
+        server.build_server = original
+    raise AssertionError("Serve() returned without building the app")
 
 
 def forget_engine(uri: str) -> None:

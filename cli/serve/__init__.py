@@ -1,7 +1,7 @@
-"""`tunewright serve`: a registered version behind an OpenAI-compatible endpoint, of this project or of vLLM.
+"""`tunewright serve`: a registered version behind an OpenAI-compatible endpoint, of this project or of another server.
 
 asking.py reads requests, answering.py is the loaded version, queue.py the requests that wait for it, endpoint.py the
-watch on the alias, app.py the HTTP side, and vllm.py the configuration of the other engine.
+watch on the alias, app.py the HTTP side, and engines.py the servers of transformers and vLLM.
 """
 
 from typing import Annotated
@@ -16,7 +16,7 @@ from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_
 from tunewright.errors import ConfigError
 from tunewright.machine.addresses import LOOPBACK
 
-ENGINES = ("tunewright", "vllm")
+ENGINES = ("tunewright", "transformers", "vllm")
 TYPED = (("model.base", "the version"),)
 
 
@@ -26,7 +26,11 @@ def serve(
     alias: Alias = "champion",
     engine: Annotated[
         str,
-        typer.Option(metavar="NAME", help="tunewright: this project's own server; vllm: vLLM, where it is installed"),
+        typer.Option(
+            metavar="NAME",
+            help="tunewright: this project's own server; transformers: that of `transformers serve`; vllm: vLLM, where "
+            "it is installed",
+        ),
     ] = "tunewright",
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65_535, help="Port to listen on")] = 8000,
     host: Annotated[
@@ -59,14 +63,11 @@ def serve(
             console.print(Text(line), soft_wrap=True)
 
         with interrupts.at_once():
-            from tunewright.cli.serve import key
-        if engine == "vllm":
-            with interrupts.at_once():
-                from tunewright.cli.serve import vllm
-            vllm.serve(registry, version, host, port, "" if no_key else key.api_key(), tell)
-        else:
-            with interrupts.at_once():
-                from tunewright.cli.serve import server
-            server.serve(
-                registry, version, server.Listening(host, port, "" if no_key else key.api_key(), max_waiting), tell
-            )
+            from tunewright.cli.serve import engines, key, server
+        serve_by = {
+            "tunewright": server.serve,
+            "transformers": engines.serve_by_transformers,
+            "vllm": engines.serve_by_vllm,
+        }
+        at = server.Listening(host, port, "" if no_key else key.api_key(), max_waiting)
+        serve_by[engine](registry, version, at, tell)

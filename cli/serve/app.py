@@ -316,5 +316,14 @@ def create_app(endpoint: RequestQueue, host: str, api_key: str, further: Sequenc
     routes += [Route("/v1/models/{name:path}", api.models, methods=get), *further]
     handlers: Any = {RequestError: _refused, HTTPException: _refused, ClientDisconnect: _refused}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
-    app = Counted(KeyGuard(app, api_key), api.metrics, {*paths})
+    return _of_this_host(Counted(KeyGuard(app, api_key), api.metrics, {*paths}), host)
+
+
+def guarded(app: ASGIApp, host: str, api_key: str) -> ASGIApp:
+    """An app of another server behind the same checks."""
+    return _of_this_host(KeyGuard(app, api_key), host)
+
+
+def _of_this_host(app: ASGIApp, host: str) -> ASGIApp:
+    """The app, which answers under this machine's own names alone if it listens there."""
     return TrustedHostMiddleware(app, allowed_hosts=HOSTS if host == LOOPBACK else ["*"], www_redirect=False)
