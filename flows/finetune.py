@@ -73,11 +73,12 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     measured = (Contender(name="base", base=base), tuned)
-    prompts, prompted = _prompted(s, call, read, splits, tokens, base)
+    measurement = s.measured().limited(tokens.longest_answer, s.model.max_length)
+    prompts, prompted = _prompted(s, call, read, splits, tokens, base, measurement.limit)
     opponent = call.champion(s.registry, adapter, base, splits)
     answers = {
         each.name: call(evaluate)(
-            contender=each, tokens=tokens, evaluation=s.measured(), own=read.metrics, schema=read.schema
+            contender=each, tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema
         )
         for each in (measured[0], *prompted, *([opponent] if opponent else []), tuned)
     }
@@ -121,7 +122,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
 
 
 def _prompted(
-    s: Settings, call: Run | Plan, read: Inputs, splits: Splits, tokens: Tokens, base: Base
+    s: Settings, call: Run | Plan, read: Inputs, splits: Splits, tokens: Tokens, base: Base, max_new_tokens: int
 ) -> tuple[Prompts | None, tuple[Contender, ...]]:
     """The base, asked by each kind of prompt that evaluation.contenders names."""
     names = tuple(dict.fromkeys(s.evaluation.contenders))
@@ -133,7 +134,7 @@ def _prompted(
         base=base,
         contenders=names,
         shots=s.evaluation.shots,
-        max_new_tokens=s.evaluation.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         embedding_model=s.dedupe.semantic_model,
         embedding=read.retrieval,
     )

@@ -52,7 +52,7 @@ def answered(
     """Generate the model's answer to each row of `test` (TOKEN_SCHEMA): a table of ANSWER_SCHEMA in the same order."""
     from tunewright.generation import Answer, Greedy
 
-    greedy = Greedy(model, stops=stops, max_new_tokens=settings.max_new_tokens, batch=settings.batch)
+    greedy = Greedy(model, stops=stops, max_new_tokens=settings.limit, batch=settings.batch)
     countdown = Countdown(len(test), "answers", "evaluation-progress", contender)
     written: list[dict[str, Any]] = []
     for start in range(0, len(test), ROWS):
@@ -87,13 +87,14 @@ def scored(answers: pa.Table, choice: metrics.Choice) -> tuple[pa.Table, dict[st
     return answers, scores
 
 
-def _warn_of_longer(test: pa.Table, evaluation: Evaluation) -> None:
-    """Says before the first answer that references have no room; the verdict says what came of it (decide/reading)."""
+def _show_limit(test: pa.Table, limit: int) -> None:
+    """Says before the first answer whether references have room; the verdict says what came of it (decide/reading)."""
     labels, prompts = (test.column(name).combine_chunks() for name in ("labels", "prompt_length"))
     behind = labels.value_lengths().to_numpy() - prompts.to_numpy()  # with what a template has after the stop token
-    if longer := int((behind > evaluation.max_new_tokens + 1).sum()):
+    log.info("  up to %d tokens an answer; the longest reference has %d with its stop token", limit, behind.max())
+    if longer := int((behind > limit + 1).sum()):
         text = "%d of %d references are longer than evaluation.max_new_tokens=%d: answers to these will be cut off"
-        log.warning(text, longer, len(test), evaluation.max_new_tokens)
+        log.warning(text, longer, len(test), limit)
 
 
 @stage(
@@ -119,7 +120,7 @@ def evaluate(
     test = pq.read_table(contender.prompts or tokens.path("test.parquet"))
     stops = contract.stop_token_ids
     if contender.name == "base":  # of all the same
-        _warn_of_longer(test, evaluation)
+        _show_limit(test, evaluation.limit)
     with on_device():
         started = time.monotonic()
         model = merged(load_model(contender.base, contender.model))
@@ -148,6 +149,6 @@ def evaluate(
         metric=choice.decides,
         measured=choice.says(),
         precision=str(model.dtype).removeprefix("torch."),
-        max_new_tokens=evaluation.max_new_tokens,
+        max_new_tokens=evaluation.limit,
         is_prose="long texts" in choice.shape.kinds,
     )

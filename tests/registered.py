@@ -112,7 +112,6 @@ def register_candidate(
         data=Data(sources=(Source(path="data.jsonl"),)),
         model=Model(base=base.reference),
         registry=Registry(name="triage"),
-        evaluation={"max_new_tokens": 6},  # pyright: ignore[reportArgumentType]
     ).model_copy(update=sections)
     of_report = {"stage": "render", "folder": report}
     run = RunArtifacts(
@@ -167,6 +166,7 @@ def _answers(tmp_path: Path, splits: Splits, contender: str, texts: list[str], s
         num_rows=3,
         scores=scores,
         precision="float32",
+        max_new_tokens=6,
     )
 
 

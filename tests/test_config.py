@@ -117,6 +117,12 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
     assert Settings.model_validate(defaults) == Settings(**NEEDED)
 
 
+@pytest.mark.parametrize(("longest", "limit"), [(0, 32), (9, 32), (32, 32), (33, 64), (200, 256), (600, 512)])
+def test_an_answer_has_room_for_the_longest_of_the_data(longest: int, limit: int) -> None:
+    assert Evaluation().limited(longest, 512).limit == limit
+    assert Evaluation(max_new_tokens=7).limited(longest, 512).limit == 7
+
+
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
@@ -160,11 +166,11 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
         ),
         (
             Settings,
-            NEEDED | {"model": Model(base="org/name", max_length=128)},
-            "evaluation.max_new_tokens=256 (the default) is more than model.max_length=128, the longest row there can "
-            "be; "
-            "set evaluation.max_new_tokens to at most 128",
+            NEEDED | {"model": Model(base="a/b", max_length=128), "evaluation": Evaluation(max_new_tokens=129)},
+            "evaluation.max_new_tokens=129 is more than model.max_length=128, the longest row there can be; accepted: "
+            "1 to 128, or auto",
         ),
+        (Evaluation, {"max_new_tokens": 0}, "max_new_tokens=0 is less than 1"),
     ],
 )
 def test_settings_that_contradict_each_other_say_so(section: type[BaseModel], values: Any, message: str) -> None:

@@ -152,7 +152,9 @@ def test_the_device_is_waited_for(
     monkeypatch.setattr("tunewright.cost_model.one_at_a_time.identity_here", lambda: "cpu")
     caplog.set_level("INFO", "tunewright")
     with ThreadPoolExecutor(1) as pool, one_at_a_time.held("cpu", '"brave-otter"'):
-        evaluating = pool.submit(evaluate.fn, contender=candidate, tokens=tokens, evaluation=Evaluation())
+        evaluating = pool.submit(
+            evaluate.fn, contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=4)
+        )
         until(lambda: "waiting for the CPU: in use by another run" in caplog.text)
         assert not evaluating.done()
     assert evaluating.result().num_rows == tokens.num_test

@@ -389,6 +389,17 @@ def test_a_plan_says_where_a_training_goes_on(settings: Settings, monkeypatch: p
     assert causes(plan(settings, "register", ()))["train"] == ["runs after render"]
 
 
+def test_the_limit_of_an_answer_goes_by_the_data_and_a_number_of_the_same_changes_nothing(
+    settings: Settings, made: list[str]
+) -> None:
+    answers = outcome(run(changed(settings, "evaluation", max_new_tokens="auto"), until="evaluate")).answers
+    assert {each.max_new_tokens for each in answers.values()} == {32}
+    assert made == ["prompt", *["evaluate"] * 4]
+    made.clear()
+    run(changed(settings, "evaluation", max_new_tokens=32), until="evaluate")
+    assert made == []
+
+
 def test_another_learning_rate_trains_again_and_nothing_before(settings: Settings, home: Path, made: list[str]) -> None:
     other = changed(settings, "training", learning_rate=0.02)
     planned = plan(other, "register", ())

@@ -331,7 +331,6 @@ def test_the_method_comes_from_several_keys(imported: Import, more: dict[str, An
         ({"sample_packing": True}, "compute.packing", None),
         ({"batch_size": 64}, "training.batch", 64),
         ({"max_steps": -1}, "training.max_steps", None),
-        ({"sequence_len": 100}, "evaluation.max_new_tokens", 100),
         ({"chat_template": "phi_35"}, "model.chat_template", "phi3"),
         ({"mlflow_experiment_name": "Our Bot"}, "registry.name", "our-bot"),
     ],

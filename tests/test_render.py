@@ -423,6 +423,7 @@ def test_the_report_counts_what_the_tables_hold(tiny_base: Base, make_splits: Ma
     assert split.num_answers.tolist() == [1, 1, 2]
     shared = split.shared_prefix
     assert len({tuple(row[:shared]) for row in ids}) == 1 < len({tuple(row[: shared + 1]) for row in ids})
+    assert tokens.longest_answer == max(len(row["input_ids"]) - row["prompt_length"] for row in rows(tokens))
     report = json.loads(tokens.path("report.json").read_text())
     assert report["splits"]["train"]["tokens"] == sum(map(len, ids))
     assert sum(count for _, _, count in report["histograms"]["whole"]) == 3

@@ -12,7 +12,7 @@ from tunewright.cli.deployment_file.strict_yaml import Document
 from tunewright.cli.imports import axolotl, llama_factory, openai, reading, trl
 from tunewright.cli.imports.places import Places
 from tunewright.cli.imports.rules import DataSetEntry, Original, Table, Tool, Treatment, lost, not_needed
-from tunewright.config import USED_BY, Evaluation, Method, Settings, Source
+from tunewright.config import USED_BY, Method, Settings, Source
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import section_of, slug, written
 
@@ -203,12 +203,6 @@ def _complete(found: Imported, original: Original) -> None:
         fresh = {ours: each for ours, each in treatment.values.items() if ours not in found.values}
         _set(found, Treatment("set", "", fresh), whose)
     _complete_method(found)
-    longest = found.values.get("model.max_length")
-    if longest is not None and "evaluation.max_new_tokens" not in found.values:
-        default = Evaluation.model_fields["max_new_tokens"].default
-        if default > longest:
-            found.values["evaluation.max_new_tokens"] = longest
-            found.origins["evaluation.max_new_tokens"] = "no longer than a row"
     batch, micro = found.values.get("training.batch"), found.values.get("training.micro_batch")
     if isinstance(micro, int) and (batch is None or micro > batch):
         _drop(found, "training.micro_batch", not_needed("training.batch is no larger"))

@@ -88,7 +88,7 @@ def _save(folder: Path, candidate: Candidate, model: "LoggedModel") -> None:
             "base": str(folder / "base.json"),
             "tokenizer": str(folder / "tokenizer"),
         },
-        signature=_signature(candidate.settings.evaluation.max_new_tokens),
+        signature=_signature(candidate.max_new_tokens),
         input_example=[{"messages": [{"role": "user", "content": "Hello"}]}],
         pip_requirements=requirements(candidate),
         mlflow_model=Model(run_id=model.source_run_id, model_uuid=model.model_id, model_id=model.model_id),

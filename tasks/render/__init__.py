@@ -226,6 +226,7 @@ def render(
         reasons=reasons,
         num_trained_tokens=int(counts["train"].trained.sum()),
         longest=int(max(measured.whole.max() for measured in counts.values())),
-        num_replay=pq.read_table(folder / "train.parquet", columns=["replay"])["replay"].to_pylist().count(True),
+        longest_answer=max(measured.longest_answer for measured in counts.values()),
+        num_replay=int(counts["train"].is_replay.sum()),
         reasoning=model.reasoning,
     )

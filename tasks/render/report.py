@@ -25,12 +25,13 @@ Segment = tuple[str, bool, bool]  # text, whether it is trained, whether it is a
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """The tokens of each row of a split: before its last answer, trained, in all; and its number of answers."""
+    """The tokens of each row of a split: before its last answer, trained, in all; its number of answers; its use."""
 
     prompt: np.ndarray
     trained: np.ndarray
     whole: np.ndarray
     num_answers: np.ndarray
+    is_replay: np.ndarray
     shared_prefix: int  # tokens that all rows begin with
 
     @property
@@ -38,19 +39,25 @@ class TokenCounts:
         """The rows of this split."""
         return len(self.whole)
 
+    @property
+    def longest_answer(self) -> int:
+        """Tokens from the beginning of a row's last answer to its end, at most; rows for replay are left out."""
+        return int((self.whole - self.prompt)[~self.is_replay].max(initial=0))
+
 
 def measure(file: Path) -> TokenCounts:
     """Count the tokens of each row of a TOKEN_SCHEMA table, and those of the prefix that all rows share."""
-    columns: list[list[np.ndarray]] = [[], [], [], []]
+    columns: list[list[np.ndarray]] = [[], [], [], [], []]
     prefix: np.ndarray | None = None
-    for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids", "labels", "prompt_length"]):
+    for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids", "labels", "prompt_length", "replay"]):
         ids, labels = batch.column("input_ids"), batch.column("labels")
         starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
         flat_ids, trained = ids.flatten().to_numpy(), labels.flatten().to_numpy() != IGNORED
         begins = trained & ~np.concatenate([[False], trained[:-1]])
         begins[starts] = trained[starts]
         whole = np.diff(ids.offsets.to_numpy())
-        found = (batch.column("prompt_length").to_numpy(), _sums(trained, starts), whole, _sums(begins, starts))
+        prompts, replays = batch.column("prompt_length").to_numpy(), batch.column("replay").to_numpy(False)
+        found = (prompts, _sums(trained, starts), whole, _sums(begins, starts), replays)
         for column, values in zip(columns, found, strict=True):
             column.append(values)
         for start, length in zip(starts, whole, strict=True):

@@ -207,6 +207,7 @@ class Tokens(Artifact, frozen=True):
     reasons: dict[str, int]
     num_trained_tokens: int
     longest: int
+    longest_answer: int = 0  # the last one of a row, with its stop token; rows for replay left out
     num_replay: int = 0  # of the training rows
     reasoning: Literal["trained", "masked", "dropped"] = "trained"  # as it was rendered
 

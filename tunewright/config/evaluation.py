@@ -72,6 +72,7 @@ def require_in_range(metric: str, key: str, by: float) -> None:
         raise ValueError(f"{key}={by:g} is out of range: {scores} are from 0 to 1; accepted: below 1")
 
 
+LEAST_LIMIT = 32  # tokens that max_new_tokens: auto leaves an answer, also of a base that says more than the label
 PromptContender = Literal["few_shot", "retrieval"]
 
 
@@ -90,7 +91,11 @@ class Evaluation(Section):
         min_length=1,
         description="File with the JSON Schema for answers, for the metric schema_valid; empty has none",
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="Maximum number of tokens in an answer")
+    max_new_tokens: int | Literal["auto"] = Field(
+        default="auto",
+        description="Maximum number of tokens in an answer, at least 1; auto has room for the longest answer of the "
+        "data: 32, 64, 128 and so on, up to model.max_length",
+    )
     batch: int = Field(default=16, ge=1, description="Batch size of generation, in rows")
     contenders: tuple[PromptContender, ...] = Field(
         default=("few_shot", "retrieval"),
@@ -103,6 +108,28 @@ class Evaluation(Section):
         description="Evaluate base and candidate on a built-in suite of general tasks and texts too, to measure "
         "forgetting",
     )
+
+    @property
+    def limit(self) -> int:
+        """The most tokens of an answer, where it is a number."""
+        assert self.max_new_tokens != "auto", "limited() comes first"
+        return self.max_new_tokens
+
+    def limited(self, longest_answer: int, max_length: int) -> Self:
+        """The settings with a number for max_new_tokens, where the longest answer has so many tokens.
+
+        A power of two, so that one more row seldom changes what all contenders answered under.
+        """
+        if self.max_new_tokens != "auto":
+            return self
+        room = max(LEAST_LIMIT, 1 << (longest_answer - 1).bit_length())
+        return self.model_copy(update={"max_new_tokens": min(room, max_length)})
+
+    @model_validator(mode="after")
+    def _an_answer_has_a_token(self) -> Self:
+        if self.max_new_tokens != "auto" and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} is less than 1")
+        return self
 
     @model_validator(mode="after")
     def _each_has_an_effect(self) -> Self:

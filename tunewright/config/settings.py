@@ -147,12 +147,11 @@ class Settings(Section):
             raise ValueError(
                 f"gate.guardrails: {lacking[0]} is not in evaluation.metrics, which has {has}; add it there"
             )
-        if self.evaluation.max_new_tokens > self.model.max_length:
-            default = "" if "max_new_tokens" in self.evaluation.model_fields_set else " (the default)"
+        most, longest = self.evaluation.max_new_tokens, self.model.max_length
+        if most != "auto" and most > longest:
             raise ValueError(
-                f"evaluation.max_new_tokens={self.evaluation.max_new_tokens}{default} is more than "
-                f"model.max_length={self.model.max_length}, the longest row there can be; set "
-                f"evaluation.max_new_tokens to at most {self.model.max_length}"
+                f"evaluation.max_new_tokens={most} is more than model.max_length={longest}, the longest row there can "
+                f"be; accepted: 1 to {longest}, or auto"
             )
         return self
 

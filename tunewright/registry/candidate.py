@@ -90,6 +90,13 @@ class Candidate(BaseModel, frozen=True):
         return next(answers for answers in self.run.answers if answers.contender == "candidate")
 
     @property
+    def max_new_tokens(self) -> int:
+        """The most tokens that an answer could have."""
+        most = self.own_answers.max_new_tokens
+        assert most is not None, "each evaluation of this version of Tunewright keeps it"
+        return most
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns of MLflow's runs table."""
         return columns(self.run.verdict.metric)

@@ -67,7 +67,7 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
         )
         for row in recorded
     ]
-    rehearsal = Rehearsal(rows=tuple(asked), max_new_tokens=candidate.settings.evaluation.max_new_tokens)
+    rehearsal = Rehearsal(rows=tuple(asked), max_new_tokens=candidate.max_new_tokens)
     with files.copied(client, version) as copy:
         _rehearse(version, copy, rehearsal)
     _keep(client, version, rehearsal)
