@@ -423,6 +423,7 @@ def write_splits(
             line += 1
             rows.append(_row(messages(given), "data.jsonl", line) | {"cluster": line})
         pq.write_table(pa.Table.from_pylist(rows, SPLIT_SCHEMA), folder / f"{split}.parquet")
+    pq.write_table(QUARANTINE_SCHEMA.empty_table(), folder / "quarantine.parquet")
     return Splits(
         stage="split",
         key=digest[:20],

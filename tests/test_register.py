@@ -20,7 +20,7 @@ import registered
 from pydantic import ValidationError
 from registered import QUESTIONS, aliases, runs, versions
 
-from tunewright.artifacts import ASSIGNMENTS_FILE, Base, Judged, Registered
+from tunewright.artifacts import ASSIGNMENTS_FILE, QUARANTINE_SCHEMA, Base, Judged, Registered
 from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
 from tunewright.registry import candidate, rehearsal
@@ -479,6 +479,12 @@ def test_test_rows_that_trained_the_champion_are_counted(make: Make, make_splits
     known = trained_on_test(registry, held, other, Split(seed=1))
     assert known.startswith("1 of 2 test rows are training rows of the champion, version 1; ")
     assert trained_on_test(registry, held, apart, Split(seed=1)) == ""
+    entry = {"row_id": trained, "reason": "repeats_test_row"}
+    pq.write_table(pa.Table.from_pylist([entry], QUARANTINE_SCHEMA), apart.path("quarantine.parquet"))
+    similar = trained_on_test(registry, held, apart, Split(seed=1))
+    assert similar.startswith(
+        "1 training row of the champion, version 1, is a near-duplicate of test rows; this favours "
+    )
 
 
 def test_a_dead_server_is_an_error_within_seconds(make: Make) -> None:

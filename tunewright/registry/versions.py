@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from tunewright import config
 from tunewright.artifacts import Base, Contender, Registered, Splits
+from tunewright.artifacts.placement import Because
 from tunewright.config import Registry, Split, home
 from tunewright.errors import ONLY_READ, ConfigError, TunewrightError
 from tunewright.modeling import models
@@ -148,7 +149,7 @@ def champion(
 
 @patient
 def trained_on_test(registry: Registry, champion: Contender, splits: Splits, settings: Split) -> str:
-    """Warns where rows that are test rows in `splits` were training rows of the champion; empty where none was.
+    """Warns where test rows in `splits`, or near-duplicates of these, were training rows of the champion; or is empty.
 
     `settings` drew the splits. Where the champion's are not kept any more, it may have been trained on these rows if
     its splits were drawn otherwise.
@@ -164,11 +165,22 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
         if before == drawn(settings):  # in one history rows keep their splits
             return ""
         return f"{which}, may have trained on some of these test rows: its own splits are no longer known; {ADVICE}"
-    tested = pq.read_table(splits.path("test.parquet"), columns=["row_id"])["row_id"]
-    number = len(trained & {*tested.to_pylist()})
-    if not number:
-        return ""
-    return f"{number:,} of {splits.num_test:,} test rows are training rows of {which}; {ADVICE}"
+    tested = trained & _ids(splits, "test.parquet")
+    repeated = trained & _ids(splits, "quarantine.parquet", Because.REPEATS_TEST_ROW)
+    found = []
+    if tested:
+        found.append(f"{len(tested):,} of {splits.num_test:,} test rows are training rows of {which}")
+    if repeated:
+        one = len(repeated) == 1
+        rows, verb = ("row", "is a near-duplicate") if one else ("rows", "are near-duplicates")
+        found.append(f"{len(repeated):,} training {rows} of {which}, {verb} of test rows")
+    return f"{'; '.join(found)}; {ADVICE}" if found else ""
+
+
+def _ids(splits: Splits, file: str, reason: Because | None = None) -> set[str]:
+    """The row_ids of a table, or of its rows with this reason."""
+    filters = None if reason is None else [("reason", "=", reason.name.lower())]
+    return {*pq.read_table(splits.path(file), columns=["row_id"], filters=filters)["row_id"].to_pylist()}
 
 
 def _contender(client: "MlflowClient", version: "ModelVersion", base: Base, load_base: LoadBase) -> Contender:
