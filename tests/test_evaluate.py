@@ -20,7 +20,7 @@ from tunewright.cost_model import one_at_a_time
 from tunewright.errors import TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.reports import progress
-from tunewright.tasks import evaluate as evaluation
+from tunewright.tasks.evaluate import answers as answering
 from tunewright.tasks.evaluate import evaluate
 from tunewright.tasks.render import render
 
@@ -125,7 +125,7 @@ def test_a_contender_with_prompts_of_its_own_is_asked_by_these(tokens: Tokens, t
 
 def test_many_rows_are_answered_in_parts(tokens: Tokens, candidate: Contender, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40))
-    monkeypatch.setattr(evaluation, "ROWS", 3)
+    monkeypatch.setattr(answering, "ROWS", 3)
     parts = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40, batch=2))
     one, other = (pq.read_table(answers.path("answers.parquet")) for answers in (whole, parts))
     assert one.column("answer").to_pylist() == other.column("answer").to_pylist()
@@ -136,7 +136,7 @@ def test_progress_is_logged_as_rows_are_answered(
     tokens: Tokens, candidate: Contender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "tunewright")
-    monkeypatch.setattr(evaluation, "ROWS", 6)
+    monkeypatch.setattr(answering, "ROWS", 6)
     monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40, batch=2))
@@ -206,5 +206,5 @@ def test_the_same_question_to_the_same_contender_is_not_asked_again(
 ) -> None:
     base = Contender(name="base", base=tiny_base)
     first = evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=2))
-    monkeypatch.setattr(evaluation, "load_model", None)
+    monkeypatch.delattr(answering, "load_model")
     assert evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=2)) == first

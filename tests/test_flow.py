@@ -21,6 +21,7 @@ from trained import done_once
 
 import tunewright.tasks.dedupe
 import tunewright.tasks.evaluate
+import tunewright.tasks.evaluate.answers
 from tunewright.artifacts import Base
 from tunewright.cli.terminal import show_outcome
 from tunewright.config import (
@@ -117,7 +118,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     original = Cached._make
 
     def make(self: Cached[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        if self.stage != "ingest_part":  # of which the stage ingest is put together
+        if not self.stage.endswith("_part"):  # of which ingest and evaluate are put together
             executed.append(self.stage)
         return original(self, *args, **kwargs)
 
@@ -398,6 +399,15 @@ def test_the_limit_of_an_answer_goes_by_the_data_and_a_number_of_the_same_change
     made.clear()
     run(changed(settings, "evaluation", max_new_tokens=32), until="evaluate")
     assert made == []
+
+
+def test_another_metric_decodes_nothing_again(
+    settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tunewright.tasks.evaluate.answers, "load_model")
+    found = outcome(run(changed(settings, "gate", metric="exact_match"), until="decide")).answers
+    assert all("exact_match" in each.scores for each in found.values())
+    assert made == [*["evaluate"] * 4, "decide"]
 
 
 def test_another_learning_rate_trains_again_and_nothing_before(settings: Settings, home: Path, made: list[str]) -> None:

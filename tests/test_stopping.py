@@ -15,11 +15,12 @@ from conftest import MakeSplits
 from safetensors.torch import load_file, save_file
 
 from tunewright.artifacts import Base, Tokens
-from tunewright.config import Compute, Evaluation, Method, Metric, Model, Training
+from tunewright.config import Compute, Method, Metric, Model, Training
 from tunewright.metrics import choose
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.store.caching import digest_of
-from tunewright.tasks.evaluate import answered, scored
+from tunewright.tasks.evaluate import scored
+from tunewright.tasks.evaluate.answers import answered
 from tunewright.tasks.render import render
 from tunewright.tasks.train import trainer
 from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, checkpoints, record
@@ -419,7 +420,8 @@ def test_a_metric_in_training_is_what_evaluate_measures(tokens: Tokens, tiny_bas
         tokenizer,
         pq.read_table(tokens.path("train.parquet")),
         stops,
-        Evaluation(max_new_tokens=2 * scores.longest),
+        2 * scores.longest,
+        batch=16,
     )
     expected = scored(answers, choose([metric], answers.column("reference").to_pylist()))[1][metric]
     assert 0 < expected < 1

@@ -191,8 +191,8 @@ def _work(case: Case, record: Artifact) -> str:
     if isinstance(record, Rows):
         return f"{counted(record.num_read, 'row')} read"
     if isinstance(record, Answers):
-        took = json.loads(record.path("seconds.json").read_text(encoding="utf-8"))
-        return f"{counted(record.num_rows, 'answer')}, {counted(took['tokens'], 'token')}"
+        num_tokens = int(case.column(record.contender, "num_tokens").sum())
+        return f"{counted(record.num_rows, 'answer')}, {counted(num_tokens, 'token')}"
     if not isinstance(record, Adapter):
         return ""
     steps = case.curves.steps

@@ -1,0 +1,94 @@
+"""Every contender answers the same test rows greedily; every answer is kept and scored.
+
+Sampling settings that a base carries along (generation_config.json) do not matter here: an answer is the likeliest
+token, one after the other, up to a stop token of the contract or evaluation.max_new_tokens.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunewright import metrics
+from tunewright.artifacts import Answers, Contender, Tokens
+from tunewright.config import Evaluation
+from tunewright.metrics.labels import training_answers
+from tunewright.store.caching import seconds_of
+from tunewright.store.stage import stage
+from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA, LIBRARIES, answer_part, asked
+
+__all__ = ["ANSWER_SCHEMA", "evaluate", "scored"]
+
+log = logging.getLogger("tunewright")
+
+
+def scored(answers: pa.Table, choice: metrics.Choice) -> tuple[pa.Table, dict[str, float]]:
+    """`answers` with a column for each chosen metric that has a score a row, and {metric: score}.
+
+    Perplexity and stopped have no column of their own, since ANSWER_SCHEMA has what they are made of.
+    """
+    scores: dict[str, float] = {}
+    for name in choice.names:
+        scores[name], rows = metrics.measure(name, answers, choice.shape)
+        if rows is not None and name not in ("perplexity", "stopped"):
+            answers = answers.append_column(name, pa.array(rows, pa.float64()))
+    return answers, scores
+
+
+def _show_limit(test: pa.Table, limit: int) -> None:
+    """Says before the first answer whether references have room; the verdict says what came of it (decide/reading)."""
+    labels, prompts = (test.column(name).combine_chunks() for name in ("labels", "prompt_length"))
+    behind = labels.value_lengths().to_numpy() - prompts.to_numpy()  # with what a template has after the stop token
+    log.info("  up to %d tokens an answer; the longest reference has %d with its stop token", limit, behind.max())
+    if longer := int((behind > limit + 1).sum()):
+        text = "%d of %d references are longer than evaluation.max_new_tokens=%d: answers to these will be cut off"
+        log.warning(text, longer, len(test), limit)
+
+
+@stage(
+    "{contender.name}",
+    libraries=(*LIBRARIES, "evaluate", "jsonschema", "sacrebleu"),
+)
+def evaluate(
+    folder: Path,
+    contender: Contender,
+    tokens: Tokens,
+    evaluation: Evaluation,
+    own: tuple[tuple[str, str], ...] = (),
+    schema: str = "",
+) -> Answers:
+    """The contender's answer and scores on each test row, in the rows' order.
+
+    A contender is another one in the key by its name, its weights or its registered version. `own` are the team's
+    metrics, for the key alone, and `schema` is what evaluation.json_schema holds.
+    Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them.
+    """
+    if contender.name == "base":  # of all the same
+        _show_limit(pq.read_table(asked(contender, tokens)), evaluation.limit)
+    started = time.monotonic()
+    part = answer_part.record(contender, tokens, evaluation.limit, evaluation.batch)
+    earlier = max(0.0, seconds_of(part) - (time.monotonic() - started))  # of an evaluation whose answers these are
+    answers = pq.read_table(part.path("answers.parquet"))
+    has_tools = answers["tools"].null_count < len(answers)
+    references = answers.column("reference").to_pylist()
+    choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
+    if contender.name == "base":  # of all the same
+        log.info("  %s", choice.says())
+    answers, scores = scored(answers, choice)
+    pq.write_table(answers, folder / "answers.parquet")
+    shown = scores | {"num_rows": len(answers), "measured": choice.says()}
+    (folder / "scores.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+    return Answers(
+        contender=contender.name,
+        num_rows=len(answers),
+        scores=scores,
+        metric=choice.decides,
+        measured=choice.says(),
+        precision=part.precision,
+        max_new_tokens=evaluation.limit,
+        is_prose="long texts" in choice.shape.kinds,
+        earlier_seconds=round(earlier, 1),
+    )

@@ -1,0 +1,105 @@
+"""The answers of a contender before any score, an artifact of its own: another metric or gate decodes nothing again.
+
+Such parts lie beside the other artifacts, in <home>/artifacts/answer_part, and are kept like those; one that is deleted
+is made again when it is needed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import Artifact, Contender, Tokens
+from tunewright.artifacts.payloads import Contract
+from tunewright.cost_model import on_device
+from tunewright.errors import TunewrightError
+from tunewright.modeling.models import load_model, load_tokenizer, merged
+from tunewright.reports.progress import Countdown
+from tunewright.store.caching import cached
+
+LIBRARIES = ("torch", "transformers", "peft", "pyarrow")
+ROWS = 1_000  # whose tokens are in memory at once
+
+ANSWER_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("cluster", pa.int64()),
+        ("prompt", pa.string()),  # all that the model was asked, with the template's text and any examples
+        ("reference", pa.string()),
+        ("answer", pa.string()),
+        ("stopped", pa.bool_()),  # by a stop token of the model's own, not by max_new_tokens
+        ("num_tokens", pa.int64()),  # of the answer, the stop token left out
+        ("nll", pa.float64()),  # negative log-likelihood of the reference's tokens, summed, in nats
+        ("num_reference_tokens", pa.int64()),  # of the reference, the stop token counted
+        ("tools", pa.string()),  # JSON of the definitions of the row's tools; null without any
+    ]
+)
+
+
+class AnswerPart(Artifact, frozen=True):
+    """answer_part: answers.parquet (ANSWER_SCHEMA), of one contender."""
+
+    precision: str  # of the weights that answered, such as float32
+
+
+@cached(libraries=LIBRARIES)
+def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_tokens: int, batch: int) -> AnswerPart:
+    """Answer each test row, in the rows' order. Raises TunewrightError if the contender could not answer all."""
+    stops = Contract.load(tokens).stop_token_ids
+    test = pq.read_table(asked(contender, tokens))
+    with on_device():
+        model = merged(load_model(contender.base, contender.model))
+        answers = answered(
+            model, load_tokenizer(contender.base), test, stops, max_new_tokens, batch, contender=contender.name
+        )
+    failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
+    if len(failed):
+        raise TunewrightError(
+            f"{contender.name} answered {len(answers) - len(failed)} of {len(answers)} test rows; the others, first "
+            f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
+        )
+    pq.write_table(answers, folder / "answers.parquet")
+    return AnswerPart(precision=str(model.dtype).removeprefix("torch."))
+
+
+def asked(contender: Contender, tokens: Tokens) -> Path:
+    """The test rows as a contender is asked, TOKEN_SCHEMA."""
+    return contender.prompts or tokens.path("test.parquet")
+
+
+def answered(
+    model: Any,
+    tokenizer: Any,
+    test: pa.Table,
+    stops: Sequence[int],
+    max_new_tokens: int,
+    batch: int,
+    *,
+    contender: str = "",
+) -> pa.Table:
+    """Generate the model's answer to each row of `test` (TOKEN_SCHEMA): a table of ANSWER_SCHEMA in the same order."""
+    from tunewright.generation import Answer, Greedy
+
+    greedy = Greedy(model, stops=stops, max_new_tokens=max_new_tokens, batch=batch)
+    countdown = Countdown(len(test), "answers", "evaluation-progress", contender)
+    written: list[dict[str, Any]] = []
+    for start in range(0, len(test), ROWS):
+        rows = test.slice(start, ROWS).to_pylist()
+        answers = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in rows]
+        greedy.answer(answers, on_progress=lambda number, before=start: countdown.tell(before + number))
+        written += [
+            {
+                **{name: row[name] for name in ("row_id", "cluster", "reference", "tools")},
+                "prompt": tokenizer.decode(answer.prompt, clean_up_tokenization_spaces=False),
+                "answer": answer.text(tokenizer, row["reference"], stops),
+                "stopped": answer.stopped,
+                "num_tokens": len(answer.tokens),
+                "nll": answer.nll,
+                "num_reference_tokens": len(answer.reference),
+            }
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+    return pa.Table.from_pylist(written, ANSWER_SCHEMA)
