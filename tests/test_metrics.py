@@ -321,7 +321,17 @@ def test_macro_f1_is_scikit_learns_over_the_references_labels() -> None:
         (["a"] * 5 + ["b"] * 5, ["a"], ("a", "b")),
         (["a"] * 5 + [" b\n"] * 5, ["b", "c"] * 1 + ["a"] * 18, ("a", "b", "c")),  # one label that was never trained
         (["a"] * 10, ["a"], ()),  # nothing to choose from
-        (["a"] * 5 + ["b"] * 4, ["a"], ()),  # not several times each
+        (["a"] * 3 + ["b"] * 2, ["a"], ()),  # not several times each
+        (
+            [f"label {i % 5}" for i in range(40)] + ["new 1", "new 2"],
+            ["label 1"],
+            (*(f"label {i}" for i in range(5)), "new 1", "new 2"),
+        ),
+        (
+            [f"label {i % 5}" for i in range(40)] + ["new 1", "new 2", "new 3"],
+            ["label 1"],
+            (),
+        ),  # and the next one is new
         (["I do not know"] * 80 + [f"text {i}" for i in range(10)], ["I do not know"], ()),
         ([f"text {i % 1001}" for i in range(9000)], ["text 1"], ()),
         (["a"] * 5 + ["b"] * 5, ["a", "c"], ()),

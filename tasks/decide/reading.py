@@ -23,7 +23,7 @@ from tunewright.metrics import AnswerShape, describe, row_score
 from tunewright.metrics.calls import calls
 from tunewright.metrics.catalogue import PER_ROW, baseline
 from tunewright.metrics.intervals import RAISE_LIMIT, Floats, by_cluster, cut_off, scores
-from tunewright.metrics.labels import ROWS_OF_A_LABEL, closed_set
+from tunewright.metrics.labels import closed_set
 from tunewright.privacy.excerpts import in_a_line
 from tunewright.tasks.decide.comparison import Interval
 from tunewright.tasks.decide.decision import TO_BEAT, Evidence
@@ -31,6 +31,7 @@ from tunewright.tasks.decide.decision import TO_BEAT, Evidence
 OF_ALL = {"length_ratio"}  # is that of all characters
 MEANINGLESS = {"json_valid", "length_ratio"}  # of an answer that is always the same
 COMPARED = 40  # training answers, the most frequent, or a sample where none is
+ROWS_OF_A_SLICE = 5  # on average, or labels have no slices
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
 FEWEST, ONE_ANSWER, RARER = 10, 0.9, 0.1  # rows; the share with one answer, and how much less often it may be right
 SMALL = 30  # rows; an interval of fewer says little
@@ -190,7 +191,7 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     }
     if has_calls:
         found["reference"] = ["with a call" if calls(text) else "without a call" for text in said]
-    if len({*said}) * ROWS_OF_A_LABEL <= len(said):
+    if len({*said}) * ROWS_OF_A_SLICE <= len(said):
         found["label"] = [in_a_line(text) for text in said]
     return {kind: dict(zip((row["row_id"] for row in rows), names, strict=True)) for kind, names in found.items()}
 

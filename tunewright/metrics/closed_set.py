@@ -6,10 +6,11 @@ import numpy as np
 
 from tunewright.artifacts import no_replay
 from tunewright.errors import DataError
-from tunewright.metrics.labels import ROWS_OF_A_LABEL
 from tunewright.similarity.engine import read_pieces
 from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import answers
+
+ROWS_OF_A_STRATUM = 5  # on average, or splits cannot have their share of each label
 
 
 def count_answers(file: Path) -> tuple[int, int]:
@@ -27,8 +28,8 @@ def count_answers(file: Path) -> tuple[int, int]:
 
 def stop_if_open(num_different: int, num_rows: int) -> None:
     """Raises DataError where the answers of so many rows are no closed set."""
-    if ROWS_OF_A_LABEL * num_different > num_rows:
+    if ROWS_OF_A_STRATUM * num_different > num_rows:
         raise DataError(
             f"split.stratify=label: {num_rows} rows have {num_different} different last answers, so these are not "
-            f"labels; accepted: at most {num_rows // ROWS_OF_A_LABEL}, or split.stratify=source or none"
+            f"labels; accepted: at most {num_rows // ROWS_OF_A_STRATUM}, or split.stratify=source or none"
         )

@@ -9,9 +9,9 @@ from tunewright.artifacts import Tokens
 from tunewright.metrics.texts import canonical, normalized, parsed, plain
 
 MAX_LABELS = 1_000
-ROWS_OF_A_LABEL = 5  # on average, or the answers are no closed set
-LABELS_ARE = f"of which each occurs in {ROWS_OF_A_LABEL} training rows on average"
-SEEN_ONCE = 0.02  # so many of the rows may have an answer of their own, or the answers are no closed set
+ROWS_OF_A_LABEL = 3  # on average, or the answers are no closed set
+LABELS_ARE = f"of which each occurs in {ROWS_OF_A_LABEL} training rows on average, and few in one alone"
+SEEN_ONCE = 0.05  # of the rows: the chance that the next answer is a new one, by Good and Turing (Good 1953)
 UNSEEN = 0.05  # so many of the references may be labels that no training row has
 
 
