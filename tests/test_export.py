@@ -370,7 +370,7 @@ def written(**changes: Any) -> str:
             "data.drawn": "seed 0, by cluster",
         },
         "verdict": verdict,
-        "latest": verdict.sentence,
+        "sentence": verdict.sentence,
         "rows": {"train": 1200, "test": 100},
     }
     made = card.ExportedForm(
@@ -425,17 +425,13 @@ def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
         assert said in text, said
 
 
-def test_a_later_verdict_on_the_version_comes_first() -> None:
-    text = written(latest="Promoted: it is better.").partition("## Use it")[0]
-    assert text.index("Promoted: it is better.") < text.index("The verdict when the version was made: Inconclusive")
-
-
 def test_the_evidence_is_what_mlflow_keeps_with_the_warnings_of_the_verdict(
     register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: dict[str, Any] = {"warnings": ("6 answers were cut off; raise it",)}
     monkeypatch.setattr(registered, "RunArtifacts", lambda **given: RunArtifacts(**given | warnings))
-    register_candidate()
+    register_candidate(decision="inconclusive")
+    register_candidate()  # another run finds another verdict on the same version
     shutil.rmtree(home / "artifacts")
     (tmp_path / "place").mkdir()
     with connected(Registry(name="triage")) as client:
@@ -443,7 +439,8 @@ def test_the_evidence_is_what_mlflow_keeps_with_the_warnings_of_the_verdict(
     assert found.rows == {"train": 1, "validation": 1, "test": 3}
     assert found.sources == ["data.jsonl"]
     assert found.warnings == ["6 answers were cut off", "overfitting since step 1: seen"]
-    assert found.latest == "Promoted: better than the base by 0.82."
+    assert found.sentence == "Promoted: better than the base by 0.82."
+    assert found.tags["verdict"] == found.verdict.decision == "promote"
 
 
 class Letters:

@@ -150,6 +150,13 @@ def test_where_nothing_can_differ_the_p_values_are_certain() -> None:
     assert (same.p_not_above(-0.1), same.p_not_below(-0.1)) == (0, 1)
 
 
+def test_scores_whose_powers_vanish_are_nothing() -> None:
+    tiny = by_cluster(np.array([-5e-324, 0.0]), np.array([0, 1]), -5e-324, 1.0)
+    assert (tiny.worst, tiny.mean(), tiny.p_not_above(0.0)) == (0.0, 0.0, 1.0)
+    narrow = by_cluster(np.array([0.0, 1e-12]), np.array([0, 1]), 0.0, 1e-12)
+    assert narrow.bounds(0.95)[0] == 0.0
+
+
 def test_near_duplicates_need_more_rows() -> None:
     differences = np.repeat([1.0, 0.0, -1.0, 0.0], 10)
     alone, fives = (by_cluster(differences, np.arange(40) // size, -1, 1) for size in (1, 5))

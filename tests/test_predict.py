@@ -220,6 +220,10 @@ def test_a_file_without_a_record_that_can_be_answered_is_an_error() -> None:
         "asked.jsonl: no question in 2 records: 2 unknown_layout, first asked.jsonl line 1, the fields are 'text'; "
         "accepted: one of "
     )
+    empty = refused(written([{"instruction": None}]))[1]
+    assert empty.startswith(
+        "asked.jsonl: no question in 1 record: 1 null_field, first asked.jsonl line 1, instruction is null"
+    )
     assert refused(written([{"text": "a"}]))[1].startswith("asked.jsonl: no question in 1 record: 1 unknown_layout, ")
     code, line = refused(written([{"prompt": "word " * 3000}]))
     assert (code, line.partition(" the prompt has")[0]) == (

@@ -40,7 +40,7 @@ from tunewright.flows import release as asking
 from tunewright.flows.calls import Run, Step
 from tunewright.registry import rehearsal, release
 from tunewright.registry.alias_history import Event, past_champions
-from tunewright.registry.alias_state import verdict_of
+from tunewright.registry.alias_state import deciding_run, verdict_of
 from tunewright.registry.release import History, as_now
 from tunewright.registry.tracking import connected
 
@@ -82,9 +82,9 @@ def headline(number: int) -> str:
 
 
 def told(number: int) -> str:
-    """The verdict in MLflow's list of runs."""
+    """The verdict of the run that decided last, in MLflow's list of runs."""
     with connected(REGISTRY) as client:
-        return client.get_run(str(versions()[number - 1].run_id)).data.tags["verdict"]
+        return client.get_run(deciding_run(versions()[number - 1])).data.tags["verdict"]
 
 
 def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) -> None:
@@ -127,6 +127,7 @@ def test_nothing_in_mlflow_says_that_a_version_waits_on_which_a_person_decided(
     make(decision="keep")
     waiting = make(sentence="Waiting for approval: exact match .95.", **ASKS)  # by a later run, whose card it now has
     assert waiting.version == "1" and waiting.run_id != waiting.version_run_id
+    assert release.waits(REGISTRY).page.endswith(f"/{waiting.run_id}/artifacts/reports/verdict_page/report.html")
     for text in (versions()[0].description, note(waiting.run_id)):
         assert text.startswith("Waiting for approval: exact match .95. To approve: tunewright release approve triage 1")
         assert "\nPromotion needs approval: tunewright release history triage\n" in text

@@ -37,7 +37,7 @@ def finished(
     mlflow_database: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Path]:
-    """The folder of a run that registered version 1 of tiny, whose alias a person then took off and gave back."""
+    """The folder of a run that registered version 1 of tiny; a person approved it, and took its alias off and on."""
     folder = tmp_path_factory.mktemp("finished")
     write_files(tiny_base, folder)
     (folder / "home").mkdir()
@@ -46,9 +46,10 @@ def finished(
         done_once(once, patched)
         patched.chdir(folder)
         patched.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
-        gate = ("--set", "gate.metric=perplexity", "--set", "gate.confidence=0.8")
+        gate = ("--set", "gate.metric=perplexity", "--set", "gate.confidence=0.8", "--set", "gate.approval=true")
         for call in (
             ["run", "tiny.yaml", *gate],
+            ["release", "approve", "tiny", "--reason", "looked at it"],
             ["release", "withdraw", "tiny", "--reason", "bad"],
             ["release", "promote", "tiny", "1", "--reason", "good"],
         ):

@@ -116,9 +116,11 @@ class ServedVersion:
         """The limit of the answer's tokens. Raises RequestError where they have no room behind the prompt."""
         most, context, read = asked.most or self.most, self.answerer.context, len(prompt)
         if context and read + most > context:
-            wanted = f"{read:,} tokens of the prompt and max_tokens={most} are more than the {context:,}"
+            limit = f"max_tokens={most}" if asked.most else f"the {most:,} of an answer"
+            advice = "shorten the prompt, or send a smaller max_tokens" if read < context else "shorten the prompt"
             raise RequestError(
-                f"{wanted} that the model reads at once; shorten the prompt, or send a smaller max_tokens",
+                f"{read:,} tokens of the prompt and {limit} are more than the {context:,} that the model reads at "
+                f"once; {advice}",
                 param="max_tokens" if read < context else "messages" if asked.messages else "prompt",
                 code="context_length_exceeded",
             )

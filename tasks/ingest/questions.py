@@ -30,7 +30,7 @@ from tunewright.tasks.ingest.tables import Tally
 from tunewright.tools.conversation import before, text_of
 
 MOST_BYTES: int = Data.model_fields["max_line_bytes"].default  # of a record
-ASKING = ", ".join(fields[0] for fields in REQUIRED.values())  # fields that hold a question
+ASKING = tuple(fields[0] for fields in REQUIRED.values())  # fields that hold a question
 
 
 class Question(NamedTuple):
@@ -121,7 +121,9 @@ def _messages(file: SourceFile, value: Any) -> list[Message]:
     try:
         layout = layout_of(there)
     except RefusedRecord as refused:
-        said = f"{found_fields(record)}; accepted: one of {ASKING}; {MAPPED}"
+        if empty := next((name for name in ASKING if name in record), None):
+            raise RefusedRecord("null_field", f"{empty} is null") from None
+        said = f"{found_fields(record)}; accepted: one of {', '.join(ASKING)}; {MAPPED}"
         raise RefusedRecord(refused.reason, said) from None
     messages = to_question(there, layout)
     refuse_another(there, layout, messages)

@@ -21,7 +21,7 @@ from tunewright.errors import TunewrightError
 from tunewright.evidence.bundle import AGAIN, RUN, EvidenceBundle, StageEvidence, fetched, listed
 from tunewright.metrics.catalogue import PER_ROW
 from tunewright.registry import alias_history, files, release
-from tunewright.registry.alias_state import SENTENCE
+from tunewright.registry.alias_state import SENTENCE, lasting
 from tunewright.reports.pages import counted
 from tunewright.store import manifest
 from tunewright.store.lineage import NO_SPLIT
@@ -158,7 +158,7 @@ def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", dec
     )
     if fault := _differing(details, again):
         return Check("verdict", "altered", f"the kept answers do not lead to it: {fault}")
-    if version.tags.get(SENTENCE) != details.sentence:
+    if lasting(version.tags.get(SENTENCE, "")) != lasting(details.sentence):  # an approval has it say that it passed
         return Check("verdict", "altered", f"the version's tag {SENTENCE} is not the sentence of its verdict.json")
     return Check("verdict", "ok", f"decided again from the kept answers: {details.decision}")
 

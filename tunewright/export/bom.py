@@ -56,7 +56,7 @@ def write(made: Path, found: CardEvidence, form: card.ExportedForm, origin: Prov
         bom_ref="model",
         name=found.name,
         version=found.version,
-        description=found.latest or found.verdict.sentence,
+        description=found.sentence,
         licenses=_licenses(form.license),
         components=_files(made, "file"),
         pedigree=Pedigree(ancestors=[Component(type=base.type, name=base.name, version=base.version, purl=base.purl)]),

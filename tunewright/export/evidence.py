@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.errors import TunewrightError
 from tunewright.registry import files
-from tunewright.registry.alias_state import verdict_of
+from tunewright.registry.alias_state import deciding_run, verdict_of
 from tunewright.registry.run_writer import CONTEXT
 from tunewright.registry.runs import WARNINGS
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class CardEvidence(NamedTuple):
-    """How a version was made and measured."""
+    """How a version was made and measured, and what the latest run that had it found."""
 
     name: str
     version: str
     params: dict[str, str]  # the settings, flat
     tags: dict[str, str]  # of the run
     verdict: VerdictDetails
-    latest: str  # sentence of the verdict on the version; a later run may have found another one
+    sentence: str  # of the verdict, which does not say that it waits
     rows: dict[str, int]  # split -> rows
 
     @property
@@ -44,8 +44,8 @@ class CardEvidence(NamedTuple):
 
 
 def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) -> CardEvidence:
-    """Reads what the run of a version has. Raises TunewrightError where its verdict is not there."""
-    run_id = str(version.run_id)
+    """Reads what the run with the latest verdict has. Raises TunewrightError where its verdict is not there."""
+    run_id = deciding_run(version)
     run = client.get_run(run_id)
     uri, file = files.uri_of(version), VerdictDetails.FILE
     if file not in [each.path for each in client.list_artifacts(run_id)]:
@@ -62,7 +62,7 @@ def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) ->
         params=run.data.params,
         tags=run.data.tags,
         verdict=verdict,
-        latest=verdict_of(version),
+        sentence=verdict_of(version),
         rows=dict(_rows(run.inputs.dataset_inputs if run.inputs else ())),
     )
 

@@ -24,6 +24,9 @@ DRAWN_AT_ONCE = 1_000_000  # clusters
 SELDOM = 1e-3  # the weight of a cluster of the worst or the best scores in a power analysis
 STEEPEST = 500.0  # tilt of a power analysis, over the largest deviation
 EXACT = 1e-11  # error of a root, as a share of the interval that it is in
+DIGITS = 9  # behind the point, of a bound
+ROUNDED = 10.0**-DIGITS
+NOTHING = 1e-100  # a score, under which sums of its powers vanish
 
 RAISE_LIMIT = "raise evaluation.max_new_tokens first: other findings may follow from it"  # where many are cut off
 
@@ -69,11 +72,11 @@ class ClusterSums:
     def lower_bound(self, confidence: float) -> float:
         """The lower bound of the mean at `confidence`."""
         highest = float((self.sums / self.sizes).max())
-        if highest <= self.worst:
-            return self.mean()
+        if highest - self.worst < ROUNDED:
+            return min(self.worst, self.mean())
         at = _root(lambda value: _log_odds(self.p_not_above(value)) - _log_odds(1 - confidence), self.worst, highest)
         # Rounded, since a bound of 0 that is found as 1e-11 would be above a margin of 0.
-        return min(round(at, 9), self.mean())
+        return min(round(at, DIGITS), self.mean())
 
     def _mirrored(self) -> "ClusterSums":
         return ClusterSums(-self.sums, self.sizes, -self.best, -self.worst)
@@ -108,9 +111,14 @@ def by_cluster(
     """
     of, worth = np.unique(clusters, return_inverse=True)[1], np.ones(len(scores)) if weights is None else weights
     ends = (worst, best) if math.isfinite(best - worst) else ()
-    seen = (float(scores.min()), float(scores.max()), *ends)
+    scores, seen = _visible(scores), _visible(np.array([scores.min(), scores.max(), *ends]))
     sums, sizes = (np.bincount(of, each).astype(float) for each in (scores * worth, worth))
-    return ClusterSums(sums, sizes, min(seen), max(seen))
+    return ClusterSums(sums, sizes, float(seen.min()), float(seen.max()))
+
+
+def _visible(scores: Floats) -> Floats:
+    """The scores, of which those are 0 whose powers vanish."""
+    return np.where(np.abs(scores) < NOTHING, 0.0, scores)
 
 
 def _root(rising: Callable[[float], float], low: float, high: float) -> float:

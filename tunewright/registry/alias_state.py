@@ -30,6 +30,12 @@ SAID = {"rolled back": "rolled back to"}  # of how a version got the alias; othe
 FINAL = ("rejected", "rolled back", "withdrawn")  # what a person decided against: no pipeline moves the alias to it
 
 
+def deciding_run(version: "ModelVersion") -> str:
+    """The run with the latest verdict on a version, whose page its description names; empty where no run made it."""
+    named = RUN_OF_PAGE.search(str(version.description or ""))
+    return named[1] if named else str(version.run_id or "")
+
+
 def alias_state(version: "ModelVersion", registry: Registry) -> str:
     """waiting, approved, rejected, superseded, rolled back or withdrawn; empty where nobody decided or has to."""
     is_of_alias = version.tags.get(f"{TAG}.alias") == registry.alias
@@ -54,15 +60,15 @@ def set_alias_state(
         client.set_model_version_tag(registry.name, version.version, f"{TAG}.{key}", value)
     client.set_model_version_tag(registry.name, version.version, TAG, state)  # last: it stands when all of it does
     head(client, registry, str(version.version))
-    if version.run_id:  # a version of another tool may have none
+    if run_id := deciding_run(version):  # a version of another tool may have none
         how = SAID.get(what, what) or state
-        client.set_tag(str(version.run_id), "verdict", f"{shown(version.tags.get('verdict', ''))}; {how}")
+        client.set_tag(run_id, "verdict", f"{shown(version.tags.get('verdict', ''))}; {how}")
 
 
 def clear(client: "MlflowClient", version: "ModelVersion") -> None:
     """Ends the wait of a version on which there is another verdict by now."""
     client.delete_model_version_tag(version.name, version.version, TAG)
-    client.set_tag(str(version.run_id), "verdict", shown(version.tags.get("verdict", "")))
+    client.set_tag(deciding_run(version), "verdict", shown(version.tags.get("verdict", "")))
 
 
 def head(client: "MlflowClient", registry: Registry, number: str) -> None:
@@ -127,7 +133,11 @@ def said(version: "ModelVersion", registry: Registry) -> str:
 
 def verdict_of(version: "ModelVersion") -> str:
     """The sentence of its verdict, which does not say that it waits: what became of it is said besides."""
-    sentence = version.tags.get(SENTENCE) or str(version.description or "").partition("\n")[0]
+    return lasting(version.tags.get(SENTENCE) or str(version.description or "").partition("\n")[0])
+
+
+def lasting(sentence: str) -> str:
+    """The sentence of a verdict as it holds whatever a person decides."""
     return f"{PASSED}{sentence.removeprefix(WAITING)}" if sentence.startswith(f"{WAITING}: ") else named_anew(sentence)
 
 

@@ -25,6 +25,7 @@ from tunewright.registry.alias_state import (
     TO_APPROVE,
     alias_state,
     command,
+    deciding_run,
     named,
     said,
     set_alias_state,
@@ -279,7 +280,7 @@ def _versions(client: "MlflowClient", registry: Registry) -> list[VersionSummary
 
 
 def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion") -> Waiting:
-    run_id, uri = str(version.run_id), tracking_uri(registry)
+    run_id, uri = deciding_run(version), tracking_uri(registry)
     run = client.get_run(run_id).info
     served = f"{ui(uri, run.experiment_id)}/runs/{run_id}/artifacts/{PAGE}"
     return Waiting(
