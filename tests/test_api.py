@@ -582,6 +582,7 @@ def test_a_job_has_the_settings_of_the_template_and_its_own_rows(tmp_path: Path)
         (PARAMETERS | {"until": "train"}, [], "until: a job ends with a registered version; leave it out"),
         (PARAMETERS, ["a b"], '--model "a b": accepted: NAME or NAME=BASE'),
         (PARAMETERS, ["ft:a=b"], '--model "ft:a=b": accepted: NAME or NAME=BASE'),
+        (PARAMETERS, ["a="], '--model "a=": names no base; accepted: NAME=BASE'),
         ({}, [], "model: missing"),
     ],
 )

@@ -239,6 +239,7 @@ def test_a_job_of_openai_says_how_its_files_are_fetched(imported: Import) -> Non
         "training.epochs": 3,
         "training.batch": 3,
         "training.seed": 42,
+        "training.patience": None,
         "model.base": "acme/open",
     }
     assert "curl https://api.openai.com/v1/files/file-a1b2/content" in writing.text_of(found)
@@ -249,6 +250,10 @@ def test_a_job_of_openai_says_how_its_files_are_fetched(imported: Import) -> Non
     ]
     with pytest.raises(ConfigError, match=r'^theirs\.json line 1: model: "gpt-4o-mini-2024-07-18" is .* --base'):
         imported(job, "theirs.json")
+    ours = writing.text_of(imported(job | {"organization_id": "tunewright"}, "ours.json", base="acme/open"))
+    assert (
+        'curl http://127.0.0.1:8000/v1/files/file-a1b2/content -H "Authorization: Bearer $TUNEWRIGHT_API_KEY"' in ours
+    )
     hostile = imported(job | {"training_file": "file-a; rm -rf ~"}, "theirs.json", base="acme/open")
     assert "curl https://api.openai.com/v1/files/file-v1" in writing.text_of(hostile)
     assert "files/file-a;" not in writing.text_of(hostile), "no command holds what is no file id"

@@ -85,6 +85,7 @@ def test_auto_chooses_by_the_rows_tools_and_the_references() -> None:
     assert both.says().startswith("the references are tool calls (2 of 3), else short texts")
     calls = metrics.choose(["auto", "needless_call"], [WEATHER, TIME], has_tools=True)
     assert calls.left_out == {"needless_call": "every reference calls a tool"}
+    assert calls.says().startswith("the references are tool calls (2 of 2): measured are tool_call, ")
     texts = metrics.choose(["auto", "tool_call"], ["It rains.", "The sun shines."], has_tools=True)
     assert (texts.decides, "needless_call" in texts.names) == ("token_f1", True)
     assert texts.left_out == {"tool_call": "no reference calls a tool"}

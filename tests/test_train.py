@@ -98,6 +98,7 @@ def test_a_run_ends_at_its_planned_step_with_the_best_weights_and_its_curves(tok
     assert adapter.best_step == min(looks, key=lambda step: looks[step])
     assert adapter.best_validation_loss == pytest.approx(min(looks.values()))
     assert [line["step"] for line in curve(adapter) if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert curve(adapter)[0]["learning_rate"] == QUICK.learning_rate, "a warm-up of less than a step is none"
     config = json.loads((adapter.path("model") / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == tiny_base.reference
     page = adapter.path("curves.html").read_text()

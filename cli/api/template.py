@@ -130,7 +130,11 @@ def _bases(base: str, models: Sequence[str]) -> dict[str, str]:
     """The bases by the names of requests: each NAME=BASE, each NAME for the file's base, and that base's own name."""
     bases = {re.sub(r"\.gguf$", "", base.rstrip("/").rpartition("/")[2]): base}
     for each in models:
-        name, _, other = each.partition("=")
+        name, named, other = each.partition("=")
+        if named and not other:
+            raise ConfigError(
+                f"--model {shown(each)}: names no base; accepted: NAME=BASE, or NAME for that of the file"
+            )
         if not re.fullmatch(r"[\w./-]{1,100}", name) or name.startswith("ft:"):
             raise ConfigError(f"--model {shown(each)}: accepted: NAME or NAME=BASE, such as gpt-4o-mini=./base")
         is_path = other and is_local(other) and (other.startswith(".") or Path(other).exists())

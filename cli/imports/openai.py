@@ -69,11 +69,17 @@ def base(value: Any, original: Original) -> Treatment:
     return lost("its weights are not to be had: --base names the base in its place")
 
 
-def multiplier(value: Any, _: Original) -> Treatment:
-    """A factor of a learning rate that is not published."""
+def is_ours(original: Original) -> bool:
+    """Whether a job is of `tunewright api`."""
+    return original.get("organization_id") == "tunewright"
+
+
+def multiplier(value: Any, original: Original) -> Treatment:
+    """A factor of a learning rate that the job does not name."""
     if value == "auto":
         return not_needed("chosen there; training.learning_rate stays at its default")
-    return lost("a factor of a learning rate that is not published: training.learning_rate stays at its default")
+    whose = "in the deployment file of the server" if is_ours(original) else "not published"
+    return lost(f"a factor of a learning rate that is {whose}: training.learning_rate stays at its default")
 
 
 TABLE: Table = {
@@ -82,6 +88,7 @@ TABLE: Table = {
     "batch_size": chosen("training.batch"),
     "learning_rate_multiplier": by(multiplier),
     "seed": to("training.seed"),
+    "early_stopping_patience": to("training.patience"),  # which no job has: they stop none early
     "prompt_loss_weight": by(lambda value, _: lost(ANSWERS) if value else not_needed(ANSWERS)),
     **each(
         "compute_classification_metrics classification_n_classes classification_positive_class classification_betas",
@@ -109,7 +116,8 @@ def file(value: Any, item: Original) -> Treatment:
     """A file by its id, which is fetched first, or a file here."""
     name, layout = str(value), "prompt_completion" if item.get("prompts") else "messages"
     if re.fullmatch(r"file-\w+", name):
-        fetch = f'curl https://api.openai.com/v1/files/{name}/content -H "Authorization: Bearer $OPENAI_API_KEY"'
+        server, key = ("http://127.0.0.1:8000", "TUNEWRIGHT") if is_ours(item) else ("https://api.openai.com", "OPENAI")
+        fetch = f'curl {server}/v1/files/{name}/content -H "Authorization: Bearer ${key}_API_KEY"'
         path, _ = item.places.named(f"{name}.jsonl")
         said = "" if item.places.found(f"{name}.jsonl") else f"fetch it first: {fetch} -o {name}.jsonl"
         return carried({"data.sources[].path": path, "data.sources[].layout": layout}, said)
@@ -119,7 +127,7 @@ def file(value: Any, item: Original) -> Treatment:
 
 FILE: Table = {
     "id": by(file, "data.sources[].path", "data.sources[].layout"),
-    "prompts": needless(""),  # files of the API that was before
+    **each("prompts organization_id", needless("")),  # the first one of the API that was before
 }
 
 
@@ -127,10 +135,12 @@ def entries(original: Original) -> Iterator[DataSetEntry]:
     """The files."""
     for split, use in (("training", ""), ("validation", "validation")):
         if given := original.get(f"{split}_file"):
-            yield DataSetEntry(f"{split}_file", FILE, original.of({"id": given}), use, is_made=True)
+            values = original.of({"id": given, "organization_id": original.get("organization_id")})
+            yield DataSetEntry(f"{split}_file", FILE, values, use, is_made=True)
         for i, each_file in enumerate(original.entries(f"{split}_files")):
             values = original.of({"id": each_file.get("id"), "prompts": True})
             yield DataSetEntry(f"{split}_files[{i}]", FILE, values, use, is_made=True)
 
 
-TOOL = Tool("openai", "an OpenAI fine-tuning job", TABLE, MARKS, refused, entries, GROUPS)
+DEFAULTS = {"early_stopping_patience": None}
+TOOL = Tool("openai", "an OpenAI fine-tuning job", TABLE, MARKS, refused, entries, GROUPS, DEFAULTS)

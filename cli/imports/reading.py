@@ -25,6 +25,8 @@ def parse(file: Path) -> Document:
             content = opened.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if file.suffix == ".jsonl":
+        raise ConfigError(f"{file}: lines of data; accepted: a configuration that names them, in YAML or JSON")
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{file}: larger than {MAX_BYTES:,} bytes; a configuration is a page of text")
     try:

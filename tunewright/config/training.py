@@ -180,7 +180,12 @@ class Training(Section):
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Learning-rate schedule after the warm-up"
     )
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of the steps used for warm-up, 0 to below 1")
+    warmup: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of the steps used for warm-up, 0 to below 1; less than a step is none",
+    )
     seed: int = Field(
         default=0,
         ge=0,

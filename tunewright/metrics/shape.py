@@ -115,7 +115,7 @@ class AnswerShape:
     @cached_property
     def _median(self) -> int:
         lengths = sorted(len(tokens(reference)) for reference in self._texts)
-        return lengths[len(lengths) // 2]
+        return lengths[len(lengths) // 2] if lengths else 0
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def fit(job: Job, folder: Path) -> int:
             num_train_epochs=training.epochs,
             max_steps=training.max_steps or -1,
             lr_scheduler_type=SCHEDULERS[training.schedule],
-            warmup_steps=training.warmup,
+            # Of a step it would be the whole step, whose rate is 0.
+            warmup_steps=training.warmup if training.warmup * planned >= 1 else 0,
             optim=OPTIMIZERS[chosen.optimizer],
             seed=training.seed,
             bf16=chosen.precision == "bfloat16",

@@ -110,7 +110,7 @@ def _single(curves: Curves, title: str, unit: str, series: Series, *, dotted: bo
     thin = thinned(series)
     values = sorted(value for _, value in thin)
     # One spike would press all else to the ground; it stays to be seen on the upper edge.
-    high = values[-1] if dotted else min(values[-1], 3 * values[int(0.98 * (len(values) - 1))])
+    high = values[-1] if dotted else min(values[-1], 3 * values[math.ceil(0.98 * (len(values) - 1))])
     scale = ChartScale(NARROW, _steps(curves), (values[0], high))
     dots = _dots(scale, series, "") if dotted else []
     lines = [Polyline("look" if dotted else "train", scale.points(thin), dots)]
