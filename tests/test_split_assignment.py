@@ -369,6 +369,12 @@ def test_a_test_split_whose_rows_are_gone_is_empty_by_the_history_which_is_said_
     assert split_rows([*kept, *other], earlier=first).num_test == 5
 
 
+def test_training_rows_that_are_all_validation_rows_are_said_to_fit_in_no_split() -> None:
+    rows = [row_of(text, use_as=split) for text in BASE[:9] for split in ("train", "validation")]
+    with pytest.raises(DataError, match=r"; 9 fit in no split \(repeats_validation_row 9\); see "):
+        split_rows(rows)
+
+
 def test_test_rows_of_one_group_are_said_to_count_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
