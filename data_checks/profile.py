@@ -50,8 +50,15 @@ def profile(frame: "pd.DataFrame", labels: Counts | None, listed: "pd.Series") -
         "answer_languages": counts(frame["answer_language"]),
         "sources": counts(frame["source"]),
         "listed_sources": counts(listed),
+        "is_one_file": listed.nunique() == 1 and is_named_after_file(frame),
         "labels": None if labels is None else dict(labels),
     }
+
+
+def is_named_after_file(frame: "pd.DataFrame") -> bool:
+    """Whether the source of each row is the name of its file, as it is where the record names none."""
+    pairs = frame[["source", "file"]].astype(object).drop_duplicates()
+    return all(source == file.rpartition("/")[2] for source, file in pairs.itertuples(index=False))
 
 
 def lengths(characters: "pd.Series") -> dict[str, Any]:
@@ -119,7 +126,8 @@ def _drift(now: Profile, before: Profile | None) -> Iterator[tuple[str, Measure]
     }.items():
         found = [(each or {}).get(field) for each in (now, before)]
         of_now, of_before = (each["bars"] if each and "bars" in each else each for each in found)
-        yield measure, stability(of_before, of_now) if of_before and of_now else Measure(None)
+        is_renamed = field == "listed_sources" and now.get("is_one_file") and len(of_before or ()) == 1
+        yield measure, stability(of_before, of_now) if of_before and of_now and not is_renamed else Measure(None)
 
 
 def stability(before: Counts, now: Counts) -> Measure:

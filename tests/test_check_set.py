@@ -7,7 +7,7 @@ import pytest
 from checked import GERMAN, SPECIAL, only, results, turns
 from conftest import MakeRows
 
-from tunewright.artifacts import ROW_SCHEMA
+from tunewright.artifacts import ROW_SCHEMA, Rows
 from tunewright.config import Checks
 from tunewright.errors import DataError
 from tunewright.tasks.check import check
@@ -142,6 +142,17 @@ def test_a_new_file_of_a_glob_is_no_drift(
     first = check.fn(make_rows(table=april).model_copy(update={"globs": globs}), only("source_drift"), SPECIAL)
     rows = make_rows(table=both(april, of("may", source))).model_copy(update={"globs": globs})
     assert ("source_drift" in check.fn(rows, only("source_drift"), SPECIAL, (), first).findings) == drifted
+
+
+def test_another_name_of_an_only_file_is_no_drift(make_rows: MakeRows) -> None:
+    def of(source: str, file: str) -> Rows:
+        table = labelled({"yes": 60, "no": 60}, source)
+        return make_rows(table=table.set_column(table.schema.get_field_index("file"), "file", [[file] * 120]))
+
+    first = check.fn(of("a.jsonl", "in/a.jsonl"), only("source_drift"), SPECIAL)
+    for source, has_drifted in (("b.jsonl", False), ("chat", True)):  # the second as its rows say
+        found = check.fn(of(source, "in/b.jsonl"), only("source_drift"), SPECIAL, (), first).findings
+        assert ("source_drift" in found) == has_drifted
 
 
 def test_drift_stops_where_it_is_critical(make_rows: MakeRows) -> None:
