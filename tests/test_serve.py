@@ -491,6 +491,7 @@ def test_a_moved_alias_is_followed_without_a_restart(served: Served, monkeypatch
         waiting.until(lambda: not is_well())
         with pytest.raises(openai.InternalServerError, match="no version of triage is @champion now"):
             served.ask(QUESTIONS[0])
+        assert [*served.client().models.list()] == []
         client.set_registered_model_alias("triage", "champion", "1")
         waiting.until(is_well)
     assert CliRunner().invoke(app, ["release", "promote", "triage", "2", "--reason", "better"]).exit_code == 0

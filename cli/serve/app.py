@@ -86,7 +86,7 @@ class Api:
             if name not in self.endpoint.bases:
                 self.endpoint.require_model(name)
             return AsJson(self._model(name))
-        names = [*self.endpoint.models, *self.endpoint.bases]
+        names = [*([] if self.endpoint.is_withdrawn else self.endpoint.models), *self.endpoint.bases]
         return AsJson({"object": "list", "data": [self._model(each) for each in names]})
 
     def _model(self, name: str) -> dict[str, Any]:
