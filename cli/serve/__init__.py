@@ -63,11 +63,11 @@ def serve(
             console.print(Text(line), soft_wrap=True)
 
         with interrupts.at_once():
-            from tunewright.cli.serve import engines, key, server
-        serve_by = {
-            "tunewright": server.serve,
-            "transformers": engines.serve_by_transformers,
-            "vllm": engines.serve_by_vllm,
-        }
+            from tunewright.cli.serve import key, server
         at = server.Listening(host, port, "" if no_key else key.api_key(), max_waiting)
-        serve_by[engine](registry, version, at, tell)
+        if engine == "tunewright":
+            return server.serve(registry, version, at, tell)
+        with interrupts.at_once():
+            from tunewright.cli.serve import engines
+        serve_by = engines.serve_by_transformers if engine == "transformers" else engines.serve_by_vllm
+        return serve_by(registry, version, at, tell)
