@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Harness, Once
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -238,6 +239,10 @@ def test_a_run_that_comes_to_nothing_new_leaves_nothing_in_mlflow(settings: Sett
     (now,) = runs_of(home, 1)
     assert (now.info.run_id, now.info.status) == (first.info.run_id, "FINISHED")
     assert now.data.metrics == first.data.metrics
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    client = MlflowClient(uri, uri)
+    removed = client.search_runs([first.info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    assert {each.info.status for each in removed} == {"FINISHED"}
     assert not (home / "live_runs").exists() or not [*(home / "live_runs").iterdir()]
 
 

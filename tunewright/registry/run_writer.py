@@ -143,7 +143,7 @@ class RunWriter:
         if self.run_id and self.run_id != run.info.run_id:
             before = client.get_run(self.run_id)
             if FINGERPRINT not in before.data.tags:
-                client.delete_run(self.run_id)
+                _remove(client, self.run_id)
             elif before.info.status == "RUNNING":
                 client.set_terminated(self.run_id, "KILLED")
         self.run_id = run.info.run_id
@@ -159,7 +159,7 @@ class RunWriter:
             return
         is_decided = run.info.status == "FINISHED"
         if ending.is_needless and not is_decided and FINGERPRINT not in run.data.tags:
-            client.delete_run(self.run_id)
+            _remove(client, self.run_id)
             return
         tags = {CACHED: ", ".join(ending.cached)} if ending.cached else {}
         if ending.status != "FINISHED" and not is_decided:
@@ -196,6 +196,12 @@ def source_of(files: Mapping[str, str], **digests: str) -> str:
     """
     source = json.dumps({"files": files, **digests})
     return source if len(source) <= LONGEST_SOURCE else json.dumps({"files": len(files), **digests})
+
+
+def _remove(client: "MlflowClient", run_id: str) -> None:
+    """Puts a run that found nothing of its own among the deleted ones, of which none goes on."""
+    client.set_terminated(run_id, "FINISHED")
+    client.delete_run(run_id)
 
 
 def _unfinished(client: "MlflowClient", experiment_id: str, facts: RunFacts) -> "Run | None":
