@@ -77,7 +77,7 @@ def notify(content: bytes) -> str:
 
 def _shown(automation: str) -> str:
     if " notified when " in automation:
-        return "not restarted"
+        return automation.rpartition(" is ")[2]
     return "approval needed" if " notified of pending approvals " in automation else "Failed"
 
 

@@ -711,6 +711,7 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     assert removed("finetune/drops") == [
         "removed: automation tunewright: drops runs when its data change",
         "removed: automation tunewright: custom-webhook/ear notified when drops is not restarted",
+        "removed: automation tunewright: custom-webhook/ear notified when drops is unreadable",
         "removed: automation tunewright: custom-webhook/ear notified of failures of drops",
         "removed: watcher watch/drops",
         "removed: automation files came",

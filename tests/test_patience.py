@@ -156,6 +156,7 @@ def test_a_run_and_a_comparison_ask_mlflow_before_the_first_stage_where_a_later_
             run()
     assert begun == []
     finetune.run(away, "train", ())
+    monkeypatch.setattr(tracking, "FIRST_SECONDS", 60.0)
     finetune.run(of(serve(1, "503")), "register", ())  # one that is on its way back
     assert begun == ["train", "register"]
 

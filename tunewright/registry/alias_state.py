@@ -15,6 +15,7 @@ from tunewright.registry.alias_history import now
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 TAG = "approval"
@@ -60,15 +61,33 @@ def set_alias_state(
         client.set_model_version_tag(registry.name, version.version, f"{TAG}.{key}", value)
     client.set_model_version_tag(registry.name, version.version, TAG, state)  # last: it stands when all of it does
     head(client, registry, str(version.version))
-    if run_id := deciding_run(version):  # a version of another tool may have none
-        how = SAID.get(what, what) or state
-        client.set_tag(run_id, "verdict", f"{shown(version.tags.get('verdict', ''))}; {how}")
+    _note_in_run(client, version, SAID.get(what, what) or state)
+
+
+def _note_in_run(client: "MlflowClient", version: "ModelVersion", how: str) -> None:
+    """Says in the verdict of the run, for lists of runs, how its version stands; `how` is empty where it does not."""
+    if run := _active(client, deciding_run(version)):
+        verdict = filter(None, (shown(version.tags.get("verdict", "")), how))
+        client.set_tag(run.info.run_id, "verdict", "; ".join(verdict))
+
+
+def _active(client: "MlflowClient", run_id: str) -> "Run | None":
+    """A run that nobody deleted; None as well where a version of another tool has none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run and run.info.lifecycle_stage == "active" else None
 
 
 def clear(client: "MlflowClient", version: "ModelVersion") -> None:
     """Ends the wait of a version on which there is another verdict by now."""
     client.delete_model_version_tag(version.name, version.version, TAG)
-    client.set_tag(deciding_run(version), "verdict", shown(version.tags.get("verdict", "")))
+    _note_in_run(client, version, "")
 
 
 def head(client: "MlflowClient", registry: Registry, number: str) -> None:
@@ -81,6 +100,8 @@ def head(client: "MlflowClient", registry: Registry, number: str) -> None:
     first = html.escape(said(version, registry), quote=False)  # it is Markdown, and has what people wrote
     waits = alias_state(version, registry) == "waiting"
     client.update_model_version(registry.name, number, _anew(description, first, waits=waits))
+    if (state := alias_state(version, registry)) in FINAL:  # whatever a later run found of it
+        _note_in_run(client, version, state)
     if not waits and version.tags.get(SENTENCE, "").startswith(f"{WAITING}: "):
         client.set_model_version_tag(registry.name, number, SENTENCE, verdict_of(version))
     before, _, _ = description.partition("\n")
@@ -90,17 +111,11 @@ def head(client: "MlflowClient", registry: Registry, number: str) -> None:
 
 def _note_anew(client: "MlflowClient", run_id: str, before: str, first: str, *, waits: bool) -> None:
     """Does so with the note of a run that says of the version what its description said, or that it waits."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    if (run := _active(client, run_id)) is None:
         return
     note = run.data.tags.get(NOTE, "")
     is_of_it = note.startswith(f"{WAITING}: ") or note.partition("\n")[0] == before
-    if run.info.lifecycle_stage == "active" and note and is_of_it:
+    if note and is_of_it:
         client.set_tag(run_id, NOTE, _anew(note, first, waits=waits))
 
 
