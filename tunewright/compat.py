@@ -85,6 +85,9 @@ SERVED = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/model
 class _Built(Exception):
     """The app is there, and its server is not wanted."""
 
+    def __init__(self, app: "Starlette") -> None:
+        self.app = app
+
 
 def app_of_transformers(model: str) -> "Starlette":
     """The app of `transformers serve` for a model at a path, which it loads, without its server, which asks for no key.
@@ -94,19 +97,15 @@ def app_of_transformers(model: str) -> "Starlette":
     from transformers.cli.serve import Serve
     from transformers.cli.serving import server
 
-    apps: list[Starlette] = []
-
     def build(*arguments: Any, **options: Any) -> None:
-        apps.append(original(*arguments, **options))
-        raise _Built
+        raise _Built(original(*arguments, **options))
 
     original, server.build_server = server.build_server, build
     try:
         Serve(force_model=model, log_level="error", port=-1)  # a port that no server can have
-    except _Built:
-        (app,) = apps
-        app.router.routes = [each for each in app.routes if getattr(each, "path", "") in SERVED]
-        return app
+    except _Built as built:
+        built.app.router.routes = [each for each in built.app.routes if getattr(each, "path", "") in SERVED]
+        return built.app
     finally:
         server.build_server = original
     raise AssertionError("Serve() returned without building the app")

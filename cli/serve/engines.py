@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -18,6 +17,7 @@ from tunewright import config
 from tunewright.cli.predict.model import FetchedVersion, fetch
 from tunewright.cli.serve import key
 from tunewright.cli.serve.app import guarded
+from tunewright.cli.serve.queue import Tell
 from tunewright.cli.serve.server import Listening, listen
 from tunewright.compat import app_of_transformers
 from tunewright.config import Registry
@@ -25,7 +25,6 @@ from tunewright.errors import ConfigError, extra
 from tunewright.export import ExportRequest, Form, export, vllm
 from tunewright.store import disk
 
-Tell = Callable[[str], None]
 VARIABLE = "VLLM_API_KEY"
 LOWEST_PORT = 1024  # that vLLM takes
 

@@ -38,9 +38,10 @@ def scored(answers: pa.Table, choice: metrics.Choice) -> tuple[pa.Table, dict[st
     return answers, scores
 
 
-def _show_limit(test: pa.Table, limit: int) -> None:
+def _show_limit(rows: Path, limit: int) -> None:
     """Says before the first answer whether references have room; the verdict says what came of it (decide/reading)."""
-    labels, prompts = (test.column(name).combine_chunks() for name in ("labels", "prompt_length"))
+    test = pq.read_table(rows, columns=["labels", "prompt_length"])
+    labels, prompts = (column.combine_chunks() for column in test.columns)
     behind = labels.value_lengths().to_numpy() - prompts.to_numpy()  # with what a template has after the stop token
     log.info("  up to %d tokens an answer; the longest reference has %d with its stop token", limit, behind.max())
     if longer := int((behind > limit + 1).sum()):
@@ -48,10 +49,7 @@ def _show_limit(test: pa.Table, limit: int) -> None:
         log.warning(text, longer, len(test), limit)
 
 
-@stage(
-    "{contender.name}",
-    libraries=(*LIBRARIES, "evaluate", "jsonschema", "sacrebleu"),
-)
+@stage("{contender.name}", libraries=(*LIBRARIES, "evaluate", "jsonschema", "sacrebleu"))
 def evaluate(
     folder: Path,
     contender: Contender,
@@ -67,7 +65,7 @@ def evaluate(
     Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them.
     """
     if contender.name == "base":  # of all the same
-        _show_limit(pq.read_table(asked(contender, tokens)), evaluation.limit)
+        _show_limit(asked(contender, tokens), evaluation.limit)
     started = time.monotonic()
     part = answer_part.record(contender, tokens, evaluation.limit, evaluation.batch)
     earlier = max(0.0, seconds_of(part) - (time.monotonic() - started))  # of an evaluation whose answers these are

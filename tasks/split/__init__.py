@@ -154,12 +154,13 @@ def _why_empty(name: str, assignment: Assignment, own: np.ndarray, settings: Spl
         )
     sizes = np.bincount(assignment.cluster[assignment.cluster != NONE], minlength=1)
     num_rows, aside = int(own.sum()), (assignment.split == NONE) & own
-    fit_nowhere = f"; {int(aside.sum())} fit in no split ({_listed(quarantine_reasons(assignment.because[aside]))})"
+    reasons = quarantine_reasons(assignment.because[aside])
+    fit_nowhere = f"; {int(aside.sum())} fit in no split ({_listed(reasons)})" if reasons else ""
     return (
         f"{counted(num_rows, 'row')} {'makes' if num_rows == 1 else 'make'} "
         f"{counted(int(np.count_nonzero(sizes)), 'cluster')}, the largest of {counted(int(sizes.max()), 'row')}, with "
         f"split.test={settings.test:g}, split.validation={settings.validation:g}, "
-        f"split.threshold={settings.threshold:g}; each split needs a cluster{fit_nowhere if aside.any() else ''}"
+        f"split.threshold={settings.threshold:g}; each split needs a cluster{fit_nowhere}"
     )
 
 

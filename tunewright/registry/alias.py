@@ -6,7 +6,16 @@ from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import AnotherChampion
 from tunewright.registry.alias_history import PIPELINE, Event, What, append_event, events_of, moving, now
-from tunewright.registry.alias_state import FINAL, alias_state, clear, head, said, set_alias_state, verdict_of
+from tunewright.registry.alias_state import (
+    FINAL,
+    alias_state,
+    clear,
+    head,
+    note_in_run,
+    said,
+    set_alias_state,
+    verdict_of,
+)
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import current_version
 
@@ -36,6 +45,7 @@ def _concluded(client: "MlflowClient", candidate: Candidate, number: str) -> lis
         return []
     if state in FINAL:
         head(client, registry, number)
+        note_in_run(client, version, state)  # whatever this run found of it
         return []
     if held not in ("", number, candidate.challenged):
         raise AnotherChampion(

@@ -61,10 +61,10 @@ def set_alias_state(
         client.set_model_version_tag(registry.name, version.version, f"{TAG}.{key}", value)
     client.set_model_version_tag(registry.name, version.version, TAG, state)  # last: it stands when all of it does
     head(client, registry, str(version.version))
-    _note_in_run(client, version, SAID.get(what, what) or state)
+    note_in_run(client, version, SAID.get(what, what) or state)
 
 
-def _note_in_run(client: "MlflowClient", version: "ModelVersion", how: str) -> None:
+def note_in_run(client: "MlflowClient", version: "ModelVersion", how: str) -> None:
     """Says in the verdict of the run, for lists of runs, how its version stands; `how` is empty where it does not."""
     if run := _active(client, deciding_run(version)):
         verdict = filter(None, (shown(version.tags.get("verdict", "")), how))
@@ -87,7 +87,7 @@ def _active(client: "MlflowClient", run_id: str) -> "Run | None":
 def clear(client: "MlflowClient", version: "ModelVersion") -> None:
     """Ends the wait of a version on which there is another verdict by now."""
     client.delete_model_version_tag(version.name, version.version, TAG)
-    _note_in_run(client, version, "")
+    note_in_run(client, version, "")
 
 
 def head(client: "MlflowClient", registry: Registry, number: str) -> None:
@@ -100,8 +100,6 @@ def head(client: "MlflowClient", registry: Registry, number: str) -> None:
     first = html.escape(said(version, registry), quote=False)  # it is Markdown, and has what people wrote
     waits = alias_state(version, registry) == "waiting"
     client.update_model_version(registry.name, number, _anew(description, first, waits=waits))
-    if (state := alias_state(version, registry)) in FINAL:  # whatever a later run found of it
-        _note_in_run(client, version, state)
     if not waits and version.tags.get(SENTENCE, "").startswith(f"{WAITING}: "):
         client.set_model_version_tag(registry.name, number, SENTENCE, verdict_of(version))
     before, _, _ = description.partition("\n")
