@@ -57,7 +57,7 @@ def profile(frame: "pd.DataFrame", labels: Counts | None, listed: "pd.Series") -
 
 def is_named_after_file(frame: "pd.DataFrame") -> bool:
     """Whether the source of each row is the name of its file, as it is where the record names none."""
-    pairs = frame[["source", "file"]].astype(object).drop_duplicates()
+    pairs = frame[["source", "file"]].astype(object).fillna("").drop_duplicates()
     return all(source == file.rpartition("/")[2] for source, file in pairs.itertuples(index=False))
 
 
