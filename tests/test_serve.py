@@ -633,6 +633,10 @@ def test_the_server_of_transformers_answers_as_measured_behind_the_key(served: S
             assert httpx.get(f"{url}/v1/models", headers=headers).status_code == status
         assert httpx.post(f"{url}/load_model", json={"model": "gpt2"}, headers=with_key).status_code == 404
         assert httpx.get(f"{url}/health").status_code == 200
+        page = httpx.get(f"{url}/metrics", headers=with_key).text
+        assert 'tunewright_requests_total{path="/v1/chat/completions",status="200"} 6.0' in page
+        assert "tunewright_answer_seconds_count 6.0" in page
+        assert re.search(r'tunewright_served_info\{.*name="triage",version="1"\} 1.0', page)
     lines = (tmp_path / "log").read_text()
     (folder,) = (served.home / "exported").glob("triage-1-*.merged/triage")
     assert f"  cd {folder.parent}; transformers serve triage --host 127.0.0.1 --port " in lines

@@ -21,14 +21,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tunewright.accepted import shown
 from tunewright.cli.serve.answering import ServedVersion
 from tunewright.cli.serve.asking import RequestError, read
-from tunewright.cli.serve.metrics import Metrics
+from tunewright.cli.serve.metrics import Metrics, RequestMetrics
 from tunewright.cli.serve.queue import Finished, JobCancelled, QueuedRequest, RequestQueue
 from tunewright.errors import TunewrightError, one_line
 from tunewright.machine.addresses import HOSTS, LOOPBACK
 
 LARGEST = 10_000_000  # bytes of a request
 OPEN = {"/health"}  # it tells nothing of the model
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, FIGURES = "/v1/chat/completions", "/v1/completions", "/metrics"
+ANSWERING = {CHAT, COMPLETIONS, "/v1/responses"}
 CLIENT_CLOSED = 499  # as nginx counts it
 
 
@@ -75,10 +76,6 @@ class Api:
         """The state of the endpoint, for whoever watches it."""
         is_well = not self.endpoint.is_withdrawn
         return AsJson({"status": "ok" if is_well else "no version"}, 200 if is_well else 503)
-
-    async def figures(self, _: Request) -> Response:
-        """The metrics."""
-        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
         """The list of models, or one of them."""
@@ -158,7 +155,6 @@ class _Answering:
             self.has_text = True
             self.metrics.first_token.observe(time.monotonic() - self.job.began)
         if isinstance(event, Finished):
-            self.metrics.whole.observe(time.monotonic() - self.job.began)
             self.metrics.prompt_tokens.inc(len(self.prompt))
             self.metrics.answer_tokens.inc(len(event.tokens))
         return event
@@ -254,9 +250,9 @@ def _ended_with(request: Request, job: QueuedRequest) -> Iterator[None]:
 
 
 class Counted:
-    """Counts requests by path and status, and answers errors in OpenAI's shape."""
+    """Counts requests by path and status, and the time of answers."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: set[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, paths: set[str]) -> None:
         self.app, self.metrics, self.paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -264,11 +260,17 @@ class Counted:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        began, path = time.monotonic(), scope["path"] if scope["path"] in self.paths else "other"
+        is_answer = False
+
         async def send_counted(message: Any) -> None:
+            nonlocal is_answer
             if message["type"] == "http.response.start":
-                path = scope["path"] if scope["path"] in self.paths else "other"
                 self.metrics.requests.labels(path, message["status"]).inc()
+                is_answer = path in ANSWERING and message["status"] == HTTPStatus.OK
             await send(message)
+            if is_answer and message["type"] == "http.response.body" and not message.get("more_body"):
+                self.metrics.whole.observe(time.monotonic() - began)
 
         return await self.app(scope, receive, send_counted)
 
@@ -310,20 +312,28 @@ def create_app(endpoint: RequestQueue, host: str, api_key: str, further: Sequenc
         COMPLETIONS: (api.completions, post),
         "/v1/models": (api.models, get),
         "/health": (api.health, get),
-        "/metrics": (api.figures, get),
     }
     routes = [Route(path, function, methods=methods) for path, (function, methods) in paths.items()]
-    routes += [Route("/v1/models/{name:path}", api.models, methods=get), *further]
+    routes += [_figures(api.metrics), Route("/v1/models/{name:path}", api.models, methods=get), *further]
     handlers: Any = {RequestError: _refused, HTTPException: _refused, ClientDisconnect: _refused}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
-    return _of_this_host(Counted(KeyGuard(app, api_key), api.metrics, {*paths}), host)
+    return _guarded(app, host, api_key, api.metrics, {*paths, FIGURES})
 
 
-def guarded(app: ASGIApp, host: str, api_key: str) -> ASGIApp:
-    """An app of another server behind the same checks."""
-    return _of_this_host(KeyGuard(app, api_key), host)
+def guarded(app: Starlette, host: str, api_key: str, metrics: RequestMetrics) -> ASGIApp:
+    """An app of another server with a page of metrics, behind the same checks."""
+    app.router.routes.append(_figures(metrics))
+    return _guarded(app, host, api_key, metrics, {route.path for route in app.routes if isinstance(route, Route)})
 
 
-def _of_this_host(app: ASGIApp, host: str) -> ASGIApp:
-    """The app, which answers under this machine's own names alone if it listens there."""
-    return TrustedHostMiddleware(app, allowed_hosts=HOSTS if host == LOOPBACK else ["*"], www_redirect=False)
+def _figures(metrics: RequestMetrics) -> Route:
+    def page(_: Request) -> Response:
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+
+    return Route(FIGURES, page, methods=["GET"])
+
+
+def _guarded(app: ASGIApp, host: str, api_key: str, metrics: RequestMetrics, paths: set[str]) -> ASGIApp:
+    """The app behind the key, counted, which answers under this machine's own names alone if it listens there."""
+    counted = Counted(KeyGuard(app, api_key), metrics, paths)
+    return TrustedHostMiddleware(counted, allowed_hosts=HOSTS if host == LOOPBACK else ["*"], www_redirect=False)

@@ -17,6 +17,7 @@ from tunewright import config
 from tunewright.cli.predict.model import FetchedVersion, fetch
 from tunewright.cli.serve import key
 from tunewright.cli.serve.app import guarded
+from tunewright.cli.serve.metrics import RequestMetrics
 from tunewright.cli.serve.queue import Tell
 from tunewright.cli.serve.server import Listening, listen
 from tunewright.compat import app_of_transformers
@@ -74,7 +75,8 @@ def serve_by_transformers(registry: Registry, number: str | None, at: Listening,
         tell("The command line of the same server, which asks for no key:")
         tell(f"  cd {shlex.quote(str(folder.parent))}; {command}")
         os.chdir(folder.parent)  # requests name a model by its path from here
-        app = guarded(app_of_transformers(folder.name), at.host, at.api_key)
+        metrics = RequestMetrics(lambda: [(registry.name, version.number, version.digest)])
+        app = guarded(app_of_transformers(folder.name), at.host, at.api_key, metrics)
         return _Alone(), app, f"{registry.name}, version {version.number}, answers by transformers"
 
     listen(at, opened, tell)
