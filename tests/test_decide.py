@@ -19,6 +19,7 @@ from tunewright.reports.pages import number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.decide.comparison import Comparison
 from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
+from tunewright.tasks.decide.reading import kinds
 
 Scores = dict[str, float]
 
@@ -772,6 +773,24 @@ def test_parts_of_the_rows_are_shown_and_decide_nothing(splits: Splits, tmp_path
     assert low < mean == 0 < high, "equal rows of so few are no proof that nothing differs"
     assert sum(part["num_rows"] for part in slices if part["by"] == "length") == 40
     assert all(part["is_small"] for part in slices)
+
+
+def test_slices_go_by_the_own_text_of_a_prompt() -> None:
+    """An English instruction of 90 characters in the same paragraph says nothing of a question in German."""
+    order = "Read the message of the customer and answer with the name of the team that should get it: "
+    asked = {
+        "en": ("Where is parcel {} that I ordered last week?", "My parcel number {} has not come yet, why is that?"),
+        "de": ("Wo bleibt das Paket {}, das ich bestellt habe?", "Die Sendung {} ist noch nicht angekommen, warum?"),
+    }
+    texts = [(code, text.format(n)) for n in range(10) for code, those in asked.items() for text in those]
+    schema = pa.schema({"row_id": pa.string(), "source": pa.string(), "messages": MESSAGES})
+    chats = [(("user", order + text), ("assistant", "team")) for _, text in texts]
+    said = [[{"role": role, "content": text} for role, text in turns] for turns in chats]
+    rows = [{"row_id": str(at), "source": "a", "messages": turns} for at, turns in enumerate(said)]
+    found = kinds(pa.Table.from_pylist(rows, schema), {row["row_id"]: "team" for row in rows})
+    assert [*found["language"].values()] == [code for code, _ in texts]
+    longest = max(len(text) for _, text in texts)
+    assert all(int(re.search(r"\d+", name)[0]) <= longest for name in found["length"].values())
 
 
 def test_every_contender_is_part_of_the_decision(splits: Splits, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tunewright.errors import ConfigError
 from tunewright.modeling.chat import Chat
 from tunewright.modeling.models import load_tokenizer
 from tunewright.similarity import embedding
+from tunewright.similarity.prompts import common_segments
 from tunewright.tasks import prompt as prompting
 from tunewright.tasks.prompt import PromptScore, prompt
 from tunewright.tasks.prompt.shots import (
@@ -28,7 +29,6 @@ from tunewright.tasks.prompt.shots import (
     B,
     Pool,
     ask,
-    boilerplate,
     conversation,
     draw,
     nearest,
@@ -311,5 +311,5 @@ def test_bm25_is_that_of_its_formula() -> None:
 def test_a_sentence_that_many_rows_have_says_nothing() -> None:
     some = pool(*((f"{ORDER}{word} parcel", "yes") for word in ("red", "blue", "green", "gold", "grey") * 4))
     questions = pa.table({"messages": pa.array([messages((ORDER + "gold", ""))], SPLIT_SCHEMA.field("messages").type)})
-    found = BM25(some.rows, boilerplate(some.rows)).scores(questions)[0]
+    found = BM25(some.rows, common_segments(some.rows["messages"])).scores(questions)[0]
     assert [*np.flatnonzero(found)] == [3, 8, 13, 18]

@@ -15,6 +15,7 @@ from statistics import fmean
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Splits, no_replay
@@ -175,25 +176,29 @@ def slices(evidence: Evidence, kinds: Mapping[str, Mapping[str, str]], confidenc
 def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = False) -> dict[str, dict[str, str]]:
     """{kind: {row_id: slice}} of the test rows (row_id, source, messages) and their references.
 
-    With `has_calls` a kind is whether the reference calls a tool.
+    Language and length are those of a prompt's own text, without the sentences that many rows have, such as the
+    instruction. With `has_calls` a kind is whether the reference calls a tool.
 
     What a name shows of secrets and personal data is masked, as in other reports.
     """
-    from tunewright.data_checks.columns import derive
+    from tunewright.data_checks.language import language
+    from tunewright.similarity.prompts import common_segments
+    from tunewright.similarity.semantic import prompt_texts
 
-    rows = [row for row in test.to_pylist() if row["row_id"] in references]
-    said = [references[row["row_id"]] for row in rows]
-    columns = derive([row["messages"] for row in rows], (), {"prompt_language", "prompt_chars"})
+    test = test.filter(pc.is_in(test["row_id"], pa.array(references)))
+    rows, said = test["row_id"].to_pylist(), [references[row] for row in test["row_id"].to_pylist()]
+    prompts = prompt_texts(test, common_segments(test["messages"]))
+    languages = map(language, prompts)
     found = {
-        "source": [in_a_line(row["source"]) for row in rows],
-        "language": [code if isinstance(code, str) else "unknown" for code in columns["prompt_language"]],
-        "length": _lengths(columns["prompt_chars"].tolist()),
+        "source": list(map(in_a_line, test["source"].to_pylist())),
+        "language": [found.code if found else "unknown" for found in languages],
+        "length": _lengths(list(map(len, prompts))),
     }
     if has_calls:
         found["reference"] = ["with a call" if calls(text) else "without a call" for text in said]
     if len({*said}) * ROWS_OF_A_SLICE <= len(said):
         found["label"] = [in_a_line(text) for text in said]
-    return {kind: dict(zip((row["row_id"] for row in rows), names, strict=True)) for kind, names in found.items()}
+    return {kind: dict(zip(rows, names, strict=True)) for kind, names in found.items()}
 
 
 def _lengths(num_characters: Sequence[int]) -> list[str]:

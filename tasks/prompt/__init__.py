@@ -26,8 +26,9 @@ from tunewright.reports.pages import counted
 from tunewright.serving import context_length
 from tunewright.similarity import embedding as embeddings
 from tunewright.similarity.embedding import StaticModel
+from tunewright.similarity.prompts import common_segments
 from tunewright.store.stage import stage
-from tunewright.tasks.prompt.shots import BM25, Embeddings, PromptedRow, ask, boilerplate, draw, nearest, pool_of
+from tunewright.tasks.prompt.shots import BM25, Embeddings, PromptedRow, ask, draw, nearest, pool_of
 
 __all__ = ["prompt"]
 
@@ -101,7 +102,7 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
 
 def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[list[list[int]], dict[str, Any]]:
     """The shots of each test row: the rows most like it, by what does better on validation rows; and what was tried."""
-    left_out = boilerplate(asking.pool.rows)
+    left_out = common_segments(asking.pool.rows["messages"])
     retrievers: dict[str, BM25 | Embeddings] = {"bm25": BM25(asking.pool.rows, left_out)}
     if model:
         retrievers["embedding"] = Embeddings(asking.pool.rows, left_out, model)

@@ -17,7 +17,7 @@ from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import Chat, Reasoning, Tokenized, Untrainable, tokenize
 from tunewright.similarity.embedding import LENGTH, StaticModel
 from tunewright.similarity.folding import fold_messages
-from tunewright.similarity.prompts import Runs, distinct_segments, find_boilerplate, segments, words
+from tunewright.similarity.prompts import Runs, segments, words
 from tunewright.similarity.semantic import prompt_texts
 from tunewright.tools.conversation import Conversation, Message, conversation_of, tools_of
 
@@ -25,7 +25,6 @@ EXCHANGE = "user assistant(?: tool(?: tool)* assistant)*"
 ALTERNATING = re.compile(rf"{EXCHANGE}(?: {EXCHANGE})*")  # roles of a row that can be a shot
 SHORTEST_OPENING = 40  # characters, under which it is not worth to be told once
 K1, B = 1.5, 0.75  # as Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.4
-BOILERPLATE_SHARE = 0.05  # of the pool's rows, from which a sentence says nothing of a question
 QUESTIONS = 64  # that are compared with the pool at once
 
 
@@ -133,13 +132,6 @@ def ask(
 def _turns(messages: Sequence[Message]) -> list[Message]:
     first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
     return list(messages[first:])
-
-
-def boilerplate(pool: pa.Table) -> np.ndarray:
-    """The hashes of the sentences that much of the pool has."""
-    folded = fold_messages(pool["messages"])
-    hashes, _ = distinct_segments(segments(folded, folded.prompts))
-    return np.array(sorted(find_boilerplate(hashes, len(pool), BOILERPLATE_SHARE)), np.uint64)
 
 
 def nearest(retriever: "BM25 | Embeddings", questions: pa.Table, number: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ from tunewright.tools.conversation import identity_of, tools_hash
 
 ROLES = ("system", "user", "assistant", "tool")
 FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are similar
+COMMON_SHARE = 0.05  # of the rows, from which a segment tells nothing of one of them
 FEWEST_WORDS = 12
 BOILERPLATE = "boilerplate.json"  # in the folder of the unique rows: what was left out of the comparison
 
@@ -182,6 +183,13 @@ def find_boilerplate(hashes: np.ndarray, num_rows: int, share: float) -> dict[in
     many = np.flatnonzero(counts > max(share * num_rows, FEWEST_BOILERPLATE_ROWS - 1))
     order = many[np.lexsort((unique[many], -counts[many]))]
     return dict(zip(unique[order].tolist(), counts[order].tolist(), strict=True))
+
+
+def common_segments(messages: pa.ChunkedArray) -> np.ndarray:
+    """The hashes of the segments that many prompts of a messages column have, and that say nothing of one of them."""
+    folded = fold_messages(messages)
+    hashes, _ = distinct_segments(segments(folded, folded.prompts))
+    return np.array(sorted(find_boilerplate(hashes, len(messages), COMMON_SHARE)), np.uint64)
 
 
 def segment_texts(folded: Folded, found: Segments, wanted: Iterable[int]) -> dict[int, str]:
