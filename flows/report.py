@@ -126,12 +126,15 @@ def _proof(proof: LeakProof, unique: UniqueRows | None, rotation: str) -> str:
 
 
 def training_sentence(adapter: Adapter) -> str:
-    """Describe at which step training ended and which step is the best."""
+    """Describe at which step training ended and why, and which step is the best."""
+    found = curves.read(adapter.folder)
     metric = "" if adapter.best_by == "loss" else f", {adapter.best_by} {adapter.best_value:.4g}"
     end = "stopped early after" if adapter.stopped_early else "trained"
+    epochs = f" ({found.in_epochs})" if found.in_epochs else ""
     return (
-        f"{end[:1].upper()}{end[1:]} {counted(adapter.steps, 'step')} in {duration(adapter.train_seconds)}; the best "
-        f"step is {adapter.best_step:,} (validation loss {adapter.best_validation_loss:.4g}{metric})."
+        f"{end[:1].upper()}{end[1:]} {counted(adapter.steps, 'step')}{epochs} in {duration(adapter.train_seconds)}, "
+        f"ended by {found.ended_by}; the best step is {adapter.best_step:,} (validation loss "
+        f"{adapter.best_validation_loss:.4g}{metric})."
     )
 
 

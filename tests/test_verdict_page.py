@@ -98,6 +98,8 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         general: dict[str, Sequence[float]] | None = None,
         part: str = "arithmetic",
         max_steps: int | None = None,
+        epochs: float | None = None,
+        best: int | None = None,
     ) -> VerdictPage:
         asked = questions or [f"question number {at}" for at in range(len(references))]
         rows = [(f"q{at}", each) for at, each in enumerate(taught)]
@@ -145,13 +147,14 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         )
         verdict = decide.fn(answers=given, splits=splits, gate=gate)
         train = manifest(tmp_path / "train", status={"max_steps": max_steps})
-        make_training_summary(best_step=len(losses)).save(train)
+        make_training_summary(best_step=best or 10 * len(losses)).save(train)
         lines = [
             {"step": 10 * at, "planned": 10 * len(losses), "eval_loss": loss} for at, loss in enumerate(losses, start=1)
         ]
         steps = [
             {"step": at, "planned": 10 * len(losses), "loss": 1.0 / at, "tokens_per_second": 50.0, "seconds": 2.0}
             | {"memory_bytes": 3_000_000_000}
+            | ({"epoch": epochs * at / (10 * len(losses))} if epochs else {})
             for at in range(1, 10 * len(losses) + 1)
         ]
         (train / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in steps + lines))
@@ -694,6 +697,20 @@ def test_a_training_that_was_obviously_too_short_is_the_first_advice(
     advice = make(**UNLEARNED, losses=losses).suggestions
     assert advice[0].startswith(first)
     assert any(each.startswith("Then check that your reference answers") for each in advice), advice
+
+
+def test_a_training_that_max_steps_cut_short_at_its_best_step_is_the_first_advice(make: Make) -> None:
+    """With a loss that hardly fell at the end, as the schedule had taken the rate to 0 by then."""
+    given = UNLEARNED | {"cut": (), "losses": [2.0, 1.2, 1.19, 1.18], "epochs": 0.9}
+    first = "Train longer: more training.max_steps: training ended after 0.9 epochs, and the best step is the last"
+    assert make(**given).suggestions[0] == first
+    assert "60 steps (0.9 epochs), ended by training.max_steps ; best step 60" in Read(page_of(make(**given))).text
+
+
+@pytest.mark.parametrize("given", [{"epochs": 3.0}, {"epochs": 0.9, "max_steps": None}, {"epochs": 0.9, "best": 30}])
+def test_a_training_of_full_length_or_past_its_best_step_is_not_cut_short(make: Make, given: dict[str, Any]) -> None:
+    advice = make(**UNLEARNED | {"cut": (), "losses": [2.0, 1.2, 1.19, 1.18]} | given).suggestions
+    assert not advice[0].startswith("Train longer: more"), advice
 
 
 def test_a_guardrail_that_only_the_champion_keeps_better_is_no_sign_of_too_much_training(make: Make) -> None:

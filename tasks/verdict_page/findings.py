@@ -58,7 +58,11 @@ def direction(case: Case) -> Literal["longer", "gentler", ""]:
     kinds = {each.kind for each in case.training_warnings}
     if kinds & TOO_MUCH:
         return "gentler"
-    if curves.is_falling(case.curves) or kinds & {"no learning", "still falling at the end"}:
+    if (
+        curves.is_falling(case.curves)
+        or curves.is_cut_short(case.curves)
+        or kinds & {"no learning", "still falling at the end"}
+    ):
         return "longer"
     broken = {each.metric for each in spoilt(case)}
     if learned_nothing(case):
@@ -75,7 +79,8 @@ def is_too_short(case: Case) -> bool:
     """Whether training was obviously too short: its loss still fell, it had few steps, or many answers do not stop."""
     if direction(case) == "gentler":
         return False
-    return curves.is_falling(case.curves) or len(case.curves.steps) < FEW_STEPS or _is_unstopped(case)
+    of = case.curves
+    return curves.is_falling(of) or curves.is_cut_short(of) or len(of.steps) < FEW_STEPS or _is_unstopped(case)
 
 
 def mistakes(case: Case, found: Mistakes) -> Found:

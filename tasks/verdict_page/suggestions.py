@@ -121,10 +121,15 @@ def prompting_is_enough(case: Case) -> Found:
 
 
 def not_finished(case: Case) -> Found:
-    """A longer training first, where the candidate learned nothing in few steps, or while the validation loss fell."""
-    if not learned_nothing(case) or direction(case) != "longer":
+    """A longer training first, where max_steps cut it short, or where the candidate learned nothing and still might."""
+    if case.verdict.decision == "promote" or direction(case) != "longer":
         return
-    if curves.is_falling(case.curves):
+    if curves.is_cut_short(case.curves):
+        seen = f"training ended after {case.curves.in_epochs}, and the best step is the last"
+        yield Suggestion(f"Train longer: more {case.curves.ended_by}", seen, "training")
+    elif not learned_nothing(case):
+        return
+    elif curves.is_falling(case.curves):
         (_, before), (_, last) = case.curves.series("eval_loss")[-2:]
         yield Suggestion(
             f"Train longer: more {case.curves.ended_by}",

@@ -5,12 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunewright.reports.curves.advice import TrainingWarning, is_falling, warnings
+from tunewright.reports.curves.advice import TrainingWarning, is_cut_short, is_falling, warnings
 from tunewright.reports.curves.charts import charts
 from tunewright.reports.curves.reading import Curves, no_warnings, number, read
 from tunewright.reports.pages import template
 
-__all__ = ["Curves", "TrainingWarning", "is_falling", "no_warnings", "picture", "read", "warnings", "write_page"]
+__all__ = [
+    "Curves",
+    "TrainingWarning",
+    "is_cut_short",
+    "is_falling",
+    "no_warnings",
+    "picture",
+    "read",
+    "warnings",
+    "write_page",
+]
 
 FOLDER = Path(__file__).parent
 WORST = 10  # rows behind spikes that are listed

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tunewright.config import Training
 from tunewright.reports.curves.reading import Curves, number
 
 Series = Sequence[tuple[int, float]]
@@ -22,6 +23,7 @@ BLOWN_UP = 3  # times the loss of the first step: by chance only where steps var
 CALM = 0.35  # relative standard deviation of the loss of single steps
 IMPOSSIBLE = 15  # nats per token: one token in 3 million, a guess in any vocabulary
 AROUND = 15  # steps before and after one, which its gradient norm is compared with
+EPOCHS = Training().epochs
 LEVEL = 0.005  # change of the validation loss, relative, that is none
 
 
@@ -181,6 +183,12 @@ def is_falling(curves: Curves) -> bool:
     if len(evaluations) < 2 or curves.stopped_early or evaluations[-1][0] < curves.planned:
         return False
     return evaluations[-1][1] <= (1 - FALL) * evaluations[-2][1]
+
+
+def is_cut_short(curves: Curves) -> bool:
+    """Whether training.max_steps ended the training at its best step, after fewer epochs than are the default."""
+    is_last = curves.planned_by == curves.ended_by == "training.max_steps" and curves.best_step >= curves.planned > 0
+    return is_last and curves.epochs is not None and curves.epochs < EPOCHS
 
 
 def unfinished(curves: Curves) -> TrainingWarning | None:

@@ -45,6 +45,17 @@ class Curves:
         return "training.patience" if self.stopped_early else self.planned_by
 
     @property
+    def epochs(self) -> float | None:
+        """How many times the training rows were gone through; None where the trainer did not note it."""
+        return max((line["epoch"] for line in (*self.steps, *self.evaluations) if "epoch" in line), default=None)
+
+    @property
+    def in_epochs(self) -> str:
+        """Such as "0.9 epochs"; empty where the trainer did not note them."""
+        said = f"{self.epochs:.2g}" if self.epochs is not None else ""
+        return said and f"{said} epoch{'s'[: said != '1']}"
+
+    @property
     def nothing(self) -> str:
         """The sentence if there are no warnings; few evaluations do not prove that the loss settled."""
         return no_warnings(len(self.evaluations))
