@@ -61,7 +61,7 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
         **own: Any,
     ) -> None:
         with one_line_errors(as_json), named_as_typed():
-            registry = registry_of(name, alias, tracking_uri, as_json)
+            registry = registry_of(name, alias, tracking_uri, as_json, quiet=False)
             from tunewright.cli.release import view
             from tunewright.flows import release as requests
             from tunewright.registry import release

@@ -5,6 +5,7 @@ What was asked and answered is kept beside the version in MLflow, so that it can
 has its base, whenever the alias is to move to it.
 """
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from tunewright.tools.conversation import conversation_of, tools_of
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger("tunewright")
 
 REHEARSED = 8  # rows that a version has to answer as the candidate did
 FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
@@ -80,6 +83,7 @@ def again(client: "MlflowClient", version: "ModelVersion") -> int:
     answers, where it says something else.
     """
     rehearsal = kept(client, version)
+    log.info("version %s has to answer %d test rows as measured: loading it", version.version, len(rehearsal.rows))
     with files.copied(client, version) as copy:
         try:
             _rehearse(version, copy, rehearsal)
