@@ -198,7 +198,7 @@ def test_another_encoding_is_named_by_what_it_would_say() -> None:
     assert "Grüße" in entry["detail"]
     (entry,) = read(GOOD + b"\n" + '{"instruction": "こんにちは世界"}'.encode("shift_jis"))[1]
     assert entry["reason"] == "bad_encoding"
-    assert "looks like" not in entry["detail"]
+    assert "looks like" not in entry["detail"], "seven letters do not tell Japanese from Chinese and Korean"
 
 
 TOKEN = "ghp_" + "q7Xv2Lk9Rt4Wm8Zp1Yc6" + "Nb3Hs5Jd0Gf7Ku9T"
@@ -540,6 +540,7 @@ def test_an_evaluation_file_in_another_encoding_has_its_command() -> None:
 
 
 POLISH = '{"instruction": "Kurier dostarczył paczkę?", "output": "Łatwo sprawdzić, gdzie są: wpisz numer zamówienia"}\n'
+JAPANESE = '{"prompt": "注文した荷物がまだ届きません。", "completion": "配送の状況を調べます"}\n'
 RUSSIAN = '{"prompt": "Где мой заказ?", "completion": "Ваш заказ уже в пути"}\n'
 
 
@@ -553,6 +554,26 @@ RUSSIAN = '{"prompt": "Где мой заказ?", "completion": "Ваш зак�
         ("cp1253", '{"prompt": "Πού είναι;", "completion": "Έφτασε η παραγγελία"}\n', "Windows-1253 (Greek)", ""),
         ("cp1254", '{"prompt": "Siparişim gelmedi", "completion": "İşte çözüm"}\n', "Windows-1254 (Turkish)", ""),
         ("cp1257", '{"prompt": "Mano užsakymas", "completion": "Ačiū už pagalbą"}\n', "Windows-1257 (Baltic)", ""),
+        ("cp932", JAPANESE, "Shift-JIS (Japanese)", "注文した荷物がまだ届きません"),
+        ("euc_jp", JAPANESE, "EUC-JP (Japanese)", "注文した荷物がまだ届きません"),
+        (
+            "gb18030",
+            '{"prompt": "我的订单还没有到", "completion": "已经发货"}\n',
+            "GBK or GB18030 (simplified Chinese)",
+            "我的",
+        ),
+        (
+            "big5",
+            '{"prompt": "我的訂單還沒有到", "completion": "已經寄出"}\n',
+            "Big5 (traditional Chinese)",
+            "我的訂單",
+        ),
+        (
+            "cp949",
+            '{"prompt": "주문한 물건이 아직 오지 않았어요", "completion": "배송"}\n',
+            "EUC-KR (Korean)",
+            "주문한",
+        ),
     ],
 )
 def test_the_code_page_is_told_by_the_language_that_it_makes_of_the_bytes(
@@ -605,6 +626,24 @@ def test_a_mixed_file_is_converted_from_the_code_page_of_its_other_lines() -> No
     command = str(told.value).partition("only the bytes that are not UTF-8: ")[2].partition("; see ")[0]
     subprocess.run(command.replace("python -c", f"{sys.executable} -c"), shell=True, check=True, timeout=60)
     assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == POLISH + WINDOWS
+
+
+def test_lines_with_several_bytes_a_character_among_lines_in_utf_8_are_converted() -> None:
+    Path("a.jsonl").write_bytes(JAPANESE.encode("cp932") + JAPANESE.encode() + WINDOWS.encode())
+    with pytest.raises(DataError, match=r"looks like Shift-JIS \(Japanese\)") as told:
+        run("a.jsonl", max_refused_share=0)
+    command = str(told.value).partition("only the bytes that are not UTF-8: ")[2].partition("; see ")[0]
+    subprocess.run(command.replace("python -c", f"{sys.executable} -c"), shell=True, check=True, timeout=60)
+    assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == JAPANESE + JAPANESE + WINDOWS
+
+
+def test_a_vietnamese_text_is_not_taken_for_chinese() -> None:
+    Path("a.jsonl").write_bytes(
+        '{"prompt": "Đơn hàng của tôi ở đâu?", "completion": "Tôi muốn"}'.encode("cp1258", "ignore")
+    )
+    with pytest.raises(DataError, match="not UTF-8") as told:
+        run("a.jsonl", max_refused_share=0)
+    assert "looks like" not in str(told.value)
 
 
 @pytest.mark.parametrize("header", ["Pytanie;Odpowiedź", "instruction;output"])

@@ -3,8 +3,12 @@
 Each page reads the same bytes as other letters. A reading counts if fastText takes it for a language of that page and
 its letters are of that language's alphabet: "dostarczy³" is Polish, but Windows-1252 has no Polish, and ³ is no letter
 of it. Guessers by bytes alone, such as charset_normalizer, take short French and Spanish texts for Windows-1250.
+
+For Japanese, Chinese and Korean, with several bytes a character, charset_normalizer says in which encodings the text
+has least that does not belong together, and fastText has to find the language of the encoding.
 """
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +18,7 @@ from tunewright.data_checks.language import most_likely
 
 
 class CodePage(NamedTuple):
-    """An encoding with one byte a character."""
+    """An encoding of the languages of a region."""
 
     codec: str  # as Python calls it
     iconv: str  # as iconv does
@@ -41,6 +45,14 @@ PAGES = (  # of equal readings the first is named
     _page("cp1257", "WINDOWS-1257", "Windows-1257", "Baltic", "lt lv et"),
     _page("cp1255", "WINDOWS-1255", "Windows-1255", "Hebrew", "he yi"),
     _page("cp1256", "WINDOWS-1256", "Windows-1256", "Arabic", "ar fa ur"),
+)
+
+WIDE_PAGES = (  # with several bytes a character
+    _page("cp932", "CP932", "Shift-JIS", "Japanese", "ja"),
+    _page("euc_jp", "EUC-JP", "EUC-JP", "Japanese", "ja"),
+    _page("gb18030", "GB18030", "GBK or GB18030", "simplified Chinese", "zh wuu"),
+    _page("big5", "CP950", "Big5", "traditional Chinese", "zh yue"),
+    _page("cp949", "CP949", "EUC-KR", "Korean", "ko"),
 )
 
 ALPHABETS = {  # language -> its letters beyond ASCII, small where lower() knows them, those of common loanwords too
@@ -84,9 +96,11 @@ BREAK = re.compile(r"""\\[nrt]|[\r\n\t;,:.!?"{}\[\]\\|()]+""")  # between what m
 CONTROL = re.compile(r"[\x80-\x9f]")
 
 LEAST_LETTERS = 4  # in the words that a reading is told by; fewer are words of many languages
+LEAST_WIDE_LETTERS = 10
 MOST_ODD = 0.05  # share of the words with letters beyond ASCII: names and typing errors
 LEAST_LIKELY = 0.3  # of a reading, 0 to 1
 MARGIN = 0.15  # to the next reading
+MOST_CHAOS = 0.2  # as charset_normalizer measures it, 0 to 1, of a reading that there may be
 MOST_SHOWN = 50
 AROUND = 200
 MOST_READ = 20_000  # characters that the language is told from
@@ -118,8 +132,41 @@ class _Reading(NamedTuple):
 
 def guess(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
     """The code page of lines that are not ASCII; `beyond_ascii` are all such bytes of the file that they are from."""
+    found = _narrow(sample, beyond_ascii)
+    return found if found.is_sure else _wide(sample) or found
+
+
+def _wide(sample: bytes) -> Guess | None:
+    """The encoding with several bytes a character; None where there is none in which the text has its language."""
+    from charset_normalizer import from_bytes
+
+    pages = {page.codec: page for page in WIDE_PAGES}
+    found: list[tuple[float, int, CodePage, str]] = []
+    for match in from_bytes(sample, cp_isolation=[*pages], threshold=MOST_CHAOS):
+        page = pages[match.encoding]
+        text = codecs.getincrementaldecoder(page.codec)("replace").decode(sample)  # the last character may be cut off
+        parts = [part.strip() for part in BREAK.split(text) if not part.isascii()]
+        words = "".join(parts)[:MOST_READ]
+        num_letters = sum(not letter.isascii() for letter in words)
+        detected = most_likely(words)
+        if detected.code in page.languages and num_letters > len(words) / 2:  # or a word has hardly a letter of it
+            found.append((detected.confidence - match.chaos, num_letters, page, max(parts, key=len)))
+    if not found:
+        return None
+    found.sort(key=lambda each: -each[0])
+    (best, num_letters, _, shown), *others = found
+    is_sure = num_letters >= LEAST_WIDE_LETTERS and all(best >= other + MARGIN for other, *_ in others)
+    return Guess(tuple(page for _, _, page, _ in found[: 1 if is_sure else 3]), _excerpt(shown, shown), is_sure)
+
+
+def _excerpt(shown: str, around: str) -> str:
     from tunewright.privacy import excerpts  # with detect-secrets, which is slow to import
 
+    return excerpts.clipped(shown, MOST_SHOWN) if excerpts.masked(around) == around else ""
+
+
+def _narrow(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
+    """The code page with one byte a character."""
     seen = bytes(sorted(beyond_ascii))
     readings: dict[str, _Reading] = {}
     for page in PAGES:
@@ -137,8 +184,7 @@ def guess(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
     text = sample.decode(best.page.codec, "replace")
     at = text.find(best.shown)
     around = text[max(0, at - AROUND) : at + len(best.shown) + AROUND]
-    excerpt = excerpts.clipped(best.shown, MOST_SHOWN) if excerpts.masked(around) == around else ""
-    return Guess(tuple(r.page for r in likely[: 1 if is_sure else 3]), excerpt, is_sure)
+    return Guess(tuple(r.page for r in likely[: 1 if is_sure else 3]), _excerpt(best.shown, around), is_sure)
 
 
 def _decodes(content: bytes, codec: str) -> bool:

@@ -24,7 +24,7 @@ from tunewright.machine import parquet
 from tunewright.machine.bounded import Unreadable
 from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
-from tunewright.tasks.ingest.code_pages import ASCII, guess
+from tunewright.tasks.ingest.code_pages import ASCII, WIDE_PAGES, guess
 from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
 from tunewright.tasks.ingest.files import FileFormat, SourceFile, named
 from tunewright.tasks.ingest.layouts import known_columns
@@ -292,7 +292,11 @@ def encoding_advice(path: str, file_format: FileFormat, compression: Compression
     if not found.is_sure:
         return found.said()
     page = found.pages[0]
-    command = mixed_conversion(path, page.codec, compression) if is_mixed else conversion(path, page.iconv, compression)
+    command = (
+        mixed_conversion(path, page.codec, compression, is_wide=page in WIDE_PAGES)
+        if is_mixed
+        else conversion(path, page.iconv, compression)
+    )
     if f"looks like {page.title}" in said:
         return command
     return f"{found.said(WHOLE_FILE)}{command}"
