@@ -42,8 +42,7 @@ def holder(seconds: float) -> "subprocess.Popen[str]":
 def test_the_second_waits_and_says_for_whom(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tunewright")
     process = holder(1.5)
-    with held("cpu", "run quiet-owl") as waited:
-        assert 0.5 < waited < 10
+    with held("cpu", "run quiet-owl"):
         assert process.wait(10) == 0
     first, last = caplog.messages
     assert first.startswith(
@@ -51,6 +50,48 @@ def test_the_second_waits_and_says_for_whom(caplog: pytest.LogCaptureFixture) ->
     )
     assert re.fullmatch(r"\d\d:\d\d:\d\d \S+", first.rpartition("since ")[2]), "of today, so without the date"
     assert last == "  the device is free"
+
+
+def test_first_come_first_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_at_a_time, "LOOK_SECONDS", 0.01)
+    served: list[int] = []
+
+    def wait(place: int) -> None:
+        with held("cpu", "run quiet-owl"):
+            served.append(place)
+
+    threads = [threading.Thread(target=wait, args=(place,)) for place in range(4)]
+    with held("cpu", "run early-bird"):
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            while len(tickets()) < number:
+                time.sleep(0.01)
+    with held("cpu", "run early-bird"):  # again, as the next stage of a run does
+        served.append(9)
+    for thread in threads:
+        thread.join(10)
+    assert served == [0, 1, 2, 3, 9]
+    assert not tickets()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_who_waits_and_died_or_stands_still_keeps_nobody_waiting(
+    how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_at_a_time, "PAUSED_SECONDS", 1.0)
+    waiting = [sys.executable, "-c", HOLDER, str(config.device_locks()), "0"]
+    with held("cpu", "run early-bird"):
+        process = subprocess.Popen(waiting, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})
+        while not tickets():
+            time.sleep(0.01)
+        process.send_signal(how)
+    with held("cpu", "run quiet-owl"):
+        process.kill()
+    process.wait(10)
+
+
+def tickets() -> list[Path]:
+    return [*config.device_locks().glob("*.ticket")]
 
 
 def test_a_killed_holder_blocks_nobody(caplog: pytest.LogCaptureFixture) -> None:

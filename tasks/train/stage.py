@@ -219,7 +219,7 @@ def train(
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
-    with cost_model.on_device() as waited:
+    with cost_model.on_device():
         micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
         if shortage:
             log.warning("  %s", shortage)
@@ -256,6 +256,5 @@ def train(
         **summary.model_dump(include=OF_SUMMARY),
         warnings=tuple(warning.sentence for warning in warnings),
         train_seconds=round(seconds, 1),
-        waited_seconds=round(waited, 1),
         earlier_seconds=round(earlier, 1),
     )

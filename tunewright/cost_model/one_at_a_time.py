@@ -1,17 +1,20 @@
 """One training or evaluation at a time on a device, of whatever deployment, worker, terminal or home it is.
 
-Two that share a GPU run out of memory, and two that share processors are slower than one after the other. The lock is
-one of the kernel's on a file of the user's, so it is free when its holder dies, however it dies; what the file says is
-for who waits. The folder is under /tmp, where another user may have made it first and would hold every lock in it: only
-one that is this user's and closed to others is taken.
+Two that share a GPU run out of memory, and two that share processors are slower than one after the other. First come,
+first served: each one who waits has a ticket in the folder, else a run would take the device again between its stages.
+Locks are the kernel's, on files of the user's, so they are free when their holder dies, however it dies; what the file
+says is for who waits. The folder is under /tmp, where another user may have made it first and would hold every lock in
+it: only one that is this user's and closed to others is taken.
 """
 
 import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -20,38 +23,42 @@ from prefect.runtime import flow_run
 from tunewright import config
 from tunewright.cost_model.devices import identity_here
 from tunewright.errors import ConfigError
+from tunewright.store.caching import count_waiting
 from tunewright.store.locks import try_lock
 
 log = logging.getLogger("tunewright")
 
 LOOK_SECONDS = 0.5
+PAUSED_SECONDS = 10.0  # without a look, after which one who waits does not keep others waiting
+TICKET = ".ticket"
 MAX_SHOWN = 200  # characters of who holds it
 
 
 @contextmanager
-def on_device() -> Iterator[float]:
-    """Holds this machine's device for the flow run, in the block; yields the seconds that it waited for another run."""
-    with held(identity_here(), f'"{flow_run.name}"' if flow_run.name else "a call") as waited:
-        yield waited
+def on_device() -> Iterator[None]:
+    """Holds this machine's device for the flow run, in the block."""
+    with held(identity_here(), f'"{flow_run.name}"' if flow_run.name else "a call"):
+        yield
 
 
 @contextmanager
-def held(device: str, holder: str) -> Iterator[float]:
-    """Holds a device, known by a GPU's UUID or "cpu", for the block; waits for it, says for whom, and yields how long.
+def held(device: str, holder: str) -> Iterator[None]:
+    """Holds a device, known by a GPU's UUID or "cpu", for the block; waits for it and says for whom.
 
-    `holder` is what others are told: the name of the run.
+    `holder` is what others are told: the name of the run. The artifact that is being made does not count the waiting.
     """
     file = _own_folder() / f"{device}.lock"
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8") as lock:
         started = time.monotonic()
-        _wait(lock, file)
-        waited = time.monotonic() - started
+        with _queued(file) as is_first:
+            _wait(lock, file, is_first)
+        count_waiting(time.monotonic() - started)
         lock.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         lock.write(f"another run ({holder}, process {os.getpid()}) since {since}")
         lock.flush()
         try:
-            yield waited
+            yield
         finally:
             lock.truncate(0)  # before it is free: what stands there is of who holds it
 
@@ -71,9 +78,37 @@ def _own_folder() -> Path:
     return folder
 
 
-def _wait(lock: IO[str], file: Path) -> None:
+@contextmanager
+def _queued(file: Path) -> Iterator[Callable[[], bool]]:
+    """A place in the queue for the device: whether it is the first of those whose processes live and look."""
+    while True:
+        own = file.with_name(f"{file.stem}.{time.time_ns():020}-{uuid.uuid4().hex[:8]}{TICKET}")
+        with own.open("x") as ticket:
+            if not (try_lock(ticket) and own.exists()):  # taken for that of a dead process before it was locked
+                continue
+            try:
+                yield partial(_is_first, own, file.stem)
+            finally:
+                own.unlink(missing_ok=True)
+            return
+
+
+def _is_first(own: Path, device: str) -> bool:
+    os.utime(own)
+    for other in sorted(own.parent.glob(f"{device}.*{TICKET}")):
+        if other >= own:
+            break
+        with suppress(FileNotFoundError), other.open("rb") as ticket:
+            if try_lock(ticket):
+                other.unlink()  # of a process that died
+            elif time.time() - other.stat().st_mtime < PAUSED_SECONDS:
+                return False
+    return True
+
+
+def _wait(lock: IO[str], file: Path, is_first: Callable[[], bool]) -> None:
     said = ""
-    while not try_lock(lock):
+    while not (is_first() and try_lock(lock)):
         held_by = "".join(filter(str.isprintable, file.read_text(encoding="utf-8", errors="replace")))[:MAX_SHOWN]
         if held_by and held_by != said:
             said = held_by

@@ -36,7 +36,19 @@ from tunewright.store.cache_key import Ingredients, differing, hash_of, key_of, 
 from tunewright.store.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
 from tunewright.store.refusals import StoppedStage
 
-__all__ = ["MANIFEST", "Cached", "Found", "cached", "digest_of", "kept", "lock", "making", "seconds_of", "work_folder"]
+__all__ = [
+    "MANIFEST",
+    "Cached",
+    "Found",
+    "cached",
+    "count_waiting",
+    "digest_of",
+    "kept",
+    "lock",
+    "making",
+    "seconds_of",
+    "work_folder",
+]
 
 log = logging.getLogger("tunewright")
 
@@ -44,6 +56,7 @@ P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
 
 _MAKING: ContextVar[Callable[[], None] | None] = ContextVar("making", default=None)
+_WAITED: ContextVar[list[float] | None] = ContextVar("waited", default=None)
 
 
 @contextlib.contextmanager
@@ -54,6 +67,24 @@ def making(begins: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _MAKING.reset(token)
+
+
+def count_waiting(seconds: float) -> None:
+    """Counts seconds in which what is being made had to wait for a device: they are none that it took."""
+    if (waited := _WAITED.get()) is not None:
+        waited.append(seconds)
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[list[float]]:
+    """The seconds that are counted in the block, which a block around it counts as well."""
+    waited: list[float] = []
+    token = _WAITED.set(waited)
+    try:
+        yield waited
+    finally:
+        _WAITED.reset(token)
+        count_waiting(sum(waited))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +216,20 @@ class Cached(Generic[P, A]):
         unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         unfinished.mkdir(parents=True)
         try:
-            draft = self.build(unfinished, *args, **kwargs)
+            with _waiting() as waited:
+                draft = self.build(unfinished, *args, **kwargs)
             files = manifest.files_in(unfinished)
             lasting = {
                 n: file.sha256 for n, file in files.items() if not (self.volatile and n.startswith(self.volatile))
             }
             record = draft.model_copy(
-                update={"stage": self.stage, "key": folder.name, "folder": folder, "digest": hash_of(lasting)}
+                update={
+                    "stage": self.stage,
+                    "key": folder.name,
+                    "folder": folder,
+                    "digest": hash_of(lasting),
+                    "waited_seconds": round(sum(waited), 1),
+                }
             )
             written = Manifest(
                 stage=self.stage,
@@ -202,7 +240,7 @@ class Cached(Generic[P, A]):
                 ingredients=ingredients,
                 made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 made_by=_flow_run_name(),
-                seconds=round(time.monotonic() - started - draft.waited_seconds + draft.earlier_seconds, 3),
+                seconds=round(time.monotonic() - started - sum(waited) + draft.earlier_seconds, 3),
             )
             manifest.write(unfinished, written)
             disk.sync(*unfinished.rglob("*"), unfinished)
