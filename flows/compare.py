@@ -19,11 +19,11 @@ from tunewright.errors import Pruned, TrainingError
 from tunewright.flows import finished
 from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.run_name import comparison_name, variant_name
+from tunewright.flows.run_name import comparison_name, terminal_run, variant_name
 from tunewright.registry.runs import log_comparison
 from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
-from tunewright.store import test_set_uses
+from tunewright.store import in_use, test_set_uses
 
 log = logging.getLogger("tunewright")
 
@@ -62,15 +62,16 @@ def compare(
     first = settings.training.seed
     trials: list[Trial] = []
     left = list(variants)
-    for seed in range(first, first + seeds):
-        # Of one seed: a mean of the seeds that look good would be no mean.
-        study = Study(settings.training.best_by, prunes=prune and seed == first)
-        for number, name in enumerate(left, 1):
-            log.info("variant %d of %d, seed %d: %s", number, len(left), seed, name)
-            with only_steps() if trials else nullcontext():  # the first says what all share
-                trials.append(_train(study.begin(), name, seed, variants[name]))
-            log.info("  %s", trials[-1].said)
-        left = [trial.variant for trial in trials if trial.state == "finished" and trial.seed == seed]
+    with in_use.of_terminal(terminal_run()):
+        for seed in range(first, first + seeds):
+            # Of one seed: a mean of the seeds that look good would be no mean.
+            study = Study(settings.training.best_by, prunes=prune and seed == first)
+            for number, name in enumerate(left, 1):
+                log.info("variant %d of %d, seed %d: %s", number, len(left), seed, name)
+                with only_steps() if trials else nullcontext():  # the first says what all share
+                    trials.append(_train(study.begin(), name, seed, variants[name]))
+                log.info("  %s", trials[-1].said)
+            left = [trial.variant for trial in trials if trial.state == "finished" and trial.seed == seed]
     found = comparison.of(trials, settings.registry.name)
     found = found.model_copy(update={"link": log_comparison(settings, variants, found)})
     finished.keep(found)

@@ -6,9 +6,12 @@ The flow's signature is the form in the Prefect UI: one parameter a section, des
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
+import httpx
 from prefect import State, flow
+from prefect.client.orchestration import get_client
 from prefect.runtime import deployment
 
 from tunewright import config
@@ -21,7 +24,7 @@ from tunewright.flows.calls import Plan, Reached, Run, Step
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.live import seen_in_mlflow
 from tunewright.flows.parameters import FLOW, identifier, named
-from tunewright.flows.run_name import outlive_worker, run_name, say_stopped
+from tunewright.flows.run_name import end_killed, outlive_worker, run_name, say_stopped, terminal_run
 from tunewright.registry.address import by_environment
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import require_answer
@@ -190,6 +193,9 @@ def finetune(
     say_stopped()
     if deployment.id:
         outlive_worker()
+    else:
+        with suppress(httpx.HTTPError):  # the server is asked again by the next run
+            end_killed(partial(get_client, sync_client=True))
     report.show_settings(settings)
     steps = run(settings, until, refresh)
     finished.keep(steps)
@@ -207,7 +213,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
     if "evaluate" in calls.stages:  # before which the champion is looked up
         require_answer(settings.registry)
     shown = nullcontext() if is_variant else seen_in_mlflow(calls)
-    with in_use.by_a_run(), looked_at(settings), shown, suppress(Reached):
+    with in_use.by_a_run(), in_use.of_terminal(terminal_run()), looked_at(settings), shown, suppress(Reached):
         try:
             pipeline(settings, calls)
         except AnotherChampion as error:

@@ -1,30 +1,37 @@
 """Names of flow runs: the pipeline, what this run changes, and when it started; and fewer words in Prefect's log of it.
 
-A run that a signal stopped is a crash to Prefect, also where a person cancelled it. An error of ours says all that a
-user can act on in its line, so that its traceback is left out.
+A run that a signal stopped is a crash to Prefect, also where a person cancelled it. A run of a terminal that was killed
+is marked as crashed by the next run, or by `tunewright up`. An error of ours says all that a user can act on in its
+line, so that its traceback is left out.
 """
 
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache
 from typing import Any
+from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import FlowRunContext
-from prefect.runtime import deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import deployment, flow_run
+from prefect.states import Crashed
 from pydantic import TypeAdapter
 from rich.console import Console
 
 from tunewright.errors import TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, field, flat, shown, written
+from tunewright.store import in_use
 
 ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the command line, which read the file
 THIS_RUN = "this run"
 IN_PREFECTS_WORDS = "Crash detected! Execution was aborted by a termination signal."
+KILLED = "Its process was killed. The same command resumes from the last checkpoint."
 STOPPED = "Stopped by a signal: the run was cancelled, or its worker ended. What it has made is kept."
 CACHED = "Finished in state Cached("
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
@@ -140,6 +147,23 @@ def outlive_worker() -> None:
     By itself rich then ends the process at its next line, and the run crashes by "Python system exit call".
     """
     Console.on_broken_pipe = _print_nowhere
+
+
+def terminal_run() -> str:
+    """The id of the flow run, if a terminal runs it: a worker's is looked after by its worker."""
+    return str(flow_run.id) if flow_run.id and not deployment.id else ""
+
+
+def end_killed(connect: Callable[[], AbstractContextManager[SyncPrefectClient]]) -> list[str]:
+    """Marks runs of terminals whose processes were killed as crashed in Prefect, and returns their names."""
+    names: list[str] = []
+    for run_id in in_use.killed():
+        with connect() as server, suppress(ObjectNotFound):  # it is another server's
+            run = server.read_flow_run(UUID(run_id))
+            if run.state is None or not run.state.is_final():
+                server.set_flow_run_state(run.id, Crashed(message=KILLED), force=True)
+                names.append(run.name)
+    return names
 
 
 def _print_nowhere(self: Console) -> None:  # a method of Console

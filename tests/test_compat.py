@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -66,12 +67,17 @@ def test_attention_on_a_cpu_gives_the_logarithm_of_its_sums() -> None:
 
 
 def test_mlflow_forgets_a_database_and_deletes_a_run(mlflow_database: Path, tmp_path: Path) -> None:
+    from mlflow.entities import RunStatus
     from mlflow.exceptions import MlflowException
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     uri = f"sqlite:///{shutil.copy(mlflow_database, tmp_path)}"
     store: Any = SqlAlchemyStore(uri, str(tmp_path))
     run_id = store.create_run("0", "user", 0, [], "run").info.run_id
+    store.update_run_info(run_id, RunStatus.FINISHED, 5, None)
+    compat.reopen_run(SimpleNamespace(_tracking_client=SimpleNamespace(store=store)), run_id, "again")
+    info = store.get_run(run_id).info
+    assert (info.run_name, info.status, info.end_time) == ("again", "RUNNING", 0)
     compat.delete_run(store, run_id)
     with pytest.raises(MlflowException, match=run_id):
         store.get_run(run_id)

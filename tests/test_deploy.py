@@ -6,12 +6,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from conftest import Harness
@@ -51,7 +52,7 @@ from tunewright.cli.main import app
 from tunewright.cli.up import service
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.flows import announcing
+from tunewright.flows import announcing, run_name
 from tunewright.flows.calls import Step
 from tunewright.flows.watch import watch
 from tunewright.machine import addresses
@@ -509,6 +510,19 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     assert [state.name for state in states if state] == ["Crashed", "Cancelled"]
     said = "tunewright up was killed during this run; started again, it resumes from the last checkpoint"
     assert states[0] and states[0].message == said
+
+    killed, living, ended = (client.create_flow_run_from_deployment(deployment) for _ in range(3))
+    for run in (killed, living, ended):
+        client.set_flow_run_state(run.id, Completed() if run is ended else Running(), force=True)
+    with in_use.of_terminal(str(living.id)):
+        for run_id in (killed.id, ended.id, uuid4()):  # the last is another server's
+            (config.home() / in_use.OF_TERMINALS / str(run_id)).touch()
+        assert run_name.end_killed(lambda: nullcontext(client)) == [killed.name]
+        found = {run.name: client.read_flow_run(run.id).state_name for run in (killed, living, ended)}
+        assert [*found.values()] == ["Crashed", "Running", "Completed"]
+        assert [*in_use.killed()] == []
+    assert not [*(config.home() / in_use.OF_TERMINALS).iterdir()]
+    client.set_flow_run_state(living.id, Completed(), force=True)
 
     stop = "Execution was aborted by a termination signal."
     begun = datetime.now(UTC)

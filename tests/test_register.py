@@ -380,6 +380,7 @@ def test_a_version_whose_registration_the_alias_interrupted_comes_from_a_finishe
     source = next(run for run in runs() if run.info.run_id == versions()[1].run_id)
     assert source.info.status == "FINISHED"
     assert source.data.tags["tunewright.undecided"].startswith("version 1 of triage became champion while")
+    assert source.data.tags["verdict"] == "undecided"
     again = make(digest="b", challenged="1")
     assert (again.version, again.version_run_id, again.is_known) == ("2", source.info.run_id, False)
     with connected(Registry(name="triage")) as client:
@@ -387,6 +388,7 @@ def test_a_version_whose_registration_the_alias_interrupted_comes_from_a_finishe
     first_decision = make(digest="b")
     assert (first_decision.run_id, first_decision.is_known) == (source.info.run_id, False)
     assert not any("tunewright.undecided" in run.data.tags for run in runs())
+    assert {run.data.tags["verdict"] for run in runs()} == {"not promoted", "promote"}
 
 
 def test_a_version_that_a_later_run_registers_comes_from_a_finished_run(make: Make, said: list[str]) -> None:

@@ -118,6 +118,13 @@ def forget_engine(uri: str) -> None:
     SqlAlchemyStore._engine_map.pop(uri, None)
 
 
+def reopen_run(client: Any, run_id: str, name: str) -> None:
+    """Has a run of MLflow go on under a name, without an end: 0, since None would leave the one that it has."""
+    from mlflow.entities import RunStatus
+
+    client._tracking_client.store.update_run_info(run_id, RunStatus.RUNNING, 0, name)
+
+
 def delete_run(store: Any, run_id: str) -> None:
     """Removes a run from MLflow's database, as `mlflow gc` does, which deletes whole experiments besides."""
     store._hard_delete_run(run_id)

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import ExitStack
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ from tunewright.cli import interrupts
 from tunewright.cli.command_line import print_log
 from tunewright.cli.up import database
 from tunewright.cli.up.processes import orphaned, wait_for_orphans
-from tunewright.cli.up.service import Service, end_leftover_runs, logs, services
+from tunewright.cli.up.service import Service, client, end_leftover_runs, logs, services
 from tunewright.cli.up.supervisor import Supervisor
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
@@ -123,13 +124,15 @@ def _serve(console: Console, found: Addresses, file: Path, supervisor: Superviso
 
 
 def cut_short(up: Addresses, since: datetime | None = None) -> list[str]:
-    """Marks the runs that an earlier `up` left, and returns their names; a server that cannot is no end of this one.
+    """Marks the runs that an earlier `up` left, and those of terminals that were killed, and returns their names.
 
-    Their runs in MLflow are ended meanwhile.
+    Their runs in MLflow are ended meanwhile. A server that cannot is no end of this one.
     """
     threading.Thread(target=live_run.finish_left, daemon=True).start()
+    from tunewright.flows.run_name import end_killed  # which imports Prefect, that the servers need not wait for
+
     try:
-        return end_leftover_runs(up, since)
+        return end_leftover_runs(up, since) + end_killed(partial(client, up))
     except httpx.HTTPError as error:
         log.warning("runs that an earlier `up` left were not marked as crashed: %s", error)
     return []

@@ -17,7 +17,7 @@ from tunewright.artifacts import Answers, Registered
 from tunewright.errors import AnotherChampion
 from tunewright.evidence import bundle
 from tunewright.registry import alias, rehearsal, runs, versions
-from tunewright.registry.candidate import Candidate, scores
+from tunewright.registry.candidate import PROGRESS, Candidate, scores
 from tunewright.registry.runs import data
 from tunewright.registry.tracking import connected
 from tunewright.registry.versions import champion, trained_on_test
@@ -88,6 +88,9 @@ def register(folder: Path, candidate: Candidate) -> Registered:
 
 def _finish_undecided(client: "MlflowClient", run_id: str, why: str) -> None:
     client.set_tag(run_id, UNDECIDED, why[:500])
+    client.set_tag(run_id, "verdict", "undecided")
+    if PROGRESS in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, PROGRESS)
     client.set_terminated(run_id, "FINISHED")
 
 

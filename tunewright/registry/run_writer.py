@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel
 
 from tunewright.artifacts.training_log import GrowingLog
+from tunewright.compat import reopen_run
 from tunewright.config import Registry
 from tunewright.registry.alias_state import NOTE
 from tunewright.registry.candidate import CURVES, PROGRESS, CurveThinning, Point, curves, points_of
@@ -130,7 +131,7 @@ class RunWriter:
         if run:
             for tag in {FAILED_STAGE, ERROR, NOTE, CACHED} & run.data.tags.keys():
                 client.delete_tag(run.info.run_id, tag)
-            client.update_run(run.info.run_id, "RUNNING")  # last: a run that goes on names no error
+            reopen_run(client, run.info.run_id, facts.name)  # last: a run that goes on names no error
             self.began = run.info.start_time / 1000
         else:
             run = client.create_run(experiment_id, int(1000 * self.began), {KEY: facts.key, **facts.tags}, facts.name)

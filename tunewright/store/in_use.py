@@ -1,6 +1,7 @@
 """Whether a run is on in this home: it holds a lock as long as it lives, which the kernel frees however it dies.
 
-A run uses artifacts that it found or made hours ago, so that nothing in the home is removed while one is on.
+A run uses artifacts that it found or made hours ago, so that nothing in the home is removed while one is on. A run of a
+terminal holds a lock of its own besides, named after its flow run: one that is free was left by a killed process.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ from tunewright import config
 from tunewright.store import locks
 
 LOCK = "runs.lock"
+OF_TERMINALS = "terminal_runs"  # folder
 
 
 @contextlib.contextmanager
@@ -18,6 +20,32 @@ def by_a_run() -> Iterator[None]:
     config.make_home()
     with locks.shared(config.home() / LOCK):
         yield
+
+
+@contextlib.contextmanager
+def of_terminal(flow_run: str) -> Iterator[None]:
+    """Notes a flow run of a terminal while it goes on; none where the id is empty."""
+    if not flow_run:
+        yield
+        return
+    config.make_home()
+    file = config.home() / OF_TERMINALS / flow_run
+    file.parent.mkdir(exist_ok=True)
+    unlocked = file.with_name(f".{flow_run}")  # which killed() passes over
+    with locks.exclusive(unlocked):
+        try:
+            unlocked.rename(file)
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def killed() -> Iterator[str]:
+    """The flow runs of terminals whose processes were killed, each until it was used."""
+    for file in sorted((config.home() / OF_TERMINALS).glob("[!.]*")):
+        with contextlib.suppress(BlockingIOError), locks.exclusive(file, wait=0):
+            yield file.name
+            file.unlink(missing_ok=True)
 
 
 def is_by_a_run() -> bool:
