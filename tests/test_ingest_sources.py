@@ -38,7 +38,9 @@ def test_a_file_that_lies_in_a_folder_below_is_named() -> None:
     Path(".cache/a.jsonl").write_bytes(GOOD)
     with pytest.raises(ConfigError, match=r"no such file in .*; did you mean data/bank.jsonl\?$"):
         found("bank.jsonl")
-    with pytest.raises(ConfigError, match=r"no such file in .*, which has data/bank.jsonl, data/more/other.jsonl$"):
+    with pytest.raises(
+        ConfigError, match=r"no such file in .*, whose data files are data/bank.jsonl, data/more/other.jsonl$"
+    ):
         found("a.jsonl")
 
 
@@ -46,10 +48,10 @@ def test_a_file_that_lies_in_a_folder_below_is_named() -> None:
     ("path", "message"),
     [
         ("trian.jsonl", r"data.sources\[0\].path=trian.jsonl: no such file in .*; did you mean train.jsonl\?"),
-        ("other.jsonl", r"no such file in .*, which has notes.txt, train.jsonl$"),
-        ("folder/train.jsonl", r"no such file in .*folder, which has no data file at all$"),
+        ("other.jsonl", r"no such file in .*, whose data files are notes.txt, train.jsonl$"),
+        ("folder/train.jsonl", r"no such file in .*folder: it has no data file$"),
         ("nowhere/a.jsonl", r"no such file: there is no folder .*nowhere$"),
-        ("*.csv", r"no file matches in .*, which has notes.txt, train.jsonl$"),
+        ("*.csv", r"no file matches in .*, whose data files are notes.txt, train.jsonl$"),
         ("nowhere/*/a.jsonl", r"no file matches: there is no folder .*nowhere$"),
         ("folder", r"is a folder; accepted: a file or a glob such as folder/\*.jsonl"),
         (

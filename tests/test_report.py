@@ -64,6 +64,7 @@ def test_the_page_and_the_artifact_of_training_say_what_is_worth_a_change_and_es
     assert "<script" not in page
     assert "&lt;img src=x&gt;" in page
     assert "stopped early at step 15 of 20" in page
+    assert "training</span>" in page, "its line has the losses themselves"
     adapter = Adapter(
         folder=tmp_path,
         method="lora",

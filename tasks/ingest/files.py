@@ -264,7 +264,11 @@ def _looked(path: Path) -> str:
         if path.name in (inside := {Path(name).name: name for name in reversed(names)}):
             return f" in {folder}; did you mean {path.parent / inside[path.name]}?"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f" in {folder}, which has {', '.join(names[:3]) or 'no data file at all'}{more}"
+    return (
+        f" in {folder}, whose data files are {', '.join(names[:3])}{more}"
+        if names
+        else f" in {folder}: it has no data file"
+    )
 
 
 def _below(folder: Path) -> list[str]:

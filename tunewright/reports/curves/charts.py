@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunewright.reports.curves.reading import Curves, number
+from tunewright.reports.curves.reading import SMOOTHED, Curves, number
 
 Series = Sequence[tuple[float, float]]
 
@@ -13,7 +13,6 @@ HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 230, 56, 14, 12, 30  # in units of the viewBo
 WIDE, NARROW = 920, 440
 MOST_POINTS = 300  # of a line
 MOST_HOVERS = 80  # places of a chart that say their value under the pointer
-SMOOTHED = 40  # points of a line of means
 
 # Figure of metrics.jsonl -> title and unit.
 FIGURES = {

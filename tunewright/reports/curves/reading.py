@@ -10,6 +10,7 @@ from tunewright.artifacts.payloads import TrainingSummary
 from tunewright.artifacts.training_log import Line
 
 SIZED_BY = {"lora": "method.rank", "qlora": "method.rank", "spectrum": "method.share"}  # by method.kind
+SMOOTHED = 40  # points that the line of the training loss has at most, means of neighbours
 ENOUGH_EVALUATIONS = 3  # evaluations, from which on it can be told how the loss went
 
 
@@ -54,6 +55,11 @@ class Curves:
         """Such as "0.9 epochs"; empty where the trainer did not note them."""
         said = f"{self.epochs:.2g}" if self.epochs is not None else ""
         return said and f"{said} epoch{'s'[: said != '1']}"
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether the line of the training loss has means of steps."""
+        return len(self.steps) > SMOOTHED
 
     @property
     def nothing(self) -> str:
