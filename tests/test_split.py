@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import messages
 from make_payloads import make_proof
 from split_rows import WORDS, in_splits, jaccard, largest_across, prompt, prompts, row_of, split_of, split_rows
 
@@ -267,6 +268,26 @@ def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_
         splits = split_rows(rows, Split(by="time", stratify="label"))
     assert "by time split.stratify=label is not used" in caplog.text
     assert proof(splits)["balance"]["by"] == "none"
+
+
+def test_a_test_row_that_ends_as_a_training_chat_goes_on_is_a_finding(caplog: pytest.LogCaptureFixture) -> None:
+    """Of other chats, so no near-duplicates; case and white space are no difference, and another answer is one."""
+
+    def chat(opening: str, *turns: str, side: str) -> dict[str, Any]:
+        return row_of(opening) | {"messages": messages([opening, "yes", *turns]), "use_as": side}
+
+    first, second, third, fourth, *others = prompts(30, copies=0)
+    rows = [chat(text, text[::-1], "no", side="train" if at else "validation") for at, text in enumerate(others)]
+    rows += [
+        chat(first, "When do you open?", "At nine.", "And on Sunday?", "At ten.", side="train"),
+        chat(second, "When do  you OPEN?", "At nine.", side="test"),
+        chat(third, "When do you open?", "At ten.", side="test"),
+        chat(fourth, "And on Sunday?", "At ten.", "When do you close?", "At six.", side="test"),
+    ]
+    splits = split_rows(rows)
+    assert splits.num_test == 3
+    assert splits.findings["test_in_training_chats"] == 1
+    assert "split: 1 test row ends with a question and answer that a training chat has, too; proof.json" in caplog.text
 
 
 def test_a_test_split_that_is_too_small_to_decide_is_a_finding() -> None:

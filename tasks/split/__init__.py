@@ -46,6 +46,7 @@ from tunewright.tasks.split.columns import (
 )
 from tunewright.tasks.split.contamination import find_contamination
 from tunewright.tasks.split.draw import apart, draw, draw_replay
+from tunewright.tasks.split.exchanges import known_from_training
 from tunewright.tasks.split.joins import Joined
 from tunewright.tasks.split.proof import (
     decontamination,
@@ -251,7 +252,7 @@ def split(
         time=time,
         decontamination=contaminated,
         settings=settings.model_dump(),
-        findings=findings(contaminated, time, counts["test"], smallest),
+        findings=findings(contaminated, known_from_training(file, assignment.split), time, counts["test"], smallest),
     )
     for name in proof.user_provided_splits:
         log.info("split: the %s split is user-provided; split.%s is not used", name, name)

@@ -30,6 +30,7 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     "contaminated": ("training row", "share{s} a passage with an evaluation row"),
     "validation_in_held_out": ("validation row", "share{s} a passage with a record of data.held_out"),
     "test_in_held_out": ("test row", "share{s} a passage with a record of data.held_out"),
+    "test_in_training_chats": ("test row", "end{s} with a question and answer that a training chat has, too"),
     "train_newer_than_test": ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
         "test row",
@@ -90,13 +91,18 @@ def counted_in_words(code: str, count: int, **more: str) -> str:
 
 
 def findings(
-    contaminated: Decontamination, time: TimeSpans | None, num_test: int, smallest_difference: float
+    contaminated: Decontamination,
+    in_training_chats: int,
+    time: TimeSpans | None,
+    num_test: int,
+    smallest_difference: float,
 ) -> dict[str, int]:
     """Return the findings to review, by code: the number of rows concerned."""
     found = {
         "contaminated": 0 if contaminated.removed else contaminated.training_rows,
         "validation_in_held_out": contaminated.in_held_out.get("validation", 0),
         "test_in_held_out": contaminated.in_held_out.get("test", 0),
+        "test_in_training_chats": in_training_chats,
         "train_newer_than_test": time.train_rows_newer_than_a_test_row if time else 0,
         TOO_SMALL: num_test if smallest_difference > LEAST_VISIBLE else 0,
     }
