@@ -271,7 +271,7 @@ def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_
 
 
 def test_a_test_row_that_ends_as_a_training_chat_goes_on_is_a_finding(caplog: pytest.LogCaptureFixture) -> None:
-    """Of other chats, so no near-duplicates; case and white space are no difference, and another answer is one."""
+    """Other chats are no near-duplicates; case and white space are no difference, and another answer is one."""
 
     def chat(opening: str, *turns: str, side: str) -> dict[str, Any]:
         return row_of(opening) | {"messages": messages([opening, "yes", *turns]), "use_as": side}

@@ -69,7 +69,7 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
     sizes = one.memory.parts | {"allocator cache": one.memory.holes}
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size >= SHOWN_BYTES)
     is_more = sum(sizes.values()) > one.peak + SHOWN_BYTES
-    of = "parts, which add up to more, since not all are needed at the same time" if is_more else "parts"
+    of = "parts, of which not all are in memory at the same time" if is_more else "parts"
     return [
         ("trainable", f"{one.num_learning:,} of {one.num_parameters:,} parameters ({trained})"),
         (

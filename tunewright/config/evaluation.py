@@ -82,9 +82,9 @@ class Evaluation(Section):
     metrics: tuple[Literal["auto", Metric] | OwnMetric, ...] = Field(
         default=("auto",),
         min_length=1,
-        description="Metrics by name; auto chooses those that fit the reference answers: tool calls, "
-        "labels, JSON, numbers, short or long texts; module:Class is your own evaluate.Metric, beside the file "
-        "or on PYTHONPATH",
+        description="Metrics: auto chooses those that fit the reference answers (tool calls, labels, JSON, numbers, "
+        f"short or long texts); by name there are {', '.join(METRICS)}; module:Class is your own "
+        "evaluate.Metric, beside the file or on PYTHONPATH",
     )
     json_schema: Annotated[str | None, LocalPath()] = Field(
         default=None,
