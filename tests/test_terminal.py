@@ -194,10 +194,10 @@ def test_after_a_verdict_that_promotes_nothing_a_change_comes_before_the_next_ru
 def test_the_leak_sentence_counts_the_sentences_that_were_not_compared() -> None:
     some = UniqueRows(num_rows=9, num_removed=0, reasons={}, boilerplate=("please", "thank you"))
     assert "(threshold 0.60)." in leak_sentence(make_proof(), some.model_copy(update={"boilerplate": ()}))
-    said = "(threshold 0.60; 2 shared sentences not compared: dedupe.boilerplate_share)."
+    said = "(threshold 0.60; 2 sentences that many rows share are left out: dedupe.boilerplate_share)."
     assert said in leak_sentence(make_proof(), some)
     most = some.model_copy(update={"boilerplate": ("please",) * MOST_BOILERPLATE})
-    assert "; at least 20 shared sentences not compared: " in leak_sentence(make_proof(), most)
+    assert "; at least 20 sentences that many rows share are left out: " in leak_sentence(make_proof(), most)
 
 
 def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> None:

@@ -74,13 +74,18 @@ def reasons(*records: Counted | None) -> dict[str, int]:
 
 def leak_sentence(proof: LeakProof, unique: UniqueRows | None = None) -> str:
     """Describe the leaks in split's proof.json, and which sentences of the `unique` rows were not compared."""
-    at_most, shared, of_held_out = "at most " if not proof.largest_pair else "", proof.decontamination, ""
+    shared, of_held_out = proof.decontamination, ""
+    most = (
+        "the two most similar rows have a similarity of"
+        if proof.largest_pair
+        else "no two rows have a similarity above"
+    )
     if shared.held_out_records:
         rows = shared.by_partner.get("held_out", 0)
         who = f"Training rows that share a passage or a prompt with the {shared.held_out_records:,} held-out records: "
         of_held_out = f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."
     return (
-        f"No near-duplicates across splits: highest similarity {at_most}{proof.largest_similarity:.2f} "
+        f"No near-duplicates across splits: {most} {proof.largest_similarity:.2f} "
         f"(threshold {proof.threshold:.2f}{_not_compared(unique)}). "
         f"A random split would have leaked {percent(proof.random_leak_share, 1)} of the test rows."
         f"{of_held_out}"
@@ -90,9 +95,9 @@ def leak_sentence(proof: LeakProof, unique: UniqueRows | None = None) -> str:
 def _not_compared(unique: UniqueRows | None) -> str:
     if unique is None or not unique.boilerplate:
         return ""
-    number = counted(len(unique.boilerplate), "shared sentence")
+    number, is_one = counted(len(unique.boilerplate), "sentence"), len(unique.boilerplate) == 1
     at_least = "at least " if len(unique.boilerplate) == MOST_BOILERPLATE else ""
-    return f"; {at_least}{number} not compared: dedupe.boilerplate_share"
+    return f"; {at_least}{number} that many rows share {'is' if is_one else 'are'} left out: dedupe.boilerplate_share"
 
 
 def growth_sentence(proof: LeakProof) -> str:
