@@ -140,6 +140,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
                 num_rows=len(rows),
                 scores=scores,
                 metric=choice.decides,
+                measured=choice.says(),
             )
 
         given = tuple(
@@ -659,6 +660,7 @@ def test_of_rows_that_all_have_one_answer_the_advice_is_to_add_others(make: Make
 
 def test_the_baseline_of_always_the_same_answer_is_explained(make: Make) -> None:
     page = Read(page_of(make(["refund"] * 80, ["login"] * 80, taught=["refund", "login"]))).text
+    assert len(re.findall(r"The references are \d labels: measured are exact_match, ", page)) == 1
     assert page.count("The majority-class baseline always gives the most frequent training answer, or the") == 1
 
 

@@ -74,7 +74,7 @@ def evaluate(
     references = answers.column("reference").to_pylist()
     choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
     if contender.name == "base":  # of all the same
-        log.info("  %s", choice.says())
+        log.info("  %s; evaluation.metrics adds others, gate.metric decides by another", choice.says())
     answers, scores = scored(answers, choice)
     pq.write_table(answers, folder / "answers.parquet")
     shown = scores | {"num_rows": len(answers), "measured": choice.says()}
