@@ -790,7 +790,7 @@ def test_slices_go_by_the_own_text_of_a_prompt() -> None:
     found = kinds(pa.Table.from_pylist(rows, schema), {row["row_id"]: "team" for row in rows})
     assert [*found["language"].values()] == [code for code, _ in texts]
     longest = max(len(text) for _, text in texts)
-    assert all(int(re.search(r"\d+", name)[0]) <= longest for name in found["length"].values())
+    assert all(int(re.findall(r"\d+", name)[0]) <= longest for name in found["length"].values())
 
 
 def test_every_contender_is_part_of_the_decision(splits: Splits, tmp_path: Path) -> None:

@@ -118,8 +118,8 @@ def forget_engine(uri: str) -> None:
     SqlAlchemyStore._engine_map.pop(uri, None)
 
 
-def reopen_run(client: Any, run_id: str, name: str) -> None:
-    """Has a run of MLflow go on under a name, without an end: 0, since None would leave the one that it has."""
+def reopen_run(client: Any, run_id: str, name: str | None) -> None:
+    """Has a run of MLflow go on, under another name if one is given, and without an end: 0, as None would leave it."""
     from mlflow.entities import RunStatus
 
     client._tracking_client.store.update_run_info(run_id, RunStatus.RUNNING, 0, name)

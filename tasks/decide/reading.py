@@ -15,7 +15,6 @@ from statistics import fmean
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Splits, no_replay
@@ -185,7 +184,7 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     from tunewright.similarity.prompts import common_segments
     from tunewright.similarity.semantic import prompt_texts
 
-    test = test.filter(pc.is_in(test["row_id"], pa.array(references)))
+    test = test.filter(pa.array([row in references for row in test["row_id"].to_pylist()]))
     rows, said = test["row_id"].to_pylist(), [references[row] for row in test["row_id"].to_pylist()]
     prompts = prompt_texts(test, common_segments(test["messages"]))
     languages = map(language, prompts)

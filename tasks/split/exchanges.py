@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from tunewright.artifacts.placement import TEST, TRAIN
@@ -31,9 +32,9 @@ def _exchanges(file: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]
     for batch in read_pieces(file, ["messages"]):
         messages = batch["messages"].combine_chunks()
         folded, roles = fold_messages(messages), messages.flatten().field("role")
-        is_user, is_answer = (np.asarray(pc.equal(roles, role).fill_null(False)) for role in ("user", "assistant"))
+        at = np.asarray(pc.index_in(roles, pa.array(["user", "assistant"])).fill_null(-1))  # pyright: ignore[reportAttributeAccessIssue]
         row = np.repeat(np.arange(len(messages)), np.diff(folded.rows))
-        first = np.flatnonzero(is_user[:-1] & is_answer[1:] & (row[:-1] == row[1:]))
+        first = np.flatnonzero((at[:-1] == 0) & (at[1:] == 1) & (row[:-1] == row[1:]))
         hashes = message_hashes(folded)[0]
         yield start + row[first], joined(hashes[first], hashes[first + 1]), np.isin(first + 1, folded.answers)
         start += batch.num_rows
