@@ -26,15 +26,17 @@ import without_project
 import yaml
 from conftest import MakeSplits, write_splits
 from registered import QUESTIONS, ask, register_candidate, tune
+from starlette.applications import Starlette
 from typer.testing import CliRunner
 
 from tunewright.artifacts import Base, Contender
 from tunewright.cli.main import app
 from tunewright.cli.predict.model import FetchedVersion
-from tunewright.cli.serve import key
+from tunewright.cli.serve import engines, key
 from tunewright.cli.serve.answering import AnswerText, StopReached, loads_apart
 from tunewright.cli.serve.asking import Asked, RequestError, read
 from tunewright.cli.serve.queue import called
+from tunewright.cli.serve.server import Listening
 from tunewright.config import Evaluation, Model, Registry
 from tunewright.export import answering, vllm
 from tunewright.machine.ports import free_port
@@ -641,6 +643,25 @@ def test_the_server_of_transformers_answers_as_measured_behind_the_key(served: S
     (folder,) = (served.home / "exported").glob("triage-1-*.merged/triage")
     assert f"  cd {folder.parent}; transformers serve triage --host 127.0.0.1 --port " in lines
     assert KEY not in lines
+
+
+def test_the_home_stays_where_it_is_while_transformers_serves_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TUNEWRIGHT_HOME", raising=False)
+    version = FetchedVersion("1", "models:/triage/1", tmp_path, "0" * 64)
+    replaced: dict[str, Any] = {
+        "fetch": lambda *_: version,
+        "_export": lambda registry, version, folder, *_: folder.mkdir(parents=True),
+        "app_of_transformers": lambda _: Starlette(),
+        "listen": lambda at, opened, tell: opened(),
+    }
+    for name, function in replaced.items():
+        monkeypatch.setattr(engines, name, function)
+    engines.serve_by_transformers(Registry(name="triage"), None, Listening("127.0.0.1", 8000, "", 1), print)
+    assert Path.cwd() == tmp_path / ".tunewright" / "exported" / f"triage-1-{'0' * 12}.merged"
+    assert key.file() == tmp_path / ".tunewright" / "api_key"
 
 
 def test_vllm_loads_a_whole_model_or_a_base_on_the_hub_by_its_commit(tmp_path: Path) -> None:

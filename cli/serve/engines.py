@@ -74,6 +74,7 @@ def serve_by_transformers(registry: Registry, number: str | None, at: Listening,
         command = shlex.join(["transformers", "serve", folder.name, "--host", at.host, "--port", str(at.port)])
         tell("The command line of the same server, which asks for no key:")
         tell(f"  cd {shlex.quote(str(folder.parent))}; {command}")
+        os.environ["TUNEWRIGHT_HOME"] = str(config.home())  # which is not that of the folder below
         os.chdir(folder.parent)  # requests name a model by its path from here
         metrics = RequestMetrics(lambda: [(registry.name, version.number, version.digest)])
         app = guarded(app_of_transformers(folder.name), at.host, at.api_key, metrics)

@@ -154,7 +154,7 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
         return ""
     mean = longest.difference[1]
     gain = max(mean, longest.threshold + SMALLEST_EFFECT)
-    signed = f"{'+' if gain >= 0 else ''}{number(gain, _digits(longest) if gain == mean else 2)}"
+    signed = f"{'+' if gain >= 0 else ''}{number(gain, _digits(longest)) if gain == mean else exactly(gain)}"
     return f"; confirming {signed}{against} needs about {rounded_up(longest.rows_needed):,} rows"
 
 

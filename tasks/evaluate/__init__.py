@@ -43,7 +43,9 @@ def _show_limit(rows: Path, limit: int) -> None:
     test = pq.read_table(rows, columns=["labels", "prompt_length"])
     labels, prompts = (column.combine_chunks() for column in test.columns)
     behind = labels.value_lengths().to_numpy() - prompts.to_numpy()  # with what a template has after the stop token
-    log.info("  up to %d tokens an answer; the longest reference has %d with its stop token", limit, behind.max())
+    answers = (row[start:] for row, start in zip(labels.to_pylist(), prompts.to_pylist(), strict=True))
+    longest = max(sum(token >= 0 for token in answer) for answer in answers)
+    log.info("  up to %d tokens an answer; the longest reference has %d with its stop token", limit, longest)
     if longer := int((behind > limit + 1).sum()):
         text = "%d of %d references are longer than evaluation.max_new_tokens=%d: answers to these will be cut off"
         log.warning(text, longer, len(test), limit)

@@ -123,7 +123,7 @@ def _unreadable(case: Case) -> Found:
     answers = f"{ended:,} answers that ended by themselves" if cut else f"candidate's {ended:,} answers"
     for metric, form, forms in (
         ("unparseable", "a valid label", "valid labels"),
-        ("json_valid", "valid JSON", "valid JSON"),
+        ("json_valid", "JSON alone, with each key once", "JSON alone, with each key once"),
     ):
         if metric not in table.column_names:
             continue

@@ -17,7 +17,7 @@ from tunewright.data_checks.columns import prompt_and_answer
 from tunewright.metrics import row_score
 from tunewright.metrics.intervals import Floats
 from tunewright.metrics.labels import Labels
-from tunewright.metrics.texts import parsed, plain
+from tunewright.metrics.texts import canonical, parsed, plain
 from tunewright.privacy.excerpts import ends, masked
 from tunewright.tasks.verdict_page.case import CANDIDATE, Case, title
 
@@ -205,7 +205,7 @@ def _confused(wrong: Iterable[tuple[str, str]], labels: Sequence[str]) -> Iterat
     for reference, answer in wrong:
         right, said = parsed(reference), parsed(answer)
         if isinstance(right, dict) and isinstance(said, dict):
-            fields = (name for name in right if said.get(name) != right[name])
+            fields = (name for name in right if name not in said or canonical(said[name]) != canonical(right[name]))
             yield from ((name, _value(right, name), _value(said, name)) for name in fields)
         elif labels:
             read = known.read(answer)

@@ -18,6 +18,7 @@ from tunewright.registry import files
 from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_history import PREFIX, Event
 from tunewright.registry.alias_state import TAG
+from tunewright.registry.run_writer import NOTHING_NEW
 from tunewright.registry.tracking import connected
 from tunewright.store.needless import Needless, size_of
 
@@ -100,7 +101,8 @@ def _of_run(run: "Run") -> Needless:
         return True
 
     name = f"run {run.info.run_name}"
-    return Needless(kind="deleted in MLflow", name=name, size=size_of(folder), why="a person deleted it", remove=remove)
+    why = "it found nothing new" if NOTHING_NEW in run.data.tags else "a person deleted it"
+    return Needless(kind="deleted in MLflow", name=name, size=size_of(folder), why=why, remove=remove)
 
 
 def _folder(place: str) -> Path:

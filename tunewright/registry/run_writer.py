@@ -30,6 +30,7 @@ HOME = "tunewright.home"  # tag: the machine and the home
 FLOW_RUN = "prefect.flow_run_id"  # tag
 FINGERPRINT = "fingerprint"  # tag: the decision that stands in a run
 CACHED = "cached_stages"  # tag
+NOTHING_NEW = "tunewright.nothing_new"  # tag of a run that was deleted because it found nothing of its own
 FAILED_STAGE, ERROR = "failed_stage", "error"  # tags
 CONTEXT = "mlflow.data.context"  # tag of a data set in a run: what it was there for
 
@@ -202,6 +203,7 @@ def source_of(files: Mapping[str, str], **digests: str) -> str:
 def _remove(client: "MlflowClient", run_id: str) -> None:
     """Puts a run that found nothing of its own among the deleted ones, of which none goes on."""
     client.set_terminated(run_id, "FINISHED")
+    client.set_tag(run_id, NOTHING_NEW, "true")
     client.delete_run(run_id)
 
 

@@ -12,7 +12,9 @@ MOST_DIGITS = 4  # of an interval; more would say nothing
 
 
 def number(value: float, digits: int = 2) -> str:
-    """.84, -.05, 1.00, 12.5, 100.5, 4,321"""
+    """.84, -.05, 1.00, 12.5, 100.5, 4,321; and .995, .9996, since a share below 1 is none of 1"""
+    while abs(value) < 1 - EXACT and abs(round(value, digits)) == 1:
+        digits += 1
     rounded = f"{round(value, _places(value, digits)) + 0.0:,.{_places(value, digits)}f}"
     if abs(value) >= 10:
         return rounded.rstrip("0").rstrip(".") if "." in rounded else rounded
