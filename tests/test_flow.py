@@ -44,7 +44,7 @@ from tunewright.flows.calls import Step, stages
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import ORIGINS, run_name
-from tunewright.registry import release
+from tunewright.registry import needless, release
 from tunewright.registry.tracking import connected
 from tunewright.store import code_hashes
 from tunewright.store.backup import backup, restore
@@ -243,6 +243,8 @@ def test_a_run_that_comes_to_nothing_new_leaves_nothing_in_mlflow(settings: Sett
     client = MlflowClient(uri, uri)
     removed = client.search_runs([first.info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
     assert {each.info.status for each in removed} == {"FINISHED"}
+    whys = {each.why for each in needless.in_mlflow(10) if each.kind == "deleted in MLflow"}
+    assert whys == {"it found nothing new"}
     assert not (home / "live_runs").exists() or not [*(home / "live_runs").iterdir()]
 
 

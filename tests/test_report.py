@@ -18,6 +18,7 @@ from tunewright.flows.outcome import VERDICTS, Outcome
 from tunewright.flows.report import decided, score_rows, training
 from tunewright.flows.run_name import origin
 from tunewright.reports import curves
+from tunewright.reports.pages import number
 from tunewright.tasks.decide.decision import Decision
 
 CONTENDERS = ("base", "few_shot", "retrieval", "champion", "candidate")
@@ -82,6 +83,11 @@ def test_the_page_and_the_artifact_of_training_say_what_is_worth_a_change_and_es
     assert "overfitting since step 10: &lt;b&gt;" in shown
     picture = base64.b64decode(shown.partition("base64,")[2].partition(")")[0]).decode()
     assert ElementTree.fromstring(picture.strip()).tag.endswith("svg")
+
+
+def test_a_share_below_1_is_not_shown_as_1() -> None:
+    shares = (0.99, 0.994, 0.9952, 0.99996, 1.0, -0.997)
+    assert [number(each) for each in shares] == [".99", ".99", ".995", ".99996", "1.00", "-.997"]
 
 
 def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped(tmp_path: Path) -> None:

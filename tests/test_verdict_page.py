@@ -529,7 +529,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         (
             {
                 "references": FIELDS,
-                "candidate": wrong(FIELDS, range(8), json.dumps({"intent": "other", "language": "en"})),
+                "candidate": wrong(FIELDS, range(8), json.dumps({"intent": "other", "language": " en"})),
                 "base": wrong(FIELDS, range(70)),
             },
             "the field intent: of 8 wrong answers, intent is wrong in 8, language in 0",

@@ -168,7 +168,7 @@ class Mistakes:
         """The fields of JSON answers with the number of wrong answers in each, the most frequent first."""
         counts = Counter[str]()
         for right, said in self._objects:
-            counts.update({name: int(said.get(name) != right[name]) for name in right})
+            counts.update({name: int(_differs(name, right, said)) for name in right})
         return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
     @property
@@ -205,11 +205,16 @@ def _confused(wrong: Iterable[tuple[str, str]], labels: Sequence[str]) -> Iterat
     for reference, answer in wrong:
         right, said = parsed(reference), parsed(answer)
         if isinstance(right, dict) and isinstance(said, dict):
-            fields = (name for name in right if name not in said or canonical(said[name]) != canonical(right[name]))
+            fields = (name for name in right if _differs(name, right, said))
             yield from ((name, _value(right, name), _value(said, name)) for name in fields)
         elif labels:
             read = known.read(answer)
             yield "", plain(reference), NONE if read is None else read
+
+
+def _differs(field: str, right: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    """Whether a field is wrong, as json_field_f1 counts it: blanks around a text make no difference."""
+    return field not in said or canonical(said[field]) != canonical(right[field])
 
 
 def _value(of: Any, field: str) -> str:
