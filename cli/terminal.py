@@ -49,9 +49,10 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         console.print(outcome.saved, style="dim")
     _show_account(console, outcome)
     if outcome.adapter:
-        console.print(f"\n{training_sentence(outcome.adapter)}")
-        if not outcome.adapter.warnings and (few := curves.read(outcome.adapter.folder).too_few):
-            console.print(few)
+        trained = curves.read(outcome.adapter.folder)
+        console.print(f"\n{training_sentence(outcome.adapter, trained)}")
+        if trained.too_few and not outcome.adapter.warnings:
+            console.print(trained.too_few)
         for warning in outcome.adapter.warnings:
             console.print(Text(warning, "yellow"))
     if outcome.answers:
@@ -78,7 +79,7 @@ def show_last_word(console: Console, outcome: Outcome) -> None:
     if outcome.verdict:
         console.print(_verdict(outcome))
     elif outcome.adapter:
-        console.print(training_sentence(outcome.adapter))
+        console.print(training_sentence(outcome.adapter, curves.read(outcome.adapter.folder)))
     elif account := outcome.account():
         for line in _sums(account):
             console.print(line)

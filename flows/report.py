@@ -65,9 +65,9 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     if outcome.scan:
         create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Trained modules (Spectrum)")
     if outcome.adapter:
-        create_markdown_artifact(
-            training(outcome.adapter), key="training", description=training_sentence(outcome.adapter)
-        )
+        trained = curves.read(outcome.adapter.folder)
+        said = training_sentence(outcome.adapter, trained)
+        create_markdown_artifact(training(outcome.adapter, trained), key="training", description=said)
     if outcome.answers:
         create_table_artifact(score_rows(outcome), key="scores", description="Scores on the test rows")
     if outcome.verdict is None:
@@ -125,9 +125,8 @@ def _proof(proof: LeakProof, unique: UniqueRows | None, rotation: str) -> str:
     return "\n".join([*lines, *(["", f"{rotation}."] if rotation else [])])
 
 
-def training_sentence(adapter: Adapter) -> str:
-    """Describe at which step training ended and why, and which step is the best."""
-    found = curves.read(adapter.folder)
+def training_sentence(adapter: Adapter, found: curves.Curves) -> str:
+    """Describe at which step training ended and why, and which step is the best; `found` are its curves."""
     metric = "" if adapter.best_by == "loss" else f", {adapter.best_by} {adapter.best_value:.4g}"
     end = "stopped early after" if adapter.stopped_early else "trained"
     epochs = f" ({found.in_epochs})" if found.in_epochs else ""
@@ -138,10 +137,9 @@ def training_sentence(adapter: Adapter) -> str:
     )
 
 
-def training(adapter: Adapter) -> str:
+def training(adapter: Adapter, found: curves.Curves) -> str:
     """Report training as Markdown: warnings first, then a picture of the losses and the place of all curves."""
-    found = curves.read(adapter.folder)
-    lines = [training_sentence(adapter), ""]
+    lines = [training_sentence(adapter, found), ""]
     lines += [f"- **Warning.** {html.escape(warning, quote=False)}" for warning in adapter.warnings]
     lines += [
         "" if adapter.warnings else found.nothing,

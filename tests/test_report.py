@@ -78,7 +78,7 @@ def test_the_page_and_the_artifact_of_training_say_what_is_worth_a_change_and_es
         warnings=("overfitting since step 10: <b>; fewer epochs",),
         train_seconds=600.0,
     )
-    shown = training(adapter)
+    shown = training(adapter, found)
     assert shown.startswith("Stopped early after 15 steps in 10 min, ended by training.patience; the best step is 10")
     assert "overfitting since step 10: &lt;b&gt;" in shown
     picture = base64.b64decode(shown.partition("base64,")[2].partition(")")[0]).decode()

@@ -651,17 +651,23 @@ def test_the_home_stays_where_it_is_while_transformers_serves_from_another_folde
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TUNEWRIGHT_HOME", raising=False)
     version = FetchedVersion("1", "models:/triage/1", tmp_path, "0" * 64)
+    places: list[Path] = []
+
+    def listen(at: Listening, opened: Any, tell: Any) -> None:
+        opened()
+        places.extend([Path.cwd(), key.file()])
+
     replaced: dict[str, Any] = {
         "fetch": lambda *_: version,
         "_export": lambda registry, version, folder, *_: folder.mkdir(parents=True),
         "app_of_transformers": lambda _: Starlette(),
-        "listen": lambda at, opened, tell: opened(),
+        "listen": listen,
     }
     for name, function in replaced.items():
         monkeypatch.setattr(engines, name, function)
     engines.serve_by_transformers(Registry(name="triage"), None, Listening("127.0.0.1", 8000, "", 1), print)
-    assert Path.cwd() == tmp_path / ".tunewright" / "exported" / f"triage-1-{'0' * 12}.merged"
-    assert key.file() == tmp_path / ".tunewright" / "api_key"
+    home = tmp_path / ".tunewright"
+    assert places == [home / "exported" / f"triage-1-{'0' * 12}.merged", home / "api_key"]
 
 
 def test_vllm_loads_a_whole_model_or_a_base_on_the_hub_by_its_commit(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
@@ -67,6 +68,8 @@ def serve_by_transformers(registry: Registry, number: str | None, at: Listening,
         for needed in ("openai", "transformers.cli.serving.server"):
             importlib.import_module(needed)
 
+    until_end = ExitStack()
+
     def opened() -> tuple[_Alone, ASGIApp, str]:
         version = fetch(registry, number)
         folder = Path(f"{_folder(registry, version)}.merged", registry.name)
@@ -74,13 +77,13 @@ def serve_by_transformers(registry: Registry, number: str | None, at: Listening,
         command = shlex.join(["transformers", "serve", folder.name, "--host", at.host, "--port", str(at.port)])
         tell("The command line of the same server, which asks for no key:")
         tell(f"  cd {shlex.quote(str(folder.parent))}; {command}")
-        os.environ["TUNEWRIGHT_HOME"] = str(config.home())  # which is not that of the folder below
-        os.chdir(folder.parent)  # requests name a model by its path from here
+        until_end.enter_context(config.working_in(folder.parent))  # requests name a model by its path from here
         metrics = RequestMetrics(lambda: [(registry.name, version.number, version.digest)])
         app = guarded(app_of_transformers(folder.name), at.host, at.api_key, metrics)
         return _Alone(), app, f"{registry.name}, version {version.number}, answers by transformers"
 
-    listen(at, opened, tell)
+    with until_end:
+        listen(at, opened, tell)
 
 
 class _Alone:

@@ -15,6 +15,7 @@ from statistics import fmean
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Splits, no_replay
@@ -184,13 +185,13 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     from tunewright.similarity.prompts import common_segments
     from tunewright.similarity.semantic import prompt_texts
 
-    test = test.filter(pa.array([row in references for row in test["row_id"].to_pylist()]))
-    rows, said = test["row_id"].to_pylist(), [references[row] for row in test["row_id"].to_pylist()]
+    test = test.filter(pc.field("row_id").isin([*references]))
+    rows = test["row_id"].to_pylist()
+    said = [references[row] for row in rows]
     prompts = prompt_texts(test, common_segments(test["messages"]))
-    languages = map(language, prompts)
     found = {
         "source": list(map(in_a_line, test["source"].to_pylist())),
-        "language": [found.code if found else "unknown" for found in languages],
+        "language": [spoken.code if spoken else "unknown" for spoken in map(language, prompts)],
         "length": _lengths(list(map(len, prompts))),
     }
     if has_calls:

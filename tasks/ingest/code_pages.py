@@ -132,41 +132,30 @@ class _Reading(NamedTuple):
 
 def guess(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
     """The code page of lines that are not ASCII; `beyond_ascii` are all such bytes of the file that they are from."""
-    found = _narrow(sample, beyond_ascii)
-    return found if found.is_sure else _wide(sample) or found
+    found = _told(_narrow(sample, beyond_ascii), sample, LEAST_LETTERS)
+    if found.is_sure or not (wide := _wide(sample)):
+        return found
+    return _told(wide, sample, LEAST_WIDE_LETTERS)
 
 
-def _wide(sample: bytes) -> Guess | None:
-    """The encoding with several bytes a character; None where there is none in which the text has its language."""
-    from charset_normalizer import from_bytes
-
-    pages = {page.codec: page for page in WIDE_PAGES}
-    found: list[tuple[float, int, CodePage, str]] = []
-    for match in from_bytes(sample, cp_isolation=[*pages], threshold=MOST_CHAOS):
-        page = pages[match.encoding]
-        text = codecs.getincrementaldecoder(page.codec)("replace").decode(sample)  # the last character may be cut off
-        parts = [part.strip() for part in BREAK.split(text) if not part.isascii()]
-        words = "".join(parts)[:MOST_READ]
-        num_letters = sum(not letter.isascii() for letter in words)
-        detected = most_likely(words)
-        if detected.code in page.languages and num_letters > len(words) / 2:  # or a word has hardly a letter of it
-            found.append((detected.confidence - match.chaos, num_letters, page, max(parts, key=len)))
-    if not found:
-        return None
-    found.sort(key=lambda each: -each[0])
-    (best, num_letters, _, shown), *others = found
-    is_sure = num_letters >= LEAST_WIDE_LETTERS and all(best >= other + MARGIN for other, *_ in others)
-    return Guess(tuple(page for _, _, page, _ in found[: 1 if is_sure else 3]), _excerpt(shown, shown), is_sure)
-
-
-def _excerpt(shown: str, around: str) -> str:
+def _told(readings: Iterable[_Reading], sample: bytes, least_letters: int) -> Guess:
+    """The likeliest readings: one, where it is likely, well ahead of the next one, and has letters enough."""
     from tunewright.privacy import excerpts  # with detect-secrets, which is slow to import
 
-    return excerpts.clipped(shown, MOST_SHOWN) if excerpts.masked(around) == around else ""
+    likely = sorted((r for r in readings if r.likelihood > 0), key=lambda r: -r.likelihood)
+    if not likely:
+        return Guess((), "", is_sure=False)
+    best, second = likely[0], likely[1].likelihood if len(likely) > 1 else 0.0
+    is_sure = best.likelihood >= max(LEAST_LIKELY, second + MARGIN) and best.num_letters >= least_letters
+    text = sample.decode(best.page.codec, "replace")
+    at = text.find(best.shown)
+    around = text[max(0, at - AROUND) : at + len(best.shown) + AROUND]
+    excerpt = excerpts.clipped(best.shown, MOST_SHOWN) if excerpts.masked(around) == around else ""
+    return Guess(tuple(r.page for r in likely[: 1 if is_sure else 3]), excerpt, is_sure)
 
 
-def _narrow(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
-    """The code page with one byte a character."""
+def _narrow(sample: bytes, beyond_ascii: Iterable[int]) -> Iterable[_Reading]:
+    """The different readings by code pages with one byte a character."""
     seen = bytes(sorted(beyond_ascii))
     readings: dict[str, _Reading] = {}
     for page in PAGES:
@@ -175,16 +164,24 @@ def _narrow(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
             reading = _judged(text, page)
             if text not in readings or reading.likelihood > readings[text].likelihood:
                 readings[text] = reading
-    likely = sorted((r for r in readings.values() if r.likelihood > 0), key=lambda r: -r.likelihood)
-    if not likely:
-        return Guess((), "", is_sure=False)
-    first, second = likely[0].likelihood, likely[1].likelihood if len(likely) > 1 else 0.0
-    best = likely[0]
-    is_sure = first >= LEAST_LIKELY and first - second >= MARGIN and best.num_letters >= LEAST_LETTERS
-    text = sample.decode(best.page.codec, "replace")
-    at = text.find(best.shown)
-    around = text[max(0, at - AROUND) : at + len(best.shown) + AROUND]
-    return Guess(tuple(r.page for r in likely[: 1 if is_sure else 3]), _excerpt(best.shown, around), is_sure)
+    return readings.values()
+
+
+def _wide(sample: bytes) -> list[_Reading]:
+    """The readings by encodings with several bytes a character in which the text has a language of the encoding."""
+    from charset_normalizer import from_bytes
+
+    pages, found = {page.codec: page for page in WIDE_PAGES}, []
+    for match in from_bytes(sample, cp_isolation=[*pages], threshold=MOST_CHAOS):
+        page = pages[match.encoding]
+        text = codecs.getincrementaldecoder(page.codec)("replace").decode(sample)  # the last character may be cut off
+        parts = [part.strip() for part in BREAK.split(text) if not part.isascii()]
+        words = "".join(parts)[:MOST_READ]
+        num_letters = sum(not letter.isascii() for letter in words)
+        detected = most_likely(words)
+        if detected.code in page.languages and num_letters > len(words) / 2:  # or a word has hardly a letter of it
+            found.append(_Reading(detected.confidence - match.chaos, page, max(parts, key=len), num_letters))
+    return found
 
 
 def _decodes(content: bytes, codec: str) -> bool:

@@ -58,11 +58,7 @@ def direction(case: Case) -> Literal["longer", "gentler", ""]:
     kinds = {each.kind for each in case.training_warnings}
     if kinds & TOO_MUCH:
         return "gentler"
-    if (
-        curves.is_falling(case.curves)
-        or curves.is_cut_short(case.curves)
-        or kinds & {"no learning", "still falling at the end"}
-    ):
+    if _still_learned(case) or kinds & {"no learning", "still falling at the end"}:
         return "longer"
     broken = {each.metric for each in spoilt(case)}
     if learned_nothing(case):
@@ -79,8 +75,12 @@ def is_too_short(case: Case) -> bool:
     """Whether training was obviously too short: its loss still fell, it had few steps, or many answers do not stop."""
     if direction(case) == "gentler":
         return False
-    of = case.curves
-    return curves.is_falling(of) or curves.is_cut_short(of) or len(of.steps) < FEW_STEPS or _is_unstopped(case)
+    return _still_learned(case) or len(case.curves.steps) < FEW_STEPS or _is_unstopped(case)
+
+
+def _still_learned(case: Case) -> bool:
+    """Whether the training ended while it still learned, by its loss or as max_steps ended it at its best step."""
+    return curves.is_falling(case.curves) or curves.is_cut_short(case.curves)
 
 
 def mistakes(case: Case, found: Mistakes) -> Found:

@@ -23,6 +23,7 @@ from prefect.runtime import flow_run
 from tunewright import config
 from tunewright.cost_model.devices import identity_here
 from tunewright.errors import ConfigError
+from tunewright.store import locks
 from tunewright.store.caching import count_waiting
 from tunewright.store.locks import try_lock
 
@@ -81,16 +82,9 @@ def _own_folder() -> Path:
 @contextmanager
 def _queued(file: Path) -> Iterator[Callable[[], bool]]:
     """A place in the queue for the device: whether it is the first of those whose processes live and look."""
-    while True:
-        own = file.with_name(f"{file.stem}.{time.time_ns():020}-{uuid.uuid4().hex[:8]}{TICKET}")
-        with own.open("x") as ticket:
-            if not (try_lock(ticket) and own.exists()):  # taken for that of a dead process before it was locked
-                continue
-            try:
-                yield partial(_is_first, own, file.stem)
-            finally:
-                own.unlink(missing_ok=True)
-            return
+    own = file.with_name(f"{file.stem}.{time.time_ns():020}-{uuid.uuid4().hex[:8]}{TICKET}")
+    with locks.presence(own):
+        yield partial(_is_first, own, file.stem)
 
 
 def _is_first(own: Path, device: str) -> bool:
@@ -98,9 +92,9 @@ def _is_first(own: Path, device: str) -> bool:
     for other in sorted(own.parent.glob(f"{device}.*{TICKET}")):
         if other >= own:
             break
-        with suppress(FileNotFoundError), other.open("rb") as ticket:
-            if try_lock(ticket):
-                other.unlink()  # of a process that died
+        with suppress(FileNotFoundError):  # it had its turn meanwhile
+            if locks.is_left(other):
+                other.unlink()
             elif time.time() - other.stat().st_mtime < PAUSED_SECONDS:
                 return False
     return True

@@ -31,19 +31,14 @@ def of_terminal(flow_run: str) -> Iterator[None]:
     config.make_home()
     file = config.home() / OF_TERMINALS / flow_run
     file.parent.mkdir(exist_ok=True)
-    unlocked = file.with_name(f".{flow_run}")  # which killed() passes over
-    with locks.exclusive(unlocked):
-        try:
-            unlocked.rename(file)
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+    with locks.presence(file):
+        yield
 
 
 def killed() -> Iterator[str]:
     """The flow runs of terminals whose processes were killed, each until it was used."""
     for file in sorted((config.home() / OF_TERMINALS).glob("[!.]*")):
-        with contextlib.suppress(BlockingIOError), locks.exclusive(file, wait=0):
+        if locks.is_left(file):
             yield file.name
             file.unlink(missing_ok=True)
 

@@ -49,6 +49,26 @@ def shared(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def presence(path: Path) -> Iterator[None]:
+    """A file that is there, and exclusively locked, while the block goes on; of a killed process it stays, unlocked.
+
+    It is locked before it has its name, and loses that before the lock ends, so that nobody sees it there unlocked.
+    """
+    unnamed = path.with_name(f".{path.name}")
+    with exclusive(unnamed):
+        try:
+            unnamed.rename(path)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def is_left(path: Path) -> bool:
+    """Whether the `presence` at this path was left by a process that was killed."""
+    return not is_held(path) and path.exists()
+
+
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock exclusively. Nothing is written. Raises OSError where that cannot be told."""
     try:
