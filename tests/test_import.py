@@ -188,7 +188,13 @@ def test_a_llama_factory_configuration_takes_its_data_from_dataset_info(
     assert lora.sources[1] == {
         "path": "data/support.jsonl",
         "layout": "alpaca",
-        "columns": {"instruction": "question", "input": "details", "output": "reply", "system": "rules"},
+        "columns": {
+            "instruction": "question",
+            "input": "details",
+            "output": "reply",
+            "history": "before",
+            "system": "rules",
+        },
     }
     assert (lora.values["method.rank"], lora.values["method.alpha"]) == (8, 16), "twice the rank, as there"
     assert importing.import_file(Path("theirs/padding.yaml"), tmp_path).sources[0]["path"] == "theirs/data/chats/*"

@@ -85,6 +85,16 @@ def test_an_empty_or_null_alpaca_input_adds_nothing_and_text_is_taken_verbatim(g
     ]
 
 
+def test_earlier_turns_of_an_alpaca_record_are_read_and_a_text_of_that_name_is_not() -> None:
+    record = {"instruction": "And in German?", "output": "Hallo", "system": "Be brief."}
+    history = [["Say hello", "Hello"], ["In French?", "Bonjour"]]
+    found = one(record | {"history": history})["messages"]
+    assert [message["role"] for message in found] == ["system", *["user", "assistant"] * 3]
+    assert [message["content"] for message in found][1:5] == ["Say hello", "Hello", "In French?", "Bonjour"]
+    for nothing in ([], None, "a patient's history"):
+        assert texts(one(record | {"history": nothing})) == ["Be brief.", "And in German?", "Hallo"]
+
+
 def test_a_developer_message_is_the_system_message_and_is_joined_to_one_beside_it() -> None:
     asked = [("user", "Say hello"), ("assistant", "Hello")]
     for opening, expected in (

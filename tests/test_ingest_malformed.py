@@ -88,7 +88,10 @@ RECORDS: dict[str, tuple[list[int], list[tuple[int, int, str]]]] = {
     "windows_line_ends.jsonl": ([1, 3], [(2, 49, "bad_json")]),
     "wrong_type.jsonl": (
         [1, 8],
-        [(line, byte, "wrong_type") for line, byte in ((2, 48), (3, 82), (4, 123), (5, 145), (6, 169), (7, 230))],
+        [
+            (line, byte, "wrong_type")
+            for line, byte in ((2, 48), (3, 82), (4, 123), (5, 145), (6, 169), (7, 230), (9, 340))
+        ],
     ),
 }
 

@@ -225,6 +225,8 @@ def test_a_file_without_a_record_that_can_be_answered_is_an_error() -> None:
         "asked.jsonl: no question in 1 record: 1 null_field, first asked.jsonl line 1, instruction is null"
     )
     assert refused(written([{"text": "a"}]))[1].startswith("asked.jsonl: no question in 1 record: 1 unknown_layout, ")
+    line = refused(written([{"instruction": None}]), "--layout", "alpaca")[1]
+    assert line.endswith("1 null_field, first asked.jsonl line 1, instruction is null")
     code, line = refused(written([{"prompt": "word " * 3000}]))
     assert (code, line.partition(" the prompt has")[0]) == (
         3,
@@ -313,6 +315,8 @@ def test_an_output_is_replaced_only_where_that_is_wanted(said: list[str]) -> Non
 def test_what_is_refused_names_what_was_typed() -> None:
     file = written([{"question": "Where is it?"}])
     Path("two.csv").write_text("question,answer\na,b\n")
+    run = CliRunner().invoke(app, ["predict", "tirage", "two.csv"])
+    assert "no such model" in run.stderr and "did you mean triage?" in run.stderr  # before any column is missed
     Path("own.yaml").write_text("a: b\n")
     for split in ("train", "test"):
         Path("saved", split).mkdir(parents=True)

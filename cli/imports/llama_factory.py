@@ -292,10 +292,10 @@ def layout(_: Any, item: Original) -> Treatment:
     columns = item.get("columns")
     columns = columns if isinstance(columns, Mapping) else {}
     if item.get("formatting") in {None, "alpaca"}:
-        names = {"instruction": "prompt", "input": "query", "output": "response", "system": "system", "tools": "tools"}
+        names = {"instruction": "prompt", "input": "query", "output": "response"}
+        names |= {name: name for name in ("history", "system", "tools")}
         found = {ours: columns[theirs] for ours, theirs in names.items() if columns.get(theirs, ours) != ours}
-        what = "history: earlier turns are not read" if columns.get("history") else ""
-        return _layout("alpaca", found, what)
+        return _layout("alpaca", found)
     tags = item.get("tags")
     tags = tags if isinstance(tags, Mapping) else {}
     turn = (tags.get("role_tag", "from"), tags.get("content_tag", "value"))
@@ -308,12 +308,12 @@ def layout(_: Any, item: Original) -> Treatment:
     found = {} if theirs == ours else {ours: theirs}
     found |= {"system": columns["system"]} if columns.get("system", "system") != "system" else {}
     found |= {"tools": columns["tools"]} if columns.get("tools", "tools") != "tools" else {}
-    return _layout(known[turn][0], found, "")
+    return _layout(known[turn][0], found)
 
 
-def _layout(name: str, columns: dict[str, Any], differs: str) -> Treatment:
+def _layout(name: str, columns: dict[str, Any]) -> Treatment:
     values: dict[str, Any] = {"data.sources[].layout": name}
-    return carried(values | ({"data.sources[].columns": columns} if columns else {}), differs)
+    return carried(values | ({"data.sources[].columns": columns} if columns else {}))
 
 
 DATASET: Table = {

@@ -16,7 +16,7 @@ import torch
 
 from tunewright.cli import interrupts
 from tunewright.cli.predict import FILE
-from tunewright.cli.predict.model import Answerer, FetchedVersion, Record, fetch
+from tunewright.cli.predict.model import Answerer, FetchedVersion, Record, fetch, require_version
 from tunewright.cli.predict.unfinished import Parts, check_output, unfinished
 from tunewright.config import RecordFiles, Registry
 from tunewright.errors import ConfigError, DataError
@@ -92,6 +92,7 @@ def predict(request: Request) -> Predicted:
     files = files_of(request.source, FILE)
     output = request.output or _default_output(request.source.path)
     check_output(output, [file.path for file in files if not is_remote(file.path)], overwrite=request.overwrite)
+    require_version(request.registry, request.version)  # before all records are read
     with unfinished(output) as parts:
         tally = count(files)
         version = fetch(request.registry, request.version)

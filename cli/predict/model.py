@@ -44,6 +44,12 @@ class FetchedVersion:
             raise TunewrightError(f"{self.uri}: {base.name} cannot be read: {error}") from error
 
 
+def require_version(registry: Registry, number: str | None) -> None:
+    """Raise ConfigError where there is no version with this number, or none with the alias."""
+    with release.opened(registry) as client:
+        release.chosen(client, registry, number)
+
+
 def fetch(registry: Registry, number: str | None) -> FetchedVersion:
     """Fetch and verify the version with this number, or the one with the alias.
 

@@ -23,7 +23,7 @@ REQUIRED: dict[Layout, tuple[str, ...]] = {  # in the order in which auto tries 
 }
 CONVERSATION_FIELD: dict[Layout, str] = {"messages": "messages", "sharegpt": "conversations"}  # for positions
 MAPPABLE = tuple(
-    sorted({"input", "system", "tools", "source", "group", "time"}.union(*REQUIRED.values()))
+    sorted({"input", "history", "system", "tools", "source", "group", "time"}.union(*REQUIRED.values()))
 )  # by source.columns
 MAPPED = "columns of the source can map them"
 FIELDS = frozenset(MAPPABLE + OF_RECORD)  # all that is read of a record
@@ -88,9 +88,9 @@ def to_messages(record: Record, layout: Layout) -> list[Message]:
 
 def to_question(record: Record, layout: Layout) -> list[Message]:
     """The conversation of a record whose answer may be missing or null: then it is empty."""
-    there = {field: value for field, value in record.items() if value is not None}
-    required = REQUIRED[layout]
-    return _to_messages({required[-1]: ""} | there if len(required) > 1 else there, layout, is_question=True)
+    answer = REQUIRED[layout][-1]
+    has_no_answer = answer not in CONVERSATION_FIELD.values() and record.get(answer) is None
+    return _to_messages(record | {answer: ""} if has_no_answer else record, layout, is_question=True)
 
 
 def _to_messages(record: Record, layout: Layout, *, is_question: bool) -> list[Message]:
@@ -126,7 +126,21 @@ def optional_text(record: Record, field: str) -> str:
 def _alpaca(record: Record) -> list[Message]:
     instruction, given = _text(record, "instruction"), optional_text(record, "input")
     asked = f"{instruction}\n\n{given}" if given else instruction
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": _text(record, "output")}]
+    last = [{"role": "user", "content": asked}, {"role": "assistant", "content": _text(record, "output")}]
+    return _history(record) + last
+
+
+def _history(record: Record) -> list[Message]:
+    """The earlier turns of a record, as LLaMA-Factory has them: [[question, answer], ...]. A text is something else."""
+    history = record.get("history")
+    messages: list[Message] = []
+    for position, pair in enumerate(history if isinstance(history, list) else ()):
+        where = f"history[{position}]"
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise RefusedRecord("wrong_type", f"{where} is not an array of two strings, a question and its answer")
+        asked, answer = (encodable(text, f"{where}[{at}]") for at, text in enumerate(pair))
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return messages
 
 
 def _side(record: Record, field: str, role: str) -> list[Message]:
