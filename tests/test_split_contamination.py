@@ -60,6 +60,7 @@ def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_w
         "by_partner": {split: 1},
         "held_out_records": 0,
         "in_held_out": {},
+        "rows_in_held_out": [],
     }
 
 
@@ -165,6 +166,11 @@ def test_a_training_row_in_an_evaluation_file_goes_and_a_test_row_in_it_is_a_fin
     assert contaminated(splits) == {rows[17]["row_id"]}
     assert "held-out eval.jsonl:2" in quarantined(splits)[rows[17]["row_id"]]["detail"]
     assert splits.findings == {"validation_in_held_out": 1, "test_in_held_out": 1, "too_small": 30}
+    named = json.loads(splits.path("proof.json").read_text())["decontamination"]["rows_in_held_out"]
+    assert [(row["split"], row["row_id"]) for row in named] == [
+        ("validation", rows[107]["row_id"]),
+        ("test", rows[140]["row_id"]),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -226,15 +226,15 @@ def test_an_entry_of_the_history_that_was_deleted_or_edited_is_found(
 
 
 @pytest.fixture
-def reproduce(check: Check, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+def reproduce(check: Check, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`reproduce()` makes version 1 of tiny again, in this process; the result of the command."""
     del check  # which makes the copy
     monkeypatch.setattr(stage, "_attempt", in_this_process)
     reproduce_here(monkeypatch)
-    return lambda: CliRunner().invoke(app, ["reproduce", "tiny", "--folder", "again"])
+    return lambda *options: CliRunner().invoke(app, ["reproduce", "tiny", "--folder", "again", *options])
 
 
-def test_a_version_is_made_again_with_the_same_bytes(reproduce: Callable[[], Any], home: Path) -> None:
+def test_a_version_is_made_again_with_the_same_bytes(reproduce: Callable[..., Any], home: Path) -> None:
     forge(home, folder=str(Path.cwd()))
     before = sorted(home.glob("artifacts/*/*"))
     result = reproduce()
@@ -245,20 +245,21 @@ def test_a_version_is_made_again_with_the_same_bytes(reproduce: Callable[[], Any
     assert sorted(home.glob("artifacts/*/*")) == before
 
 
-def test_the_first_stage_with_other_bytes_is_named(reproduce: Callable[[], Any], home: Path) -> None:
+def test_the_first_stage_with_other_bytes_is_named(reproduce: Callable[..., Any], home: Path) -> None:
     evidence = EvidenceBundle.load_from(of_run(home, "evidence/evidence.json").parent)
     stages = [
         each.model_copy(update={"digest": "0" * 64}) if each.stage in ("train", "evaluate") else each
         for each in evidence.stages
     ]
     forge(home, folder=str(Path.cwd()), stages=stages, packages=evidence.packages | {"torch": "1.0"})
-    result = reproduce()
+    result = reproduce("--json")
     assert result.exit_code == 1
+    assert json.loads(result.stdout)["is_same"] is False, "progress goes to stderr"
     assert "Not reproduced: version 1 of tiny; train is the first stage with other content" in result.output
     assert "what differs here: torch 1.0, here " in result.output
 
 
-def test_nothing_is_made_again_of_a_source_file_that_changed(reproduce: Callable[[], Any], home: Path) -> None:
+def test_nothing_is_made_again_of_a_source_file_that_changed(reproduce: Callable[..., Any], home: Path) -> None:
     forge(home, folder=str(Path.cwd()))
     Path("rows.jsonl").write_text(f"{json.dumps(ROWS[0])}\n")
     result = reproduce()
@@ -267,7 +268,7 @@ def test_nothing_is_made_again_of_a_source_file_that_changed(reproduce: Callable
     assert not Path("again").exists()
 
 
-def test_nothing_is_made_again_in_a_folder_with_files(reproduce: Callable[[], Any], home: Path) -> None:
+def test_nothing_is_made_again_in_a_folder_with_files(reproduce: Callable[..., Any], home: Path) -> None:
     forge(home, folder=str(Path.cwd()))
     Path("again").mkdir()
     Path("again", "mine.txt").touch()

@@ -7,8 +7,10 @@ import hashlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,8 +86,8 @@ def reproduce_here(patch: pytest.MonkeyPatch) -> None:
     """Has `tunewright reproduce` run the stages in this process."""
     from tunewright.cli.reproduce import __main__ as reproducing
 
-    def process(command: list[str], *, env: dict[str, str], **_: object) -> SimpleNamespace:
-        with pytest.MonkeyPatch.context() as patched:
+    def process(command: list[str], *, env: dict[str, str], stdout: int | None, **_: object) -> SimpleNamespace:
+        with pytest.MonkeyPatch.context() as patched, redirect_stdout(sys.stderr if stdout == 2 else sys.stdout):
             patched.setenv("TUNEWRIGHT_HOME", env["TUNEWRIGHT_HOME"])
             reproducing.main(Path(command[-1]))
         return SimpleNamespace(returncode=0)

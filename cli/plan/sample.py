@@ -69,7 +69,8 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
         before = max(1.0, looked_of)
     is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
-    rows_of = "row of" if len(conversations) == 1 else f"{len(conversations):,} rows of"
+    row = "training row" if source == "split" else "row"
+    rows_of = f"{row} of" if len(conversations) == 1 else f"{len(conversations):,} {row}s of"
     which = f"{'the' if is_all else 'the first'} {rows_of} {'the sources' if source == 'sample' else source}"
     limit = settings.data.limit
     is_drawn = source == "sample" and limit is not None and len(conversations) > looked_of

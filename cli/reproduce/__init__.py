@@ -34,6 +34,7 @@ LEFT_OUT = (
 )
 NOT_MADE = ("champion", "decide", "judge")  # what comes after the answers, and what another version answered
 SHOWN = 5  # packages in one line
+STDERR = 2
 
 
 class Stage(NamedTuple):
@@ -80,7 +81,7 @@ def reproduce(
         try:
             _history_until(evidence, made)
             console.print(Text(f"making version {number} of {name} again; this takes as long as its run did", "dim"))
-            stages = _compared(evidence, _run(evidence, made))
+            stages = _compared(evidence, _run(evidence, made, STDERR if as_json else None))
         finally:
             if folder is None:
                 shutil.rmtree(made, ignore_errors=True)
@@ -147,8 +148,11 @@ def _history_until(evidence: "EvidenceBundle", made: Path) -> None:
         data_history.write(there / f"{evidence.name}.jsonl", earlier)
 
 
-def _run(evidence: "EvidenceBundle", made: Path) -> dict[str, str]:
-    """The digest of each stage that ran again. Raises TunewrightError where the run did not finish."""
+def _run(evidence: "EvidenceBundle", made: Path, progress: int | None) -> dict[str, str]:
+    """The digest of each stage that ran again; its progress goes to a file descriptor, None for stdout.
+
+    Raises TunewrightError where the run did not finish.
+    """
     gate = {**evidence.settings["gate"], "rotate": False}  # split.seed is the one that was drawn
     settings = {**evidence.settings, "gate": gate, "registry": {"name": evidence.name}}
     (made / SETTINGS).write_text(json.dumps({"folder": evidence.folder, "settings": settings}), encoding="utf-8")
@@ -157,6 +161,7 @@ def _run(evidence: "EvidenceBundle", made: Path) -> dict[str, str]:
         [sys.executable, "-P", "-m", "tunewright.cli.reproduce", str(made)],
         env=environment | {"TUNEWRIGHT_HOME": str(made / "home")},
         stdin=subprocess.DEVNULL,
+        stdout=progress,
         check=False,
     )
     if done.returncode:

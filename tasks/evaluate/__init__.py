@@ -77,6 +77,8 @@ def evaluate(
     choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
     if contender.name == "base":  # of all the same
         log.info("  %s; evaluation.metrics adds others, gate.metric decides by another", choice.says())
+        for name, why in choice.left_out.items():
+            log.warning("%s is not measured: %s", name, why)
     answers, scores = scored(answers, choice)
     pq.write_table(answers, folder / "answers.parquet")
     shown = scores | {"num_rows": len(answers), "measured": choice.says()}

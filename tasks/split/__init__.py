@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, Rows, Splits, UniqueRows
-from tunewright.artifacts.payloads import Decontamination, LeakProof, PairedRow
+from tunewright.artifacts.payloads import Decontamination, LeakProof, PlacedRow
 from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
@@ -49,6 +49,7 @@ from tunewright.tasks.split.draw import apart, draw, draw_replay
 from tunewright.tasks.split.exchanges import known_from_training
 from tunewright.tasks.split.joins import Joined
 from tunewright.tasks.split.proof import (
+    COUNTED_ALONE,
     decontamination,
     findings,
     in_time,
@@ -206,7 +207,8 @@ def split(
         returns_to = np.where(assignment.split == NONE, fixed, assignment.split)
         found = find_contamination(file, assignment.split, held_out, left_out)
         num_given = int((assignment.split == TRAIN).sum())
-        contaminated = decontamination(assignment.split, found, removed=settings.decontaminate == "remove")
+        removes = settings.decontaminate == "remove"
+        contaminated = decontamination(assignment.split, found, columns.identity, removed=removes)
         if contaminated.removed:
             assignment.quarantine(np.array(sorted(found.training_rows()), np.int64), Because.CONTAMINATED)
         draw_replay(assignment, columns.row_ids, columns.replay, settings.replay)
@@ -218,7 +220,7 @@ def split(
         nearest = machine.nearest_across(sets, assignment.split[assigned], floor).named(assigned)
 
     most_similar = (nearest.one, nearest.other) if nearest.one >= 0 else ()
-    pair = tuple(PairedRow(split=SPLITS[int(assignment.split[row])], **columns.identity(row)) for row in most_similar)
+    pair = tuple(PlacedRow(split=SPLITS[int(assignment.split[row])], **columns.identity(row)) for row in most_similar)
     if nearest.similarity >= settings.threshold:
         named = " and ".join(f"{row.file} line {row.line} ({row.split})" for row in pair)
         raise DataError(f"near-duplicates across splits, over split.threshold: {named}")
@@ -256,7 +258,10 @@ def split(
     )
     for name in proof.user_provided_splits:
         log.info("split: the %s split is user-provided; split.%s is not used", name, name)
-    warnings = [f"{in_words(code, count, proof)}; proof.json has more" for code, count in proof.findings.items()]
+    warnings = [
+        in_words(code, count, proof) + ("" if code == COUNTED_ALONE else "; proof.json has more")
+        for code, count in proof.findings.items()
+    ]
     warnings += _many_contaminated(contaminated, num_given)
     warnings += unmet_shares(assignment, columns.given == NONE, exact, settings)
     if stratify != "none" and TEST not in exact:

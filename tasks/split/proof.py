@@ -5,10 +5,12 @@ And counts: the rows of each split and why, those quarantined, those from the ve
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from tunewright.artifacts.payloads import Decontamination, EarlierRows, LeakProof, TimeSpans
+from tunewright.artifacts.payloads import Decontamination, EarlierRows, LeakProof, PlacedRow, TimeSpans
 from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
 from tunewright.reports.pages import number
@@ -26,11 +28,13 @@ MISSED = 0.05  # of the rows: a share that is missed by less is as near as clust
 SHORT = 0.75  # of the rows that a share asks for, under which clusters alone are worth a warning
 A_FEW = 2  # rows that a share is missed by in any set
 TOO_SMALL = "too_small"
+COUNTED_ALONE = "test_in_training_chats"  # the finding that the proof has no more about
+MOST_ROWS = 100  # that are named of a finding
 FINDINGS = {  # which rows are counted under a code, and what is with them
     "contaminated": ("training row", "share{s} a passage with an evaluation row"),
     "validation_in_held_out": ("validation row", "share{s} a passage with a record of data.held_out"),
     "test_in_held_out": ("test row", "share{s} a passage with a record of data.held_out"),
-    "test_in_training_chats": ("test row", "end{s} with a question and answer that a training chat has, too"),
+    COUNTED_ALONE: ("test row", "end{s} with a question and answer that a training chat has, too"),
     "train_newer_than_test": ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
         "test row",
@@ -102,7 +106,7 @@ def findings(
         "contaminated": 0 if contaminated.removed else contaminated.training_rows,
         "validation_in_held_out": contaminated.in_held_out.get("validation", 0),
         "test_in_held_out": contaminated.in_held_out.get("test", 0),
-        "test_in_training_chats": in_training_chats,
+        COUNTED_ALONE: in_training_chats,
         "train_newer_than_test": time.train_rows_newer_than_a_test_row if time else 0,
         TOO_SMALL: num_test if smallest_difference > LEAST_VISIBLE else 0,
     }
@@ -191,15 +195,22 @@ def in_time(split: np.ndarray, times: Times) -> TimeSpans:
     return TimeSpans(spans=spans, train_rows_newer_than_a_test_row=newer)
 
 
-def decontamination(split: np.ndarray, found: Contamination, *, removed: bool) -> Decontamination:
-    """Count training rows by the evaluation texts that they share a passage with, and evaluation rows in records."""
+def decontamination(
+    split: np.ndarray, found: Contamination, identity: Callable[[int], dict[str, Any]], *, removed: bool
+) -> Decontamination:
+    """Count training rows by the evaluation texts that they share a passage with, and evaluation rows in records.
+
+    `identity` is the row id, file and line of a row.
+    """
     texts = [text for text, _ in found.training_rows().values()]
     partners = Counter(SPLITS[split[text]] if text < found.num_rows else "held_out" for text in texts)
-    in_records = Counter(SPLITS[row] for row in split[found.evaluation.rows].tolist())
+    repeating = found.evaluation.rows.tolist()
+    in_records = Counter(SPLITS[split[row]] for row in repeating)
     return Decontamination(
         training_rows=len(texts),
         removed=removed,
         by_partner=dict(sorted(partners.items())),
         held_out_records=found.held_out.num_rows,
         in_held_out=dict(sorted(in_records.items())),
+        rows_in_held_out=tuple(PlacedRow(split=SPLITS[split[row]], **identity(row)) for row in repeating[:MOST_ROWS]),
     )

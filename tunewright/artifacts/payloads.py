@@ -111,8 +111,8 @@ class CheckResults(Payload, frozen=True):
     expectations: tuple[ExpectationResult, ...]
 
 
-class PairedRow(BaseModel, frozen=True):
-    """One row of the most similar pair across splits."""
+class PlacedRow(BaseModel, frozen=True):
+    """A row, by where it stands and its split."""
 
     split: str
     row_id: str
@@ -128,6 +128,7 @@ class Decontamination(BaseModel, frozen=True):
     by_partner: dict[str, int]  # validation, test or held_out -> training rows
     held_out_records: int
     in_held_out: dict[str, int]  # split -> rows that share a passage with a record of data.held_out
+    rows_in_held_out: tuple[PlacedRow, ...] = ()  # the first of these
 
 
 class EarlierRows(BaseModel, frozen=True):
@@ -184,7 +185,7 @@ class LeakProof(Payload, frozen=True):
     threshold: float
     pairs_compared: int
     largest_similarity: float  # or the floor, where no pair is above it
-    largest_pair: tuple[PairedRow, ...]  # empty, or two
+    largest_pair: tuple[PlacedRow, ...]  # empty, or two
     floor: float
     random_leak_share: float
     rows: dict[str, int]

@@ -201,7 +201,8 @@ def _splits(evidence: EvidenceBundle, local: Path) -> Check:
         return Check("splits", "altered", f"not among the test rows: {counted(len(elsewhere), 'answered row')}")
     if both := of["test"] & (of["train"] | of["validation"]):
         return Check("splits", "altered", f"also in another split: {counted(len(both), 'test row')}")
-    said = f"{counted(len(answered), 'answered row')} among the test rows, none among {len(of['train']):,} for training"
+    others = f"{len(of['train']):,} training and {len(of['validation']):,} validation rows"
+    said = f"{counted(len(answered), 'answered row')} among the test rows, none among {others}"
     return Check("splits", "ok", said)
 
 

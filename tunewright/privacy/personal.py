@@ -69,13 +69,14 @@ def is_personal_mailbox(address: str) -> bool:
 
 
 def is_phone(text: str) -> bool:
-    """Whether a number is assigned by the numbering plan of its country, and grouped as that country does it."""
+    """Whether a number is assigned by the numbering plan of its country; without a country code it must be grouped."""
     import phonenumbers
 
     if re.search(r"555\D?01\d\d$", text):  # kept for fiction
         return False
-    strict = phonenumbers.Leniency.STRICT_GROUPING
-    return phonenumbers.PhoneNumberMatcher(text, REGION, leniency=strict).has_next()
+    international = re.sub(r"^00 ?", "+", text)
+    leniency = phonenumbers.Leniency.VALID if international[0] == "+" else phonenumbers.Leniency.STRICT_GROUPING
+    return phonenumbers.PhoneNumberMatcher(international, REGION, leniency=leniency).has_next()
 
 
 def is_card(text: str) -> bool:
@@ -140,6 +141,7 @@ _EMAIL = re.compile(r"(?<![\w.+/:-])\w[\w.+-]{0,63}@(?:[A-Za-z0-9-]+\.)+[A-Za-z]
 _US_PHONE = r"(?:\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}([ .-])\d{3}\1\d{4})"
 _PHONE = (
     rf"(?<=\+)[1-9](?:\d|{_SEPARATOR}){{6,20}}\d|(?<=1)[ .-]{_US_PHONE}"
+    rf"|(?<=0)0 ?[1-9]\d{{0,2}} (?:\d|{_SEPARATOR}){{5,18}}\d"
     r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}|(?<=\d)\d\d([ .-])\d{3}\2\d{4}"
 )
 _ADDRESSES: list[_Kind] = [("e-mail address", _EMAIL, is_personal_mailbox)]
