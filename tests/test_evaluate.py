@@ -155,7 +155,7 @@ def test_the_device_is_waited_for(
         evaluating = pool.submit(
             evaluate.fn, contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=4)
         )
-        until(lambda: "waiting for the CPU: in use by another run" in caplog.text)
+        until(lambda: "waiting for the CPU: in use since " in caplog.text)
         assert not evaluating.done()
     assert evaluating.result().num_rows == tokens.num_test
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from tunewright import config
 from tunewright.cost_model import one_at_a_time
 config.device_locks = lambda: Path(sys.argv[1])
-with one_at_a_time.held("cpu", '"brave-otter"'):
+with one_at_a_time.held("cpu", 'run "brave-otter"'):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -45,10 +45,9 @@ def test_the_second_waits_and_says_for_whom(caplog: pytest.LogCaptureFixture) ->
     with held("cpu", "run quiet-owl"):
         assert process.wait(10) == 0
     first, last = caplog.messages
-    assert first.startswith(
-        f'  waiting for the CPU: in use by another run ("brave-otter", process {process.pid}) since '
-    )
-    assert re.fullmatch(r"\d\d:\d\d:\d\d \S+", first.rpartition("since ")[2]), "of today, so without the date"
+    of_today = r"\d\d:\d\d:\d\d \S+"
+    by = rf'by run "brave-otter" \(process {process.pid}\)'
+    assert re.fullmatch(f"  waiting for the CPU: in use since {of_today} {by}", first)
     assert last == "  the device is free"
 
 

@@ -184,7 +184,8 @@ class Training(Section):
         default=0.05,
         ge=0,
         lt=1,
-        description="Share of the steps used for warm-up, 0 to below 1; less than a step is none",
+        description="Share of the steps used for warm-up, 0 to below 1: the learning rate rises from 0; less than "
+        "a step is none",
     )
     seed: int = Field(
         default=0,

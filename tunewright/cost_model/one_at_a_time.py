@@ -38,7 +38,7 @@ MAX_SHOWN = 200  # characters of who holds it
 @contextmanager
 def on_device() -> Iterator[None]:
     """Holds this machine's device for the flow run, in the block."""
-    with held(identity_here(), f'"{flow_run.name}"' if flow_run.name else "a call"):
+    with held(identity_here(), f'run "{flow_run.name}"' if flow_run.name else "another command of tunewright"):
         yield
 
 
@@ -46,7 +46,8 @@ def on_device() -> Iterator[None]:
 def held(device: str, holder: str) -> Iterator[None]:
     """Holds a device, known by a GPU's UUID or "cpu", for the block; waits for it and says for whom.
 
-    `holder` is what others are told: the name of the run. The artifact that is being made does not count the waiting.
+    `holder` is who others are told of, such as the run by its name. The artifact that is made does not count the
+    waiting.
     """
     file = _own_folder() / f"{device}.lock"
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8") as lock:
@@ -55,8 +56,7 @@ def held(device: str, holder: str) -> Iterator[None]:
             _wait(lock, file, is_first)
         count_waiting(time.monotonic() - started)
         lock.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-        lock.write(f"another run ({holder}, process {os.getpid()}) since {since}")
+        lock.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')} by {holder} (process {os.getpid()})")
         lock.flush()
         try:
             yield
@@ -106,8 +106,8 @@ def _wait(lock: IO[str], file: Path, is_first: Callable[[], bool]) -> None:
         held_by = "".join(filter(str.isprintable, file.read_text(encoding="utf-8", errors="replace")))[:MAX_SHOWN]
         if held_by and held_by != said:
             said = held_by
-            today = held_by.replace(time.strftime(") since %Y-%m-%d "), ") since ")
-            log.info("  waiting for the %s: in use by %s", "CPU" if file.stem == "cpu" else f"GPU {file.stem}", today)
+            name = "CPU" if file.stem == "cpu" else f"GPU {file.stem}"
+            log.info("  waiting for the %s: in use since %s", name, held_by.removeprefix(time.strftime("%Y-%m-%d ")))
         time.sleep(LOOK_SECONDS)
     if said:
         log.info("  the device is free")
