@@ -63,8 +63,12 @@ from prefect.server.database import provide_database_interface
 asyncio.run(provide_database_interface().create_db())
 """
 COMPILED = Path(__file__).parents[1] / "tunewright" / "similarity" / "__pycache__"  # where numba keeps it
-SLOW_FILES = 15  # that the run lists at its end
-SLOW_SECONDS = 5.0  # a file that takes less is not listed
+CORE_SECONDS = "core_seconds"  # a property of each report
+COUNTED = pytest.StashKey[float]()  # those that the reports so far have
+SLOW_FILES = 30  # that the run lists at its end
+SLOW_SECONDS = 5.0  # a file that takes fewer core-seconds is not listed
+FROZEN = pytest.StashKey[int]()  # how many modules were imported when they were last left alone
+FEW_MODULES = 100  # for which that is not done again
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,27 +105,51 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.add_cleanup(lambda: compiling.__exit__(None, None, None))  # which waits for it
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first, and begins to count core-seconds."""
+    config.stash[COUNTED] = sum(os.times()[:4])
     places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Has the garbage collector leave alone what was imported: libraries collect all before each training."""
+    if len(sys.modules) > item.config.stash.get(FROZEN, 0) + FEW_MODULES:
+        gc.collect()
+        gc.freeze()
+        item.config.stash[FROZEN] = len(sys.modules)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Notes in each report the core-seconds since the one before: of this process and the children it waited for."""
+    report = yield
+    spent = sum(os.times()[:4])
+    report.user_properties.append((CORE_SECONDS, spent - item.config.stash[COUNTED]))
+    item.config.stash[COUNTED] = spent
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Lists the files that took longest, in seconds of their tests and fixtures together."""
+    """Lists the files that took most core-seconds, and the seconds of their tests and fixtures."""
+    spent: defaultdict[str, float] = defaultdict(float)
     seconds: defaultdict[str, float] = defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                seconds[report.nodeid.partition("::")[0]] += report.duration
+                file = report.nodeid.partition("::")[0]
+                measured: dict[str, Any] = dict(report.user_properties)
+                spent[file] += measured.get(CORE_SECONDS, 0.0)
+                seconds[file] += report.duration
     slow = [
-        f"{taken:7.1f}  {file}"
-        for file, taken in sorted(seconds.items(), key=lambda each: -each[1])[:SLOW_FILES]
-        if taken >= SLOW_SECONDS
+        f"{spent[file]:12.1f} {seconds[file]:7.1f}  {file}"
+        for file in sorted(spent, key=lambda file: -spent[file])[:SLOW_FILES]
+        if spent[file] >= SLOW_SECONDS
     ]
     if slow:
-        terminalreporter.section("slow files, in seconds")
-        terminalreporter.write("\n".join(slow) + "\n")
+        terminalreporter.section("slow files: core-seconds, seconds")
+        terminalreporter.write("\n".join([*slow, f"{sum(spent.values()):12.1f}          in total"]) + "\n")
 
 
 @pytest.fixture(autouse=True)
