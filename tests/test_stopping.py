@@ -399,8 +399,7 @@ def test_the_best_evaluation_has_the_best_value_and_patience_alone_asks_for_min_
     assert record.is_exhausted(seen(*values), training) == exhausted
 
 
-@pytest.mark.parametrize("metric", ["exact_match", "token_f1", "chrf"])
-def test_a_metric_in_training_is_what_evaluate_measures(tokens: Tokens, tiny_base: Base, metric: Metric) -> None:
+def test_a_metric_in_training_is_what_evaluate_measures(tokens: Tokens, tiny_base: Base) -> None:
     from tunewright.tasks.train.trainer.watch import Scores
 
     model = load_model(tiny_base).to(torch.float32).eval()  # pyright: ignore[reportAttributeAccessIssue]
@@ -414,18 +413,20 @@ def test_a_metric_in_training_is_what_evaluate_measures(tokens: Tokens, tiny_bas
         optimizer.step()
         optimizer.zero_grad()
     stops = json.loads(tokens.path("contract.json").read_text())["stop_token_ids"]
-    scores = Scores(tokens.path("train.parquet"), tokenizer, stops, metric, batch=5)
+    metrics: tuple[Metric, ...] = ("exact_match", "token_f1", "chrf")
+    in_training = [Scores(tokens.path("train.parquet"), tokenizer, stops, metric, batch=5) for metric in metrics]
     answers = answered(
         model,
         tokenizer,
         pq.read_table(tokens.path("train.parquet")),
         stops,
-        2 * scores.longest,
+        2 * in_training[0].longest,
         batch=16,
     )
-    expected = scored(answers, choose([metric], answers.column("reference").to_pylist()))[1][metric]
-    assert 0 < expected < 1
-    assert scores(model, lambda: False) == pytest.approx(expected)
+    for metric, scores in zip(metrics, in_training, strict=True):
+        expected = scored(answers, choose([metric], answers.column("reference").to_pylist()))[1][metric]
+        assert 0 < expected < 1, metric
+        assert scores(model, lambda: False) == pytest.approx(expected), metric
 
 
 def row(row_id: str) -> dict[str, Any]:
