@@ -27,8 +27,9 @@ from scipy.special import stdtrit
 
 from tunewright.config import Gate
 from tunewright.metrics.intervals import Floats, PowerAnalysis
+from tunewright.metrics.paired import Paired
 from tunewright.store.test_set_uses import share_of
-from tunewright.tasks.decide.comparison import EFFECT, Paired
+from tunewright.tasks.decide.comparison import EFFECT
 from tunewright.tasks.decide.decision import Decision, Evidence, decide_scores
 
 GATE = Gate(metric="token_f1")

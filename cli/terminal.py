@@ -21,6 +21,7 @@ from tunewright.registry.alias_state import TO_APPROVE, named
 from tunewright.registry.tracking import AS_TRAINING, starts_with
 from tunewright.reports import curves
 from tunewright.reports.account import Account, growth_sentence, leak_sentence
+from tunewright.reports.pages import in_part
 
 COLOURS = {"ran": "green", "cached": "dim", "run": "yellow", "failed": "red"}
 
@@ -140,8 +141,8 @@ def _show_scores(console: Console, outcome: Outcome) -> None:
     intervals = outcome.verdict.intervals if outcome.verdict else {}
     measured = dict.fromkeys(metric for answers in outcome.answers.values() for metric in answers.scores)
     table = Table("scores", box=None, pad_edge=False, header_style="bold")
-    for name in outcome.answers:
-        table.add_column(name, justify="right")
+    for name, answers in outcome.answers.items():
+        table.add_column(in_part(name, answers.in_part), justify="right")
     for metric in sorted(measured, key=lambda metric: metric != decisive):
         scores = (answers.scores.get(metric) for answers in outcome.answers.values())
         table.add_row(metric, *("" if score is None else f"{score:.3f}" for score in scores))

@@ -97,6 +97,10 @@ class Outcome(BaseModel, frozen=True):
             found[CONSTANT] = {self.verdict.metric: constant}
         return found
 
+    def _answered_in_part(self) -> dict[str, dict[str, int]]:
+        counts = {"num_rows", "num_unanswered"}
+        return {name: each.model_dump(include=counts) for name, each in self.answers.items() if each.in_part}
+
     @property
     def rotation(self) -> str:
         """Which test rows were drawn anew, and why; empty where none were."""
@@ -179,6 +183,7 @@ class Outcome(BaseModel, frozen=True):
             "rotation": self.rotation or None,
             "training": _training(self.adapter) if self.adapter else None,
             "scores": self._scores() or None,
+            "answered_in_part": self._answered_in_part() or None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
             "judged": self.judged.model_dump(include=judged) if self.judged else None,
             "page": page and {"report": str(page.path("report.html")), "suggestions": list(page.suggestions)},

@@ -14,7 +14,7 @@ from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
 from tunewright.metrics.catalogue import CONSTANT, baseline
 from tunewright.registry.alias_state import ASKS
-from tunewright.reports.pages import counted
+from tunewright.reports.pages import counted, in_part
 
 CURVES = {
     "loss": "train/loss",
@@ -209,14 +209,18 @@ def opinions(judged: Judged) -> list[Point]:
 def comparisons(candidate: Candidate) -> list[Point]:
     """Scores of the others and what decided: test/base/exact_match, gate/base/low, and how training ended.
 
+    A contender that answered a part of the test rows has its scores under test_part/, where no whole score is drawn.
     A name without a contender, such as forgetting/general_loss, is the candidate's, as in `scores`.
     """
     points = [
-        Point(f"test/{answers.contender}/{metric}", value, 0)
+        Point(f"{'test_part' if answers.in_part else 'test'}/{answers.contender}/{metric}", value, 0)
         for answers in candidate.run.answers
         if answers != candidate.own_answers
         for metric, value in sorted(answers.scores.items())
     ]
+    for answers in (each for each in candidate.run.answers if each.in_part):
+        counts = {"num_rows": answers.num_rows, "num_unanswered": answers.num_unanswered}
+        points += [Point(f"test_part/{answers.contender}/{name}", value, 0) for name, value in counts.items()]
     verdict = candidate.run.verdict
     if (constant := VerdictDetails.score_of(CONSTANT, verdict)) is not None:
         points.append(Point(f"test/{CONSTANT}/{verdict.metric}", constant, 0))
@@ -252,10 +256,10 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     """The model card, in Markdown; its first line is the verdict in plain words, since lists show no more of it."""
     adapter, base, splits = candidate.run.adapter, candidate.run.base, candidate.run.splits
     metrics = sorted(candidate.own_answers.scores)
-    scores = [
-        f"| {answers.contender} | {' | '.join(f'{answers.scores.get(metric, math.nan):.4g}' for metric in metrics)} |"
-        for answers in candidate.run.answers
-    ]
+    scores = []
+    for each in candidate.run.answers:
+        cells = (f"{each.scores.get(metric, math.nan):.4g}" for metric in metrics)
+        scores.append(f"| {in_part(each.contender, each.in_part)} | {' | '.join(cells)} |")
     metric, constant = candidate.run.verdict.metric, VerdictDetails.score_of(CONSTANT, candidate.run.verdict)
     if constant is not None:
         cells = (f"{constant:.4g}" if name == metric else "" for name in metrics)
