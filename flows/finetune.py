@@ -80,11 +80,11 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     prompts, prompted = _prompted(s, call, read, splits, tokens, base, measurement.limit)
     opponent = call.champion(s.registry, adapter, base, splits)
     answered = partial(call(evaluate), tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema)
-    whole = (measured[0], *([opponent] if opponent else []), tuned)  # which the promotion hangs on
-    answers = {each.name: answered(contender=each) for each in whole}
-    share = call.begin_test_use(adapter, answers["candidate"])
-    rule = None if s.evaluation.complete else _ending(s.gate.spending(share), answers["candidate"])
-    answers |= {each.name: answered(contender=each, rule=rule) for each in prompted}
+    answers = {each.name: answered(contender=each) for each in (measured[0], *([opponent] if opponent else []))}
+    own = answered(contender=tuned)
+    share = call.begin_test_use(adapter, own)
+    rule = None if s.evaluation.complete else _ending(s.gate.spending(share), own)
+    answers |= {each.name: answered(contender=each, rule=rule) for each in prompted} | {tuned.name: own}
     general = tuple(call(forgetting)(contender=each) for each in measured if s.evaluation.forgetting)
     general += tuple(
         call(lm_eval)(contender=each, lm_eval=s.lm_eval, identity=read.lm_eval) for each in measured if s.lm_eval.tasks
@@ -92,7 +92,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     verdict = call(decide)(
         answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, alpha_share=share
     )
-    verdict = call.count_test_use(verdict, adapter, answers["candidate"], splits, opponent, s)
+    verdict = call.count_test_use(verdict, adapter, own, splits, opponent, s)
     judged = _judge(s, call, answers, splits)
     made = RunArtifacts(
         name=s.registry.name,

@@ -53,7 +53,8 @@ class Outcome(BaseModel, frozen=True):
     @classmethod
     def of(cls, steps: Sequence[Step]) -> "Outcome":
         """The outcome of these steps, with an account that adds up."""
-        answers = (step.record for step in steps if isinstance(step.record, artifacts.Answers))
+        found = (step.record for step in steps if isinstance(step.record, artifacts.Answers))
+        answers = sorted(found, key=lambda each: each.contender == "candidate")  # last, as in all tables
         kinds = {name: get_args(field.annotation) for name, field in cls.model_fields.items()}
         records: dict[str, Any] = {
             name: next((step.record for step in steps if isinstance(step.record, kind[0])), None)

@@ -23,7 +23,7 @@ from tunewright.metrics.intervals import measured
 from tunewright.metrics.paired import Paired, by_row
 
 SPENT = 0.2  # share of alpha
-FEWEST = 50  # rows, with fewer of which a comparison seldom settles
+FEWEST = 32  # rows, with fewer of which a comparison seldom settles
 
 Places = np.ndarray  # of rows in their table, [rows]
 

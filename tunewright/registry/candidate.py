@@ -188,9 +188,17 @@ def curves(metrics: Path, most: int) -> list[Point]:
     return [point for point, is_kept in zip(points, kept, strict=True) if is_kept]
 
 
-def scores(answers: Answers) -> list[Point]:
-    """A contender's own scores on the test rows, under the same names for each: test/exact_match."""
-    return _rounded([Point(f"test/{metric}", value, 0) for metric, value in sorted(answers.scores.items())])
+def scores(answers: Answers, contender: str = "") -> list[Point]:
+    """A contender's own scores on the test rows, under the same names for each: test/exact_match.
+
+    Where it answered a part of the rows they are under test_part/, beside the number of these, so that no chart or
+    table compares them with scores of all rows. `contender` is named where they are logged with those of others.
+    """
+    counts = {"num_rows": answers.num_rows, "num_unanswered": answers.num_unanswered} if answers.in_part else {}
+    place = "/".join(filter(None, ("test_part" if answers.in_part else "test", contender)))
+    return _rounded(
+        [Point(f"{place}/{name}", value, 0) for name, value in sorted({**answers.scores, **counts}.items())]
+    )
 
 
 def opinions(judged: Judged) -> list[Point]:
@@ -209,18 +217,10 @@ def opinions(judged: Judged) -> list[Point]:
 def comparisons(candidate: Candidate) -> list[Point]:
     """Scores of the others and what decided: test/base/exact_match, gate/base/low, and how training ended.
 
-    A contender that answered a part of the test rows has its scores under test_part/, where no whole score is drawn.
     A name without a contender, such as forgetting/general_loss, is the candidate's, as in `scores`.
     """
-    points = [
-        Point(f"{'test_part' if answers.in_part else 'test'}/{answers.contender}/{metric}", value, 0)
-        for answers in candidate.run.answers
-        if answers != candidate.own_answers
-        for metric, value in sorted(answers.scores.items())
-    ]
-    for answers in (each for each in candidate.run.answers if each.in_part):
-        counts = {"num_rows": answers.num_rows, "num_unanswered": answers.num_unanswered}
-        points += [Point(f"test_part/{answers.contender}/{name}", value, 0) for name, value in counts.items()]
+    others = (answers for answers in candidate.run.answers if answers != candidate.own_answers)
+    points = [point for answers in others for point in scores(answers, answers.contender)]
     verdict = candidate.run.verdict
     if (constant := VerdictDetails.score_of(CONSTANT, verdict)) is not None:
         points.append(Point(f"test/{CONSTANT}/{verdict.metric}", constant, 0))
