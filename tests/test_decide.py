@@ -62,7 +62,7 @@ def test_a_clearly_better_model_is_promoted_in_plain_words() -> None:
     assert (only(decision).wins, only(decision).losses, only(decision).ties) == (118, 0, 26)
 
 
-def test_the_models_of_the_demo_are_decided_as_its_readme_says() -> None:
+def test_the_models_of_the_demo_are_decided_on_all_rows() -> None:
     """The candidate has 123 of 146 right; the few-shot prompt 17, and the retrieval prompt 92, 9 of them alone."""
     candidate = right(123, 146)
     few_shot = [1.0] * 17 + [0.0] * 129
