@@ -275,7 +275,7 @@ def ended(kind: str, num_rows: int, gain: float, trials: int, seed: int) -> Ende
 
 
 def _ended(scores: Paired, metric: str) -> tuple[bool, bool, int]:
-    """What the last comparison concludes, and on how many rows."""
+    """The conclusions of the last comparison, and the number of its rows."""
     number, found = 0, blocks([f"{row}" for row in range(len(scores.clusters))], scores.clusters.tolist())
     order, concluded = np.concatenate(found), (False, False)
     for block, alpha_share in zip(found, alpha_shares(len(found)), strict=True):
