@@ -6,10 +6,12 @@ Of each kind of scores and number of rows it draws models that are equal to the 
 better, and prints how often they are promoted: by Gaffke's bound, which decides; by Student's t over clusters with an
 imagined win and an imagined loss, which decided before; and by whoever has the higher mean. Beside the share of better
 models that are promoted stands the power that the verdicts themselves say. Then come models that are far above the
-base, but no better than the champion, or just not as good as a prompt. At last come histories: a hundred candidates,
-one after the other, on one test set, where alpha is spent as in a run. It exits with 1 where equal models are promoted
-in more than one of twenty trials or histories, or where the power is not within three points, and two standard errors
-each.
+base, but no better than the champion, or just not as good as a prompt. Then come prompts that are ended once their
+comparison is settled, beside the comparison of all rows, at the level of a first test-set use: how often either finds
+the candidate at least as good or the prompt better, and on how many of the rows. At last come histories: a hundred
+candidates, one after the other, on one test set, where alpha is spent as in a run. It exits with 1 where equal models
+are promoted in more than one of twenty trials or histories, where a prompt is misjudged in more than one of forty, or
+where the power is not within three points, and two standard errors each.
 
 Two things are printed and are no failures. Where a few losses decide, as in the skewed kinds, one more or less changes
 the verdict, and the power said is up to thirteen points off, mostly too low. And a loss in nats has no worst value, so
@@ -27,9 +29,11 @@ from scipy.special import stdtrit
 
 from tunewright.config import Gate
 from tunewright.metrics.intervals import Floats, PowerAnalysis
+from tunewright.metrics.paired import Paired
 from tunewright.store.test_set_uses import share_of
-from tunewright.tasks.decide.comparison import EFFECT, Paired
+from tunewright.tasks.decide.comparison import EFFECT
 from tunewright.tasks.decide.decision import Decision, Evidence, decide_scores
+from tunewright.tasks.evaluate.interim import alpha_shares, blocks
 
 GATE = Gate(metric="token_f1")
 CANDIDATES = 100  # of a history
@@ -37,6 +41,10 @@ LUCK = 0.5  # share of rows on which all candidates of a history have the same l
 IN_HISTORIES = ("0/1, 10% differ", "graded", "skewed")
 MUCH_BETTER = 0.2
 LEVEL = 1 - GATE.confidence
+FIRST = LEVEL * share_of(1, 0.0)  # level of the first use of a test set
+PROMPTED = ("0/1, 30% differ", "0/1, clusters", "graded", "skewed")  # kinds of scores
+PROMPTED_ROWS = 300
+AHEAD = (-GATE.tolerance, 0.0, 0.06, 0.12, 0.25)  # by how much a candidate scores more than a prompt, or less
 POWER_TRIALS = 4  # times as many as of equal models, since three points are to be told
 SAID = 20  # of so many better models the power is computed of one
 UNBOUNDED = "perplexity"
@@ -244,6 +252,47 @@ def beside_others(trials: int, seed: int) -> dict[str, float]:
     return shares
 
 
+class Ended(NamedTuple):
+    """Shares of the trials, 0 to 1, of a prompt; and of the rows, those that it answered."""
+
+    matched: float
+    better: float
+    matched_by_all: float  # by one comparison of all rows
+    better_by_all: float
+    rows: float
+
+
+def ended(kind: str, num_rows: int, gain: float, trials: int, seed: int) -> Ended:
+    """Simulate prompts that a candidate is ahead of by `gain`, compared as evaluate and decide do."""
+    generator, (draw, sizes, metric, _) = np.random.default_rng([seed, num_rows, *kind.encode()]), KINDS[kind]
+    found = []
+    for _ in range(trials):
+        clusters = clusters_of(sizes(generator, num_rows), num_rows)
+        scores = Paired(*draw(generator, clusters, gain), clusters)
+        found.append((*_ended(scores, metric), *_concluded(scores, metric, FIRST)))
+    matched, better, rows, matched_by_all, better_by_all = (share(column) for column in zip(*found, strict=True))
+    return Ended(matched, better, matched_by_all, better_by_all, rows / num_rows)
+
+
+def _ended(scores: Paired, metric: str) -> tuple[bool, bool, int]:
+    """The conclusions of the last comparison, and the number of its rows."""
+    number, found = 0, blocks([f"{row}" for row in range(len(scores.clusters))], scores.clusters.tolist())
+    order, concluded = np.concatenate(found), (False, False)
+    for block, alpha_share in zip(found, alpha_shares(len(found)), strict=True):
+        number += len(block)
+        some = Paired(*(each[order[:number]] for each in scores))
+        concluded = matched, better = _concluded(some, metric, FIRST * alpha_share)
+        if better or (matched and some.differences(metric).mean() >= 0):
+            break
+    return *concluded, number
+
+
+def _concluded(scores: Paired, metric: str, level: float) -> tuple[bool, bool]:
+    """Whether the candidate is at least as good, and whether the prompt is better."""
+    evidence = scores.evidence(metric)
+    return evidence.p_not_above(-GATE.tolerance) < level, evidence.p_not_below(0.0) < level
+
+
 class Histories(NamedTuple):
     """Shares of histories in which a candidate that is equal to the base is promoted, 0 to 1."""
 
@@ -302,6 +351,17 @@ def main() -> int:
         print(f"far above the base, but not surely above the threshold beside the {missed}: {promoted:.3f} promoted")
         if promoted > most:
             failures.append(missed)
+    print(f"\nshares of {given.trials:,} prompts, ended once settled and by all rows, on {PROMPTED_ROWS} test rows\n")
+    columns = ("ahead", "matched", "by all", "better", "by all", "of the rows")
+    print(f"{'scores':26}" + "".join(f"{column:>12}" for column in columns))
+    most = FIRST + 2 * math.sqrt(FIRST * (1 - FIRST) / given.trials)
+    for kind in PROMPTED:
+        for gain in AHEAD:
+            of = ended(kind, PROMPTED_ROWS, gain, given.trials, given.seed)
+            values = (gain, of.matched, of.matched_by_all, of.better, of.better_by_all, of.rows)
+            print(f"{kind:26}" + "".join(f"{value:>12.3f}" for value in values), flush=True)
+            if (gain < 0 and of.matched > most) or (gain >= 0 and of.better > most):
+                failures.append(f"prompts of {kind}, {gain:+.2f}")
     most = LEVEL + 2 * math.sqrt(LEVEL * (1 - LEVEL) / given.histories)
     for kind in IN_HISTORIES:
         for every, what in ((0, "all equal to the base"), (5, "each fifth much better, the others equal")):

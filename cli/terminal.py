@@ -135,13 +135,18 @@ def _show_account(console: Console, outcome: Outcome) -> None:
 
 
 def _show_scores(console: Console, outcome: Outcome) -> None:
-    """One line a metric and one column a contender: the metric that decides first, with its interval."""
+    """One line a metric and one column a contender: the metric that decides first, with its interval.
+
+    Where a contender did not answer all test rows, a line before says how many each answered.
+    """
     decisive = outcome.verdict.metric if outcome.verdict else ""
     intervals = outcome.verdict.intervals if outcome.verdict else {}
     measured = dict.fromkeys(metric for answers in outcome.answers.values() for metric in answers.scores)
     table = Table("scores", box=None, pad_edge=False, header_style="bold")
     for name in outcome.answers:
         table.add_column(name, justify="right")
+    if any(answers.in_part for answers in outcome.answers.values()):
+        table.add_row("test rows", *(each.in_part or f"{each.num_rows:,}" for each in outcome.answers.values()))
     for metric in sorted(measured, key=lambda metric: metric != decisive):
         scores = (answers.scores.get(metric) for answers in outcome.answers.values())
         table.add_row(metric, *("" if score is None else f"{score:.3f}" for score in scores))

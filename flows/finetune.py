@@ -15,8 +15,8 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import deployment
 
 from tunewright import config
-from tunewright.artifacts import Answers, Base, Contender, Judged, Prompts, RunArtifacts, Splits, Tokens
-from tunewright.config import Settings, Stage
+from tunewright.artifacts import Answers, Base, Contender, EndingRule, Judged, Prompts, RunArtifacts, Splits, Tokens
+from tunewright.config import Gate, Settings, Stage
 from tunewright.errors import AnotherChampion
 from tunewright.flows import finished, report
 from tunewright.flows.announcing import announce_drift
@@ -79,21 +79,20 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     measurement = s.measured().limited(tokens.longest_answer, s.model.max_length)
     prompts, prompted = _prompted(s, call, read, splits, tokens, base, measurement.limit)
     opponent = call.champion(s.registry, adapter, base, splits)
-    answers = {
-        each.name: call(evaluate)(
-            contender=each, tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema
-        )
-        for each in (measured[0], *prompted, *([opponent] if opponent else []), tuned)
-    }
+    answered = partial(call(evaluate), tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema)
+    answers = {each.name: answered(contender=each) for each in (measured[0], *([opponent] if opponent else []))}
+    own = answered(contender=tuned)
+    share = call.begin_test_use(adapter, own)
+    rule = None if s.evaluation.complete else _ending(s.gate.spending(share), own)
+    answers |= {each.name: answered(contender=each, rule=rule) for each in prompted} | {tuned.name: own}
     general = tuple(call(forgetting)(contender=each) for each in measured if s.evaluation.forgetting)
     general += tuple(
         call(lm_eval)(contender=each, lm_eval=s.lm_eval, identity=read.lm_eval) for each in measured if s.lm_eval.tasks
     )
-    share = call.begin_test_use(adapter, answers["candidate"])
     verdict = call(decide)(
         answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, alpha_share=share
     )
-    verdict = call.count_test_use(verdict, adapter, answers["candidate"], splits, opponent, s)
+    verdict = call.count_test_use(verdict, adapter, own, splits, opponent, s)
     judged = _judge(s, call, answers, splits)
     made = RunArtifacts(
         name=s.registry.name,
@@ -145,6 +144,12 @@ def _prompted(
         Contender(name=name, base=base, prompts=prompts.path(f"{name}.parquet"), prompts_digest=prompts.digest)
         for name in names
     )
+
+
+def _ending(gate: Gate, candidate: Answers) -> EndingRule:
+    """When a prompt need not answer more test rows, by a gate that has what this use of them may spend."""
+    metric = candidate.metric if gate.metric == "auto" else gate.metric
+    return EndingRule(candidate=candidate, metric=metric, tolerance=gate.tolerance, confidence=gate.confidence)
 
 
 def _judge(s: Settings, call: Run | Plan, answers: Mapping[str, Answers], splits: Splits) -> Judged | None:

@@ -53,7 +53,8 @@ class Outcome(BaseModel, frozen=True):
     @classmethod
     def of(cls, steps: Sequence[Step]) -> "Outcome":
         """The outcome of these steps, with an account that adds up."""
-        answers = (step.record for step in steps if isinstance(step.record, artifacts.Answers))
+        found = (step.record for step in steps if isinstance(step.record, artifacts.Answers))
+        answers = sorted(found, key=lambda each: each.contender == "candidate")  # last, as in all tables
         kinds = {name: get_args(field.annotation) for name, field in cls.model_fields.items()}
         records: dict[str, Any] = {
             name: next((step.record for step in steps if isinstance(step.record, kind[0])), None)
@@ -96,6 +97,10 @@ class Outcome(BaseModel, frozen=True):
         if self.verdict and (constant := self.constant_score) is not None:
             found[CONSTANT] = {self.verdict.metric: constant}
         return found
+
+    def _answered_in_part(self) -> dict[str, dict[str, int]]:
+        counts = {"num_rows", "num_unanswered"}
+        return {name: each.model_dump(include=counts) for name, each in self.answers.items() if each.in_part}
 
     @property
     def rotation(self) -> str:
@@ -179,6 +184,7 @@ class Outcome(BaseModel, frozen=True):
             "rotation": self.rotation or None,
             "training": _training(self.adapter) if self.adapter else None,
             "scores": self._scores() or None,
+            "answered_in_part": self._answered_in_part() or None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
             "judged": self.judged.model_dump(include=judged) if self.judged else None,
             "page": page and {"report": str(page.path("report.html")), "suggestions": list(page.suggestions)},

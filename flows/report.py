@@ -24,7 +24,7 @@ from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import AS_TRAINING, IN_VIEW, starts_with, ui
 from tunewright.reports import curves
 from tunewright.reports.account import growth_sentence, leak_sentence
-from tunewright.reports.pages import counted, number, percent, signed_interval
+from tunewright.reports.pages import counted, in_part, number, percent, signed_interval
 from tunewright.reports.progress import duration
 from tunewright.tasks.scan import markdown as scan_table
 from tunewright.tasks.verdict_page.case import title
@@ -162,7 +162,7 @@ def score_rows(outcome: Outcome) -> list[dict[str, Any]]:
         if name in intervals:
             low, _, high = intervals[name]
             scores[decisive] += f" [{number(low, 3)}, {number(high, 3)}]"
-        rows.append({"contender": name} | scores)
+        rows.append({"contender": in_part(name, answers.in_part)} | scores)
     if (constant := outcome.constant_score) is not None:
         scores = dict.fromkeys(metrics, "") | {decisive: number(constant, 3)}
         rows.append({"contender": baseline(decisive)} | scores)
@@ -179,7 +179,11 @@ def decided(outcome: Outcome) -> str:
     lines = [f"# {heading}", "", html.escape(reason[:1].upper() + reason[1:], quote=False), ""]
     lines += [f"**{html.escape(warning[:1].upper() + warning[1:], quote=False)}.**\n" for warning in verdict.warnings]
     if verdict.metric:
-        named = {title(name, verdict.metric): found for name, found in verdict.differences.items()}
+        parts = {name: answers.in_part for name, answers in outcome.answers.items()}
+        named = {
+            in_part(title(name, verdict.metric), parts.get(name, "")): found
+            for name, found in verdict.differences.items()
+        }
         lines += _intervals(f"{describe(verdict.metric).in_words}: improvement over", named)
     lines += _intervals("guardrail: improvement over", verdict.guardrails)
     if verdict.smallest_visible is not None:

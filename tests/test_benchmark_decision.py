@@ -38,6 +38,23 @@ def test_of_a_hundred_candidates_on_one_test_set_no_equal_one_is_promoted_more_o
     assert found.by_spending <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40) < found.by_confidence
 
 
+@pytest.mark.parametrize("kind", ["0/1, 30% differ", "0/1, clusters", "skewed"])
+def test_a_prompt_that_is_ended_is_misjudged_as_seldom_as_by_one_test(benchmark: ModuleType, kind: str) -> None:
+    most = benchmark.FIRST + 2 * np.sqrt(benchmark.FIRST * (1 - benchmark.FIRST) / 200)
+    assert benchmark.ended(kind, 300, -benchmark.GATE.tolerance, trials=200, seed=1).matched <= most
+    assert benchmark.ended(kind, 300, 0.0, trials=200, seed=1).better <= most
+
+
+def test_a_prompt_that_is_far_behind_is_ended_early_and_of_one_that_is_near_few_more_are_undecided(
+    benchmark: ModuleType,
+) -> None:
+    far, near = (benchmark.ended("0/1, 30% differ", 300, gain, trials=200, seed=1) for gain in (0.25, 0.08))
+    assert far.matched == 1
+    assert far.rows < 0.4
+    assert near.matched_by_all - near.matched < 0.06
+    assert near.rows < 0.95
+
+
 @pytest.mark.parametrize("kind", ["0/1, 10% differ", "0/1, clusters", "graded", "skewed, clusters"])
 def test_the_trials_are_decided_as_a_run_decides_them(benchmark: ModuleType, kind: str) -> None:
     generator, (draw, sizes, metric, _) = np.random.default_rng(2), benchmark.KINDS[kind]

@@ -13,6 +13,7 @@ import pytest
 
 from tunewright import config
 from tunewright.artifacts import MESSAGES, Answers, Splits, Verdict
+from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Gate
 from tunewright.errors import ConfigError
 from tunewright.reports.pages import number
@@ -61,7 +62,7 @@ def test_a_clearly_better_model_is_promoted_in_plain_words() -> None:
     assert (only(decision).wins, only(decision).losses, only(decision).ties) == (118, 0, 26)
 
 
-def test_the_models_of_the_demo_are_decided_as_its_readme_says() -> None:
+def test_the_models_of_the_demo_are_decided_on_all_rows() -> None:
     """The candidate has 123 of 146 right; the few-shot prompt 17, and the retrieval prompt 92, 9 of them alone."""
     candidate = right(123, 146)
     few_shot = [1.0] * 17 + [0.0] * 129
@@ -801,6 +802,38 @@ def test_every_contender_is_part_of_the_decision(splits: Splits, tmp_path: Path)
     verdict = verdict_of(splits, *given.values())
     assert verdict.in_words == "keep: prompting is enough"
     assert verdict.intervals.keys() == given.keys()
+
+
+def ended(answers: Answers, num_rows: int) -> Answers:
+    """The same contender, ended after its first rows."""
+    table = pq.read_table(answers.path("answers.parquet"))
+    pq.write_table(table.slice(0, num_rows), answers.path("answers.parquet"))
+    changed = {"num_rows": num_rows, "num_unanswered": len(table) - num_rows, "alpha_share": 0.1}
+    return answers.model_copy(update=changed)
+
+
+def test_a_prompt_that_was_ended_is_compared_on_its_rows_and_each_sentence_says_so(
+    splits: Splits, tmp_path: Path
+) -> None:
+    base, own = answers(tmp_path, "base", right(2, 40)), answers(tmp_path, "candidate", right(36, 40))
+    behind = ended(answers(tmp_path, "few_shot", right(0, 40)), 20)
+    ahead = ended(answers(tmp_path, "retrieval", right(40, 40)), 30)
+    promoted = verdict_of(splits, base, behind, own, guardrails=())
+    assert promoted.decision == "promote"
+    assert re.search(
+        r"the few-shot prompt \(\+1.00 \[.*\] on 20 of 40 test rows\), on 40 test rows.", promoted.sentence
+    )
+    own = answers(tmp_path, "worse", right(12, 40)).model_copy(update={"contender": "candidate"})
+    kept = verdict_of(splits, base, ahead, own, guardrails=())
+    assert kept.because == "prompting is enough"
+    assert re.search(r"the retrieval prompt's 1.00: -.60 \[.*\] on 30 of 40 test rows.", kept.sentence)
+    assert kept.gain.endswith("against the retrieval prompt on 30 of 40 test rows")
+    (compared,) = [each for each in VerdictDetails.load(kept).comparisons if each.opponent == "retrieval"]
+    assert compared.candidate_mean == 12 / 30
+    assert compared.confidence == 1 - 0.1 * (1 - Gate().confidence)
+    missing = answers(tmp_path, "champion", right(2, 40))
+    pq.write_table(pq.read_table(missing.path("answers.parquet")).slice(0, 30), missing.path("answers.parquet"))
+    assert verdict_of(splits, base, missing, own).decision == "invalid"
 
 
 def test_scores_that_are_no_numbers_are_a_verdict_and_no_crash(splits: Splits, tmp_path: Path) -> None:

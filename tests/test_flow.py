@@ -179,7 +179,7 @@ def test_a_run_ends_in_a_state_that_is_named_after_its_verdict(done: tuple[Path,
     assert state.is_completed()
     assert names(state.result(), "ran") == [
         *("ingest", "base", "check", "dedupe", "split", "render", "train"),
-        *("prompt", "evaluate base", "evaluate few_shot", "evaluate retrieval", "evaluate candidate"),
+        *("prompt", "evaluate base", "evaluate candidate", "evaluate few_shot", "evaluate retrieval"),
         *("forgetting base", "forgetting candidate", "decide", "verdict_page", "register"),
     ]
 
@@ -422,8 +422,8 @@ def test_another_learning_rate_trains_again_and_nothing_before(settings: Setting
     planned = plan(other, "register", ())
     assert causes(planned)["train"] == ["training.learning_rate: 0.01 -> 0.02"]
     state = run(other)
-    after = ["train", "evaluate champion", "evaluate candidate", "forgetting candidate", "decide"]
-    after += ["verdict_page", "register"]
+    after = ["train", *(f"evaluate {name}" for name in ("champion", "candidate", "few_shot", "retrieval"))]
+    after += ["forgetting candidate", "decide", "verdict_page", "register"]
     assert names(state.result(), "ran") == after
     assert names(planned, "run") == after
     assert made == [name.split()[0] for name in after]

@@ -67,6 +67,8 @@ SELDOM = {
     "run": {
         "stages[].note",  # with gate.rotate
         "rotation",  # the same
+        *("answered_in_part", "answered_in_part.<contender>"),  # of a prompt that is ended
+        *("answered_in_part.<contender>.num_rows", "answered_in_part.<contender>.num_unanswered"),
         *("judged", "judged.model", "judged.num_rows"),  # with a judge
         *("judged.preferred", "judged.preferred.<opponent>"),
         *("judged.agreement", "judged.agreement.<opponent>"),

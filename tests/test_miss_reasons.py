@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from tunewright.artifacts import Artifact, Contender, RunArtifacts
+from tunewright.artifacts import Artifact, Contender, EndingRule, RunArtifacts
 from tunewright.config import STAGES, Checks, Data, Dedupe, Expectation, Settings, Source
 from tunewright.registry.candidate import Candidate
 from tunewright.store.cache_key import flat
@@ -158,7 +158,9 @@ def test_no_argument_of_a_stage_is_told_by_its_own_name(stage: str) -> None:
 
 
 def test_every_sentence_and_setting_is_of_an_argument_that_there_is() -> None:
-    there = {f"{stage}.{name}" for stage in STAGES for name, _ in _flat(_arguments(stage), into=(Contender,))}
+    there = {
+        f"{stage}.{name}" for stage in STAGES for name, _ in _flat(_arguments(stage), into=(Contender, EndingRule))
+    }
     assert {*SETTINGS, *SENTENCES, *FOLLOWS, *NAMED_BY} - there == set()
 
 
@@ -172,9 +174,8 @@ def _flat(arguments: dict[str, Any], into: tuple[type, ...] = ()) -> Iterator[tu
     """Arguments, and the fields of those that are a record of several inputs."""
     for name, annotation in arguments.items():
         yield name, annotation
-        if annotation in (RunArtifacts, Candidate, *into):
-            fields = {f"{name}.{field}": info.annotation for field, info in annotation.model_fields.items()}
-            yield from _flat(fields, into)
+        for record in {RunArtifacts, Candidate, *into} & {*_kinds(annotation)}:
+            yield from _flat({f"{name}.{field}": info.annotation for field, info in record.model_fields.items()}, into)
 
 
 def _kinds(annotation: Any) -> list[Any]:

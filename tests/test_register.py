@@ -20,12 +20,12 @@ import registered
 from pydantic import ValidationError
 from registered import QUESTIONS, aliases, runs, versions
 
-from tunewright.artifacts import ASSIGNMENTS_FILE, QUARANTINE_SCHEMA, Base, Judged, Registered
+from tunewright.artifacts import ASSIGNMENTS_FILE, QUARANTINE_SCHEMA, Answers, Base, Judged, Registered
 from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
 from tunewright.registry import candidate, rehearsal
 from tunewright.registry.address import tracking_uri
-from tunewright.registry.candidate import CurveThinning, curves, parameters
+from tunewright.registry.candidate import CurveThinning, curves, parameters, scores
 from tunewright.registry.release import promote
 from tunewright.registry.tracking import connected
 from tunewright.registry.versions import champion, lost, trained_on_test
@@ -559,3 +559,14 @@ def refused_name(name: str) -> str:
     except ValidationError as error:
         return str(error)
     return ""
+
+
+def test_scores_of_a_part_of_the_rows_stand_apart_from_those_of_all() -> None:
+    whole = Answers(contender="retrieval", num_rows=300, scores={"exact_match": 0.5})
+    part = whole.model_copy(update={"num_rows": 75, "num_unanswered": 225})
+    assert {point.key: point.value for point in scores(whole)} == {"test/exact_match": 0.5}
+    assert {point.key: point.value for point in scores(part, "retrieval")} == {
+        "test_part/retrieval/exact_match": 0.5,
+        "test_part/retrieval/num_rows": 75,
+        "test_part/retrieval/num_unanswered": 225,
+    }

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -179,6 +180,29 @@ def test_the_baseline_stands_beside_the_other_contenders_in_prefect_and_in_the_t
     assert "\nmajority-class baseline: exact_match 0.048\n" in printed
     assert "…" not in printed, "an interval that does not fit is folded, not cut"
     assert outcome.as_json()["scores"]["constant"] == {"exact_match": 0.048}
+
+
+def test_scores_of_a_part_of_the_rows_say_so_in_prefect_in_the_terminal_and_in_json(tmp_path: Path) -> None:
+    make_verdict_details().save(tmp_path)
+    bounds = (0.2, 0.5, 0.7)
+    verdict = promoted(tmp_path, differences={"retrieval": bounds}, intervals=dict.fromkeys(CONTENDERS, bounds))
+    steps = []
+    for name in CONTENDERS:
+        answers = Answers(folder=tmp_path, contender=name, num_rows=300, scores={"exact_match": 0.5})
+        if name == "retrieval":
+            answers = answers.model_copy(update={"num_rows": 75, "num_unanswered": 225})
+        steps.append(Step(stage="evaluate", of=name, state="ran", record=answers))
+    outcome = Outcome.of([*steps, Step(stage="decide", state="ran", record=verdict)])
+    assert [row["contender"] for row in score_rows(outcome) if "rows" in row["contender"]] == [
+        "retrieval (75 of 300 rows)"
+    ]
+    assert "| retrieval prompt (75 of 300 rows) | +.20 | +.50 | +.70 |" in decided(outcome)
+    console = Console(file=StringIO(), width=80, highlight=False)
+    terminal.show_outcome(console, outcome, "x.yaml")
+    printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert re.search(r"\ntest rows +300 +300 +75 of +300 +300\s+300\n", printed)
+    assert "…" not in printed
+    assert outcome.as_json()["answered_in_part"] == {"retrieval": {"num_rows": 75, "num_unanswered": 225}}
 
 
 def test_every_decision_has_a_state() -> None:

@@ -138,6 +138,8 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
                 digest=digest,
                 contender=name,
                 num_rows=len(rows),
+                num_unanswered=len(ids) - len(rows),
+                alpha_share=0.1 if len(rows) < len(ids) else 1.0,
                 scores=scores,
                 metric=choice.decides,
                 measured=choice.says(),
@@ -474,6 +476,17 @@ def test_the_page_links_to_the_run_where_up_serves_it(make: Make, monkeypatch: p
     assert "; run <a" not in page_of(make(RIGHT, wrong(RIGHT, range(40))))  # its server ends with it
     monkeypatch.setattr("tunewright.tasks.verdict_page._run", lambda: ("demo <1>", run))
     assert f'; run <a href="{run}">demo &lt;1&gt;</a>' in page_of(make(RIGHT, wrong(RIGHT, range(41))))
+
+
+def test_a_prompt_that_was_ended_has_its_rows_beside_each_of_its_figures(make: Make) -> None:
+    retrieval = wrong(RIGHT, range(60))[: len(RIGHT) // 2]
+    read = Read(page_of(make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), others={"retrieval": retrieval})))
+    part = f"{len(retrieval)} of {len(RIGHT)}"
+    said = read.text
+    assert f"The retrieval prompt was ended when its comparison was settled: it answered {part} test rows" in said
+    assert said.count(f"retrieval prompt ({part} rows)") >= 5  # differences, methods, scores twice, wins
+    assert "not answered" in said
+    assert f"{len(retrieval)} answers" in said
 
 
 def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: Make) -> None:

@@ -80,6 +80,7 @@ def reproduce(
         made = _new(folder)
         try:
             _history_until(evidence, made)
+            _copy_uses(evidence, made)
             console.print(Text(f"making version {number} of {name} again; this takes as long as its run did", "dim"))
             stages = _compared(evidence, _run(evidence, made, STDERR if as_json else None))
         finally:
@@ -146,6 +147,17 @@ def _history_until(evidence: "EvidenceBundle", made: Path) -> None:
             shutil.copytree(folder, there / folder.relative_to(config.home() / "versions"))
     if earlier:
         data_history.write(there / f"{evidence.name}.jsonl", earlier)
+
+
+def _copy_uses(evidence: "EvidenceBundle", made: Path) -> None:
+    """Copies the uses of the test rows: by the level of its use, a prompt is ended after as many rows."""
+    from tunewright.store import test_set_uses
+
+    uses = test_set_uses.file_of(evidence.name)
+    if uses.is_file():
+        there = made / "home" / "test_set_uses"
+        there.mkdir(parents=True)
+        shutil.copy(uses, there)
 
 
 def _run(evidence: "EvidenceBundle", made: Path, progress: int | None) -> dict[str, str]:

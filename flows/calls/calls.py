@@ -19,6 +19,7 @@ from tunewright.errors import LASTING, ConfigError, StageFailed, TunewrightError
 from tunewright.flows.inputs import Inputs, draw
 from tunewright.metrics.shape import require_metrics
 from tunewright.registry.versions import champion, trained_on_test
+from tunewright.store import test_set_uses
 from tunewright.store.refusals import StoppedStage
 from tunewright.store.test_set_uses import Draw
 from tunewright.tasks.base import base as load_base
@@ -171,10 +172,19 @@ class Calls(ABC):
             require_metrics(settings, splits, schema)
 
     def begin_test_use(self, candidate: Adapter, answers: Answers) -> float:
-        """The share of alpha that the decision on this candidate may spend (store/test_set_uses.py), 0 to 1."""
-        self.begin("decide")
+        """The share of alpha that the decision on this candidate may spend (store/test_set_uses.py), 0 to 1.
+
+        A run that ends before the decision is no use.
+        """
         assert self.drawn
-        return self.begun(candidate, answers, self.drawn)
+        if "decide" in self.stages:
+            return self.begun(candidate, answers, self.drawn)
+        return self.look_up_share(candidate, answers)
+
+    def look_up_share(self, candidate: Adapter, answers: Answers) -> float:
+        """The share that the use spent or would spend, of answers that are there; enters nothing."""
+        is_made = self.digest(candidate) and self.digest(answers)
+        return test_set_uses.alpha_share(self.pipeline, candidate, answers) if is_made else 1.0
 
     @abstractmethod
     def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:

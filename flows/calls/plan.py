@@ -99,9 +99,8 @@ class Plan(Calls):
         """Accepts nothing."""
 
     def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
-        """The share that the use spent or would spend, of answers that are there; enters nothing."""
-        is_made = self.digest(candidate) and self.digest(answers)
-        return test_set_uses.alpha_share(self.pipeline, candidate, answers) if is_made else 1.0
+        """As it is looked up."""
+        return self.look_up_share(candidate, answers)
 
     def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
         """The verdict with what was counted when it was made; counts nothing."""

@@ -23,13 +23,13 @@ from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.catalogue import general_scores as means_of
 from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.metrics.intervals import measured, require_measured
+from tunewright.metrics.paired import by_row
 from tunewright.metrics.shape import FITTING
 from tunewright.reports.pages import number
 from tunewright.store.stage import stage
 from tunewright.tasks.decide.decision import BASE, CANDIDATE, Evidence, GuardrailTest, decide_scores
 from tunewright.tasks.decide.reading import (
     best_constant,
-    by_row,
     collapsed,
     general_rows,
     kinds,
@@ -48,10 +48,10 @@ CONSTANT_SCHEMA = pa.schema([("row_id", pa.string()), ("score", pa.float64())])
 SAID = {"decision", "because", "sentence", "gain", "confidence", "rows_needed", "smallest_visible"}
 
 
-def _evidence(tables: Mapping[str, pa.Table], metric: str) -> Evidence:
+def _evidence(tables: Mapping[str, pa.Table], metric: str, alpha_shares: Mapping[str, float]) -> Evidence:
     columns = [tables[CANDIDATE][name].to_pylist() if CANDIDATE in tables else () for name in ("row_id", "cluster")]
     scores = {name: by_row(table, metric) for name, table in tables.items()}
-    return Evidence(metric, scores, dict(zip(*columns, strict=True)))
+    return Evidence(metric, scores, dict(zip(*columns, strict=True)), alpha_shares)
 
 
 def decided(
@@ -62,16 +62,18 @@ def decided(
     metric: str,
     *,
     is_prose: bool,
+    alpha_shares: Mapping[str, float],
 ) -> tuple[Evidence, Decision]:
     """The decision, and the scores that it rests on.
 
     `tables` are answers.parquet of each contender; `constant` is the score of always the same answer by row_id, empty
-    where there is none; `is_prose` says that the references are long texts.
+    where there is none; `is_prose` says that the references are long texts; `alpha_shares` are those of contenders with
+    interim analyses.
     """
-    evidence = _evidence(tables, metric)
+    evidence = _evidence(tables, metric, alpha_shares)
     if constant:
         evidence = replace(evidence, scores={**evidence.scores, CONSTANT: constant})
-    guardrails = [GuardrailTest(_evidence(tables, each.metric), each.margin) for each in gate.guardrails]
+    guardrails = [GuardrailTest(_evidence(tables, each.metric, alpha_shares), each.margin) for each in gate.guardrails]
     guardrails += _general(general, gate, is_prose=is_prose)
     return evidence, decide_scores(evidence, gate, guardrails, is_prose=is_prose and metric not in OF_CALLS)
 
@@ -131,8 +133,12 @@ def decide(
     is_prose = answers[0].is_prose
     pq.write_table(pa.table({"row_id": [*constant], "score": [*constant.values()]}, CONSTANT_SCHEMA), folder / BASELINE)
     gate = gate.spending(alpha_share)
-    evidence, decision = decided(tables, general, constant, gate, metric, is_prose=is_prose)
-    own = {name: own_intervals(table, measured(table), gate.confidence) for name, table in tables.items()}
+    alpha_shares = {each.contender: each.alpha_share for each in answers if each.alpha_share < 1}
+    evidence, decision = decided(tables, general, constant, gate, metric, is_prose=is_prose, alpha_shares=alpha_shares)
+    own = {
+        each.contender: own_intervals(table, measured(table), gate.spending(each.alpha_share).confidence)
+        for each, table in zip(answers, tables.values(), strict=True)
+    }
     has_calls = metric in OF_CALLS
     parts: list[Slice] = []
     if decision.decision != "invalid":

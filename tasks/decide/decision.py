@@ -6,13 +6,15 @@ candidate has to be at least as good as each contender that is only prompted, bu
 has to be above gate.at_least, if that is set. Each of these is a test of its own at gate.confidence, and all have to
 hold (an intersection-union test; Berger 1982, Technometrics 24:295), so that a model that misses any of them is
 promoted at most one time in twenty, however many there are, and the best prompt need not be chosen on the test rows.
+One that was ended before it had answered all rows is compared on its rows, at the share of alpha that this analysis
+has (tasks/evaluate/interim.py).
 
 To say that a guardrail is broken accuses the candidate, and of many guardrails one would look broken by luck: their p
 values are adjusted by Holm's method. One that is neither shown to hold nor broken leaves the decision open.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -36,6 +38,7 @@ class Evidence:
     metric: str
     scores: Mapping[str, Mapping[str, float]]  # contender -> row_id -> score
     clusters: Mapping[str, int]  # row_id -> cluster
+    alpha_shares: Mapping[str, float] = field(default_factory=dict)  # contender -> that of its comparison, if below 1
 
     def fault(self) -> str:
         """Why nothing can be decided from it, or ""."""
@@ -44,16 +47,17 @@ class Evidence:
                 return f"there are no scores of the {name}"
         rows = self.scores[CANDIDATE]
         for name, scores in {**self.scores, "clusters": self.clusters}.items():
-            if differing := scores.keys() ^ rows.keys():
+            missing = set() if name in self.alpha_shares else rows.keys() - scores.keys()  # it may have been ended
+            if differing := missing | (scores.keys() - rows.keys()):
                 return f"{name} and candidate differ in {len(differing)} rows, {min(differing)[:12]} for one"
         for name, scores in self.scores.items():
-            if bad := [row for row in sorted(rows) if not abs(scores[row]) <= LARGEST]:  # a NaN is not
+            if bad := [row for row in sorted(scores) if not abs(scores[row]) <= LARGEST]:  # a NaN is not
                 return f"{self.metric} of {name} is {scores[bad[0]]} on {len(bad)} rows, {bad[0][:12]} for one"
         return ""
 
     def paired(self, opponent: str) -> Paired:
-        """The candidate's scores and those of an opponent, row by row."""
-        rows = sorted(self.clusters)
+        """The candidate's scores and those of an opponent, row by row, of the rows that it answered."""
+        rows = sorted(self.clusters.keys() & self.scores[opponent].keys())
         own, theirs = (np.array([self.scores[name][row] for row in rows], float) for name in (CANDIDATE, opponent))
         return Paired(own, theirs, np.array([self.clusters[row] for row in rows]))
 
@@ -142,7 +146,8 @@ def _compared(evidence: Evidence, opponents: Sequence[str], threshold: float, ga
             metric=evidence.metric,
             opponent=name,
             threshold=threshold,
-            confidence=gate.confidence,
+            confidence=gate.spending(evidence.alpha_shares.get(name, 1.0)).confidence,
+            num_unanswered=len(evidence.clusters) - len(evidence.scores[name]),
         )
         for name in opponents
         if name in evidence.scores

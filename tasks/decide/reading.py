@@ -19,14 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Splits, no_replay
-from tunewright.artifacts.payloads import Slice
+from tunewright.artifacts.payloads import Interval, Slice
 from tunewright.metrics import AnswerShape, describe, row_score
 from tunewright.metrics.calls import calls
 from tunewright.metrics.catalogue import PER_ROW, baseline
 from tunewright.metrics.intervals import RAISE_LIMIT, Floats, by_cluster, cut_off, scores
 from tunewright.metrics.labels import closed_set
+from tunewright.metrics.paired import by_row
 from tunewright.privacy.excerpts import in_a_line
-from tunewright.tasks.decide.comparison import Interval
 from tunewright.tasks.decide.decision import TO_BEAT, Evidence
 
 OF_ALL = {"length_ratio"}  # is that of all characters
@@ -38,11 +38,6 @@ FEWEST, ONE_ANSWER, RARER = 10, 0.9, 0.1  # rows; the share with one answer, and
 SMALL = 30  # rows; an interval of fewer says little
 LEAST = 5  # rows of a slice; fewer are not listed
 LISTED = 20  # of each kind, those with the most rows
-
-
-def by_row(answers: pa.Table, metric: str) -> dict[str, float]:
-    """The score of each row; of perplexity its mean negative log-likelihood in nats per token."""
-    return dict(zip(answers.column("row_id").to_pylist(), scores(answers, metric).tolist(), strict=True))
 
 
 def general_rows(general: pa.Table, metric: str) -> dict[str, float]:
@@ -121,9 +116,7 @@ def _interval(answers: pa.Table, metric: str, of_rows: Floats, confidence: float
     weights = np.ones(len(of_rows))
     if metric == "perplexity":
         weights = answers.column("num_reference_tokens").to_numpy().astype(float)
-    evidence = by_cluster(of_rows, clusters, described.low, described.high, weights)
-    low, high = evidence.bounds(confidence)
-    return low, evidence.mean(), high
+    return by_cluster(of_rows, clusters, described.low, described.high, weights).interval(confidence)
 
 
 def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, float]:

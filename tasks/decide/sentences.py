@@ -54,7 +54,7 @@ def of(
 
 def gain(closest: Comparison) -> str:
     """Such as "+.82 [.75, .88] exact match against the base", or ".10 [.08, .12] less loss against the base"."""
-    return f"{_gain(closest)} {describe(closest.metric).in_words} against {_named(closest)}"
+    return f"{_gain(closest)} {describe(closest.metric).in_words} against {_named(closest)}{_in_part(closest)}"
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison, *, is_prompt: bool) -> str:
@@ -107,7 +107,7 @@ def _better_prompt(to_match: Sequence[Comparison], closest: Comparison) -> str:
     if not better or closest in to_match:
         return ""
     best = min(better, key=lambda each: each.difference[1])
-    return f"; {who(best.opponent, best.metric)} is better by {number(-best.difference[1])}"
+    return f"; {who(best.opponent, best.metric)} is better by {number(-best.difference[1])}{_in_part(best)}"
 
 
 def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], closest: Comparison) -> str:
@@ -118,7 +118,8 @@ def _better(to_beat: Sequence[Comparison], to_match: Sequence[Comparison], close
         f"{_ahead(each)} {than} {_named(each)}{' (the closest)' if each is of_several else ''}" for each in said
     )
     matched = " and ".join(
-        f"{who(each.opponent, each.metric)} ({_gain(each)}{', the closest' if each is of_several else ''})"
+        f"{who(each.opponent, each.metric)} "
+        f"({_gain(each)}{_in_part(each)}{', the closest' if each is of_several else ''})"
         for each in to_match
     )
     as_good = f", and at least as good as {matched}," if matched else ""
@@ -200,7 +201,13 @@ def _theirs(comparison: Comparison) -> str:
 
 
 def _on(comparison: Comparison) -> str:
-    return f"{_gain(comparison)} on {comparison.num_rows:,} {describe(comparison.metric).rows}"
+    number_of = comparison.in_part or f"{comparison.num_rows:,}"
+    return f"{_gain(comparison)} on {number_of} {describe(comparison.metric).rows}"
+
+
+def _in_part(comparison: Comparison) -> str:
+    """The number of test rows, where the opponent did not answer all."""
+    return f" on {comparison.in_part} test rows" if comparison.in_part else ""
 
 
 def _gain(comparison: Comparison) -> str:

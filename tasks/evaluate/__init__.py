@@ -1,24 +1,25 @@
 """Every contender answers the same test rows greedily; every answer is kept and scored.
 
+A contender that is only prompted ends once its comparison with the candidate is settled (interim.py).
+
 Sampling settings that a base carries along (generation_config.json) do not matter here: an answer is the likeliest
 token, one after the other, up to a stop token of the contract or evaluation.max_new_tokens.
 """
 
 import json
 import logging
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright import metrics
-from tunewright.artifacts import Answers, Contender, Tokens
+from tunewright.artifacts import Answers, Contender, EndingRule, Tokens
 from tunewright.config import Evaluation
 from tunewright.metrics.labels import training_answers
-from tunewright.store.caching import seconds_of
 from tunewright.store.stage import stage
-from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA, LIBRARIES, answer_part, asked
+from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA, LIBRARIES, asked
+from tunewright.tasks.evaluate.blocks import in_blocks, whole
 
 __all__ = ["ANSWER_SCHEMA", "evaluate", "scored"]
 
@@ -51,7 +52,7 @@ def _show_limit(rows: Path, limit: int) -> None:
         log.warning(text, longer, len(test), limit)
 
 
-@stage("{contender.name}", libraries=(*LIBRARIES, "evaluate", "jsonschema", "sacrebleu"))
+@stage("{contender.name}", libraries=(*LIBRARIES, "evaluate", "jsonschema", "numpy", "sacrebleu", "scipy"))
 def evaluate(
     folder: Path,
     contender: Contender,
@@ -59,8 +60,9 @@ def evaluate(
     evaluation: Evaluation,
     own: tuple[tuple[str, str], ...] = (),
     schema: str = "",
+    rule: EndingRule | None = None,
 ) -> Answers:
-    """The contender's answer and scores on each test row, in the rows' order.
+    """The contender's answer and scores on each test row, in the rows' order; with a `rule` until it ends it.
 
     A contender is another one in the key by its name, its weights or its registered version. `own` are the team's
     metrics, for the key alone, and `schema` is what evaluation.json_schema holds.
@@ -68,29 +70,34 @@ def evaluate(
     """
     if contender.name == "base":  # of all the same
         _show_limit(asked(contender, tokens), evaluation.limit)
-    started = time.monotonic()
-    part = answer_part.record(contender, tokens, evaluation.limit, evaluation.batch)
-    earlier = max(0.0, seconds_of(part) - (time.monotonic() - started))  # of an evaluation whose answers these are
-    answers = pq.read_table(part.path("answers.parquet"))
-    has_tools = answers["tools"].null_count < len(answers)
-    references = answers.column("reference").to_pylist()
+    test = pq.read_table(asked(contender, tokens), columns=["reference", "tools"])
+    references, has_tools = test.column("reference").to_pylist(), test["tools"].null_count < len(test)
     choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
     if contender.name == "base":  # of all the same
         log.info("  %s; evaluation.metrics adds others, gate.metric decides by another", choice.says())
         for name, why in choice.left_out.items():
             log.warning("%s is not measured: %s", name, why)
-    answers, scores = scored(answers, choice)
+    if contender.prompts:
+        found = in_blocks(contender, tokens, evaluation, lambda answers: scored(answers, choice)[0], rule)
+    else:
+        found = whole(contender, tokens, evaluation)
+    answers, scores = scored(found.answers, choice)
     pq.write_table(answers, folder / "answers.parquet")
+    num_unanswered = len(test) - len(answers)
     shown = scores | {"num_rows": len(answers), "measured": choice.says()}
+    if found.alpha_share < 1:
+        shown |= {"num_unanswered": num_unanswered, "alpha_share": found.alpha_share}
     (folder / "scores.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
     return Answers(
         contender=contender.name,
         num_rows=len(answers),
+        num_unanswered=num_unanswered,
+        alpha_share=found.alpha_share,
         scores=scores,
         metric=choice.decides,
         measured=choice.says(),
-        precision=part.precision,
+        precision=found.precision,
         max_new_tokens=evaluation.limit,
         is_prose="long texts" in choice.shape.kinds,
-        earlier_seconds=round(earlier, 1),
+        earlier_seconds=round(found.earlier_seconds, 1),
     )

@@ -20,7 +20,7 @@ from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.privacy.excerpts import ends
 from tunewright.reports.account import leak_sentence
 from tunewright.reports.curves.charts import charts
-from tunewright.reports.pages import counted, interval, number, template
+from tunewright.reports.pages import counted, in_part, interval, number, percent, template
 from tunewright.reports.progress import duration
 from tunewright.store.caching import MANIFEST
 from tunewright.store.stage import stage
@@ -83,8 +83,9 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         ties_differ=len({any(each.difference) for each in _compared(case) if each.ties == each.num_rows}) > 1,
         notes=_notes(verdict.warnings, tried),
         suggestions=tried,
-        own=own_panel(verdict.metric, decided.own),
-        contenders=[title(each.contender) for each in case.answers],
+        own=own_panel(verdict.metric, decided.own, {each.contender: each.in_part for each in case.answers}),
+        contenders=[in_part(title(each.contender), each.in_part) for each in case.answers],
+        ended=_ended(case),
         scores=_scores(case),
         shown=shown,
         mistakes=made,
@@ -100,6 +101,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         method=METHODS[case.adapter.method],
         total=duration(sum(each["seconds"] for each in took)),
         title=title,
+        in_part=in_part,
         words=words,
         number=number,
         interval=interval,
@@ -108,6 +110,17 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
 
 def _compared(case: Case) -> tuple[Comparison, ...]:
     return (*case.comparisons, *case.decided.guardrails)
+
+
+def _ended(case: Case) -> list[str]:
+    """Say of each prompt that was ended early on how many rows it is compared, and at which confidence."""
+    return [
+        f"The {title(each.opponent)} was ended when its comparison was settled: it answered {each.in_part} test rows, "
+        f"and is compared with the candidate on these, at {percent(each.confidence or case.decided.confidence, 2)} "
+        "confidence."
+        for each in case.comparisons
+        if each.in_part
+    ]
 
 
 def _baselines(case: Case) -> list[str]:

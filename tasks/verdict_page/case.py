@@ -69,12 +69,13 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def tables(self) -> dict[str, pa.Table]:
-        """The answers of each contender, each row once, in the order of their ids."""
-        tables = {}
-        for each in self.answers:
+        """The answers of each contender, each row once, in the order of their ids; null in rows without an answer."""
+        tables, rows = {}, set[str]()
+        for each in self.answers:  # the base first, which answers all
             table = pq.read_table(each.path("answers.parquet"))
             places = {row_id: at for at, row_id in enumerate(table["row_id"].to_pylist())}
-            tables[each.contender] = table.take([places[row_id] for row_id in sorted(places)])
+            rows = rows if each.in_part else places.keys()
+            tables[each.contender] = table.take(pa.array([places.get(row_id) for row_id in sorted(rows)], pa.int64()))
         return tables
 
     @cached_property
@@ -95,12 +96,19 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def scores(self) -> dict[str, Floats]:
-        """By contender, the score of each row [rows] in the metric that decides, of perplexity in nats per token."""
+        """By contender, the score of each row [rows] in the metric that decides, of perplexity in nats per token.
+
+        NaN in rows that it did not answer.
+        """
         return {name: scores(table, self.verdict.metric) for name, table in self.tables.items()}
 
     def column(self, contender: str, name: str) -> np.ndarray:
-        """A column of a contender's answers [rows]."""
-        return self.tables[contender][name].to_numpy()
+        """A column of a contender's answers [rows that it answered]."""
+        return self.tables[contender][name].drop_null().to_numpy()
+
+    def in_part(self, contender: str) -> str:
+        """The rows that a contender answered, where these are not all; otherwise empty."""
+        return next(each.in_part for each in self.answers if each.contender == contender)
 
     @cached_property
     def said(self) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from tunewright.artifacts.payloads import Comparison, Interval
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import AT_LEAST
 from tunewright.reports.curves.charts import ticks
-from tunewright.reports.pages import exactly, interval, number
+from tunewright.reports.pages import exactly, in_part, interval, number
 from tunewright.tasks.verdict_page.case import title
 
 MARGIN = 0.05  # of the scale, at both ends
@@ -67,7 +67,7 @@ def panel(name: str, comparisons: Sequence[Comparison]) -> Panel:
 def _drawn(comparison: Comparison, scale: Scale) -> DrawnInterval:
     low, mean, high = comparison.difference
     return DrawnInterval(
-        name=title(comparison.opponent, comparison.metric),
+        name=in_part(title(comparison.opponent, comparison.metric), comparison.in_part),
         low=scale.at(low),
         mean=scale.at(mean),
         high=scale.at(high),
@@ -104,13 +104,13 @@ def _change(metric: str) -> str:
     return f"{words(metric)}; the candidate's decrease from"
 
 
-def own_panel(metric: str, own: Mapping[str, Mapping[str, Interval]]) -> Panel | None:
-    """Each contender's own score in the metric that decides."""
+def own_panel(metric: str, own: Mapping[str, Mapping[str, Interval]], parts: Mapping[str, str]) -> Panel | None:
+    """Each contender's own score in the metric that decides; `parts` has the rows of those that did not answer all."""
     found = {name: intervals[metric] for name, intervals in own.items() if metric in intervals}
     if not found:
         return None
     scale = scale_of(value for each in found.values() for value in each)
-    intervals = [plain(title(name), each, scale) for name, each in found.items()]
+    intervals = [plain(in_part(title(name), parts.get(name, "")), each, scale) for name, each in found.items()]
     return Panel(words(metric), None, scale.ticks(), intervals)
 
 

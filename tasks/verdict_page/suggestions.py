@@ -115,7 +115,8 @@ def prompting_is_enough(case: Case) -> Found:
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: it needs no training",
             f"its {words(best.metric)} is {number(best.opponent_mean, digits)}, the candidate's "
-            f"{number(best.candidate_mean, digits)} ({interval(best.difference, signed=True, digits=digits)})",
+            f"{number(best.candidate_mean, digits)} ({interval(best.difference, signed=True, digits=digits)})"
+            f"{f' on {best.in_part} test rows' if best.in_part else ''}",
             "contenders",
         )
 

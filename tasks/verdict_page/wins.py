@@ -19,6 +19,7 @@ from tunewright.metrics.intervals import Floats
 from tunewright.metrics.labels import Labels
 from tunewright.metrics.texts import canonical, parsed, plain
 from tunewright.privacy.excerpts import ends, masked
+from tunewright.reports.pages import in_part
 from tunewright.tasks.verdict_page.case import CANDIDATE, Case, title
 
 MOST_ROWS = 100
@@ -28,6 +29,7 @@ ANSWER_CHARS = 400
 OPENING_CHARS = 160
 SHORTEST_OPENING = 20  # characters, under which it is not worth to be told once
 OUTCOMES = {-1: "lost", 1: "won", 0: "tied"}
+UNANSWERED = "unanswered"
 
 Text = Callable[[str], str]
 LISTED = 10
@@ -50,7 +52,7 @@ def shown(case: Case) -> Shown:
     beside = []
     for name, each in differences.items():
         counts = {outcome: int((np.sign(each) == sign).sum()) for sign, outcome in OUTCOMES.items()}
-        beside.append({"opponent": title(name), "counts": counts})
+        beside.append({"opponent": in_part(title(name), case.in_part(name)), "counts": counts})
     if not differences:
         return Shown([], [], 0, "")
     chosen = picked(differences, case.scores[CANDIDATE], MOST_ROWS)
@@ -66,7 +68,8 @@ def shown(case: Case) -> Shown:
 def picked(differences: Mapping[str, Floats], own: Floats, most: int) -> list[int]:
     """Which rows to show: of each outcome beside each opponent in turn, the largest differences first.
 
-    Their order is by the first opponent: losses, wins, ties; of ties those with the lowest score of the candidate's.
+    Their order is by the first opponent: losses, wins, ties, then rows that it did not answer; of ties those with the
+    lowest score of the candidate's.
     """
     cells = [
         [int(at) for at in np.lexsort((own, -np.abs(each))) if np.sign(each[at]) == sign]
@@ -76,7 +79,8 @@ def picked(differences: Mapping[str, Floats], own: Floats, most: int) -> list[in
     layers = itertools.chain.from_iterable(itertools.zip_longest(*cells))
     chosen = itertools.islice(dict.fromkeys(at for at in layers if at is not None), most)
     first, kinds = next(iter(differences.values())), [*OUTCOMES]
-    return sorted(chosen, key=lambda at: (kinds.index(int(np.sign(first[at]))), -abs(first[at]), own[at], at))
+    places = [len(kinds) if np.isnan(each) else kinds.index(int(np.sign(each))) for each in first]
+    return sorted(chosen, key=lambda at: (places[at], -abs(np.nan_to_num(first[at])), own[at], at))
 
 
 def shared_opening(texts: Sequence[str]) -> str:
@@ -103,13 +107,19 @@ def _row(case: Case, at: int, row: Mapping[str, Any], opening: str) -> dict[str,
         "begins": " ".join(_text(asked.removeprefix(opening), 200).split()),  # on one line, without the shared opening
         "reference": _text(reference, ANSWER_CHARS),
         "said": [_said(case, name, at, reference) for name in (CANDIDATE, *case.differences)],
-        "outcomes": [OUTCOMES[int(np.sign(each[at]))] for each in case.differences.values()],
+        "outcomes": [_outcome(each[at]) for each in case.differences.values()],
     }
 
 
+def _outcome(difference: float) -> str:
+    return UNANSWERED if np.isnan(difference) else OUTCOMES[int(np.sign(difference))]
+
+
 def _said(case: Case, contender: str, at: int, reference: str) -> dict[str, Any]:
-    """A contender's answer; no text where it is the reference."""
+    """A contender's answer; no text where it is the reference, and no score where it did not answer."""
     answer, stopped = (case.tables[contender][name][at].as_py() for name in ("answer", "stopped"))
+    if answer is None:
+        return {"who": title(contender), "text": "", "is_reference": False, "stopped": True, "score": None}
     is_reference, score = answer == reference, float(case.scores[contender][at])
     text = "" if is_reference else _text(answer, ANSWER_CHARS)
     return {"who": title(contender), "text": text, "is_reference": is_reference, "stopped": stopped, "score": score}

@@ -256,16 +256,32 @@ class Contender(BaseModel, frozen=True):
 
 
 class Answers(Artifact, frozen=True):
-    """evaluate: answers.parquet (one line a test row) and scores.json, of one contender."""
+    """evaluate: answers.parquet (one line an answered test row) and scores.json, of one contender."""
 
     contender: str
     num_rows: int
+    num_unanswered: int = 0  # test rows that it did not answer, since it was ended before
+    alpha_share: float = 1.0  # of what its comparison may err by; interim analyses have spent the rest
     scores: dict[str, float]
     metric: str = ""  # the one that decides where gate.metric is auto: the first that fits; empty where none can
     measured: str = ""  # in words: what the references are, what is measured, and what is left out and why
     precision: str = ""  # of the weights that answered, such as float32
     max_new_tokens: int | None = None  # that an answer may have; None in records of versions that did not keep it
     is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
+
+    @property
+    def in_part(self) -> str:
+        """Such as "75 of 300", where it was ended before it had answered all test rows; otherwise empty."""
+        return f"{self.num_rows:,} of {self.num_rows + self.num_unanswered:,}" if self.num_unanswered else ""
+
+
+class EndingRule(BaseModel, frozen=True):
+    """When a contender that is only prompted need not answer more test rows: its comparison with the candidate."""
+
+    candidate: Answers
+    metric: str  # gate.metric
+    tolerance: float  # gate.tolerance
+    confidence: float  # of each test of this use of the test rows
 
 
 class General(Artifact, frozen=True):

@@ -253,6 +253,8 @@ class Comparison(BaseModel, frozen=True):
     candidate_mean: float
     opponent_mean: float
     num_rows: int
+    num_unanswered: int = 0  # test rows that are left out, since the opponent was ended before
+    confidence: float | None = None  # of each bound; None in earlier records: that of the decision
     wins: int
     losses: int
     ties: int
@@ -261,6 +263,11 @@ class Comparison(BaseModel, frozen=True):
     rows_needed: int | None  # for this gain, or .01 over the threshold; None unless more rows can show it
     smallest_visible: float | None  # true difference detectable at 80 % power; None where it is more than there can be
     power: float  # to detect a true difference of 0.05
+
+    @property
+    def in_part(self) -> str:
+        """Such as "75 of 300", where the opponent was ended before it had answered all test rows; otherwise empty."""
+        return f"{self.num_rows:,} of {self.num_rows + self.num_unanswered:,}" if self.num_unanswered else ""
 
     @property
     def is_behind(self) -> bool:

@@ -103,6 +103,11 @@ class Evaluation(Section):
         "training rows, retrieval the base with the most similar ones; may be empty",
     )
     shots: int = Field(default=8, ge=1, le=64, description="Maximum number of in-context examples in a prompt, 1 to 64")
+    complete: bool = Field(
+        default=False,
+        description="Have the prompted baselines answer all test rows; false ends each once its comparison with the "
+        "candidate is settled",
+    )
     forgetting: bool = Field(
         default=True,
         description="Evaluate base and candidate on a built-in suite of general tasks and texts too, to measure "
@@ -135,6 +140,8 @@ class Evaluation(Section):
     def _each_has_an_effect(self) -> Self:
         if not self.contenders and self.shots != type(self).model_fields["shots"].default:
             raise ValueError(f"shots={self.shots} has no effect; accepted with contenders=few_shot, retrieval")
+        if self.complete and not self.contenders:
+            raise ValueError("complete=true has no effect; accepted with contenders=few_shot, retrieval")
         if self.json_schema and not {"auto", "schema_valid"} & {*self.metrics}:
             raise ValueError(f"json_schema={self.json_schema} has no effect; accepted with metrics=schema_valid, auto")
         return self

@@ -138,7 +138,8 @@ def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", dec
     """The verdict is what the kept answers lead to, and the version says what it says."""
     stage = next(each for each in evidence.stages if each.stage == "decide")
     details = VerdictDetails.load_from((local / stage.place(VerdictDetails.FILE)).parent)
-    records = [each.record for each in evidence.stages if each.stage == "evaluate"]
+    records = {each.of: each.record for each in evidence.stages if each.stage == "evaluate"}
+    shares = {name: record.get("alpha_share", 1.0) for name, record in records.items()}
     constant = pq.read_table(local / stage.place("constant.parquet"))
     general = tuple(
         General.model_validate(each.record | {"folder": (local / each.place("general.parquet")).parent})
@@ -154,7 +155,8 @@ def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", dec
         dict(zip(constant["row_id"].to_pylist(), constant["score"].to_pylist(), strict=True)),
         gate.model_copy(update={"confidence": details.confidence}),  # of this use of the test rows
         details.metric,
-        is_prose=bool(records[0].get("is_prose")),
+        is_prose=any(record.get("is_prose") for record in records.values()),
+        alpha_shares={name: share for name, share in shares.items() if share < 1},
     )
     if fault := _differing(details, again):
         return Check("verdict", "altered", f"the kept answers do not lead to it: {fault}")

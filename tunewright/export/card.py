@@ -11,7 +11,7 @@ from tunewright.export.evidence import CardEvidence
 from tunewright.export.parity import Parity
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline, constant_answer
 from tunewright.registry.candidate import code
-from tunewright.reports.pages import counted, interval, number, percent
+from tunewright.reports.pages import counted, in_part, interval, number, percent
 
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -157,10 +157,11 @@ def _metrics(verdict: VerdictDetails) -> list[str]:
 
 def _scores(verdict: VerdictDetails) -> Iterator[tuple[str, list[str]]]:
     """One line for each contender, this model first."""
+    parts = {each.opponent: each.in_part for each in verdict.comparisons}
     for contender in sorted(verdict.own, key=lambda name: name != OWN):
         scores = verdict.own[contender]
         cells = [_cell(scores[name]) if name in scores else "" for name in _metrics(verdict)]
-        yield NAMES.get(contender, contender), cells
+        yield in_part(NAMES.get(contender, contender), parts.get(contender, "")), cells
     for each in verdict.comparisons:
         if each.opponent == CONSTANT:
             cells = [number(each.opponent_mean, 3) if name == each.metric else "" for name in _metrics(verdict)]
@@ -182,7 +183,7 @@ def _compared(each: Comparison) -> tuple[str, str, str, str, str]:
     opponent = baseline(each.metric) if each.opponent == CONSTANT else NAMES.get(each.opponent, each.opponent)
     opponent = "the required score" if each.opponent == AT_LEAST else opponent
     difference = interval(each.difference, signed=True, threshold=each.threshold)
-    return each.metric, opponent, difference, number(each.threshold), each.finding
+    return each.metric, in_part(opponent, each.in_part), difference, number(each.threshold), each.finding
 
 
 def limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:

@@ -69,6 +69,11 @@ class ClusterSums:
         """The lower and the upper bound of the mean, each one-sided at `confidence`."""
         return self.lower_bound(confidence), -self._mirrored().lower_bound(confidence)
 
+    def interval(self, confidence: float) -> tuple[float, float, float]:
+        """The mean between its bounds, each one-sided at `confidence`."""
+        low, high = self.bounds(confidence)
+        return low, self.mean(), high
+
     def lower_bound(self, confidence: float) -> float:
         """The lower bound of the mean at `confidence`."""
         highest = float((self.sums / self.sizes).max())

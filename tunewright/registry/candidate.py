@@ -14,7 +14,7 @@ from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
 from tunewright.metrics.catalogue import CONSTANT, baseline
 from tunewright.registry.alias_state import ASKS
-from tunewright.reports.pages import counted
+from tunewright.reports.pages import counted, in_part
 
 CURVES = {
     "loss": "train/loss",
@@ -188,9 +188,17 @@ def curves(metrics: Path, most: int) -> list[Point]:
     return [point for point, is_kept in zip(points, kept, strict=True) if is_kept]
 
 
-def scores(answers: Answers) -> list[Point]:
-    """A contender's own scores on the test rows, under the same names for each: test/exact_match."""
-    return _rounded([Point(f"test/{metric}", value, 0) for metric, value in sorted(answers.scores.items())])
+def scores(answers: Answers, contender: str = "") -> list[Point]:
+    """A contender's own scores on the test rows, under the same names for each: test/exact_match.
+
+    Where it answered a part of the rows they are under test_part/, beside the number of these, so that no chart or
+    table compares them with scores of all rows. `contender` is named where they are logged with those of others.
+    """
+    counts = {"num_rows": answers.num_rows, "num_unanswered": answers.num_unanswered} if answers.in_part else {}
+    place = "/".join(filter(None, ("test_part" if answers.in_part else "test", contender)))
+    return _rounded(
+        [Point(f"{place}/{name}", value, 0) for name, value in sorted({**answers.scores, **counts}.items())]
+    )
 
 
 def opinions(judged: Judged) -> list[Point]:
@@ -211,12 +219,8 @@ def comparisons(candidate: Candidate) -> list[Point]:
 
     A name without a contender, such as forgetting/general_loss, is the candidate's, as in `scores`.
     """
-    points = [
-        Point(f"test/{answers.contender}/{metric}", value, 0)
-        for answers in candidate.run.answers
-        if answers != candidate.own_answers
-        for metric, value in sorted(answers.scores.items())
-    ]
+    others = (answers for answers in candidate.run.answers if answers != candidate.own_answers)
+    points = [point for answers in others for point in scores(answers, answers.contender)]
     verdict = candidate.run.verdict
     if (constant := VerdictDetails.score_of(CONSTANT, verdict)) is not None:
         points.append(Point(f"test/{CONSTANT}/{verdict.metric}", constant, 0))
@@ -252,10 +256,10 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     """The model card, in Markdown; its first line is the verdict in plain words, since lists show no more of it."""
     adapter, base, splits = candidate.run.adapter, candidate.run.base, candidate.run.splits
     metrics = sorted(candidate.own_answers.scores)
-    scores = [
-        f"| {answers.contender} | {' | '.join(f'{answers.scores.get(metric, math.nan):.4g}' for metric in metrics)} |"
-        for answers in candidate.run.answers
-    ]
+    scores = []
+    for each in candidate.run.answers:
+        cells = (f"{each.scores.get(metric, math.nan):.4g}" for metric in metrics)
+        scores.append(f"| {in_part(each.contender, each.in_part)} | {' | '.join(cells)} |")
     metric, constant = candidate.run.verdict.metric, VerdictDetails.score_of(CONSTANT, candidate.run.verdict)
     if constant is not None:
         cells = (f"{constant:.4g}" if name == metric else "" for name in metrics)

@@ -98,6 +98,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s'[: number != 1]}"
 
 
+def in_part(contender: str, rows: str) -> str:
+    """A contender with the rows that its figures are of, where these are not all: retrieval (75 of 300 rows)"""
+    return f"{contender} ({rows} rows)" if rows else contender
+
+
 @cache
 def template(file: Path) -> Template:
     """A template, which may extend frame.html, or import what lies beside it, or in a folder beside its own."""
