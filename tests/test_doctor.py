@@ -192,6 +192,11 @@ def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest
         found = list(of_servers())
     assert of("Prefect", found).state == "failure" and "does not answer" in of("Prefect", found).found
     assert "MLFLOW_TRACKING_URI" in of("MLflow", found).fix
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "gone.crt")
+    said = (
+        "MLFLOW_TRACKING_SERVER_CERT_PATH=gone.crt: No such file or directory; accepted: a file of certificates, as PEM"
+    )
+    assert of("MLflow", list(doctor.findings())).found == said
     assert f"(process {os.getpid()})" in of(f"port {port}", found).found
 
 

@@ -27,7 +27,7 @@ from tunewright.flows import calls, release
 from tunewright.flows.inputs import inputs
 from tunewright.flows.parameters import FLOW
 from tunewright.modeling import models
-from tunewright.registry.address import VARIABLE
+from tunewright.registry.address import VARIABLE, asked
 
 log = logging.getLogger("tunewright")
 
@@ -111,7 +111,7 @@ def _warn_of_mlflow(pipeline: Pipeline) -> None:
         return
     outside.check_address("registry.tracking_uri", uri)
     try:
-        httpx.get(uri, timeout=ANSWER_SECONDS)
+        asked(uri, ANSWER_SECONDS)
     except httpx.HTTPError as error:
         log.warning(
             "%s: registry.tracking_uri=%s: MLflow does not answer (%s); "

@@ -18,7 +18,7 @@ from tunewright.config import Registry, outside
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
-from tunewright.registry.address import VARIABLE, by_environment
+from tunewright.registry.address import VARIABLE, asked, by_environment
 from tunewright.store import databases
 
 GB = 1_000_000_000
@@ -157,9 +157,11 @@ def _mlflow_of_environment() -> Iterator[Finding]:
 
 def _mlflow(address: str, fix: str) -> Finding:
     try:
-        answer = httpx.get(f"{address}/health", timeout=SECONDS)
+        answer = asked(f"{address}/health", SECONDS)
     except httpx.HTTPError as error:
         return Finding("failure", "MLflow", f"{address} does not answer: {error}", fix)
+    except ConfigError as error:
+        return Finding("failure", "MLflow", str(error))
     if answer.is_success:
         return Finding("ok", "MLflow", f"{address} answers")
     return Finding("failure", "MLflow", f"{address} answers with {answer.status_code}", fix)

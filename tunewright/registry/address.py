@@ -4,8 +4,10 @@ Commands import it before their environment is prepared, so it imports neither P
 """
 
 import os
+import ssl
 from typing import TYPE_CHECKING
 
+import httpx
 from pydantic import ValidationError
 
 from tunewright import config
@@ -18,11 +20,25 @@ if TYPE_CHECKING:  # what it imports takes seconds
 
 SQLITE = "sqlite:///"
 VARIABLE = "MLFLOW_TRACKING_URI"
+CERTIFICATES = "MLFLOW_TRACKING_SERVER_CERT_PATH"  # of the authorities that MLflow's client trusts, in a file
+NO_TLS_CHECK = "MLFLOW_TRACKING_INSECURE_TLS"
 
 
 def tracking_uri(registry: "Registry | Registered") -> str:
     """The server's address, or the database in the home folder, wherever that lies now."""
     return registry.tracking_uri or f"{SQLITE}{config.mlflow_database()}"
+
+
+def asked(url: str, seconds: float) -> httpx.Response:
+    """The answer of an MLflow server, over TLS as MLflow's client does it. Raises httpx.HTTPError, ConfigError."""
+    verify: ssl.SSLContext | bool = os.environ.get(NO_TLS_CHECK, "").lower() not in ("true", "1")
+    if verify and (file := os.environ.get(CERTIFICATES)):
+        try:
+            verify = ssl.create_default_context(cafile=file)
+        except OSError as error:
+            said = f"{CERTIFICATES}={file}: {error.strerror or error}"
+            raise ConfigError(f"{said}; accepted: a file of certificates, as PEM") from None
+    return httpx.get(url, timeout=seconds, verify=verify)
 
 
 def by_environment(registry: Registry) -> Registry:

@@ -70,8 +70,10 @@ class Candidate(BaseModel, frozen=True):
 
     @property
     def occasion(self) -> str:
-        """Equal for an equal decision on it under equal settings: of such there is one run."""
-        return _hash(self.identity, self.run.verdict.digest, self.settings.model_dump(mode="json"), self.lineage)
+        """Equal for an equal decision on it under equal settings, wherever MLflow is: of such there is one run."""
+        anywhere = self.settings.registry.model_copy(update={"tracking_uri": None})
+        settings = self.settings.model_copy(update={"registry": anywhere}).model_dump(mode="json")
+        return _hash(self.identity, self.run.verdict.digest, settings, self.lineage)
 
     @property
     def data(self) -> dict[str, str]:

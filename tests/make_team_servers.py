@@ -1,0 +1,216 @@
+"""The services of infra/compose.yaml as processes of this machine: the same commands and environment, other addresses.
+
+`docker-compose config` reads the file and needs no container engine. PostgreSQL is the machine's own, and moto's server
+stands for the S3 store.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import waiting
+from servers import free_port
+
+INFRA = Path(__file__).parents[1] / "infra"
+HOST = "localhost"
+BIN = Path(sys.executable).parent
+USER = "tunewright"  # of PostgreSQL and of the S3 store
+PROGRAMS = {"docker-compose": "docker-compose", "caddy": "caddy", "openssl": "openssl"}  # program -> Debian's package
+
+
+@dataclass(frozen=True)
+class TeamServers:
+    """The running servers, and the environments of the worker, which a person's terminal has too, and of backup.py."""
+
+    folder: Path
+    terminal: Mapping[str, str]
+    tools: Mapping[str, str]
+    storage: str  # URL
+
+    def call(self, program: str, *arguments: str) -> str:
+        """What a command prints that is called in `pipelines`."""
+        command = [str(BIN / program), *arguments]
+        done = subprocess.run(command, env=self.terminal, cwd=self.pipelines, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def tunewright(self, *arguments: str) -> str:
+        """What a command of tunewright prints that is called in `pipelines`."""
+        return self.call("tunewright", *arguments)
+
+    @property
+    def pipelines(self) -> Path:
+        """The folder of deployment files, which the worker is started in."""
+        return self.folder / "pipelines"
+
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """Run compose.yaml's worker."""
+        command = _here(services_of(self.folder / "infra")["worker"]["command"])
+        with _process(self.folder, "worker", command, self.terminal, self.pipelines):
+            yield
+
+    def backup(self, what: str, folder: Path) -> None:
+        """Save to a folder, or restore from it."""
+        subprocess.run([sys.executable, INFRA / "backup.py", what, folder], check=True, env=self.tools)
+
+
+def copied(folder: Path, passwords: Path | None = None) -> Path:
+    """Copy infra/ into the folder, with certificates for HOST and with new passwords, or those of an .env file."""
+    shutil.copytree(INFRA, folder / "infra")
+    if passwords:
+        shutil.copy(passwords, folder / "infra" / ".env")
+    subprocess.run([folder / "infra" / "make-env", HOST], check=True, capture_output=True)
+    return folder / "infra"
+
+
+def services_of(infra: Path) -> dict[str, Any]:
+    """The services as Docker Compose reads them."""
+    need("docker-compose")
+    command = ["docker-compose", "--profile", "backup", "config", "--format", "json"]
+    return json.loads(subprocess.run(command, cwd=infra, check=True, capture_output=True, text=True).stdout)["services"]
+
+
+def need(program: str) -> None:
+    """Skip the test where a program is not installed."""
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not installed (apt-get install {PROGRAMS[program]})")
+
+
+def postgres_programs() -> Path:
+    """The folder of PostgreSQL's programs, of which Debian puts only some on the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    return found[-1].parent
+
+
+@contextmanager
+def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None = None) -> Iterator[TeamServers]:
+    """Start every service but the worker, each once those that it depends on answer; restored from a `copy`."""
+    folder.mkdir()
+    need("caddy")
+    programs = postgres_programs()
+    infra = copied(folder, passwords)
+    ports = {name: free_port() for name in ("postgres", "storage", "prefect", "mlflow", "4443", "5443")}
+    text = json.dumps(services_of(infra))
+    for name, port in {"postgres": 5432, "storage": 9000, "prefect": 4200, "mlflow": 5000}.items():
+        text = text.replace(f"{name}:{port}", f"127.0.0.1:{ports[name]}").replace(f'"{port}"', f'"{ports[name]}"')
+        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ports[name]}")
+    for port in ("4443", "5443"):
+        text = text.replace(f"{HOST}:{port}", f"{HOST}:{ports[port]}")
+    text = text.replace('"PGHOST": "postgres"', f'"PGHOST": "127.0.0.1", "PGPORT": "{ports["postgres"]}"')
+    text = text.replace("0.0.0.0", "127.0.0.1").replace("/certificates/", f"{infra}/certificates/")
+    services = json.loads(text.replace("/etc/tunewright/", f"{infra}/"))
+    services["proxy"] |= {"command": ["caddy", "run", "--config", f"{infra}/Caddyfile"]}
+    services["proxy"]["environment"] |= {
+        "PREFECT_PORT": str(ports["4443"]),
+        "MLFLOW_PORT": str(ports["5443"]),
+        "CERTIFICATES": f"{infra}/certificates",
+    }
+    home = {"TUNEWRIGHT_HOME": str(folder / "home")}
+    started = TeamServers(
+        folder=folder,
+        terminal=_environment(folder, services["worker"]["environment"] | home),
+        tools=_environment(folder, services["backup"]["environment"] | home),
+        storage=f"http://127.0.0.1:{ports['storage']}",
+    )
+    with ExitStack() as stack:
+        password = services["postgres"]["environment"]["POSTGRES_PASSWORD"]
+        stack.enter_context(_postgres(programs, folder / "postgres.log", ports["postgres"], password))
+        moto = [sys.executable, "-m", "moto.server", "--port", str(ports["storage"])]
+        stack.enter_context(_process(folder, "storage", moto, {}))
+        waiting.until(lambda: _answers(f"{started.storage}/moto-api/"))
+        bucket = services["bucket"]
+        subprocess.run(_here(bucket["command"]), check=True, env=_environment(folder, bucket["environment"]))
+        if copy:
+            started.backup("restore", copy)
+        for name, health in (
+            ("prefect", f"http://127.0.0.1:{ports['prefect']}/api/health"),
+            ("mlflow", f"http://127.0.0.1:{ports['mlflow']}/health"),
+            ("proxy", f"https://{HOST}:{ports['4443']}/api/health"),
+        ):
+            service = services[name]
+            stack.enter_context(_process(folder, name, _here(service["command"]), service["environment"]))
+            waiting.until(lambda health=health: _answers(health, infra / "certificates" / "ca.crt"))
+        yield started
+
+
+def _here(command: list[str]) -> list[str]:
+    """A command of the image as one of this virtual environment."""
+    program = BIN / command[0]
+    return [str(program) if program.exists() else command[0], *command[1:]]
+
+
+def _environment(folder: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """What a container has of its own, and what is given."""
+    path = os.pathsep.join((str(BIN), str(postgres_programs()), os.environ["PATH"]))
+    return {"PATH": path, "HOME": str(folder), "TMPDIR": os.environ.get("TMPDIR", "/tmp")} | dict(given)
+
+
+@contextmanager
+def _process(
+    folder: Path, name: str, command: list[str], environment: Mapping[str, str], cwd: Path | None = None
+) -> Iterator[None]:
+    with (folder / f"{name}.log").open("wb") as log:
+        environment = _environment(folder, environment)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=cwd or folder)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@contextmanager
+def _postgres(programs: Path, log: Path, port: int, password: str) -> Iterator[None]:
+    """A cluster of its own with the databases of infra/databases.sql; PostgreSQL refuses to run as root."""
+    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder, log.open("wb") as output:
+        secret = Path(folder, "password")
+        secret.write_text(password)
+        if as_user:  # who cannot enter the folders of pytest
+            shutil.chown(folder, "postgres")
+            shutil.chown(secret, "postgres")
+        data = f"{folder}/data"
+        initdb = [
+            programs / "initdb",
+            "-D",
+            data,
+            "-U",
+            USER,
+            "--auth=scram-sha-256",
+            f"--pwfile={secret}",
+            "--no-sync",
+        ]
+        subprocess.run([*as_user, *initdb], check=True, stdout=output, stderr=output, cwd="/")
+        command = [programs / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", ""]
+        server = subprocess.Popen([*as_user, *command], stdout=output, stderr=output, cwd="/")
+        try:
+            ready = [programs / "pg_isready", "--quiet", "-h", "127.0.0.1", "-p", str(port)]
+            waiting.until(lambda: subprocess.run(ready).returncode == 0)
+            connection = {"PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": USER, "PGPASSWORD": password}
+            psql = [programs / "psql", "--quiet", "--dbname=postgres", "--file", INFRA / "databases.sql"]
+            subprocess.run([*psql, "--command=create database prefect"], check=True, env=os.environ | connection)
+            yield
+        finally:
+            server.send_signal(signal.SIGINT)  # cuts clients off
+            server.wait(60)
+
+
+def _answers(address: str, ca: Path | None = None) -> bool:
+    try:
+        return httpx.get(address, verify=str(ca) if ca and address.startswith("https") else True).is_success
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,145 @@
+"""infra/: each file is what the program that reads it accepts, and the services run a pipeline as processes."""
+
+import asyncio
+import json
+import re
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import waiting
+import yaml
+from conftest import make_tiny_base
+from make_team_servers import HOST, INFRA, copied, need, services_of, team_servers
+from prefect.client.schemas.objects import FlowRun
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+SECRETS = ("POSTGRES_PASSWORD", "STORAGE_PASSWORD", "PREFECT_AUTH", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
+
+
+def test_docker_compose_reads_the_services_and_each_password_is_another_one(tmp_path: Path) -> None:
+    infra = copied(tmp_path)
+    secrets = dict(line.split("=", 1) for line in (infra / ".env").read_text().splitlines())
+    assert set(secrets) == {*SECRETS, "TUNEWRIGHT_HOST"} and len(set(secrets.values())) == len(secrets)
+    assert (infra / ".env").stat().st_mode & 0o077 == 0
+    assert (infra / "certificates" / "host.key").stat().st_mode & 0o077 == 0
+    services = services_of(infra)
+    published = {name for name, service in services.items() if service.get("ports")}
+    assert published == {"proxy"}, "the others are reached through the proxy alone"
+    for name, service in services.items():
+        assert re.fullmatch(r"[\w/]+:[\w.]+", service["image"]), "an image has a version"
+        if service["image"].startswith("tunewright:"):
+            assert service["cap_drop"] == ["ALL"], name
+    gpu = subprocess.run(
+        ["docker-compose", "-f", "compose.yaml", "-f", "compose.gpu.yaml", "config", "--format", "json"],
+        cwd=infra,
+        capture_output=True,
+        check=True,
+    )
+    (device,) = json.loads(gpu.stdout)["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missing(tmp_path: Path) -> None:
+    infra = copied(tmp_path)
+    before = {file.name: file.read_bytes() for file in (infra / ".env", *(infra / "certificates").iterdir())}
+    again = subprocess.run([infra / "make-env", "other.example"], capture_output=True, text=True, check=True)
+    assert "is there already" in again.stdout
+    assert before == {file.name: file.read_bytes() for file in (infra / ".env", *(infra / "certificates").iterdir())}
+    refused = subprocess.run([infra / "make-env", "https://x"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr) == (2, "error: https://x: accepted: a host's name\n")
+    (infra / ".env").unlink()
+    need("docker-compose")
+    missing = subprocess.run(["docker-compose", "config", "-q"], cwd=infra, capture_output=True, text=True)
+    assert missing.returncode and "run infra/make-env first" in missing.stderr
+
+
+def test_caddy_reads_its_file(tmp_path: Path) -> None:
+    need("caddy")
+    infra = copied(tmp_path)
+    environment = {"TUNEWRIGHT_HOST": HOST, "PREFECT": "a:1", "MLFLOW": "b:2", "CERTIFICATES": f"{infra}/certificates"}
+    command = ["caddy", "validate", "--config", "Caddyfile"]
+    path = {"PATH": "/usr/bin:/usr/local/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=infra, env=environment | path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def job_of(**variables: Any) -> dict[str, Any]:
+    """The Kubernetes job that Prefect's worker makes of the template."""
+    template = json.loads((INFRA / "kubernetes" / "job-template.json").read_text())
+    made = KubernetesWorkerJobConfiguration.from_template_and_values(template, variables, client=object())
+    configuration = asyncio.run(made)
+    configuration.prepare_for_flow_run(FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), name="triage 2026"))
+    return configuration.job_manifest
+
+
+def test_prefect_s_kubernetes_worker_makes_a_valid_job_of_the_template() -> None:
+    job = job_of(gpus=2, env={"MLFLOW_TRACKING_URI": "https://models.example"}, node_selector={"gpu": "h100"})
+    pod = job["spec"]["template"]["spec"]
+    for needless in ("completions", "parallelism"):  # of the job; Prefect asks for them here
+        pod.pop(needless)
+    kubernetes_validate.validate(job, kubernetes_validate.latest_version(), strict=True)
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "https://models.example"} in container["env"]
+    assert (pod["terminationGracePeriodSeconds"], pod["nodeSelector"]) == (300, {"gpu": "h100"})
+    assert pod["securityContext"]["runAsNonRoot"]
+
+
+def test_what_the_jobs_need_in_a_cluster_is_valid_and_named_as_in_the_template() -> None:
+    documents = list(yaml.safe_load_all((INFRA / "kubernetes" / "namespace.yaml").read_text()))
+    for document in documents:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    job, volumes = job_of(), job_of()["spec"]["template"]["spec"]["volumes"]
+    names = {document["kind"]: document["metadata"]["name"] for document in documents}
+    assert names["Namespace"] == job["metadata"]["namespace"]
+    assert names["PersistentVolumeClaim"] == volumes[0]["persistentVolumeClaim"]["claimName"]
+
+
+def make_pipeline(folder: Path) -> None:
+    """A deployment file of a tiny training, for the work pool of compose.yaml's worker."""
+    folder.mkdir()
+    make_tiny_base(folder / "base")
+    places = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
+    things = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
+    rows = [
+        {"instruction": f"{thing} {place} {what}", "output": ("refund", "delivery", "repair")[at % 3]}
+        for at, thing in enumerate(things)
+        for place in places
+        for what in ("is missing", "came late")
+    ]
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    parameters = {
+        "data": {"sources": [{"path": "rows.jsonl"}]},
+        "model": {"base": "base", "max_length": 128},
+        "method": {"rank": 2, "alpha": 4},
+        "training": {"learning_rate": 1e-3, "max_steps": 20, "batch": 4, "evaluate_every": 20, "patience": None},
+        "compute": {"threads": 1},
+        "evaluation": {"max_new_tokens": 4, "contenders": [], "forgetting": False},
+        "gate": {"metric": "perplexity", "confidence": 0.8},
+    }
+    deployment = {"name": "tiny", "entrypoint": "tunewright.flows.finetune.finetune", "parameters": parameters}
+    deployment["work_pool"] = {"name": "tunewright"}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"deployments": [deployment]}))
+
+
+def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(tmp_path: Path) -> None:
+    with team_servers(tmp_path / "servers") as servers:
+        make_pipeline(servers.pipelines)
+        with servers.worker():
+            waiting.until(lambda: "Worker" in (servers.folder / "worker.log").read_text())
+            servers.tunewright("deploy", "tiny.yaml")
+            assert "'Promoted'" in servers.call("prefect", "deployment", "run", "finetune/tiny", "--watch")
+        found = servers.tunewright("doctor")
+        for server in ("Prefect", "MLflow"):
+            assert re.search(rf"^ok +{server} +https://{HOST}:\d+(/api)? answers", found, re.MULTILINE)
+        before = servers.tunewright("release", "history", "tiny", "--json")
+        servers.backup("save", tmp_path / "copy")
+    passwords = tmp_path / "servers" / "infra" / ".env"
+    with team_servers(tmp_path / "restored", tmp_path / "copy", passwords) as servers:
+        servers.pipelines.symlink_to(tmp_path / "servers" / "pipelines")  # at the same place as before
+        assert servers.tunewright("release", "history", "tiny", "--json") == before
+        assert [event["what"] for event in json.loads(before)["events"]] == ["promoted"]
+        assert "Unchanged" in servers.tunewright("run", "tiny.yaml"), "the same splits, weights and champion"
