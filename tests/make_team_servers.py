@@ -39,14 +39,14 @@ class TeamServers:
     storage: str  # URL
 
     def call(self, program: str, *arguments: str) -> str:
-        """What a command prints that is called in `pipelines`."""
+        """Call a program in `pipelines`, and return what it prints."""
         command = [str(BIN / program), *arguments]
         done = subprocess.run(command, env=self.terminal, cwd=self.pipelines, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def tunewright(self, *arguments: str) -> str:
-        """What a command of tunewright prints that is called in `pipelines`."""
+        """Call a command of tunewright in `pipelines`, and return what it prints."""
         return self.call("tunewright", *arguments)
 
     @property
@@ -154,7 +154,7 @@ def _here(command: list[str]) -> list[str]:
 
 
 def _environment(folder: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """What a container has of its own, and what is given."""
+    """Return the given variables, and those that a container has of its own."""
     path = os.pathsep.join((str(BIN), str(postgres_programs()), os.environ["PATH"]))
     return {"PATH": path, "HOME": str(folder), "TMPDIR": os.environ.get("TMPDIR", "/tmp")} | dict(given)
 

@@ -69,7 +69,8 @@ def test_caddy_reads_its_file(tmp_path: Path) -> None:
 def job_of(**variables: Any) -> dict[str, Any]:
     """The Kubernetes job that Prefect's worker makes of the template."""
     template = json.loads((INFRA / "kubernetes" / "job-template.json").read_text())
-    made = KubernetesWorkerJobConfiguration.from_template_and_values(template, variables, client=object())
+    no_server: Any = object()
+    made = KubernetesWorkerJobConfiguration.from_template_and_values(template, variables, client=no_server)
     configuration = asyncio.run(made)
     configuration.prepare_for_flow_run(FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), name="triage 2026"))
     return configuration.job_manifest

@@ -132,14 +132,15 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             written, scores = scored(pa.Table.from_pylist(rows, ANSWER_SCHEMA), choice)
             pq.write_table(written, folder / "answers.parquet")
             digest = hashlib.sha256((folder / "answers.parquet").read_bytes()).hexdigest()
+            num_unanswered = len(ids) - len(rows) if name in ("few_shot", "retrieval") else 0
             return Answers(
                 stage="evaluate",
                 folder=folder,
                 digest=digest,
                 contender=name,
                 num_rows=len(rows),
-                num_unanswered=len(ids) - len(rows),
-                alpha_share=0.1 if len(rows) < len(ids) else 1.0,
+                num_unanswered=num_unanswered,
+                alpha_share=0.1 if num_unanswered else 1.0,
                 scores=scores,
                 metric=choice.decides,
                 measured=choice.says(),

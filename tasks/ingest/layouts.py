@@ -132,14 +132,14 @@ def _alpaca(record: Record) -> list[Message]:
 
 def _history(record: Record) -> list[Message]:
     """The earlier turns of a record, as LLaMA-Factory has them: [[question, answer], ...]. A text is something else."""
-    history = record.get("history")
+    history: Any = record.get("history")
     messages: list[Message] = []
-    for position, pair in enumerate(history if isinstance(history, list) else ()):
+    for position, pair in enumerate(history if isinstance(history, list) else []):
         where = f"history[{position}]"
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise RefusedRecord("wrong_type", f"{where} is not an array of two strings, a question and its answer")
-        asked, answer = (encodable(text, f"{where}[{at}]") for at, text in enumerate(pair))
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        for at, role in enumerate(("user", "assistant")):
+            messages.append({"role": role, "content": encodable(pair[at], f"{where}[{at}]")})
     return messages
 
 
