@@ -678,6 +678,9 @@ def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_
     assert low.startswith("Not promoted: exact match .45 is not above gate.at_")
     better = answers(tmp_path, "better", right(25, 40)).model_copy(update={"contender": "candidate"})
     assert verdict_of(splits, better, given[1]).warnings == ()
+    why = "4 of 15 references do not satisfy evaluation.json_schema"
+    unmeasured = better.model_copy(update={"digest": "other", "not_measured": {"schema_valid": why}})
+    assert verdict_of(splits, unmeasured, given[1]).warnings == (f"schema_valid is not measured: {why}",)
 
 
 def test_the_verdict_has_all_that_led_to_it(splits: Splits, tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def test_json_validity_is_left_out_where_a_reference_is_no_json(make_splits: Mak
     settings = Evaluation(metrics=("json_valid", "exact_match"), max_new_tokens=2)
     answers = evaluate.fn(contender=Contender(name="base", base=tiny_base), tokens=tokens, evaluation=settings)
     assert set(answers.scores) == {"exact_match"}
+    assert answers.not_measured == {"json_valid": "1 of 3 references are not JSON, such as 'Good day'"}
     assert "json_valid is not measured: 1 of 3 references are not JSON, such as 'Good day'" in answers.measured
     assert "json_valid" not in pq.read_table(answers.path("answers.parquet")).column_names
 

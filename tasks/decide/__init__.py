@@ -158,6 +158,8 @@ def decide(
         )
     if decision.is_poor:
         warned += (TOO_LOW,)
+    not_measured = {name: why for each in answers for name, why in each.not_measured.items()}  # the same of all
+    warned += tuple(f"{name} is not measured: {why}" for name, why in not_measured.items())
     warned += tuple(_left_out(general, gate))
     VerdictDetails(**vars(decision), own=own, slices=tuple(parts), general=suite).save(folder)
     return Verdict(

@@ -75,8 +75,6 @@ def evaluate(
     choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
     if contender.name == "base":  # of all the same
         log.info("  %s; evaluation.metrics adds others, gate.metric decides by another", choice.says())
-        for name, why in choice.left_out.items():
-            log.warning("%s is not measured: %s", name, why)
     if contender.prompts:
         found = in_blocks(contender, tokens, evaluation, lambda answers: scored(answers, choice)[0], rule)
     else:
@@ -96,6 +94,7 @@ def evaluate(
         scores=scores,
         metric=choice.decides,
         measured=choice.says(),
+        not_measured=choice.left_out,
         precision=found.precision,
         max_new_tokens=evaluation.limit,
         is_prose="long texts" in choice.shape.kinds,

@@ -266,6 +266,7 @@ class Answers(Artifact, frozen=True):
     metric: str = ""  # the one that decides where gate.metric is auto: the first that fits; empty where none can
     measured: str = ""  # in words: what the references are, what is measured, and what is left out and why
     precision: str = ""  # of the weights that answered, such as float32
+    not_measured: dict[str, str] = {}  # a metric that was asked for -> why it would mean nothing
     max_new_tokens: int | None = None  # that an answer may have; None in records of versions that did not keep it
     is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
 
