@@ -18,12 +18,14 @@ import s3fs
 
 DATABASES = ("prefect", "mlflow", "mlflow_auth")
 BUCKET = "tunewright"
+REMEMBERED = ("versions", "test_set_uses", "registered", "alias_history", "api")  # of the home: docs/recovering.md
 
 
 def save(folder: Path) -> None:
     """Write a copy into a folder that does not exist yet; it is there whole, or not at all."""
     if folder.exists():
         sys.exit(f"error: {folder} is there already; accepted: a new folder")
+    os.umask(0o077)  # it has answers to test rows, and hashes of passwords
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -34,7 +36,7 @@ def save(folder: Path) -> None:
         to = unfinished / "store" / file.removeprefix(f"{BUCKET}/")
         to.parent.mkdir(parents=True, exist_ok=True)
         store.get_file(file, str(to))
-    if _home().is_dir() and any(_home().iterdir()):
+    if any((_home() / name).exists() for name in REMEMBERED):
         _run("tunewright", "home", "backup", str(unfinished / "home.tar"))
     unfinished.rename(folder)
     print(f"saved to {folder}")
@@ -49,7 +51,8 @@ def restore(folder: Path) -> None:
     if store.find(BUCKET):
         sys.exit(f"error: the bucket {BUCKET} has files; accepted: empty volumes")
     for name in DATABASES:
-        _run("pg_restore", "--exit-on-error", "--no-owner", f"--dbname={name}", str(folder / f"{name}.dump"))
+        into = ("--single-transaction", "--clean", "--if-exists", "--no-owner", f"--dbname={name}")
+        _run("pg_restore", *into, str(folder / f"{name}.dump"))
     for file in sorted(path for path in (folder / "store").rglob("*") if path.is_file()):
         store.put_file(str(file), f"{BUCKET}/{file.relative_to(folder / 'store')}")
     if (folder / "home.tar").is_file():

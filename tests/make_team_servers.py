@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,17 @@ import pytest
 import waiting
 from servers import free_port
 
+
+def is_resolved(name: str) -> bool:
+    """Whether a name leads to an address."""
+    try:
+        return bool(socket.gethostbyname(name))
+    except OSError:
+        return False
+
+
 INFRA = Path(__file__).parents[1] / "infra"
-HOST = "localhost"
+HOST = next(name for name in (socket.gethostname().lower(), "127.0.0.1") if is_resolved(name))
 BIN = Path(sys.executable).parent
 USER = "tunewright"  # of PostgreSQL and of the S3 store
 PROGRAMS = {"docker-compose": "docker-compose", "caddy": "caddy", "openssl": "openssl"}  # program -> Debian's package
@@ -37,6 +47,12 @@ class TeamServers:
     terminal: Mapping[str, str]
     tools: Mapping[str, str]
     storage: str  # URL
+    healthy: list[str]  # the command that tells whether the proxy is healthy
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that people trust."""
+        return self.folder / "infra" / "certificates" / "ca.crt"
 
     def call(self, program: str, *arguments: str) -> str:
         """Call a program in `pipelines`, and return what it prints."""
@@ -109,9 +125,11 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         text = text.replace(f"{name}:{port}", f"127.0.0.1:{ports[name]}").replace(f'"{port}"', f'"{ports[name]}"')
         text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ports[name]}")
     for port in ("4443", "5443"):
-        text = text.replace(f"{HOST}:{port}", f"{HOST}:{ports[port]}")
+        for name in (HOST, "127.0.0.1"):
+            text = text.replace(f"{name}:{port}", f"{name}:{ports[port]}")
     text = text.replace('"PGHOST": "postgres"', f'"PGHOST": "127.0.0.1", "PGPORT": "{ports["postgres"]}"')
-    text = text.replace("0.0.0.0", "127.0.0.1").replace("/certificates/", f"{infra}/certificates/")
+    text = text.replace("0.0.0.0", "127.0.0.1").replace("/home/tunewright/", f"{folder}/")
+    text = text.replace('"/certificates/', f'"{infra}/certificates/')
     services = json.loads(text.replace("/etc/tunewright/", f"{infra}/"))
     services["proxy"] |= {"command": ["caddy", "run", "--config", f"{infra}/Caddyfile"]}
     services["proxy"]["environment"] |= {
@@ -125,6 +143,7 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         terminal=_environment(folder, services["worker"]["environment"] | home),
         tools=_environment(folder, services["backup"]["environment"] | home),
         storage=f"http://127.0.0.1:{ports['storage']}",
+        healthy=services["proxy"]["healthcheck"]["test"][1:],
     )
     with ExitStack() as stack:
         password = services["postgres"]["environment"]["POSTGRES_PASSWORD"]
@@ -143,14 +162,14 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         ):
             service = services[name]
             stack.enter_context(_process(folder, name, _here(service["command"]), service["environment"]))
-            waiting.until(lambda health=health: _answers(health, infra / "certificates" / "ca.crt"))
+            waiting.until(lambda health=health: _answers(health, started.authority))
         yield started
 
 
 def _here(command: list[str]) -> list[str]:
-    """A command of the image as one of this virtual environment."""
-    program = BIN / command[0]
-    return [str(program) if program.exists() else command[0], *command[1:]]
+    """A command of the image as one of this virtual environment, or of infra/."""
+    there = (folder / command[0] for folder in (BIN, INFRA))
+    return [next((str(program) for program in there if program.is_file()), command[0]), *command[1:]]
 
 
 def _environment(folder: Path, given: Mapping[str, str]) -> dict[str, str]:

@@ -2,20 +2,38 @@
 
 import asyncio
 import json
+import os
 import re
+import ssl
 import subprocess
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kubernetes_validate
 import waiting
 import yaml
 from conftest import make_tiny_base
-from make_team_servers import HOST, INFRA, copied, need, services_of, team_servers
+from make_team_servers import HOST, INFRA, TeamServers, copied, need, services_of, team_servers
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
+PREFECT = """#!/usr/bin/env bash
+# As Prefect's worker: once it is stopped, it kills the run that it started.
+echo "$@" > arguments
+export PREFECT__FLOW_RUN_ID=1
+setsid bash -c 'trap "sleep 0.5; touch saved; exit" TERM; touch runs; while :; do sleep 0.1; done' &
+unset PREFECT__FLOW_RUN_ID
+run=$!
+trap 'kill -9 $run 2> /dev/null && touch killed; exit' INT
+trap 'kill -INT $$' TERM
+wait $run
+wait $run
+sleep 60 &
+wait
+"""
 SECRETS = ("POSTGRES_PASSWORD", "STORAGE_PASSWORD", "PREFECT_AUTH", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
 
 
@@ -48,8 +66,15 @@ def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missi
     again = subprocess.run([infra / "make-env", "other.example"], capture_output=True, text=True, check=True)
     assert "is there already" in again.stdout
     assert before == {file.name: file.read_bytes() for file in (infra / ".env", *(infra / "certificates").iterdir())}
-    refused = subprocess.run([infra / "make-env", "https://x"], capture_output=True, text=True)
-    assert (refused.returncode, refused.stderr) == (2, "error: https://x: accepted: a host's name\n")
+    for wrong in ("https://x", "localhost"):
+        refused = subprocess.run([infra / "make-env", wrong], capture_output=True, text=True)
+        assert refused.returncode == 2 and refused.stderr.startswith(
+            f"error: {wrong}: accepted: a name or address under "
+        )
+    authority = (infra / "certificates" / "ca.crt").read_bytes()
+    (infra / "certificates" / "host.crt").unlink()
+    subprocess.run([infra / "make-env", HOST], check=True, capture_output=True)
+    assert (infra / "certificates" / "ca.crt").read_bytes() == authority, "whoever trusts it need not trust another"
     (infra / ".env").unlink()
     need("docker-compose")
     missing = subprocess.run(["docker-compose", "config", "-q"], cwd=infra, capture_output=True, text=True)
@@ -85,18 +110,20 @@ def test_prefect_s_kubernetes_worker_makes_a_valid_job_of_the_template() -> None
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
     assert {"name": "MLFLOW_TRACKING_URI", "value": "https://models.example"} in container["env"]
-    assert (pod["terminationGracePeriodSeconds"], pod["nodeSelector"]) == (300, {"gpu": "h100"})
+    assert {"name": "PREFECT_API_SSL_CERT_FILE", "value": "/certificates/ca.crt"} in container["env"]
+    assert (pod["terminationGracePeriodSeconds"], pod["nodeSelector"]) == (60, {"gpu": "h100"})
     assert pod["securityContext"]["runAsNonRoot"]
 
 
 def test_what_the_jobs_need_in_a_cluster_is_valid_and_named_as_in_the_template() -> None:
-    documents = list(yaml.safe_load_all((INFRA / "kubernetes" / "namespace.yaml").read_text()))
+    documents: list[dict[str, Any]] = list(yaml.safe_load_all((INFRA / "kubernetes" / "namespace.yaml").read_text()))
     for document in documents:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
     job, volumes = job_of(), job_of()["spec"]["template"]["spec"]["volumes"]
-    names = {document["kind"]: document["metadata"]["name"] for document in documents}
-    assert names["Namespace"] == job["metadata"]["namespace"]
-    assert names["PersistentVolumeClaim"] == volumes[0]["persistentVolumeClaim"]["claimName"]
+    names = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    claims = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume}
+    claimed = {("PersistentVolumeClaim", claim) for claim in claims}
+    assert names == {("Namespace", job["metadata"]["namespace"])} | claimed
 
 
 def make_pipeline(folder: Path) -> None:
@@ -126,6 +153,35 @@ def make_pipeline(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"deployments": [deployment]}))
 
 
+def trusting(servers: TeamServers) -> ssl.SSLContext:
+    """A context that trusts the team's authority."""
+    return ssl.create_default_context(cafile=str(servers.authority))
+
+
+def add_user(servers: TeamServers, name: str, password: str) -> None:
+    """Add a user of MLflow, as its administrator does."""
+    uri, own = servers.terminal["MLFLOW_TRACKING_URI"], servers.terminal["MLFLOW_TRACKING_PASSWORD"]
+    added = httpx.post(
+        f"{uri}/api/2.0/mlflow/users/create",
+        json={"username": name, "password": password},
+        auth=("admin", own),
+        verify=trusting(servers),
+    )
+    added.raise_for_status()
+
+
+def test_a_worker_that_is_stopped_lets_its_runs_save_first(tmp_path: Path) -> None:
+    (tmp_path / "prefect").write_text(PREFECT)
+    (tmp_path / "prefect").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    command = [INFRA / "worker", "--pool", "tunewright"]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PATH": path}) as worker:
+        waiting.until((tmp_path / "runs").exists)
+        worker.terminate()
+    assert (tmp_path / "arguments").read_text() == "worker start --pool tunewright\n"
+    assert (tmp_path / "saved").exists() and not (tmp_path / "killed").exists()
+
+
 def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(tmp_path: Path) -> None:
     with team_servers(tmp_path / "servers") as servers:
         make_pipeline(servers.pipelines)
@@ -133,6 +189,11 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
             waiting.until(lambda: "Worker" in (servers.folder / "worker.log").read_text())
             servers.tunewright("deploy", "tiny.yaml")
             assert "'Promoted'" in servers.call("prefect", "deployment", "run", "finetune/tiny", "--watch")
+        assert (
+            "<html"
+            in httpx.get(servers.terminal["PREFECT_API_URL"].removesuffix("/api"), verify=trusting(servers)).text
+        )
+        subprocess.run(servers.healthy, check=True)
         found = servers.tunewright("doctor")
         for server in ("Prefect", "MLflow"):
             assert re.search(rf"^ok +{server} +https://{HOST}:\d+(/api)? answers", found, re.MULTILINE)
@@ -144,3 +205,9 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
         assert servers.tunewright("release", "history", "tiny", "--json") == before
         assert [event["what"] for event in json.loads(before)["events"]] == ["promoted"]
         assert "Unchanged" in servers.tunewright("run", "tiny.yaml"), "the same splits, weights and champion"
+        add_user(servers, "ana", "a password of hers")
+        hers = {"MLFLOW_TRACKING_USERNAME": "ana", "MLFLOW_TRACKING_PASSWORD": "a password of hers"}
+        servers = replace(servers, terminal={**servers.terminal, **hers})
+        assert "no version" in servers.tunewright(
+            "release", "withdraw", "tiny", "--reason", "a user who is no administrator"
+        )
