@@ -196,7 +196,7 @@ def _process(
 def _postgres(programs: Path, log: Path, port: int, password: str) -> Iterator[None]:
     """A cluster of its own with the databases of infra/databases.sql; PostgreSQL refuses to run as root."""
     as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
-    with tempfile.TemporaryDirectory(prefix="postgres-") as folder, log.open("wb") as output:
+    with tempfile.TemporaryDirectory(prefix="postgres-", dir="/tmp") as folder, log.open("wb") as output:
         secret = Path(folder, "password")
         secret.write_text(password)
         if as_user:  # who cannot enter the folders of pytest
