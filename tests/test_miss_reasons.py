@@ -180,3 +180,10 @@ def _flat(arguments: dict[str, Any], into: tuple[type, ...] = ()) -> Iterator[tu
 
 def _kinds(annotation: Any) -> list[Any]:
     return [annotation, *(inner for argument in get_args(annotation) for inner in _kinds(argument))]
+
+
+def test_a_prompt_that_is_to_answer_all_rows_runs_for_that_alone() -> None:
+    ended: dict[str, Any] = {"rule.metric": "exact_match", "rule.tolerance": 0.02, "rule.confidence": 0.975}
+    assert causes("evaluate", ended, {"rule": None}) == ["evaluation.complete changed"]
+    assert causes("evaluate", {"rule": None}, ended) == ["evaluation.complete changed"]
+    assert causes("evaluate", ended, ended | {"rule.tolerance": 0.05}) == ["gate.tolerance changed"]

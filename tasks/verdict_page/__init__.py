@@ -113,14 +113,18 @@ def _compared(case: Case) -> tuple[Comparison, ...]:
 
 
 def _ended(case: Case) -> list[str]:
-    """Say of each prompt that was ended early on how many rows it is compared, and at which confidence."""
-    return [
-        f"The {title(each.opponent)} was ended when its comparison was settled: it answered {each.in_part} test rows, "
-        f"and is compared with the candidate on these, at {percent(each.confidence or case.decided.confidence, 2)} "
-        "confidence."
-        for each in case.comparisons
-        if each.in_part
-    ]
+    """Say of each prompt with interim analyses on how many rows it is compared, and at which confidence."""
+    said = []
+    for each in case.comparisons:
+        at = f"at {percent(each.confidence or case.decided.confidence, 2)} confidence"
+        if each.in_part:
+            said.append(
+                f"The {title(each.opponent)} was ended when its comparison was settled: it answered {each.in_part} "
+                f"test rows, and is compared with the candidate on these, {at}."
+            )
+        elif each.confidence not in (None, case.decided.confidence):
+            said.append(f"The {title(each.opponent)} could have been ended earlier, so it is compared {at}.")
+    return said
 
 
 def _baselines(case: Case) -> list[str]:

@@ -120,7 +120,9 @@ def causes(
 
     `made` is the artifact of the earlier call.
     """
-    made_by = {name: MADE.fullmatch(str(now.get(name) or before.get(name))) for name in differing(before, now)}
+    absent = {name for name in NAMED_BY.values() if (name in before) != (name in now)}  # None, and a record with fields
+    changed = [*differing(before, now), *sorted(absent)]
+    made_by = {name: MADE.fullmatch(str(now.get(name) or before.get(name))) for name in changed}
     names = [
         name
         for name, found in made_by.items()
