@@ -148,7 +148,7 @@ def _prompted(
 
 def _ending(gate: Gate, candidate: Answers) -> EndingRule:
     """When a prompt need not answer more test rows, by a gate that has what this use of them may spend."""
-    metric = candidate.metric if gate.metric == "auto" else gate.metric
+    metric = gate.decides_by(candidate.metric)
     return EndingRule(candidate=candidate, metric=metric, tolerance=gate.tolerance, confidence=gate.confidence)
 
 

@@ -84,5 +84,5 @@ def _facts(settings: Settings, lineage: dict[str, str], base: str, tags: dict[st
         | {"tunewright.code": code[:12], "tunewright.version": importlib.metadata.version("tunewright")}
         | ({"mlflow.source.git.commit": commit()} if commit() else {}),
         files=lineage,
-        columns=columns("exact_match" if settings.gate.metric == "auto" else settings.gate.metric),
+        columns=columns(settings.gate.decides_by("exact_match")),
     )

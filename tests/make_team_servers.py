@@ -47,6 +47,7 @@ class TeamServers:
     terminal: Mapping[str, str]
     tools: Mapping[str, str]
     storage: str  # URL
+    works: list[str]  # the worker's command
     healthy: list[str]  # the command that tells whether the proxy is healthy
 
     @property
@@ -73,8 +74,7 @@ class TeamServers:
     @contextmanager
     def worker(self) -> Iterator[None]:
         """Run compose.yaml's worker."""
-        command = _here(services_of(self.folder / "infra")["worker"]["command"])
-        with _process(self.folder, "worker", command, self.terminal, self.pipelines):
+        with _process(self.folder, "worker", _here(self.works), self.terminal, self.pipelines):
             yield
 
     def backup(self, what: str, folder: Path) -> None:
@@ -143,6 +143,7 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         terminal=_environment(folder, services["worker"]["environment"] | home),
         tools=_environment(folder, services["backup"]["environment"] | home),
         storage=f"http://127.0.0.1:{ports['storage']}",
+        works=services["worker"]["command"],
         healthy=services["proxy"]["healthcheck"]["test"][1:],
     )
     with ExitStack() as stack:

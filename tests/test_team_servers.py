@@ -19,6 +19,7 @@ from conftest import make_tiny_base
 from make_team_servers import HOST, INFRA, TeamServers, copied, need, services_of, team_servers
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+from test_flow import ROWS
 
 PREFECT = """#!/usr/bin/env bash
 # As Prefect's worker: once it is stopped, it kills the run that it started.
@@ -130,15 +131,7 @@ def make_pipeline(folder: Path) -> None:
     """A deployment file of a tiny training, for the work pool of compose.yaml's worker."""
     folder.mkdir()
     make_tiny_base(folder / "base")
-    places = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
-    things = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
-    rows = [
-        {"instruction": f"{thing} {place} {what}", "output": ("refund", "delivery", "repair")[at % 3]}
-        for at, thing in enumerate(things)
-        for place in places
-        for what in ("is missing", "came late")
-    ]
-    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     parameters = {
         "data": {"sources": [{"path": "rows.jsonl"}]},
         "model": {"base": "base", "max_length": 128},

@@ -155,8 +155,8 @@ def _copy_uses(evidence: "EvidenceBundle", made: Path) -> None:
 
     uses = test_set_uses.file_of(evidence.name)
     if uses.is_file():
-        there = made / "home" / "test_set_uses"
-        there.mkdir(parents=True)
+        there = made / "home" / uses.relative_to(config.home())
+        there.parent.mkdir(parents=True)
         shutil.copy(uses, there)
 
 

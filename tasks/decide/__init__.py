@@ -125,7 +125,7 @@ def decide(
     Raises ConfigError if gate.metric or the metric of a guardrail was not measured on these rows.
     """
     tables = {each.contender: pq.read_table(each.path("answers.parquet")) for each in answers}
-    metric = answers[0].metric if gate.metric == "auto" else gate.metric
+    metric = gate.decides_by(answers[0].metric)
     for each in answers:
         wanted = (metric, *(guardrail.metric for guardrail in gate.guardrails))
         require_measured(tables[each.contender], wanted, each.scores)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from tunewright.artifacts import EndingRule
+from tunewright.config.gate import spending
 from tunewright.metrics import describe
 from tunewright.metrics.intervals import measured
 from tunewright.metrics.paired import Paired, by_row
@@ -75,5 +76,5 @@ def is_settled(answers: pa.Table, candidate: pa.Table, rule: EndingRule, alpha_s
     if not np.isfinite(both).all():  # of which the decision says that they cannot be compared
         return False
     paired = Paired(both[:, 0], both[:, 1], np.array([*clusters.values()]))
-    low, mean, high = paired.interval(rule.metric, 1 - alpha_share * (1 - rule.confidence))
+    low, mean, high = paired.interval(rule.metric, spending(rule.confidence, alpha_share))
     return (low > -rule.tolerance and mean >= 0) or high < 0

@@ -255,6 +255,11 @@ class Contender(BaseModel, frozen=True):
     version: str = ""  # of the registered model, for the champion
 
 
+def part_of_rows(num_rows: int, num_unanswered: int) -> str:
+    """Such as "75 of 300", where a contender was ended before it had answered all test rows; otherwise empty."""
+    return f"{num_rows:,} of {num_rows + num_unanswered:,}" if num_unanswered else ""
+
+
 class Answers(Artifact, frozen=True):
     """evaluate: answers.parquet (one line an answered test row) and scores.json, of one contender."""
 
@@ -272,8 +277,8 @@ class Answers(Artifact, frozen=True):
 
     @property
     def in_part(self) -> str:
-        """Such as "75 of 300", where it was ended before it had answered all test rows; otherwise empty."""
-        return f"{self.num_rows:,} of {self.num_rows + self.num_unanswered:,}" if self.num_unanswered else ""
+        """The test rows that it answered, where these are not all; otherwise empty."""
+        return part_of_rows(self.num_rows, self.num_unanswered)
 
 
 class EndingRule(BaseModel, frozen=True):

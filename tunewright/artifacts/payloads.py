@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel
 
-from tunewright.artifacts import Artifact, Verdict
+from tunewright.artifacts import Artifact, Verdict, part_of_rows
 
 Interval = tuple[float, float, float]  # low, mean, high
 Because = Literal["", "worse", "too low", "regression", "prompting is enough"]
@@ -266,8 +266,8 @@ class Comparison(BaseModel, frozen=True):
 
     @property
     def in_part(self) -> str:
-        """Such as "75 of 300", where the opponent was ended before it had answered all test rows; otherwise empty."""
-        return f"{self.num_rows:,} of {self.num_rows + self.num_unanswered:,}" if self.num_unanswered else ""
+        """The test rows that the opponent answered, where these are not all; otherwise empty."""
+        return part_of_rows(self.num_rows, self.num_unanswered)
 
     @property
     def is_behind(self) -> bool:

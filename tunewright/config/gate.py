@@ -30,6 +30,11 @@ class Guardrail(Section):
         return self
 
 
+def spending(confidence: float, alpha_share: float) -> float:
+    """Return the confidence of a test that spends this share of alpha = 1 - confidence, 0 to 1."""
+    return 1 - alpha_share * (1 - confidence)
+
+
 class Gate(Section):
     """Conditions under which a candidate replaces the champion."""
 
@@ -124,7 +129,11 @@ class Gate(Section):
 
     def spending(self, alpha_share: float) -> Self:
         """Return the gate of one use of the test rows: with the confidence that spends this share of alpha, 0 to 1."""
-        return self.model_copy(update={"confidence": 1 - alpha_share * (1 - self.confidence)})
+        return self.model_copy(update={"confidence": spending(self.confidence, alpha_share)})
+
+    def decides_by(self, automatic: str) -> str:
+        """Return the metric that decides; `automatic` is the one that fits the answers."""
+        return automatic if self.metric == "auto" else self.metric
 
     def general_margins(self, *, is_prose: bool) -> dict[str, float | None]:
         """Return the largest accepted loss in each general metric; None where the metric decides nothing."""

@@ -7,7 +7,6 @@ import os
 import ssl
 from typing import TYPE_CHECKING
 
-import httpx
 from pydantic import ValidationError
 
 from tunewright import config
@@ -15,7 +14,9 @@ from tunewright.config import Registry
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
 
-if TYPE_CHECKING:  # what it imports takes seconds
+if TYPE_CHECKING:  # what they import takes time
+    import httpx
+
     from tunewright.artifacts import Registered
 
 SQLITE = "sqlite:///"
@@ -29,8 +30,10 @@ def tracking_uri(registry: "Registry | Registered") -> str:
     return registry.tracking_uri or f"{SQLITE}{config.mlflow_database()}"
 
 
-def asked(url: str, seconds: float) -> httpx.Response:
+def asked(url: str, seconds: float) -> "httpx.Response":
     """The answer of an MLflow server, over TLS as MLflow's client does it. Raises httpx.HTTPError, ConfigError."""
+    import httpx
+
     verify: ssl.SSLContext | bool = os.environ.get(NO_TLS_CHECK, "").lower() not in ("true", "1")
     if verify and (file := os.environ.get(CERTIFICATES)):
         try:

@@ -77,10 +77,6 @@ NAMED_BY = {  # stage and argument, the content of what a setting names -> the i
     "base.identity": "reference",
     "dedupe.embedding": "settings.semantic_model",
     "prompt.embedding": "embedding_model",
-    "evaluate.rule.candidate": "rule",
-    "evaluate.rule.metric": "rule",
-    "evaluate.rule.tolerance": "rule",
-    "evaluate.rule.confidence": "rule",
 }
 FOLLOWS = {  # what of these can only change where another stage runs
     "check.special_tokens": "base",
@@ -120,9 +116,7 @@ def causes(
 
     `made` is the artifact of the earlier call.
     """
-    absent = {name for name in NAMED_BY.values() if (name in before) != (name in now)}  # None, and a record with fields
-    changed = [*differing(before, now), *sorted(absent)]
-    made_by = {name: MADE.fullmatch(str(now.get(name) or before.get(name))) for name in changed}
+    made_by = {name: MADE.fullmatch(str(now.get(name) or before.get(name))) for name in _changing(before, now)}
     names = [
         name
         for name, found in made_by.items()
@@ -134,6 +128,14 @@ def causes(
         rest = f" and {len(code) - MOST_DEFINITIONS} more" if len(code) > MOST_DEFINITIONS else ""
         said.append(f"code {', '.join(code[:MOST_DEFINITIONS])}{rest} changed")
     return list(dict.fromkeys(said)) or ([] if waits else ["the order of its inputs changed"])
+
+
+def _changing(before: Ingredients, now: Ingredients) -> list[str]:
+    """The names that set two calls apart; of a record that one of them lacks its own name, and not its fields."""
+    names = differing(before, now)
+    records = {name.partition(".")[0] for name in names if "." in name}
+    one_sided = {name for name in records if (name in before) != (name in now)}  # None in the other
+    return sorted(one_sided | {name for name in names if name.partition(".")[0] not in one_sided})
 
 
 def _sections(stage: str, names: list[str], before: Ingredients, now: Ingredients) -> Iterator[str]:
