@@ -1,17 +1,19 @@
 """The events that tell of a deployment's data: that they have changed, have drifted, or have long been unreadable; and
-of a crashed run that is not restarted.
+of a crashed run that is not restarted. A run also has a label that tells which files it reads.
 
 Automations that `tunewright deploy` makes wait for them (cli/deploy/automations.py); yours can as well.
 """
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
 
 from tunewright.artifacts import CheckedRows
 from tunewright.artifacts.payloads import CheckResults
@@ -19,12 +21,14 @@ from tunewright.config import Settings, Stage
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.parameters import identifier
+from tunewright.tasks.ingest import SourceFile, watching
 
 log = logging.getLogger("tunewright")
 
 CHANGED = "tunewright.data.changed"
 DRIFTED = "tunewright.data.drifted"
 UNREADABLE = "tunewright.data.unreadable"
+FILES = "tunewright.files"  # label of a flow run
 GAVE_UP = "tunewright.run.not-restarted"
 DRIFTS = ("length_drift", "language_drift", "source_drift", "label_drift")  # of data_checks/suite.py
 
@@ -32,6 +36,13 @@ DRIFTS = ("length_drift", "language_drift", "source_drift", "label_drift")  # of
 def announce(event: str, name: str, payload: dict[str, Any]) -> None:
     """Emits an event about the data or the runs of the deployment `name`."""
     emit_event(event, {"prefect.resource.id": resource(name), "prefect.resource.name": name}, payload=payload)
+
+
+def tell_files(files: Sequence[SourceFile]) -> None:
+    """Tells Prefect's server which files this run of a deployment reads, for polls that do not share its home."""
+    if deployment.id and flow_run.id:
+        with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+            client.update_flow_run_labels(UUID(str(flow_run.id)), {FILES: watching.digest(files)})
 
 
 def resource(name: str) -> str:

@@ -19,12 +19,19 @@ from tunewright.artifacts import Answers, Base, Contender, EndingRule, Judged, P
 from tunewright.config import Gate, Settings, Stage
 from tunewright.errors import AnotherChampion
 from tunewright.flows import finished, report
-from tunewright.flows.announcing import announce_drift
+from tunewright.flows.announcing import announce_drift, tell_files
 from tunewright.flows.calls import Plan, Reached, Run, Step
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.live import seen_in_mlflow
 from tunewright.flows.parameters import FLOW, identifier, named
-from tunewright.flows.run_name import end_killed, outlive_worker, run_name, say_stopped, terminal_run
+from tunewright.flows.run_name import (
+    end_killed,
+    outlive_worker,
+    require_kept_home,
+    run_name,
+    say_stopped,
+    terminal_run,
+)
 from tunewright.registry.address import by_environment
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import require_answer
@@ -191,14 +198,15 @@ def finetune(
     """
     given: dict[str, Any] = {**locals(), "registry": by_environment(named(registry, deployment.name))}
     settings = Settings(**{section: given[section] for section in Settings.model_fields})
+    say_stopped()
+    if deployment.id:
+        outlive_worker()
+        require_kept_home()
     config.make_home()
     config.prepare_environment(settings)
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)
-    say_stopped()
-    if deployment.id:
-        outlive_worker()
-    else:
+    if not deployment.id:
         with suppress(httpx.HTTPError):  # the server is asked again by the next run
             end_killed(partial(get_client, sync_client=True))
     report.show_settings(settings)
@@ -219,6 +227,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
         require_answer(settings.registry)
     shown = nullcontext() if is_variant else seen_in_mlflow(calls)
     with in_use.by_a_run(), in_use.of_terminal(terminal_run()), looked_at(settings), shown, suppress(Reached):
+        tell_files(inputs(settings).files)
         try:
             pipeline(settings, calls)
         except AnotherChampion as error:

@@ -6,7 +6,6 @@ The work is in tunewright/registry/release.py, which `tunewright release` calls 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from prefect import State, flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
@@ -83,22 +83,22 @@ def question(registry: Registry, waiting: Waiting) -> str:
     )
 
 
-def deploy(name: str, work_pool: str, job_variables: dict[str, Any] | None = None) -> UUID:
-    """Makes the deployment approval/NAME of a registered model, or brings it up to date; its runs start in this folder.
+def deploy(name: str, pipeline: DeploymentResponse) -> UUID:
+    """Makes the deployment approval/NAME of a registered model, or brings it up to date.
 
-    `job_variables` are those of the pipeline's own deployment, such as its environment.
+    Its runs go to the work pool of the `pipeline` deployment, and begin in the same folder with the same environment.
     """
     with get_client(sync_client=True) as client:
         return client.create_deployment(
             client.create_flow(approval),
             name,
             description=f"Asks for approval before a version of {name} gets its alias; started by the pipeline",
-            work_pool_name=work_pool,
+            work_pool_name=pipeline.work_pool_name,
             entrypoint="tunewright.flows.release.approval",
-            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
+            pull_steps=pipeline.pull_steps,
             parameter_openapi_schema=parameter_schema(approval).model_dump_for_openapi(),
             enforce_parameter_schema=True,
-            job_variables=job_variables,
+            job_variables=pipeline.job_variables,
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment, flow_run
@@ -24,7 +25,7 @@ from prefect.states import Crashed
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from tunewright.errors import TunewrightError
+from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, field, flat, shown, written
 from tunewright.store import in_use
 
@@ -139,6 +140,26 @@ def say_stopped() -> None:
     """Have Prefect's log of this process say that a run was stopped, where a signal did so, and errors in one line."""
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_in_other_words)
+
+
+def is_folder_made_for_run(deployed: DeploymentResponse) -> bool:
+    """Whether pull steps get what is in the folder of a run from elsewhere, so that what it leaves there is lost."""
+    steps = [name for each in deployed.pull_steps or () for name in each]
+    return any(not name.endswith("set_working_directory") for name in steps)
+
+
+def require_kept_home() -> None:
+    """Raises ConfigError where a worker's run would lose its home: the cache, the splits and the uses of test rows."""
+    if os.environ.get("TUNEWRIGHT_HOME"):
+        return
+    with get_client(sync_client=True) as client:
+        deployed = client.read_deployment(UUID(str(deployment.id)))
+    if is_folder_made_for_run(deployed):
+        raise ConfigError(
+            f"TUNEWRIGHT_HOME: not set on this worker, and the pull steps of {deployed.name} make a folder for each "
+            "run, in which the home would be lost; accepted: a folder that is kept, in the worker's environment or in "
+            "work_pool.job_variables.env"
+        )
 
 
 def outlive_worker() -> None:

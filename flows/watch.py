@@ -24,6 +24,7 @@ from tunewright import config
 from tunewright.compat import STOPPED, STOPPED_EARLY
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
+from tunewright.flows.announcing import FILES
 from tunewright.flows.parameters import FLOW, checked, identifier, named
 from tunewright.reports.pages import counted
 from tunewright.store import in_use
@@ -37,6 +38,7 @@ PAUSED = "Deployment paused"
 NO_NEWS = (PAUSED, "Unchanged", "Unreadable", "Unsettled", "Cancelled", "Crashed")
 RESTARTS = 2  # in a row: what crashes again and again may do so by itself, as where memory is short
 RESTARTED_WITHIN = timedelta(days=1)  # of the crash
+READS_WITHIN = timedelta(minutes=10)  # of its start; one that did not was killed, or is of an earlier version
 READ_RUNS = 20  # the newest: crashes are counted among them, without those that were stopped
 GIVEN_UP = "Not restarted"
 BROKEN = (StateType.FAILED, StateType.CRASHED)
@@ -80,6 +82,9 @@ def watch(deployment: str) -> State[None]:
             return Completed(name=GIVEN_UP, message=given_up)
         settings = checked(watched.parameters, lambda _: deployment)
         name = named(settings.registry, watched.name).name
+        if coming := _on_its_way(client, watched, begun):
+            message = f"{coming} is about to read the files; the first poll after that compares"
+            return Completed(name="Unsettled", message=message)
         if not watching.has_finished(identifier(watched.name)) and (running := _under_way(client, watched, name)):
             message = (
                 f"no run of this deployment has finished yet, and {running} is under way; the first poll after its end "
@@ -87,10 +92,8 @@ def watch(deployment: str) -> State[None]:
             )
             log.info("%s", message)
             return Completed(name="Unsettled", message=message)
-    last = begun[0] if begun else None
-    has_failed = bool(last and last.state and last.state.is_failed())
     try:
-        found = watching.look(identifier(watched.name), settings.data, has_failed=has_failed)
+        found = watching.look(identifier(watched.name), settings.data, _newest(begun))
     except (ConfigError, DataError) as error:  # files on their way, or none yet: a run would say the same and fail
         log.warning("%s", error)
         if since := watching.long_unreadable(identifier(watched.name)):
@@ -127,6 +130,29 @@ def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str
     sections = {run.id: run.parameters.get("registry") for run in runs}
     names = {id_: section.get("name") if isinstance(section, dict) else None for id_, section in sections.items()}
     return next((run.name for run in runs if run.deployment_id == watched.id or names[run.id] == name), "")
+
+
+def _on_its_way(client: SyncPrefectClient, watched: DeploymentResponse, begun: Sequence[FlowRun]) -> str:
+    """The name of a run of the deployment that has yet to read the files, or "" if there is none."""
+    due = {"state": {"type": {"any_": [StateType.SCHEDULED]}}, "expected_start_time": {"before_": datetime.now(UTC)}}
+    waiting = client.read_flow_runs(
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [watched.id]}}),
+        flow_run_filter=FlowRunFilter.model_validate(due),
+        limit=1,
+    )
+    starting = [
+        run
+        for run in begun[:1]
+        if run.state and not run.state.is_final() and run.state.timestamp > datetime.now(UTC) - READS_WITHIN
+    ]
+    return next((run.name for run in (*waiting, *starting) if FILES not in run.labels), "")
+
+
+def _newest(begun: Sequence[FlowRun]) -> watching.NewestRun | None:
+    if not begun or not (state := begun[0].state):
+        return None
+    files = str(begun[0].labels.get(FILES, ""))
+    return watching.NewestRun(files, has_finished=state.is_completed(), has_failed=state.is_failed())
 
 
 def _begun(client: SyncPrefectClient, watched: DeploymentResponse) -> list[FlowRun]:
@@ -198,12 +224,10 @@ def _was_stopped(run: FlowRun) -> bool:
 
 
 def _what_next(newest: Sequence[FlowRun]) -> str:
-    """The rest of a sentence: what follows on the last run if that failed or crashed and is not restarted now."""
+    """The rest of a sentence: what follows on the last run if that failed or crashed."""
     last = newest[0] if newest else None
     if not last or not last.state or last.state.type not in BROKEN:
         return ""
-    if _is_restarted(newest):
-        return f"; {last.name} crashed, and its restart waits for a worker"
     why = " again after restarts" if _num_crashes(newest) > RESTARTS else ""
     how = "crashed" if last.state.is_crashed() else "failed"
     return (

@@ -55,26 +55,22 @@ class TeamServers:
         """The certificate that people trust."""
         return self.folder / "infra" / "certificates" / "ca.crt"
 
-    def call(self, program: str, *arguments: str) -> str:
-        """Call a program in `pipelines`, and return what it prints."""
+    def call(self, program: str, *arguments: str, folder: Path | None = None) -> str:
+        """Call a program of a person's terminal, in a folder of theirs, and return what it prints."""
         command = [str(BIN / program), *arguments]
-        done = subprocess.run(command, env=self.terminal, cwd=self.pipelines, capture_output=True, text=True)
+        done = subprocess.run(command, env=self.terminal, cwd=folder or self.folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def tunewright(self, *arguments: str) -> str:
-        """Call a command of tunewright in `pipelines`, and return what it prints."""
-        return self.call("tunewright", *arguments)
-
-    @property
-    def pipelines(self) -> Path:
-        """The folder of deployment files, which the worker is started in."""
-        return self.folder / "pipelines"
+    def tunewright(self, *arguments: str, folder: Path | None = None) -> str:
+        """Call a command of tunewright, and return what it prints."""
+        return self.call("tunewright", *arguments, folder=folder)
 
     @contextmanager
     def worker(self) -> Iterator[None]:
-        """Run compose.yaml's worker."""
-        with _process(self.folder, "worker", _here(self.works), self.terminal, self.pipelines):
+        """Run compose.yaml's worker, in an empty folder."""
+        (self.folder / "pipelines").mkdir()
+        with _process(self.folder, "worker", _here(self.works), self.terminal, self.folder / "pipelines"):
             yield
 
     def backup(self, what: str, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A file's deployments on a server: what its settings ask for, twice the same, and data that start a run."""
 
 import json
+import os
 import re
 import subprocess
 import threading
@@ -15,11 +16,13 @@ from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import pytest
+import yaml
 from conftest import Harness
 from make_payloads import SINCE, make_check_results
 from prefect import State, flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
@@ -50,7 +53,7 @@ from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.cli.deploy.view import as_json, show
 from tunewright.cli.main import app
 from tunewright.cli.up import service
-from tunewright.config import Registry
+from tunewright.config import Data, Registry, Source
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import announcing, run_name
 from tunewright.flows.calls import Step
@@ -58,7 +61,7 @@ from tunewright.flows.watch import watch
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
 from tunewright.store import in_use
-from tunewright.tasks.ingest import watching
+from tunewright.tasks.ingest import source_files, watching
 
 
 @pytest.mark.parametrize(
@@ -217,15 +220,31 @@ def data_start_a_run(client: SyncPrefectClient) -> None:
         all_runs = client.read_flow_runs()
         return [r for r in all_runs if r.deployment_id == deployment.id and not r.auto_scheduled]
 
-    for name, said in (("b", "no run has finished yet"), ("c", "no run has finished yet")):
+    def polled() -> tuple[str, str]:
+        state: Any = watch("finetune/drops", return_state=True)
+        return state.name, state.message
+
+    for name in ("b", "c"):
         before = len(runs())
         Path(f"in/{name}.jsonl").write_text(f'{{"instruction": "{name}", "output": "b"}}\n')
-        state: Any = watch("finetune/drops", return_state=True)
-        assert (state.name, state.message) == ("Changed", said)
+        assert polled() == ("Changed", "no run has finished yet")
         until(lambda before=before: len(runs()) == before + 1)
-    state = watch("finetune/drops", return_state=True)
-    assert state.name == "Unchanged"
-    assert state.message == "3 files; a run for this change was started already (no run has finished yet)"
+        (waits,) = [run for run in runs() if not run.state.is_final()]
+        Path("in/d.jsonl").write_text(f'{{"instruction": "{name}", "output": "d"}}\n')
+        assert polled()[1] == f"{waits.name} is about to read the files; the first poll after that compares"
+        Path("in/d.jsonl").unlink()
+        client.set_flow_run_state(waits.id, Running(), force=True)
+        assert polled()[0] == "Unsettled", "it has not said what it reads"
+        with (
+            patch.object(announcing.deployment, "id", deployment.id),
+            patch.object(announcing.flow_run, "id", waits.id),
+        ):
+            announcing.tell_files(source_files(Data(sources=(Source(path="in/*.jsonl"),))))
+        assert polled()[0] == "Unchanged"
+        with patch.dict(os.environ, TUNEWRIGHT_HOME=f"elsewhere/{name}"):
+            assert polled()[0] == "Unchanged", "a worker with another home"
+        client.set_flow_run_state(waits.id, Cancelled(), force=True)
+    assert polled()[1] == "3 files; a run for this change was started already (no run has finished yet)"
     time.sleep(2)
     assert len(runs()) == 2
 
@@ -446,6 +465,7 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
 ) -> None:
     deploy(write("{watch: 30}"), None, "local")
     deployment = client.read_deployment_by_name("finetune/drops").id
+    watching.keep_read("drops", source_files(Data(sources=(Source(path="in/*.jsonl"),))))
 
     def looked() -> str:
         state: Any = watch("finetune/drops", return_state=True)
@@ -470,7 +490,7 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
     (second,) = started()
     assert said[-1] == f"{first.name} crashed, and drops was started again: flow run {second.id}"
     assert looked() != "Restarted"  # it waits for its turn
-    assert said[-1].endswith(f"; {first.name} crashed, and its restart waits for a worker")
+    assert said[-1] == f"{second.name} is about to read the files; the first poll after that compares"
     assert second.parameters["until"] == "split"
     end(second, Crashed())
     assert looked() == "Restarted"
@@ -876,6 +896,59 @@ def test_a_person_is_asked_by_a_deployment_of_its_own(client: SyncPrefectClient,
     asking = client.read_deployment_by_name("approval/drops")
     assert asking.work_pool_name == "local"
     assert asking.entrypoint == "tunewright.flows.release.approval"
+
+
+PULLED = """pull:
+  - prefect.deployments.steps.git_clone: {id: clone, repository: 'https://me:secret@git.example/team.git'}
+  - prefect.deployments.steps.set_working_directory: {directory: '{{ clone.directory }}/jobs'}
+"""
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_elsewhere_begins_where_the_pull_steps_of_its_file_lead_and_so_do_its_watcher_and_approval(
+    client: SyncPrefectClient,
+    write: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = write("{watch: 30}\n      gate: {approval: true}")
+    file.write_text(f"{file.read_text().replace('name: drops', 'name: away').replace('in/*', 'there/*')}{PULLED}")
+    show(Console(width=200), deploy(file, None, "local"))
+    shown = capsys.readouterr().out
+    assert "  folder     jobs of https://git.example/team.git\n" in shown
+    assert "  made for each run: workers need TUNEWRIGHT_HOME, a folder that is kept\n" in shown
+    (warning,) = [text for text in caplog.messages if text.startswith("not checked, as its runs begin in another")]
+    assert "there/*.jsonl" in warning
+    steps = client.read_deployment_by_name("finetune/away").pull_steps
+    assert steps and steps[1] == yaml.safe_load(PULLED)["pull"][1]
+    for name in ("watch/away", "approval/away"):
+        assert client.read_deployment_by_name(name).pull_steps == steps
+    again = deploy(file, None, "local").deployed[0]
+    assert again.state == "unchanged"
+    with patch.object(run_name.deployment, "id", str(again.now.id)):
+        run_name.require_kept_home()  # of this test
+        monkeypatch.delenv("TUNEWRIGHT_HOME")
+        with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME: not set on this worker, and the pull steps of away "):
+            run_name.require_kept_home()
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_folder_of_runs_in_containers_is_said_as_it_is_that_of_the_file(
+    client: SyncPrefectClient, write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.create_work_pool(WorkPoolCreate(name="boxes", type="docker"))
+    file = write()
+    text = file.read_text().replace("name: drops", "name: boxed")
+    file.write_text(text.replace("parameters:", "work_pool: {name: boxes}\n    parameters:"))
+    show(Console(width=300), deploy(file, None, "local"))
+    shown = capsys.readouterr().out
+    assert f"  folder     {tmp_path}, on the machine or in the container of the run; pull: in the file sets" in shown
+    file.write_text(f"{file.read_text()}    pull: jobs\n")
+    with pytest.raises(
+        ConfigError, match=r"drops.yaml line \d+: deployments\[0\].pull: .jobs. is refused; accepted: a list"
+    ):
+        deploy(file, None, "local")
 
 
 @pytest.mark.usefixtures("quick")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import uuid
@@ -127,8 +128,8 @@ def test_what_the_jobs_need_in_a_cluster_is_valid_and_named_as_in_the_template()
     assert names == {("Namespace", job["metadata"]["namespace"])} | claimed
 
 
-def make_pipeline(folder: Path) -> None:
-    """A deployment file of a tiny training, for the work pool of compose.yaml's worker."""
+def make_pipeline(folder: Path, repository: Path) -> None:
+    """A deployment file of a tiny training, for the work pool of compose.yaml's worker; and a Git repository of it."""
     folder.mkdir()
     make_tiny_base(folder / "base")
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
@@ -139,11 +140,16 @@ def make_pipeline(folder: Path) -> None:
         "training": {"learning_rate": 1e-3, "max_steps": 20, "batch": 4, "evaluate_every": 20, "patience": None},
         "compute": {"threads": 1},
         "evaluation": {"max_new_tokens": 4, "contenders": [], "forgetting": False},
-        "gate": {"metric": "perplexity", "confidence": 0.8},
+        "gate": {"metric": "perplexity", "confidence": 0.8, "approval": True},
     }
     deployment = {"name": "tiny", "entrypoint": "tunewright.flows.finetune.finetune", "parameters": parameters}
     deployment["work_pool"] = {"name": "tunewright"}
+    deployment["pull"] = [{"prefect.deployments.steps.git_clone": {"repository": repository.as_uri()}}]
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"deployments": [deployment]}))
+    git = ["git", "-c", "user.name=ana", "-c", "user.email=ana@team.example"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=tiny"]):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    subprocess.run([*git, "clone", "--quiet", "--bare", folder, repository], check=True)
 
 
 def trusting(servers: TeamServers) -> ssl.SSLContext:
@@ -177,11 +183,17 @@ def test_a_worker_that_is_stopped_lets_its_runs_save_first(tmp_path: Path) -> No
 
 def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(tmp_path: Path) -> None:
     with team_servers(tmp_path / "servers") as servers:
-        make_pipeline(servers.pipelines)
+        make_pipeline(tmp_path / "laptop", tmp_path / "team.git")
         with servers.worker():
-            waiting.until(lambda: "Worker" in (servers.folder / "worker.log").read_text())
-            servers.tunewright("deploy", "tiny.yaml")
-            assert "'Promoted'" in servers.call("prefect", "deployment", "run", "finetune/tiny", "--watch")
+            log = servers.folder / "worker.log"
+            waiting.until(lambda: "Worker" in log.read_text())
+            servers.tunewright("deploy", "tiny.yaml", folder=tmp_path / "laptop")
+            shutil.rmtree(tmp_path / "laptop")
+            assert "'Waiting'" in servers.call("prefect", "deployment", "run", "finetune/tiny", "--watch")
+            waiting.until(lambda: "Flow run 'approve tiny 1' - Finished in state Suspended" in log.read_text())
+            subprocess.run(["git", "clone", "--quiet", tmp_path / "team.git", tmp_path / "desktop"], check=True)
+            reason = ("--reason", "from another clone, which has the base")
+            servers.tunewright("release", "approve", "tiny", *reason, folder=tmp_path / "desktop")
         assert (
             "<html"
             in httpx.get(servers.terminal["PREFECT_API_URL"].removesuffix("/api"), verify=trusting(servers)).text
@@ -194,10 +206,11 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
         servers.backup("save", tmp_path / "copy")
     passwords = tmp_path / "servers" / "infra" / ".env"
     with team_servers(tmp_path / "restored", tmp_path / "copy", passwords) as servers:
-        servers.pipelines.symlink_to(tmp_path / "servers" / "pipelines")  # at the same place as before
         assert servers.tunewright("release", "history", "tiny", "--json") == before
-        assert [event["what"] for event in json.loads(before)["events"]] == ["promoted"]
-        assert "Unchanged" in servers.tunewright("run", "tiny.yaml"), "the same splits, weights and champion"
+        assert [event["what"] for event in json.loads(before)["events"]] == ["approved"]
+        assert "Unchanged" in servers.tunewright("run", "tiny.yaml", folder=tmp_path / "desktop"), (
+            "the same splits, weights and champion"
+        )
         add_user(servers, "ana", "a password of hers")
         hers = {"MLFLOW_TRACKING_USERNAME": "ana", "MLFLOW_TRACKING_PASSWORD": "a password of hers"}
         servers = replace(servers, terminal={**servers.terminal, **hers})

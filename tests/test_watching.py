@@ -9,10 +9,11 @@ import pytest
 from tunewright.config import Data, Source
 from tunewright.errors import ConfigError
 from tunewright.tasks.ingest import files, source_files, watching
-from tunewright.tasks.ingest.watching import changes, keep_read, look
+from tunewright.tasks.ingest.watching import NewestRun, changes, digest, keep_read, look
 
 LINE = '{"instruction": "a", "output": "b"}\n'
 DATA = Data(sources=(Source(path="in/*.jsonl"),))
+FAILED = NewestRun(files="", has_finished=False, has_failed=True)
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,28 @@ def test_each_change_is_named_and_announced_once() -> None:
     assert (found.is_new, found.changes) == (True, ("gone: in/b.jsonl",))
 
 
+def test_an_empty_home_is_no_reason_to_start_a_run_on_the_same_files_again() -> None:
+    """Workers elsewhere have homes of their own, or none that is kept."""
+    about = digest(source_files(DATA))
+    failed = look("failed", DATA, NewestRun(about, has_finished=False, has_failed=True))
+    assert (failed.is_new, failed.changes) == (False, ("no run has finished yet",))
+    running = look("running", DATA, NewestRun(about, has_finished=False, has_failed=False))
+    assert (running.is_new, running.changes) == (False, ("no run has finished yet",))
+    finished = NewestRun(about, has_finished=True, has_failed=False)
+    assert look("finished", DATA, finished).changes == ()
+    Path("in/a.jsonl").write_text(LINE * 2)
+    for deployment in ("failed", "running", "finished", "another home"):
+        assert look(deployment, DATA, finished).is_new, deployment
+
+
+def test_a_home_goes_by_a_run_on_another_machine_that_read_what_is_there_now() -> None:
+    finished()
+    Path("in/a.jsonl").write_text(LINE * 2)
+    elsewhere = NewestRun(digest(source_files(DATA)), has_finished=True, has_failed=False)
+    assert look("demo", DATA, elsewhere).changes == ()
+    assert look("demo", DATA).changes == ()
+
+
 def test_a_change_that_comes_back_is_announced_again() -> None:
     finished()
     Path("in/b.jsonl").write_text(LINE)
@@ -79,11 +102,11 @@ def test_a_change_back_is_a_change_where_the_run_between_failed() -> None:
     finished()
     Path("in/a.jsonl").write_text("broken")
     assert look("demo", DATA).is_new
-    assert not look("demo", DATA, has_failed=True).is_new
+    assert not look("demo", DATA, FAILED).is_new
     Path("in/a.jsonl").write_text(LINE)
-    found = look("demo", DATA, has_failed=True)
+    found = look("demo", DATA, FAILED)
     assert (found.is_new, found.changes) == (True, (watching.REPAIRED,))
-    found = look("demo", DATA, has_failed=True)
+    found = look("demo", DATA, FAILED)
     assert (found.is_new, found.changes) == (False, ()), "once"
 
 

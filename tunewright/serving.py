@@ -196,8 +196,9 @@ def _content(file: Path) -> str:
 def find_base(reference: str, revision: str | None, digest: str) -> Path:
     """The folder with the very base that a model was tuned on: one with this digest, wherever this machine has it.
 
-    Looks in the folder where it was tuned, among the bases of the pipeline here, in the folders that TUNEWRIGHT_BASE
-    names, and last in the package or on the hub. A GGUF file is converted once a machine.
+    Looks in the folder where it was tuned, in the same place beneath this folder, as in another clone of a repository,
+    among the bases of the pipeline here, in the folders that TUNEWRIGHT_BASE names, and last in the package or on the
+    hub. A GGUF file is converted once a machine.
     Raises ValueError if none of these is that base, FileNotFoundError if there is none.
     """
     needed = f"base {reference}: the model that was tuned has sha256 {digest[:12]}"
@@ -219,7 +220,10 @@ def find_base(reference: str, revision: str | None, digest: str) -> Path:
 def _places(reference: str, revision: str | None, digest: str) -> Iterator[Path]:
     """The folders that may hold a base, each once; what takes long to get comes last."""
     named = os.environ.get(BASE, "").split(os.pathsep)
-    folders = [Path(reference), *_of_pipeline(digest), *(Path(name).expanduser() for name in named if name)]
+    parts = Path(reference).parts if Path(reference).is_absolute() else ()
+    beneath = (Path.cwd().joinpath(*parts[start:]) for start in range(1, len(parts)))
+    there = (Path(name).expanduser() for name in named if name)
+    folders = [Path(reference), *beneath, *_of_pipeline(digest), *there]
     yield from dict.fromkeys(folder for folder in folders if folder.is_absolute() and _may_be_folder(folder))
     if reference.startswith("package:"):
         yield _converted(reference, digest)

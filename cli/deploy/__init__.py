@@ -22,7 +22,7 @@ from tunewright.cli.deploy.timing import require_due
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.prefect_server import connected
 from tunewright.config import outside, working_in
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, DataError
 from tunewright.flows import calls, release
 from tunewright.flows.inputs import inputs
 from tunewright.flows.parameters import FLOW
@@ -43,6 +43,7 @@ class Deployed:
     is_new: bool
     changed: Sequence[str]  # of what was there, in words
     moved_from: str  # the folder that its runs began in, where this is another one now; empty otherwise
+    pool_type: str  # "process", "docker", "kubernetes" or another
     automations: Synced
     has_watch_changed: bool
     is_pool_new: bool
@@ -59,7 +60,7 @@ class Deployed:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The deployments of a file, and others that start in this folder and are none of it."""
+    """The deployments of a file, and others that begin in the same folder and are none of it."""
 
     deployed: Sequence[Deployed]
     others: Sequence[str]
@@ -85,9 +86,8 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
         for pipeline in pipelines:
             with deployment_file.placed(pipeline):
                 calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
-                inputs(pipeline.settings)
                 _warn_of_mlflow(pipeline)
-                models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
+            _look_at_inputs(pipeline)
             require_due(pipeline.schedules or (), pipeline.places)
         with connected() as client:
             for pipeline in pipelines:
@@ -98,7 +98,25 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
             deployed = [_deploy(client, pipeline, pipeline.work_pool or pool) for pipeline in pipelines]
             sync(client, SERVER, of_server())
             tested = server.send_test_messages(blocks if tests else ())
-            return Result(deployed=deployed, others=server.others(client, names), tested=tested)
+            return Result(deployed=deployed, others=_others(client, deployed, names), tested=tested)
+
+
+def _look_at_inputs(pipeline: Pipeline) -> None:
+    """Raises ConfigError and DataError for what is missing or unusable here; a warning where runs begin elsewhere."""
+    try:
+        with deployment_file.placed(pipeline):
+            inputs(pipeline.settings)
+            models.look_up(pipeline.settings.model.base, pipeline.settings.model.revision)
+    except (ConfigError, DataError) as error:
+        if pipeline.pull is None:
+            raise
+        log.warning("not checked, as its runs begin in another folder, by pull: %s", error)
+
+
+def _others(client: SyncPrefectClient, deployed: Sequence[Deployed], names: Sequence[str]) -> list[str]:
+    """Deployments of the pipeline that begin where one of `deployed` does, and are none of `names`."""
+    begin = [each.now.pull_steps for each in deployed]
+    return [each.name for each in server.deployments(client) if each.name not in names and each.pull_steps in begin]
 
 
 def _warn_of_mlflow(pipeline: Pipeline) -> None:
@@ -131,7 +149,7 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
     now = server.with_log(client, now)
     operation, registry = pipeline.settings.operation, pipeline.settings.registry
     if pipeline.settings.gate.approval:
-        release.deploy(registry.name, now.work_pool_name or pool, now.job_variables)
+        release.deploy(registry.name, now)
     ui = (get_current_settings().ui_url or "").rstrip("/")
     target = Target(now.id, now.name, registry.name, ui, approval=pipeline.settings.gate.approval)
     wanted = of_deployment(target, operation, server.block_ids(client, operation.notify))
@@ -145,6 +163,7 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
         automations=sync(client, target.owner, wanted),
         has_watch_changed=server.keep_watch(client, now, operation.watch),
         is_pool_new=is_pool_new,
+        pool_type=client.read_work_pool(now.work_pool_name or pool).type,
         workers=server.workers(client, now.work_pool_name or pool),
         link=f"{ui}/v2/deployments/deployment/{now.id}",
     )

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -61,6 +60,7 @@ ACTIVE = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 POLL_SECONDS = 60.0  # for a poll to end; it takes a second or two, and more on a busy machine
 LOOK_SECONDS = 0.5
 OVERDUE = 1.5  # intervals between heartbeats; Prefect itself has a worker as online for three
+ORIGINS = ("repository", "bucket", "container")  # of Prefect's pull steps
 OF_SCHEDULE = {"schedule", "active", "parameters", "slug"}
 
 
@@ -180,7 +180,9 @@ def read(client: SyncPrefectClient, flow: str, name: str) -> DeploymentResponse 
 
 
 def deploy(pipeline: Pipeline, pool: str, before: DeploymentResponse | None) -> None:
-    """Calls `prefect deploy` on one deployment of a file, whose runs begin in the folder that this is called in.
+    """Calls `prefect deploy` on one deployment of a file.
+
+    Where the file has no pull steps, its runs begin in the folder that this is called in.
 
     `before` is the deployment on the server, whose interval schedules keep their anchors.
 
@@ -280,16 +282,15 @@ def _compared(deployment: DeploymentResponse) -> dict[str, Any]:
     return values | {"schedules": schedules, "global_concurrency_limit": limit["limit"] if limit else None}
 
 
-def others(client: SyncPrefectClient, names: Sequence[str]) -> list[str]:
-    """Deployments of the pipeline that start in this folder and are none of `names`."""
-    here = str(Path.cwd())
-    return [each.name for each in deployments(client) if each.name not in names and here in str(each.pull_steps)]
-
-
 def folder(deployment: DeploymentResponse) -> str:
-    """Return the folder that runs of a deployment begin in; empty where its steps name none."""
+    """Return the folder that runs of a deployment begin in, and where it is got from: "a folder", "a folder of URL".
+
+    Empty where the deployment has no pull steps.
+    """
     steps = [step for each in deployment.pull_steps or () for step in each.values() if isinstance(step, dict)]
-    return str(next((step["directory"] for step in steps if "directory" in step), ""))
+    named = (re.sub(r"{{.*?}}/?", "", str(step["directory"])) for step in reversed(steps) if "directory" in step)
+    origins = (outside.without_credentials(str(step[key])) for step in steps for key in ORIGINS if key in step)
+    return " of ".join(each for each in (next(named, ""), next(origins, "")) if each)
 
 
 def deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:

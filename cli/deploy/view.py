@@ -1,6 +1,7 @@
 """Print the result of `tunewright deploy`: each deployment in words, or one JSON object."""
 
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
@@ -14,6 +15,7 @@ from tunewright.cli.deploy.removal import Removed
 from tunewright.cli.deploy.server import folder
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.flows.parameters import FLOW, identifier
+from tunewright.flows.run_name import is_folder_made_for_run
 from tunewright.machine import addresses
 
 
@@ -31,7 +33,7 @@ def show(console: Console, result: Result) -> None:
     for name in result.others:
         console.print(
             Text(
-                f"{FLOW}/{name} also starts in this folder but is not in {result.deployed[0].pipeline.path}; it was "
+                f"{FLOW}/{name} also starts in that folder but is not in {result.deployed[0].pipeline.path}; it was "
                 f"not changed. This removes it and its automations: tunewright deploy --remove {shlex.quote(name)}",
                 "yellow",
             ),
@@ -123,8 +125,19 @@ def _lines(deployed: Deployed) -> list[tuple[str, str]]:
         lines.append(("notifies", f"{', '.join(operation.notify)} of {occasions}"))
     if deployed.pipeline.settings.gate.approval:
         lines.append(("approval", f"requested by approval/{deployed.pipeline.settings.registry.name}"))
-    lines += [("work pool", _pool(deployed)), ("limit", _limit(now)), ("link", deployed.link)]
-    return lines
+    return [*lines, *_place(deployed), ("limit", _limit(now)), ("link", deployed.link)]
+
+
+def _place(deployed: Deployed) -> Iterator[tuple[str, str]]:
+    """Where runs take place: the work pool, and the folder where that is not simply the one of the file."""
+    yield "work pool", _pool(deployed)
+    now, pull = deployed.now, deployed.pipeline.pull
+    if pull is not None:
+        yield "folder", folder(now) or "as the work pool has it"
+        if is_folder_made_for_run(now) and "TUNEWRIGHT_HOME" not in (now.job_variables.get("env") or {}):
+            yield "", "made for each run: workers need TUNEWRIGHT_HOME, a folder that is kept"
+    elif deployed.pool_type != "process":
+        yield "folder", f"{folder(now)}, on the machine or in the container of the run; pull: in the file sets another"
 
 
 def _due(scheduled: Any) -> str:
@@ -140,18 +153,18 @@ def _pool(deployed: Deployed) -> str:
     waiting = f"{count} worker{'s'[: count != 1]} waiting for runs, by a heartbeat {said}"
     if not count:
         none = f"the last heartbeat of a worker was {said}, so it may have ended" if said else "no worker is running"
-        waiting = f"{none}; start one{_start_of_worker(pool)}"
+        waiting = f"{none}; start one{_start_of_worker(pool, is_elsewhere=deployed.pipeline.pull is not None)}"
     return f"{pool}{', just created' if deployed.is_pool_new else ''}; {waiting}"
 
 
-def _start_of_worker(pool: str) -> str:
-    """Return the command that starts a worker of the pool for this home, and which secrets it needs."""
+def _start_of_worker(pool: str, *, is_elsewhere: bool) -> str:
+    """Return the command that starts a worker of the pool, for this home or elsewhere, and which secrets it needs."""
     server = addresses.for_prefect(PREFECT_API_URL.value())
     secrets = {"PREFECT_API_AUTH_STRING": PREFECT_API_AUTH_STRING, "PREFECT_API_KEY": PREFECT_API_KEY}
     needed = [name for name, setting in secrets.items() if setting.value() and f"{name}=" not in server]
     needs = f", with {' and '.join(needed)} set as for this command" if needed else ""
-    home = shlex.quote(str(config.home()))
-    return f"{needs}: TUNEWRIGHT_HOME={home} {server} prefect worker start --pool {shlex.quote(pool)}"
+    home = "" if is_elsewhere else f"TUNEWRIGHT_HOME={shlex.quote(str(config.home()))} "
+    return f"{needs}: {home}{server} prefect worker start --pool {shlex.quote(pool)}"
 
 
 def _limit(deployment: Any) -> str:

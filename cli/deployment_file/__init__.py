@@ -68,6 +68,7 @@ class Pipeline:
     places: tuple[str, ...] = ()  # where each schedule stands
     place_of_pool: str = ""
     triggers: tuple[str, ...] = ()  # the names of the automations that Prefect makes of them
+    pull: tuple[dict[str, Any], ...] | None = None  # steps by which a run gets to its folder; None: that of the file
     document: Document | None = None  # the whole file
     typed: Mapping[str, str] = field_(default_factory=dict)  # a path as the file would name it -> as it was typed
 
@@ -116,6 +117,7 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
             schedule["parameters"] = renamed(own, place_of)
     pool, due = chosen.get("work_pool"), mappings(document, f"{at}.schedules", chosen.get("schedules"))
     triggers = enumerate(chosen.get("triggers") or (), start=1)
+    pull = _pull(document, at, chosen)
     return replace(
         _pipeline(Path(document.name), chosen["name"], parameters, run, origins),
         document=document,
@@ -125,6 +127,7 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
         schedules=None if chosen.get("schedules") is None else tuple(schedule_of(document, *each) for each in due),
         places=tuple(document.place(under) for under, _ in due),
         triggers=tuple(each.get("name") or f"{chosen['name']}__automation_{number}" for number, each in triggers),
+        pull=pull,
     )
 
 
@@ -134,7 +137,8 @@ def override(pipeline: Pipeline, assignments: Iterable[str], option: str = "--se
     parameters, run, origins, typed = _override(given, origins, pipeline.path, list(assignments), option)
     changed = _pipeline(pipeline.path, pipeline.name, parameters, run, origins)
     changed = replace(changed, typed={**pipeline.typed, **typed})
-    kept = ("work_pool", "place_of_pool", "schedules", "places", "triggers", "document")  # which no --set changes
+    # No --set changes these.
+    kept = ("work_pool", "place_of_pool", "schedules", "places", "triggers", "pull", "document")
     return replace(changed, **{name: getattr(pipeline, name) for name in kept})
 
 
@@ -306,6 +310,12 @@ def _parameters(document: Document, at: str, holder: dict[str, Any]) -> dict[str
         place = document.place(f"{at}.parameters")
         raise ConfigError(f"{place}: parameters: {shown(parameters)} is refused; accepted: a mapping of sections")
     return parameters
+
+
+def _pull(document: Document, at: str, deployment: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
+    """The pull steps of a deployment, or else those of the file, as Prefect has it."""
+    holder, path = (deployment, f"{at}.pull") if deployment.get("pull") is not None else (document.value, "pull")
+    return None if holder.get("pull") is None else tuple(step for _, step in mappings(document, path, holder["pull"]))
 
 
 def _place(document: Document, at: str, key: str) -> str:

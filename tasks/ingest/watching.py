@@ -3,6 +3,7 @@
 In `<home>/watch/<deployment>/` a run that finishes leaves what it read (read.json), and a poll what it saw (seen.json):
 a file is read again only where its size, its time or its entity tag is another. A change is announced once. Where the
 run that it starts fails, as it does where the data are refused, it is not started again until the files change again.
+What the newest run read counts as announced, whatever the home knows of it: the run may have been on another machine.
 Files that cannot be read may be on their way; that they could not be read for an hour is told once (unreadable.json).
 """
 
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -60,6 +62,14 @@ class Outage(BaseModel):
     is_announced: bool = False
 
 
+class NewestRun(NamedTuple):
+    """The newest run of a deployment, as Prefect's server knows it."""
+
+    files: str  # digest of those that it reads; empty where it did not say
+    has_finished: bool
+    has_failed: bool
+
+
 class Poll(BaseModel, frozen=True):
     """Result of one poll."""
 
@@ -74,15 +84,20 @@ def keep_read(deployment: str, files: Iterable[SourceFile]) -> None:
     _write(_place(deployment) / "read.json", json.dumps({file.path: file.digest for file in files}))
 
 
+def digest(files: Iterable[SourceFile]) -> str:
+    """One digest of the paths and contents of files."""
+    return hash_of({file.path: file.digest for file in files})
+
+
 def has_finished(deployment: str) -> bool:
     """Whether a run of a deployment has finished, ever."""
     return _read_by_last_run(deployment) is not None
 
 
-def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
+def look(deployment: str, data: Data, newest: NewestRun | None = None) -> Poll:
     """Looks at the files of a deployment. What is to be announced counts as announced from then on.
 
-    Where the last run has failed (`has_failed`) after a change was announced, a change back is one as well.
+    Where the newest run has failed after a change was announced, a change back is one as well.
 
     Raises ConfigError and DataError where they cannot be read.
     """
@@ -94,17 +109,21 @@ def look(deployment: str, data: Data, *, has_failed: bool = False) -> Poll:
     before = dict(memory.files)
     files = source_files(data, memory.identify)
     _outage(deployment).unlink(missing_ok=True)
-    now = {file.path: file.digest for file in files}
+    now, about = {file.path: file.digest for file in files}, digest(files)
     memory.files = {path: seen for path, seen in memory.files.items() if path in now}
+    if newest and newest.files == about:
+        memory.announced = about
+        if newest.has_finished:
+            keep_read(deployment, files)
     changed = changes(_read_by_last_run(deployment), now)
-    found = (REPAIRED,) if has_failed and memory.announced and not changed else changed
+    is_repaired = bool(newest and newest.has_failed and newest.files != about and memory.announced and not changed)
+    found = (REPAIRED,) if is_repaired else changed
     fresh = [path for path in now if before.get(path) != memory.files.get(path) and not is_remote(path)]
     if found and fresh:
         time.sleep(SETTLED_SECONDS)
     is_unsettled = bool(found) and any(
         not Path(path).exists() or stamp(path) != memory.files[path].stamp for path in fresh
     )
-    about = hash_of(now)
     is_new = bool(found) and not is_unsettled and memory.announced != about
     if is_new or not found:
         memory.announced = about if changed else ""
