@@ -25,6 +25,10 @@ def test_what_only_reports_is_found_in_the_row_that_has_it_and_the_row_is_kept(m
     assert all(f"<code>data.jsonl</code> line {line}: " in html for line in range(5, 10))
     assert "Rows of these findings were kept. With severity warning they would be quarantined" in html
     assert "Findings of the whole data set" not in html
+    found = pq.read_table(checked.path("findings.parquet")).to_pylist()
+    lines = {name: line for line, name in enumerate(FOUND, start=len(GOOD) + 1)}
+    assert {each["finding"]: each["line"] for each in found if each["finding"] in FOUND} == lines
+    assert all(each["detail"] and MAIL not in each["detail"] and KEY not in each["detail"] for each in found)
 
 
 def test_a_quarantined_row_is_no_finding(make_rows: MakeRows) -> None:

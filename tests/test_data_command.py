@@ -1,6 +1,7 @@
 """A row's life is what the stages did to it, each named with its reason, and nothing is run to tell it."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from tunewright.artifacts import (
     ASSIGNMENTS_SCHEMA,
+    FINDINGS_SCHEMA,
     HELD_OUT_SCHEMA,
     QUARANTINE_SCHEMA,
     REMOVED_SCHEMA,
@@ -70,6 +72,7 @@ def check(folder: Path, rows: Rows, quarantined: list[Record]) -> CheckedRows:
         [row for row in passed if row["line"] not in {q["line"] for q in quarantined}],
         ROW_SCHEMA,
     )
+    write(folder / "findings.parquet", FOUND, FINDINGS_SCHEMA)
     (folder / "profile.json").write_text("{}")
     left = rows.num_rows - len(quarantined)
     return CheckedRows(num_rows=left, num_quarantined=len(quarantined), reasons={}, findings={})
@@ -162,6 +165,9 @@ AS_GIVEN = (
     {"row_id": row_id(1), "side": "test", "because": "given"},
 )
 REFUSED = [aside(90, "bad_json", text='{"broken": tru')]
+FOUND = [
+    {"file": FILE, "line": 9, "finding": name, "detail": f"why {name}"} for name in ("cut_off_answer", "personal_data")
+]
 FIRST = [row(1), row(2)]
 ROWS = [
     *FIRST,
@@ -282,6 +288,18 @@ def test_a_life_ends_where_the_row_was_quarantined(data: PipelineData) -> None:
     assert outcomes(data, 7) == read | passed | kept | {"split": "quarantined"}
     assert outcomes(data, 11) == read | passed | kept | {"split": "train", "render": "quarantined"}
     assert outcomes(data, 1) == read | passed | kept | {"split": "test", "render": "rendered"}
+
+
+def test_a_row_that_passed_has_its_findings(data: PipelineData) -> None:
+    assert event(data, 1, "check")["findings"] == []
+    assert [each["finding"] for each in event(data, 9, "check")["findings"]] == ["cut_off_answer", "personal_data"]
+    page = shown(data_view.show_row, data, life(data, 9), "x.yaml")
+    assert re.search(
+        "check +passed +with cut_off_answer: why cut_off_answer; personal_data: why personal_data *\n", page
+    )
+    assert data.made and data.made.checked
+    data.made.checked.path("findings.parquet").unlink()
+    assert event(data, 9, "check")["findings"] == [], "an artifact of an earlier release has no such file"
 
 
 def test_every_record_has_one_life(data: PipelineData) -> None:

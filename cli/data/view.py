@@ -188,6 +188,8 @@ def _said(event: dict[str, Any]) -> str:
         return ", ".join([f"{name} {value}" for name, value in said.items() if value is not None] + split)
     if outcome == "held out":
         return "never trained on; split quarantines training rows that share a passage with it"
+    if outcome == "passed" and event["findings"]:
+        return "with " + "; ".join(f"{each['finding']}: {each['detail']}" for each in event["findings"])
     if outcome == "kept":
         return _named("repeated by", event["duplicates"], event["num_duplicates"])
     if "because" in event:

@@ -62,7 +62,7 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
         "pyarrow",
         "scipy",
     ),
-    volatile=("report", "results"),
+    volatile=("findings", "report", "results"),
 )
 def check(
     folder: Path,
@@ -100,6 +100,7 @@ def check(
     stops = accounting.stops(validated, of_set, quarantined, checks.max_quarantined_share) or emptied
 
     examples = accounting.write(file, folder, validated)
+    accounting.write_findings(folder, validated)
     since = since_version(of_set, before, before_number)
     came = results(validated, of_set, refused, quarantined, since, stops, given, accounting.held_out(rows))
     page = render(

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
+from tunewright.artifacts import FINDINGS_SCHEMA, QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
 from tunewright.data_checks.batches import row_batches, rows_at
 from tunewright.data_checks.columns import prompt_and_answer
 from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
 from tunewright.data_checks.rules import answers_by_prompt
-from tunewright.privacy.excerpts import excerpt, masked
+from tunewright.privacy.excerpts import excerpt, in_a_line, masked
 from tunewright.reports.pages import percent
 from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
 
@@ -82,6 +82,22 @@ def write(file: Path, folder: Path, validated: ValidatedRows) -> Examples:
                 aside.write_table(pa.Table.from_pylist(records, QUARANTINE_SCHEMA))
             start += len(batch)
     return examples
+
+
+def write_findings(folder: Path, validated: ValidatedRows) -> None:
+    """Writes findings.parquet into `folder`: what only reports of each kept row."""
+    with pq.ParquetWriter(folder / "findings.parquet", FINDINGS_SCHEMA) as found:
+        for outcome in validated.outcomes:
+            if outcome.entry.severity == "info" and len(outcome.rows):
+                rows = validated.frame.iloc[outcome.rows]
+                values = rows[outcome.column] if outcome.column in rows else [""] * len(rows)
+                columns = {
+                    "file": pa.array(rows["file"], pa.string()),
+                    "line": pa.array(rows["line"], pa.int64()),
+                    "finding": [outcome.entry.name] * len(rows),
+                    "detail": [outcome.says(in_a_line(value)) for value in values],
+                }
+                found.write_table(pa.table(columns, schema=FINDINGS_SCHEMA))
 
 
 def findings(file: Path, validated: ValidatedRows) -> Examples:

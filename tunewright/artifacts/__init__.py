@@ -51,6 +51,15 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 
+FINDINGS_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("finding", pa.string()),  # name of an expectation that quarantines nothing, such as personal_data
+        ("detail", pa.string()),  # one sentence for a person
+    ]
+)
+
 HELD_OUT_SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -165,7 +174,7 @@ class Rows(Artifact, frozen=True):
 
 
 class CheckedRows(Artifact, frozen=True):
-    """check: rows.parquet, quarantine.parquet, profile.json, results.json and report.html."""
+    """check: rows.parquet, quarantine.parquet, findings.parquet, profile.json, results.json and report.html."""
 
     num_rows: int
     num_quarantined: int

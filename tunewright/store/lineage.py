@@ -19,12 +19,13 @@ from tunewright.errors import ConfigError
 from tunewright.store import data_history
 from tunewright.store.data_history import DUPLICATE, QUARANTINED, Version
 from tunewright.store.refusals import StoppedStage
-from tunewright.store.row_search import HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
+from tunewright.store.row_search import FINDINGS, HELD_OUT, MOST_MATCHES, PLACE, QUARANTINE, Found, select
 
 OUT_OF_DATA = ("refused", "held out", "quarantined", "removed")
 NO_SPLIT = (*NOT_PLACED, DUPLICATE, QUARANTINED)  # why a row is in no split in a version's assignments
 REMOVED = "removed.parquet"
 MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
+MOST_FINDINGS = 20  # of check on one row
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
     here = (pc.field("file") == record["file"]) & (pc.field("line") == record["line"])
     yield {"stage": "ingest"} | _ingested(made.rows, here)
     if made.checked:
-        yield {"stage": "check"} | (_quarantined(made.checked, here) or _now(made.checked, "passed"))
+        yield {"stage": "check"} | (_quarantined(made.checked, here) or _passed(made.checked, here))
     if made.unique:
         yield {"stage": "dedupe"} | _deduped(made.unique, record, here)
     if made.splits:
@@ -134,6 +135,12 @@ def _ingested(rows: Rows, here: pc.Expression) -> dict[str, Any]:
         return _now(rows, "held out", HELD_OUT)
     columns = ["source", "byte", "group", "time", "use_as", "repairs"]
     return _now(rows, "read") | select(rows.path("rows.parquet"), here, columns, 1)[0]
+
+
+def _passed(checked: CheckedRows, here: pc.Expression) -> dict[str, Any]:
+    file = checked.path(FINDINGS)  # an earlier release wrote none
+    findings = select(file, here, ["finding", "detail"], MOST_FINDINGS) if file.is_file() else []
+    return _now(checked, "passed") | {"findings": findings}
 
 
 def _deduped(unique: UniqueRows, record: Found, here: pc.Expression) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tunewright.errors import ConfigError
 from tunewright.store.caching import MANIFEST
 from tunewright.store.refusals import StoppedStage
 
-HELD_OUT, QUARANTINE = "held_out.parquet", "quarantine.parquet"
+HELD_OUT, QUARANTINE, FINDINGS = "held_out.parquet", "quarantine.parquet", "findings.parquet"
 MOST_MATCHES = 10
 SHOWN_CHARS = 300
 PLACE = ["file", "line", "row_id"]
