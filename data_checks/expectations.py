@@ -170,7 +170,7 @@ SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
     "label_balance": lambda a, _: [
         _share("one of the answers has {value:.1%} of the rows", "largest_label_share", a.max_share),
         between(
-            f"the rarest answer has {{value:.0f}} rows, fewer than min_rows={a.min_rows}",
+            f"the rarest answer has fewer rows than min_rows={a.min_rows}: {{value:.0f}}",
             "smallest_label_rows",
             least=a.min_rows,
         ),

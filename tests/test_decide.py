@@ -490,11 +490,11 @@ ROWS = scores([1, 0])
     [
         (evidence(candidate={}, base={}), "there are no scores of the candidate"),
         (evidence(candidate=ROWS), "there are no scores of the base"),
-        (evidence(candidate=ROWS, base=[1]), "base and candidate differ in 1 rows, row00001 for one"),
-        (evidence(candidate=[1], base=ROWS), "base and candidate differ in 1 rows, row00001 for one"),
-        (evidence(candidate=[1, math.nan], base=ROWS), "exact_match of candidate is nan on 1 rows, row00001 for one"),
-        (evidence(candidate=ROWS, base=[1.4e228, 0]), "exact_match of base is 1.4e+228 on 1 rows, row00000 for one"),
-        (evidence(candidate=ROWS, base=ROWS, few_shot=[math.inf, 0]), "exact_match of few_shot is inf on 1 rows, row0"),
+        (evidence(candidate=ROWS, base=[1]), "base and candidate differ in 1 row, row00001 for one"),
+        (evidence(candidate=[1], base=ROWS), "base and candidate differ in 1 row, row00001 for one"),
+        (evidence(candidate=[1, math.nan], base=ROWS), "exact_match of candidate is nan on 1 row, row00001 for one"),
+        (evidence(candidate=ROWS, base=[1.4e228, 0]), "exact_match of base is 1.4e+228 on 1 row, row00000 for one"),
+        (evidence(candidate=ROWS, base=ROWS, few_shot=[math.inf, 0]), "exact_match of few_shot is inf on 1 row, row0"),
         (evidence(candidate=ROWS, base=ROWS, clusters={}), "clusters and candidate differ in 2 rows"),
     ],
 )

@@ -294,7 +294,7 @@ def test_a_disk_without_room_is_refused_with_the_bytes(
         (("--to", "merged", "--dtype", "int8"), '--to merged --dtype "int8": accepted: float32, bfloat16, float16'),
         (("--to", "adapter", "--dtype", "q8_0"), '--to adapter --dtype "q8_0": accepted: float32, bfloat16, float16'),
         (("--to", "merged", "--version", "7"), 'version "7" of triage: no such version; accepted: 1'),
-        (("--to", "merged", "--alias", "pilot"), "no version of triage is @pilot: give --version, one of 1"),
+        (("--to", "merged", "--alias", "pilot"), "no version of triage is @pilot: give --version 1, the only one"),
     ],
 )
 def test_options_are_refused_in_a_line(

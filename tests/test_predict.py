@@ -344,7 +344,13 @@ def test_what_is_refused_names_what_was_typed() -> None:
         (file, "--output", "out.csv"): '--output out.csv: ends in ".csv"; accepted: .jsonl or .parquet',
         (file, "--output", "no/out.jsonl"): "--output no/out.jsonl: there is no folder no",
         (file, "--columns", "prompt=question", "--version", "9"): 'version "9" of triage: no such version; accepted: 1',
-        (file, "--columns", "prompt=question", "--alias", "pilot"): "no version of triage is @pilot: give --version, ",
+        (
+            file,
+            "--columns",
+            "prompt=question",
+            "--alias",
+            "pilot",
+        ): "no version of triage is @pilot: give --version 1, ",
         (file, "--columns", "prompt=question", "--max-new-tokens", "4096"): "--max-new-tokens 4096: accepted: less ",
         (file, "--tracking-uri", "ftp://a"): "--tracking-uri: 'ftp://a' is not an address of MLflow",
     }.items():

@@ -492,9 +492,15 @@ def test_the_report_takes_nothing_from_the_data_or_the_net(tiny_base: Base, make
     assert "&lt;script&gt;" in page
 
 
-def test_one_row_is_not_said_to_be_several(tiny_base: Base, make_splits: MakeSplits) -> None:
+def test_one_row_is_not_said_to_be_several(tiny_base: Base, make_splits: MakeSplits, make_base: MakeBase) -> None:
     page = rendered(make_splits, tiny_base, ("one", "two")).path("report.html").read_text()
     assert ">training row</span>" in page and "largest bin: 1 row<" in page and "1 rows" not in page
+    bare = (
+        "{% for m in messages %}{{ ('' if loop.index0 else '<|im_start|>') + m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    two = make_splits([("one", "two"), ("three", "two")], [("one", "two")], [("one", "two")])
+    page = render.fn(two, make_base(tiny_tokenizer(bare)), MODEL).path("report.html").read_text()
+    assert "<b>1</b><span>token in their shared prefix</span>" in page
     assert "default-src 'none'" in page and "http:" not in page and "https:" not in page
     assert "<mark>two</mark><mark><i>&lt;|im_end|&gt;</i></mark>" in page
 

@@ -499,7 +499,7 @@ def test_contenders_are_described_and_what_cannot_be_compared_is_left_out(make: 
     assert {"intervals", "rows"} <= {*shown.values("id")}
     invalid = make(RIGHT, RIGHT[:-1])
     shown = Read(page_of(invalid))
-    assert "Base and candidate differ in 1 rows" in shown.text
+    assert "Base and candidate differ in 1 row," in shown.text
     assert not {"intervals", "rows"} & {*shown.values("id")}
     assert invalid.num_rows == 0
 

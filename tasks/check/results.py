@@ -16,9 +16,8 @@ from tunewright.data_checks.validation import ExpectationOutcome
 from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
 
 VALUES = (  # how a fault is said without the value of one row or of the data
-    (r": \{value\}$", ""),
+    (r": \{value(:\.0f)?\}$", ""),
     (r"\{value:\.1%\}", "too large a share"),
-    (r"(only )?\{value:\.0f\} rows, fewer", "fewer rows"),
     (r" \{value:\.2f\}, over", " over"),
     (r"\{value\} (characters|different answers), (more|fewer) than (\w+=\d+)", r"\2 than \3 \1"),
     (r"\{value\} characters, the length", "the length"),

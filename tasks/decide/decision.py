@@ -23,6 +23,7 @@ from tunewright.artifacts.payloads import Because, Comparison, Decision
 from tunewright.config import Gate
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT
 from tunewright.metrics.intervals import holm
+from tunewright.reports.pages import counted
 from tunewright.tasks.decide import sentences
 from tunewright.tasks.decide.comparison import Paired, compare, is_more_wrong, needs_most
 
@@ -49,10 +50,12 @@ class Evidence:
         for name, scores in {**self.scores, "clusters": self.clusters}.items():
             missing = set() if name in self.alpha_shares else rows.keys() - scores.keys()  # it may have been ended
             if differing := missing | (scores.keys() - rows.keys()):
-                return f"{name} and candidate differ in {len(differing)} rows, {min(differing)[:12]} for one"
+                return f"{name} and candidate differ in {counted(len(differing), 'row')}, {min(differing)[:12]} for one"
         for name, scores in self.scores.items():
             if bad := [row for row in sorted(scores) if not abs(scores[row]) <= LARGEST]:  # a NaN is not
-                return f"{self.metric} of {name} is {scores[bad[0]]} on {len(bad)} rows, {bad[0][:12]} for one"
+                return (
+                    f"{self.metric} of {name} is {scores[bad[0]]} on {counted(len(bad), 'row')}, {bad[0][:12]} for one"
+                )
         return ""
 
     def paired(self, opponent: str) -> Paired:

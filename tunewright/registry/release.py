@@ -324,7 +324,13 @@ def chosen(client: "MlflowClient", registry: Registry, number: str | None) -> "M
         return version_of(client, registry, number)
     numbers = _numbers(client, registry)
     if (version := current_version(client, registry)) is None:
-        there = f"give --version, one of {', '.join(numbers)}" if numbers else "it has no version at all"
+        match numbers:
+            case []:
+                there = "it has no version at all"
+            case [only]:
+                there = f"give --version {only}, the only one"
+            case _:
+                there = f"give --version, one of {', '.join(numbers)}"
         raise ConfigError(f"no version of {registry.name} is @{registry.alias}: {there}")
     return version
 

@@ -82,7 +82,8 @@ def leak_sentence(proof: LeakProof, unique: UniqueRows | None = None) -> str:
     )
     if shared.held_out_records:
         rows = shared.by_partner.get("held_out", 0)
-        who = f"Training rows that share a passage or a prompt with the {shared.held_out_records:,} held-out records: "
+        records = counted(shared.held_out_records, "held-out record")
+        who = f"Training rows that share a passage or a prompt with the {records}: "
         of_held_out = f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."
     return (
         f"No near-duplicates across splits: {most} {proof.largest_similarity:.2f} "
