@@ -1,5 +1,7 @@
 """Print a run and its settings in a terminal."""
 
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,9 +205,21 @@ def _next_run(outcome: Outcome, what: str) -> str:
     """The first line of what comes next: after a verdict that promotes nothing a change, as nothing else would run."""
     if outcome.verdict and outcome.verdict.decision in ("keep", "inconclusive"):
         where = "that the verdict page advises (What to try next)" if outcome.page else "to the settings or the data"
-        over = "          # its --set overrides the file" if " --set " in what else ""
-        return f"make a change {where}, then  tunewright run {what}{over}"
+        left = (
+            _without_advised(what, outcome.page.suggestions[0]) if outcome.page and outcome.page.suggestions else what
+        )
+        over = "          # its --set overrides the file" if " --set " in left else ""
+        return f"make a change {where}, then  tunewright run {left}{over}"
     return f"tunewright plan {what}"
+
+
+def _without_advised(what: str, advice: str) -> str:
+    """The file and its changes, without each --set of a setting that the advice is to change."""
+    named = {*re.findall(r"\w+\.\w+", advice)}
+    words = shlex.split(what)
+    changes = [at for at, word in enumerate(words) if word == "--set" and words[at + 1].partition("=")[0] in named]
+    left_out = {*changes, *(at + 1 for at in changes)}
+    return shlex.join(word for at, word in enumerate(words) if at not in left_out)
 
 
 def opened_by(link: str, uri: str) -> str:

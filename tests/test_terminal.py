@@ -164,15 +164,24 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     assert too_few_test_rows(few.model_copy(update={"findings": {}})) == ""
 
 
+CHANGE = "  make a change that the verdict page advises (What to try next), then  tunewright run "
+
+
 @pytest.mark.parametrize(
-    ("decision", "next_line"),
+    ("decision", "what", "next_line"),
     [
-        ("keep", "  make a change that the verdict page advises (What to try next), then  tunewright run x.yaml"),
-        ("promote", "  tunewright plan x.yaml"),
+        ("keep", "x.yaml", f"{CHANGE}x.yaml"),
+        ("keep", "'a b.yaml' --set training.max_steps=20", f"{CHANGE}'a b.yaml'"),
+        (
+            "keep",
+            "x.yaml --set training.max_steps=20 --set method.rank=8",
+            f"{CHANGE}x.yaml --set method.rank=8          # its --set overrides the file",
+        ),
+        ("promote", "x.yaml --set training.max_steps=20", "  tunewright plan x.yaml --set training.max_steps=20"),
     ],
 )
 def test_after_a_verdict_that_promotes_nothing_a_change_comes_before_the_next_run(
-    tmp_path: Path, decision: str, next_line: str
+    tmp_path: Path, decision: str, what: str, next_line: str
 ) -> None:
     said = {
         "decision": decision,
@@ -181,12 +190,12 @@ def test_after_a_verdict_that_promotes_nothing_a_change_comes_before_the_next_ru
         "rows_needed": None,
     }
     verdict = Verdict.model_validate(said | {"differences": {}, "intervals": {}})
-    page = VerdictPage(folder=tmp_path, num_rows=9, suggestions=("Train longer: 10 steps",))
+    page = VerdictPage(folder=tmp_path, num_rows=9, suggestions=("Train longer: more training.max_steps: 10 steps",))
     steps = [
         Step(stage=stage, state="ran", record=made) for stage, made in (("decide", verdict), ("verdict_page", page))
     ]
     console = Console(file=StringIO(), width=120, highlight=False)
-    terminal.show_outcome(console, Outcome.of(steps), "x.yaml")
+    terminal.show_outcome(console, Outcome.of(steps), what)
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert shown.partition("\nnext\n")[2].splitlines()[0] == next_line
 
