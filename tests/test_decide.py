@@ -20,7 +20,7 @@ from tunewright.reports.pages import number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.decide.comparison import Comparison
 from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
-from tunewright.tasks.decide.reading import kinds
+from tunewright.tasks.decide.reading import few_calls, kinds
 
 Scores = dict[str, float]
 
@@ -661,6 +661,14 @@ def test_a_model_that_never_calls_a_tool_is_not_promoted_for_the_rows_without_a_
     kept = json.loads(verdict.path("verdict.json").read_text())["slices"]
     parts = {part["name"]: part["candidate"] for part in kept if part["by"] == "reference"}
     assert parts == {"without a call": 1.0, "with a call": 0.0}
+    few = (
+        "only 16 of 40 references have a tool call, too few for correct tool calls to say how well tools are called; "
+        "add test rows with calls"
+    )
+    assert few in verdict.warnings
+    table = pq.read_table(given[0].path("answers.parquet"))
+    assert [*few_calls(table, "needless_call")] == []
+    assert [*few_calls(table.slice(24), "tool_call")] == [], "a small test split is warned of by itself"
 
 
 def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_asked_for(

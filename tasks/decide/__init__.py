@@ -31,6 +31,7 @@ from tunewright.tasks.decide.decision import BASE, CANDIDATE, Evidence, Guardrai
 from tunewright.tasks.decide.reading import (
     best_constant,
     collapsed,
+    few_calls,
     general_rows,
     kinds,
     own_intervals,
@@ -156,6 +157,8 @@ def decide(
             f"the base {said}, so a gain over the base says little; check that its chat template is the right one"
             for said in collapsed(tables[BASE])
         )
+    if CANDIDATE in tables and has_calls:
+        warned += tuple(few_calls(tables[CANDIDATE], metric))
     if decision.is_poor:
         warned += (TOO_LOW,)
     not_measured = {name: why for each in answers for name, why in each.not_measured.items()}  # the same of all

@@ -95,6 +95,16 @@ def collapsed(answers: pa.Table) -> Iterator[str]:
         )
 
 
+def few_calls(answers: pa.Table, metric: str) -> Iterator[str]:
+    """Warn of a metric of calls where few references have one; the others only ask for an answer without a call."""
+    called = sum(bool(calls(text)) for text in answers.column("reference").to_pylist())
+    if metric != "needless_call" and called < min(SMALL, len(answers)):
+        yield (
+            f"only {called} of {len(answers):,} references {'has' if called == 1 else 'have'} a tool call, too few for "
+            f"{describe(metric).in_words} to say how well tools are called; add test rows with calls"
+        )
+
+
 def own_intervals(answers: pa.Table, metrics: Sequence[str], confidence: float) -> dict[str, Interval]:
     """Each metric of one contender between its bounds; of perplexity over all tokens, as it is scored.
 
