@@ -159,6 +159,11 @@ def use(client: openai.OpenAI) -> None:
         model=checkpoint.fine_tuned_model_checkpoint, messages=asked, stream=True, max_tokens=4
     )
     assert "".join(each.choices[0].delta.content or "" for each in parts) == whole.choices[0].message.content
+    other = f"{ended.fine_tuned_model}:ckpt-step-999"
+    with pytest.raises(openai.NotFoundError) as error:
+        client.chat.completions.create(model=other, messages=asked)
+    assert f"the model '{other}' is not served here; accepted: {ended.fine_tuned_model}, or " in error.value.message
+    assert checkpoint.fine_tuned_model_checkpoint in error.value.message
 
 
 RUN = """

@@ -72,12 +72,15 @@ class FineTunedModels(RequestQueue):
         free_memory()
 
     def _job(self, name: str) -> FineTuningJob:
+        accepted = "the fine_tuned_model of a job that succeeded"
         for job in self.jobs.newest_first():
             if job.status == "succeeded" and name in (job.model_name, job.checkpoint_name):
                 return job
+            if job.status == "succeeded" and name.startswith(f"{job.model_name}:"):
+                accepted = f"{job.model_name}, or the one checkpoint of it that is kept, {job.checkpoint_name}"
         why = "can be fine-tuned, but is not served" if name in self.bases else "is not served here"
         raise RequestError(
-            f"the model {ascii(name)[:120]} {why}; accepted: the fine_tuned_model of a job that succeeded",
+            f"the model {ascii(name)[:120]} {why}; accepted: {accepted}",
             HTTPStatus.NOT_FOUND,
             param="model",
             code="model_not_found",
