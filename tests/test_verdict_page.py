@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from browsing import browser
 from make_payloads import EXPECTATION, make_check_results, make_comparison, make_proof, make_training_summary
 
 from tunewright.artifacts import (
@@ -299,6 +300,17 @@ def test_the_page_says_the_verdict_and_loads_nothing(make: Make) -> None:
     assert "82 rows read = 82 kept + 0 quarantined + 0 duplicates." in read.text
     assert "60 steps, 6,000 tokens, at most 3 GB" in read.text
     assert "3 decisions that used these test rows so far" in read.text
+
+
+def test_the_head_of_the_rows_fits_where_a_contender_has_a_long_name(make: Make) -> None:
+    made = make(RIGHT, wrong(RIGHT, range(9)), others={"retrieval prompt (110 of 146 rows)": wrong(RIGHT, range(5))})
+    with browser() as chromium:
+        for width in (1400, 1100, 700):
+            page = chromium.new_page(viewport={"width": width, "height": 900})
+            page.goto(made.path("report.html").as_uri())
+            head = page.locator(".row.head")
+            assert "retrieval prompt (110 of 146 rows)" in (head.text_content() or "")
+            assert head.evaluate("head => head.scrollWidth <= head.clientWidth"), width
 
 
 def test_every_link_of_the_page_leads_somewhere_on_it(make: Make) -> None:

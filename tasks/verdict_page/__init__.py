@@ -95,7 +95,6 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         curves=case.curves,
         warnings=case.training_warnings,
         account=case.account,
-        counted=counted,
         reasons=list(case.reasons.items())[:REASONS],
         leaks=leak_sentence(LeakProof.load(case.splits), case.unique),
         costs=took,
