@@ -5,7 +5,8 @@ candidate, and its training is found in the cache.
 """
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from prefect import State, flow
@@ -20,12 +21,57 @@ from tunewright.flows import finished
 from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import comparison_name, terminal_run, variant_name
+from tunewright.privacy.excerpts import clipped
 from tunewright.registry.runs import log_comparison
 from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
 from tunewright.store import in_use, test_set_uses
 
+SHOWN = 80  # characters of a warning that was logged whole before
+
 log = logging.getLogger("tunewright")
+
+
+class WarningsOnce(logging.Filter):
+    """Drops each warning that an earlier training has logged, and knows which variants it holds for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variants: dict[str, list[str]] = {}  # warning -> those that it holds for
+        self.variant = ""
+        self.earlier: frozenset[str] = frozenset()
+
+    def begin(self, variant: str) -> None:
+        """Have the warnings from now on be those of a training of this variant."""
+        self.variant, self.earlier = variant, frozenset(self.variants)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is logged."""
+        if record.levelno < logging.WARNING:
+            return True
+        said = record.getMessage()
+        holds_for = self.variants.setdefault(said, [])
+        if self.variant not in holds_for:
+            holds_for.append(self.variant)
+        return said not in self.earlier
+
+    def says(self, num_variants: int) -> Iterator[str]:
+        """Yield for each warning of several variants which these are."""
+        for said, variants in self.variants.items():
+            if len(variants) > 1:
+                whom = f"all {num_variants} variants" if len(variants) == num_variants else "; ".join(variants)
+                yield f"{clipped(said, SHOWN)}: holds for {whom}"
+
+
+@contextmanager
+def warnings_once() -> Iterator[WarningsOnce]:
+    """Log each warning of the trainings within once."""
+    once = WarningsOnce()
+    log.addFilter(once)
+    try:
+        yield once
+    finally:
+        log.removeFilter(once)
 
 
 @flow(name="variant", flow_run_name=variant_name)
@@ -62,16 +108,19 @@ def compare(
     first = settings.training.seed
     trials: list[Trial] = []
     left = list(variants)
-    with in_use.of_terminal(terminal_run()):
+    with in_use.of_terminal(terminal_run()), warnings_once() as once:
         for seed in range(first, first + seeds):
             # Of one seed: a mean of the seeds that look good would be no mean.
             study = Study(settings.training.best_by, prunes=prune and seed == first)
             for number, name in enumerate(left, 1):
                 log.info("variant %d of %d, seed %d: %s", number, len(left), seed, name)
+                once.begin(name)
                 with only_steps() if trials else nullcontext():  # the first says what all share
                     trials.append(_train(study.begin(), name, seed, variants[name]))
                 log.info("  %s", trials[-1].said)
             left = [trial.variant for trial in trials if trial.state == "finished" and trial.seed == seed]
+    for said in once.says(len(variants)):
+        log.warning("%s", said)
     found = comparison.of(trials, settings.registry.name)
     found = found.model_copy(update={"link": log_comparison(settings, variants, found)})
     finished.keep(found)

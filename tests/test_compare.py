@@ -1,6 +1,7 @@
 """Variants are ranked on the validation rows alone, those that are behind end early, and nothing is trained twice."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from tunewright.comparison import Course, Study, Trial, VariantComparison, markd
 from tunewright.comparison.ranking import Ranked, State, ValidationPoint, rank, sentence
 from tunewright.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
 from tunewright.errors import ConfigError, Pruned, TrainingError
-from tunewright.flows.compare import compare
+from tunewright.flows.compare import compare, warnings_once
 from tunewright.registry.address import tracking_uri
 from tunewright.store.caching import Cached
 from tunewright.tasks.train import stage as train_stage
@@ -278,10 +279,12 @@ def compared(settings: Settings, tried: dict[str, Settings], seeds: int) -> Vari
 
 
 def test_variants_are_trained_pruned_ranked_logged_and_found_again(
-    server: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    server: None, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried = with_rates(settings, 0.02, 0.01, 0.000001)
     first = compared(settings, tried, 2)
+    warned, *again = (said for said in caplog.messages if said.startswith("split: "))
+    assert again == [f"{warned[:79]}…: holds for all 3 variants"]
     *better, last = first.ranked
     assert (last.variant, last.state, len(last.trials)) == ("training.learning_rate=1e-06", "pruned", 1)
     assert {len(each.trials) for each in better} == {2}
@@ -328,6 +331,22 @@ def test_a_variant_that_cannot_be_trained_does_not_end_the_others(
         ("training.learning_rate=0.02", "failed"),
     ]
     assert found.ranked[1].trials[0].said == "the loss is no number at step 3"
+
+
+def test_a_warning_is_logged_once_with_the_variants_that_it_holds_for(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("tunewright")
+    with warnings_once() as once:
+        for variant, warnings in (
+            ("a", ["both", "one", "one"]),
+            ("b", ["two"]),
+            ("c", ["both", "two"]),
+            ("a", ["one"]),
+        ):
+            once.begin(variant)
+            for said in warnings:
+                log.warning("%s", said)
+    assert caplog.messages == ["both", "one", "one", "two"]
+    assert [*once.says(3)] == ["both: holds for a; c", "two: holds for b; c"]
 
 
 def test_the_winner_is_run_by_its_whole_assignments(tmp_path: Path) -> None:
