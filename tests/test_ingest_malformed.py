@@ -475,6 +475,18 @@ WINDOWS = '{"instruction": "Grüße sagen", "output": "Grüße"}\n'
 TABLE = "instruction,output\nGrüße sagen,Grüße\n"
 
 
+def test_a_file_in_iso_2022_jp_is_refused_although_all_its_bytes_are_ascii(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes("instruction,output\n注文はどこですか,配送中です\n".encode("iso2022_jp"))
+    with pytest.raises(DataError, match=r"the file is ISO-2022-JP; accepted: UTF-8; to convert it: ") as told:
+        run(str(file))
+    subprocess.run(str(told.value).partition("; to convert it: ")[2], shell=True, check=True, timeout=60)
+    (row,) = tables(run(str(tmp_path / "a-utf8.csv")))[0]
+    assert texts(row) == ["注文はどこですか", "配送中です"]
+    file.write_text("instruction,output\nWhat does \x1b$B begin?,漢字\n", encoding="utf-8")
+    assert len(tables(run(str(file)))[0]) == 1
+
+
 @pytest.mark.parametrize("folder", [".", "of the file"])
 @pytest.mark.parametrize(
     ("name", "encoding", "text", "as_named"),

@@ -15,7 +15,7 @@ Compression = Literal["", "gz", "zst"]
 
 BOM = b"\xef\xbb\xbf"
 BUFFER = 1 << 20
-HEAD = 512
+HEAD = 4_096
 
 MAGIC: tuple[tuple[bytes, Compression], ...] = ((b"\x1f\x8b", "gz"), (b"\x28\xb5\x2f\xfd", "zst"))
 CODECS = {"gz": "gzip", "zst": "zstd"}
@@ -24,8 +24,9 @@ BINARY = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")  # Parquet, Arrow's files and
 
 GIT_LFS = ("git_lfs_pointer", "a Git LFS pointer, not the data: download the data with git lfs pull")
 HTML = ("html_page", "an HTML page, not data: a download was answered with a web page")
-ENCODINGS = {"utf_16": "UTF-16", "utf_32": "UTF-32"}
-UTF_16, UTF_32 = ((reason, f"{name}; accepted: UTF-8") for reason, name in ENCODINGS.items())
+ENCODINGS = {"utf_16": "UTF-16", "utf_32": "UTF-32", "iso_2022_jp": "ISO-2022-JP"}
+UTF_16, UTF_32, ISO_2022_JP = ((reason, f"{name}; accepted: UTF-8") for reason, name in ENCODINGS.items())
+TO_JAPANESE = (b"\x1b$B", b"\x1b$@")  # the escape sequences of ISO-2022-JP, whose bytes are all ASCII
 ARCHIVE = ("unknown_archive", "compressed in another format than gzip or Zstandard: decompress it first")
 NOT_DATA: tuple[tuple[bytes, tuple[str, str]], ...] = (
     (b"version https://git-lfs", GIT_LFS),
@@ -89,6 +90,9 @@ def _hold_data(path: str, head: bytes, compression: Compression) -> None:
         if start.startswith(beginning):
             command = conversion(path, ENCODINGS[reason], compression) if reason in ENCODINGS else ""
             raise DataError(f"{path}: the file is {detail}{command}")
+    if head.isascii() and any(escape in head for escape in TO_JAPANESE):
+        command = conversion(path, ENCODINGS[ISO_2022_JP[0]], compression)
+        raise DataError(f"{path}: the file is {ISO_2022_JP[1]}{command}")
     odd, even = (half.count(0) > 0.4 * len(half) for half in (head[1::2], head[::2]))
     if odd != even and len(head) >= 8 and not head.startswith(BINARY):
         command = conversion(path, "UTF-16LE" if odd else "UTF-16BE", compression)
