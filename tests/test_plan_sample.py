@@ -68,6 +68,20 @@ def test_a_plan_before_anything_was_read_stands_on_the_first_rows_as_they_will_t
     assert costs.chosen.work.longest < 60
 
 
+def test_a_plan_counts_the_records_that_ingest_will_quarantine(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("a.jsonl", {"nothing": 1}, *map(record, range(50)), {"nothing": 2})
+    costs = planned(tiny_base).costs
+    assert costs
+    assert costs.rows_from == "from the 50 rows of the sources, rendered; 2 records will be quarantined by ingest"
+    assert costs.chosen.work.num_rows == 40
+    monkeypatch.setattr(sampling, "ROWS", 26)
+    costs = planned(tiny_base).costs
+    assert costs
+    assert "; about 2 records will be quarantined by ingest" in costs.rows_from
+
+
 def test_a_plan_and_a_run_say_alike_that_tokenizer_files_are_missing(tiny_base: Base) -> None:
     write("a.jsonl", *map(record, range(50)))
     folder = Path(shutil.copytree(tiny_base.weights, "bare"))

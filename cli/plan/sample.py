@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +76,8 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     is_drawn = source == "sample" and limit is not None and len(conversations) > looked_of
     draws = f"data.limit draws {looked_of:,.0f} from all rows" if is_drawn else ""
     own = [f"{given[split]:,.0f} with use_as: {split}" for split in ("validation", "test") if given.get(split)]
-    notes = [draws, f"besides these, {' and '.join(own)}" if own else "", _left_out(round(repeated))]
+    refused = _quarantined(first) if source == "sample" and first else ""
+    notes = [draws, f"besides these, {' and '.join(own)}" if own else "", refused, _left_out(round(repeated))]
     rest = "".join(f"; {note}" for note in notes if note)
     with tempfile.TemporaryDirectory() as folder:
         if base is None and any(map(tools_of, conversations)):
@@ -175,6 +176,13 @@ def _left_out(repeated: int) -> str:
     """Say how many exact duplicates are not counted; "" where there are none."""
     is_one = repeated == 1
     return f"about {counted(repeated, 'exact duplicate')} {'is' if is_one else 'are'} left out" if repeated else ""
+
+
+def _quarantined(first: Sample) -> str:
+    """Say how many records ingest will quarantine, which are not counted; "" where there are none."""
+    number = ceil(first.refused)
+    about = "" if first.is_all else "about "
+    return f"{about}{counted(number, 'record')} will be quarantined by ingest" if number else ""
 
 
 def base_here(settings: Settings, made: Artifact | None) -> Base | None:

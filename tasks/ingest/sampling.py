@@ -41,6 +41,7 @@ class Sample(NamedTuple):
     is_all: bool  # whether these are all rows of the sources
     independent: float = 1.0  # of the rows that may test, groups for each row; a row without a group is one by itself
     repeated: float = 0.0  # of `drawn`, about how many are exact duplicates, as dedupe compares conversations
+    refused: float = 0.0  # about how many records ingest will quarantine, which are no rows
 
 
 class _Records:
@@ -82,7 +83,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     conversations: list[list[Message]] = []
     drawn, given = 0.0, dict.fromkeys(get_args(Use), 0.0)
     tallies: dict[str, Tally] = {}
-    num_records, of_drawn = 0, list[np.ndarray]()
+    num_records, refused, of_drawn = 0, 0.0, list[np.ndarray]()
     groups: dict[str | None, list[str | None]] = {}  # use_as -> the group of each row
     for file in local:
         tally, number, kept, of_group, hashes = _of_file(
@@ -93,6 +94,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
         num_records += number
         conversations += [] if file.use_as in ("validation", "test") else kept
         rows = number * len(kept) / max(1, tally.num_read)
+        refused += number * tally.reasons.total() / max(1, tally.num_read)
         if file.use_as:
             given[file.use_as] += rows
         else:
@@ -107,7 +109,9 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     is_all = tally.num_read == num_records and len(local) == len(sources)
     repeated = round(share * drawn * repeated_share(np.concatenate(of_drawn), share), 3) if of_drawn else 0.0
     may_test = independent(groups.get("test") or groups.get(None) or [])
-    return Sample(conversations, share * drawn, given, is_all, may_test, repeated) if conversations else None
+    if not conversations:
+        return None
+    return Sample(conversations, share * drawn, given, is_all, may_test, repeated, share * refused)
 
 
 def independent(groups: Sequence[str | None]) -> float:
