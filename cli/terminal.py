@@ -205,9 +205,7 @@ def _next_run(outcome: Outcome, what: str) -> str:
     """The first line of what comes next: after a verdict that promotes nothing a change, as nothing else would run."""
     if outcome.verdict and outcome.verdict.decision in ("keep", "inconclusive"):
         where = "that the verdict page advises (What to try next)" if outcome.page else "to the settings or the data"
-        left = (
-            _without_advised(what, outcome.page.suggestions[0]) if outcome.page and outcome.page.suggestions else what
-        )
+        left = _without_advised(what, " ".join(outcome.page.suggestions[:1]) if outcome.page else "")
         over = "          # its --set overrides the file" if " --set " in left else ""
         return f"make a change {where}, then  tunewright run {left}{over}"
     return f"tunewright plan {what}"

@@ -181,7 +181,7 @@ def _left_out(repeated: int) -> str:
 def _quarantined(first: Sample) -> str:
     """Say how many records ingest will quarantine, which are not counted; "" where there are none."""
     number = ceil(first.refused)
-    about = "" if first.is_all else "about "
+    about = "" if first.is_all and number == first.refused else "about "
     return f"{about}{counted(number, 'record')} will be quarantined by ingest" if number else ""
 
 

@@ -85,7 +85,7 @@ def write(file: Path, folder: Path, validated: ValidatedRows) -> Examples:
 
 
 def write_findings(folder: Path, validated: ValidatedRows) -> None:
-    """Writes findings.parquet into `folder`: what only reports of each kept row."""
+    """Writes findings.parquet into `folder`: what expectations that only report say of kept rows."""
     with pq.ParquetWriter(folder / "findings.parquet", FINDINGS_SCHEMA) as found:
         for outcome in validated.outcomes:
             if outcome.entry.severity == "info" and len(outcome.rows):
