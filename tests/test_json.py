@@ -79,6 +79,7 @@ SELDOM = {
     "export": {"pushed.url", "pushed.is_public", "pushed.removed"},  # with --push
     "data, one row": {
         "asked_line",  # of a record of several lines
+        *("life[].findings[].finding", "life[].findings[].detail"),  # of a row with findings
         *("versions[].version", "versions[].split", "versions[].because"),  # from the second version on
     },
 }
