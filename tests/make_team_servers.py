@@ -67,11 +67,21 @@ class TeamServers:
         return self.call("tunewright", *arguments, folder=folder)
 
     @contextmanager
-    def worker(self) -> Iterator[None]:
-        """Run compose.yaml's worker, in an empty folder."""
-        (self.folder / "pipelines").mkdir()
-        with _process(self.folder, "worker", _here(self.works), self.terminal, self.folder / "pipelines"):
-            yield
+    def worker(self, name: str = "worker") -> Iterator[subprocess.Popen[bytes]]:
+        """Run compose.yaml's worker with a home of its own, in an empty folder."""
+        (self.folder / f"{name}-pipelines").mkdir()
+        environment = {**self.terminal, "TUNEWRIGHT_HOME": str(self.home_of(name))}
+        with _process(self.folder, name, _here(self.works), environment, self.folder / f"{name}-pipelines") as process:
+            waiting.until(lambda: "Worker" in self.log_of(name).read_text())
+            yield process
+
+    def home_of(self, name: str) -> Path:
+        """The home of a worker; the first shares that of a person's terminal."""
+        return self.folder / ("home" if name == "worker" else f"{name}-home")
+
+    def log_of(self, name: str) -> Path:
+        """What a worker and its runs print."""
+        return self.folder / f"{name}.log"
 
     def backup(self, what: str, folder: Path) -> None:
         """Save to a folder, or restore from it."""
@@ -178,12 +188,12 @@ def _environment(folder: Path, given: Mapping[str, str]) -> dict[str, str]:
 @contextmanager
 def _process(
     folder: Path, name: str, command: list[str], environment: Mapping[str, str], cwd: Path | None = None
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / f"{name}.log").open("wb") as log:
         environment = _environment(folder, environment)
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=cwd or folder)
         try:
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait(60)

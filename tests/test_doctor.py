@@ -336,6 +336,17 @@ def test_where_nothing_answers_at_an_address_without_api_the_advice_is_both(
         pass
 
 
+def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def said() -> tuple[str, str]:
+        return next((each.state, each.found) for each in of_servers() if each.what == "store")
+
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "team"))
+    assert said() == ("ok", f"{tmp_path}/team is shared")
+    monkeypatch.setenv("TUNEWRIGHT_STORE", "team")
+    state, found = said()
+    assert state == "failure" and found.startswith("TUNEWRIGHT_STORE=team: accepted: a folder")
+
+
 def test_the_home_is_its_owners_alone_and_one_that_others_can_open_is_said(home: Path) -> None:
     before = os.umask(0o022)
     config.make_home()

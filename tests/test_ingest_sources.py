@@ -177,31 +177,6 @@ def test_an_object_that_changes_while_it_is_read_is_refused(memory: Any) -> None
         cached(data, files)
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An S3 server on this machine, with a bucket."""
-    import logging
-
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    _, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()
-    store = s3fs.S3FileSystem()
-    store.mkdir("bucket")
-    yield store
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
 def test_objects_in_s3_are_read_and_not_read_again_until_they_change(
     s3: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import httpx
 import kubernetes_validate
+import psutil
+import s3fs
 import waiting
 import yaml
 from conftest import make_tiny_base
-from make_team_servers import HOST, INFRA, TeamServers, copied, need, services_of, team_servers
+from make_team_servers import HOST, INFRA, USER, TeamServers, copied, need, services_of, team_servers
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from test_flow import ROWS
@@ -181,19 +183,69 @@ def test_a_worker_that_is_stopped_lets_its_runs_save_first(tmp_path: Path) -> No
     assert (tmp_path / "saved").exists() and not (tmp_path / "killed").exists()
 
 
+def history(servers: TeamServers) -> dict[str, Any]:
+    """What `release history` says, without links, whose ports are of these servers."""
+    said = servers.tunewright("release", "history", "tiny", "--json")
+    return json.loads(re.sub(rf"https://{re.escape(HOST)}:\d+/", "", said))
+
+
+TRAINING = {"learning_rate": 1e-3, "max_steps": 600, "batch": 4, "evaluate_every": 100, "patience": None}
+
+
+def adapter_of(home: Path) -> str:
+    """The digest of the weights that TRAINING led to."""
+    records = [json.loads(file.read_text())["record"] for file in home.glob("artifacts/train/*/manifest.json")]
+    return next(record["digest"] for record in records if record["steps"] == TRAINING["max_steps"])
+
+
+def a_second_machine_shares_the_store(servers: TeamServers) -> None:
+    """Its home is empty: nothing is made again, and a training in which it is killed goes on at the first.
+
+    The weights are those of a training that nothing disturbed, and the uses of the test rows are counted together.
+    """
+
+    def start(*arguments: str) -> str:
+        given = ("deployment", "run", "finetune/tiny", f"--param=training={json.dumps(TRAINING)}", *arguments)
+        return servers.call("prefect", *given)
+
+    store = s3fs.S3FileSystem(endpoint_url=servers.storage, key=USER, secret=servers.tools["AWS_SECRET_ACCESS_KEY"])
+    with servers.worker("second") as second:
+        assert "'Unchanged'" in servers.call("prefect", "deployment", "run", "finetune/tiny", "--watch")
+        assert "11 of 12 tasks cached" in servers.log_of("second").read_text(), "all but the look at the base"
+        start()
+        waiting.until(lambda: store.invalidate_cache() or store.find("tunewright/store/trees/work/train"))
+        for each in [*psutil.Process(second.pid).children(recursive=True), second]:
+            each.kill()
+    with servers.worker("third"):
+        assert "'Waiting'" in start("--watch")
+    assert re.search(r"another machine trained \d00 steps; this one goes on", servers.log_of("third").read_text())
+    alone = {**servers.terminal, "TUNEWRIGHT_HOME": str(servers.folder / "alone-home")}
+    del alone["TUNEWRIGHT_STORE"]
+    sets = [f"--set=training.{name}={'' if value is None else value}" for name, value in TRAINING.items()]
+    replace(servers, terminal=alone).tunewright(
+        "run", "tiny.yaml", "--until=train", *sets, folder=servers.folder.parent / "desktop"
+    )
+    assert adapter_of(servers.home_of("third")) == adapter_of(servers.folder / "alone-home")
+    uses = (servers.home_of("third") / "test_set_uses" / "tiny.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["candidate"] for line in uses}) == 2
+
+
 def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(tmp_path: Path) -> None:
     with team_servers(tmp_path / "servers") as servers:
         make_pipeline(tmp_path / "laptop", tmp_path / "team.git")
         with servers.worker():
-            log = servers.folder / "worker.log"
-            waiting.until(lambda: "Worker" in log.read_text())
             servers.tunewright("deploy", "tiny.yaml", folder=tmp_path / "laptop")
             shutil.rmtree(tmp_path / "laptop")
             assert "'Waiting'" in servers.call("prefect", "deployment", "run", "finetune/tiny", "--watch")
-            waiting.until(lambda: "Flow run 'approve tiny 1' - Finished in state Suspended" in log.read_text())
+            waiting.until(
+                lambda: (
+                    "Flow run 'approve tiny 1' - Finished in state Suspended" in servers.log_of("worker").read_text()
+                )
+            )
             subprocess.run(["git", "clone", "--quiet", tmp_path / "team.git", tmp_path / "desktop"], check=True)
             reason = ("--reason", "from another clone, which has the base")
             servers.tunewright("release", "approve", "tiny", *reason, folder=tmp_path / "desktop")
+        a_second_machine_shares_the_store(servers)
         assert (
             "<html"
             in httpx.get(servers.terminal["PREFECT_API_URL"].removesuffix("/api"), verify=trusting(servers)).text
@@ -202,12 +254,12 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
         found = servers.tunewright("doctor")
         for server in ("Prefect", "MLflow"):
             assert re.search(rf"^ok +{server} +https://{HOST}:\d+(/api)? answers", found, re.MULTILINE)
-        before = servers.tunewright("release", "history", "tiny", "--json")
+        before = history(servers)
         servers.backup("save", tmp_path / "copy")
     passwords = tmp_path / "servers" / "infra" / ".env"
     with team_servers(tmp_path / "restored", tmp_path / "copy", passwords) as servers:
-        assert servers.tunewright("release", "history", "tiny", "--json") == before
-        assert [event["what"] for event in json.loads(before)["events"]] == ["approved"]
+        assert history(servers) == before
+        assert [event["what"] for event in before["events"]] == ["approved"] and len(before["waiting"]) == 1
         assert "Unchanged" in servers.tunewright("run", "tiny.yaml", folder=tmp_path / "desktop"), (
             "the same splits, weights and champion"
         )

@@ -7,6 +7,7 @@ TunewrightError
 ├── JudgeError         the judge does not answer: retried after a while
 ├── Pruned             a comparison ended the training of a worse variant: an outcome, never retried
 ├── StageFailed        a stage raised an unknown error, also when it was retried
+├── StoreError         the store that machines share does not answer: retried after a while
 ├── TrackingError      MLflow does not answer: retried after a while
 └── TrainingError      training did not reach its planned end: exit code 4
     ├── TrainerDied    the trainer process was killed, crashed or hung: retried, and the retry resumes
@@ -71,6 +72,10 @@ class StageFailed(TunewrightError):
     """A stage raised an error of a library, or of the team's code; its traceback is in the log of the stage's task."""
 
 
+class StoreError(TunewrightError):
+    """The store that machines share cannot be reached, or refuses."""
+
+
 class TrackingError(TunewrightError):
     """MLflow does not answer, or its database is locked."""
 
@@ -103,7 +108,7 @@ def is_transient(error: BaseException | None) -> bool:
     Bad data, bad settings, a full disk and programming errors are the same the second time.
     """
     if isinstance(error, TunewrightError):
-        return isinstance(error, TrainerDied | TrackingError | JudgeError)
+        return isinstance(error, TrainerDied | TrackingError | StoreError | JudgeError)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, sqlite3.OperationalError):

@@ -15,11 +15,11 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 from tunewright import config
 from tunewright.cli.doctor.environment import Finding
 from tunewright.config import Registry, outside
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, StoreError
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
 from tunewright.registry.address import VARIABLE, asked, by_environment
-from tunewright.store import databases
+from tunewright.store import databases, shared
 
 GB = 1_000_000_000
 LITTLE_GB = 5  # a few candidates of a small model, with their checkpoints
@@ -115,6 +115,8 @@ def of_servers() -> Iterator[Finding]:
         yield _mlflow(up.mlflow, START)
     if os.environ.get(VARIABLE):
         yield from _mlflow_of_environment()
+    if os.environ.get(shared.VARIABLE):
+        yield _store()
     for name, port in PORTS.items():
         if not up and (who := holder(port)):
             yield Finding(
@@ -140,6 +142,15 @@ def _prefect(api: str, shown: str, password: str | None) -> Finding:
         said = f"{shown} answers with {code}" if code else f"{shown} does not answer: {error}"
         return Finding("failure", "Prefect", said, f"{advice}, or {START}" if advice else START)
     return Finding("ok", "Prefect", f"{shown} answers")
+
+
+def _store() -> Finding:
+    try:
+        if store := shared.shared_store():
+            store.check()
+    except (ConfigError, StoreError) as error:
+        return Finding("failure", "store", str(error), f"correct {shared.VARIABLE}, or the store's own variables")
+    return Finding("ok", "store", f"{os.environ[shared.VARIABLE]} is shared")
 
 
 def _mlflow_of_environment() -> Iterator[Finding]:

@@ -38,7 +38,7 @@ from tunewright.reports.progress import Progress, duration
 from tunewright.store import needless
 from tunewright.store.caching import work_folder
 from tunewright.store.stage import stage
-from tunewright.tasks.train import trainer
+from tunewright.tasks.train import shared_checkpoints, trainer
 from tunewright.tasks.train.heartbeat import Heartbeat
 from tunewright.tasks.train.trainer import (
     __main__ as process_of_trainer,  # named, so that its code is part of train's key
@@ -239,8 +239,9 @@ def train(
             counted(tokens.num_train, "training row"),
             counted(tokens.num_validation, "validation row"),
         )
-        earlier = seconds_in(work)
-        run_trainer(job, work)
+        with shared_checkpoints.kept(work):
+            earlier = seconds_in(work)
+            run_trainer(job, work)
         seconds = seconds_in(work)
     needless.remove_stale(folder.parent)
     shutil.move(work / "model", folder / "model")

@@ -19,7 +19,7 @@ from tunewright import config
 from tunewright.config import Registry
 from tunewright.errors import ConfigError
 from tunewright.store import disk
-from tunewright.store.caching import lock
+from tunewright.store.histories import held, up_to_date
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,10 +72,10 @@ def moving(name: str) -> Iterator[None]:
 
     Where the home can only be read, nothing is held.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(ConfigError):
             config.make_home()
-            held.enter_context(lock(_file(name).with_suffix(".moves")))
+            stack.enter_context(held(_file(name).with_suffix(".moves")))
         yield
 
 
@@ -85,12 +85,13 @@ def append_event(client: "MlflowClient", name: str, event: Event) -> Event:
     Where the home can only be read, it is not kept there.
     """
     is_written = True
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         try:
             config.make_home()
-            held.enter_context(lock(_file(name)))
         except ConfigError:
             is_written = False
+        else:
+            stack.enter_context(held(_file(name)))
         model = client.get_registered_model(name)
         last = _entries(model.tags, event.alias)[-1:]
         event = event.model_copy(update={"previous": _sha256(last[0][1]) if last else ""})
@@ -118,7 +119,9 @@ def faults(client: "MlflowClient", registry: Registry) -> list[str]:
     entries = _entries(model.tags, registry.alias)
     digests = {tag: _sha256(value) for tag, value, _ in entries}
     found = []
-    for kept in disk.read(_file(registry.name), KeptEntry, "is no entry of an alias' history; delete the line"):
+    for kept in disk.read(
+        up_to_date(_file(registry.name)), KeptEntry, "is no entry of an alias' history; delete the line"
+    ):
         if (kept.model, kept.alias) == (model.creation_timestamp, registry.alias):
             if kept.tag not in digests:
                 found.append(f"{_said(kept.tag)} was deleted")

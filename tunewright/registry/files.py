@@ -21,7 +21,8 @@ from tunewright import config, serving
 from tunewright.errors import TunewrightError
 from tunewright.store import disk
 from tunewright.store.cache_key import hash_of
-from tunewright.store.caching import digest_of, lock
+from tunewright.store.caching import digest_of
+from tunewright.store.histories import held, up_to_date
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,7 +59,7 @@ def seal(folder: Path) -> str:
 
 def remember(name: str, model_id: str, covers: Covered, sha256: str) -> None:
     """Keeps a digest of a version that this machine registers in its home."""
-    with lock(_file(name)):
+    with held(_file(name)):
         disk.append(_file(name), Registration(model_id=model_id, covers=covers, sha256=sha256))
 
 
@@ -177,7 +178,7 @@ def _check_weights(version: "ModelVersion", copy: Path) -> None:
 
 def _kept(name: str, model_id: str, covers: Covered) -> str:
     """The digest that this machine registered a version with last; empty where it did not."""
-    known = disk.read(_file(name), Registration, "is no digest of a version; delete the line")
+    known = disk.read(up_to_date(_file(name)), Registration, "is no digest of a version; delete the line")
     found = [each.sha256 for each in known if (each.model_id, each.covers) == (model_id, covers)]
     return found[-1] if found else ""
 

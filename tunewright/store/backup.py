@@ -22,6 +22,7 @@ from tunewright.store.caching import lock
 
 FILES = "mlartifacts"
 HISTORIES = ("versions", "test_set_uses", "registered", "alias_history")
+SHARED = "shared"  # which states of a shared store the histories are
 API = "api"  # the files and jobs of tunewright api, which name versions
 OLD = "looks"  # the name of test_set_uses in homes and backups of an earlier release
 WAIT_SECONDS = 30
@@ -65,6 +66,7 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
                             held.enter_context(lock(each))
                     _add(archive, history)
             _add(archive, API)
+            _add(archive, SHARED)
         disk.sync(unfinished)
         unfinished.chmod(0o600)  # it has answers to test rows
         with _written(file):
@@ -109,7 +111,7 @@ def restore(file: Path) -> list[str]:
     with tempfile.TemporaryDirectory(dir=home) as folder:
         _extract(file, Path(folder))
         found = sorted(path.name for path in Path(folder).iterdir())
-        known = (config.mlflow_database().name, FILES, *HISTORIES, API, OLD)
+        known = (config.mlflow_database().name, FILES, *HISTORIES, API, SHARED, OLD)
         if not found or any(name not in known for name in found):
             raise ConfigError(f"{file}: {NO_BACKUP}")
         if there := [name for name in found if (home / name).exists()]:

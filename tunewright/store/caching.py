@@ -35,6 +35,7 @@ from tunewright.store import disk, locks, manifest, refusals
 from tunewright.store.cache_key import Ingredients, differing, hash_of, key_of, of_call
 from tunewright.store.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
 from tunewright.store.refusals import StoppedStage
+from tunewright.store.shared import path_in_home, shared_store
 
 __all__ = [
     "MANIFEST",
@@ -185,13 +186,22 @@ class Cached(Generic[P, A]):
         ingredients = self.ingredients(*args, **kwargs)
         folder = folder_of(self.stage, key_of(self.stage, ingredients))
         task = TaskRunContext.get()
-        with self._alone(folder):
-            if not (task and task.task.refresh_cache):
-                with contextlib.suppress(Damaged):
-                    found = self._whole(folder.name)
-                    os.utime(folder)  # when it was last used (needless.py)
-                    return found
-            return self._make(folder, ingredients, *args, **kwargs), None
+        is_refreshed = bool(task and task.task.refresh_cache)
+        with self._alone(folder), contextlib.ExitStack() as held:
+            found = None if is_refreshed else self._found(folder)
+            if found is None and (store := shared_store()):
+                held.enter_context(store.lease(path_in_home(folder)))
+                found = None if is_refreshed else self._found(folder)  # another machine made it meanwhile
+            record = found.record if found else self._make(folder, ingredients, *args, **kwargs)
+            _share(folder)
+        return record, found.manifest if found else None
+
+    def _found(self, folder: Path) -> Whole[A] | None:
+        with contextlib.suppress(Damaged):
+            found = self._whole(folder.name)
+            os.utime(folder)  # when it was last used (needless.py)
+            return found
+        return None
 
     @contextlib.contextmanager
     def _alone(self, folder: Path) -> Iterator[None]:
@@ -310,6 +320,12 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(_lock_of(path), wait=math.inf if wait else 0):
         yield
+
+
+def _share(folder: Path) -> None:
+    """Copies an artifact to the store that machines share, if there is one and it lacks it."""
+    if (store := shared_store()) and not store.has_tree(path_in_home(folder)):
+        store.put(path_in_home(folder), folder, manifest.files_in(folder, but=()))
 
 
 def _lock_of(path: Path) -> Path:

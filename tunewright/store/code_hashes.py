@@ -21,11 +21,13 @@ FIRST_PARTY = "tunewright"
 # How an artifact is kept and what is shown or foretold of its making, not what is in it.
 PLUMBING = (
     "tunewright.store.caching",
+    "tunewright.store.shared",
     "tunewright.store.stage",
     "tunewright.store.code_hashes",
     "tunewright.reports.progress",
     "tunewright.reports.curves",
     "tunewright.cost_model",
+    "tunewright.tasks.train.shared_checkpoints",
 )
 DATA = (".html", ".jsonl")  # endings of files that count with the module that they lie beside
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

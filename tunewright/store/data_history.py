@@ -27,6 +27,9 @@ from tunewright.machine.bounded import Unreadable
 from tunewright.store import disk
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import digest_of
+from tunewright.store.histories import up_to_date
+from tunewright.store.manifest import files_in
+from tunewright.store.shared import path_in_home, shared_store
 
 DUPLICATE, QUARANTINED = "duplicate", "quarantined"  # why split was not given a row
 PROFILE = "profile.json"
@@ -91,7 +94,7 @@ class Version(BaseModel, frozen=True):
 
 def history(name: str, seed: int, by: str) -> list[Version]:
     """The versions of one history, the oldest first."""
-    return [version for version in read(file_of(name)) if (version.seed, version.by) == (seed, by)]
+    return [version for version in read(up_to_date(file_of(name))) if (version.seed, version.by) == (seed, by)]
 
 
 def file_of(name: str) -> Path:
@@ -139,6 +142,8 @@ def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: 
     shutil.rmtree(folder, ignore_errors=True)  # others than `there`
     unfinished.rename(folder)
     disk.sync(folder.parent)
+    if store := shared_store():
+        store.put(path_in_home(folder), folder, files_in(folder))
     return digest(folder)
 
 
@@ -153,6 +158,7 @@ def digest(folder: Path) -> str:
 def kept(name: str, version: Version) -> Path | None:
     """The sides.parquet of a version; None where it is gone or was altered, on which pyarrow can wait for ever."""
     folder = folder_of(name, version)
+    _fetch(folder)
     return folder / ASSIGNMENTS_FILE if version.assignments and digest(folder) == version.assignments else None
 
 
@@ -166,6 +172,9 @@ def trained(name: str, splits: str) -> set[str] | None:
 
     Raises ConfigError where they cannot be read. Nothing holds them against a digest here, so a bounded child reads.
     """
+    if store := shared_store():
+        for folder in store.trees(path_in_home(place(name)), f"{splits[:DIGITS]}-"):
+            _fetch(place(name) / folder)
     file = next(place(name).glob(f"{splits[:DIGITS]}-*/{ASSIGNMENTS_FILE}"), None)
     if file is None:
         return None
@@ -186,6 +195,16 @@ def forget(name: str, kept: Iterable[str]) -> None:
     for folder in place(name).glob("*/"):
         if folder.name.partition("-")[0] not in beginnings:
             shutil.rmtree(folder)
+    if store := shared_store():
+        for folder in store.trees(path_in_home(place(name))):
+            if folder.partition("-")[0] not in beginnings:
+                store.remove(path_in_home(place(name) / folder))
+
+
+def _fetch(folder: Path) -> None:
+    """Fetch the assignments of a version from the store that machines share, if they are not here."""
+    if not folder.exists() and (store := shared_store()):
+        store.get(path_in_home(folder), folder)
 
 
 def _table(rows: Rows, checked: CheckedRows, splits: Splits, no_split: Collection[str]) -> pa.Table:

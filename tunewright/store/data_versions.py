@@ -33,8 +33,9 @@ from tunewright.artifacts.placement import GONE, furthest
 from tunewright.config import Split
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.store import data_history
-from tunewright.store.caching import kept, lock
+from tunewright.store.caching import kept
 from tunewright.store.data_history import Replaced, StageOutput, Version, file_of, history, read, write
+from tunewright.store.histories import held
 from tunewright.store.lineage import NO_SPLIT
 
 log = logging.getLogger("tunewright")
@@ -90,7 +91,7 @@ def accept(
         return None
     assert before.number
     file = file_of(before.name)
-    with lock(file):
+    with held(file):
         lines = read(file)
         past = [line for line in lines if (line.seed, line.by) == (before.seed, before.by)]
         known = next((line for line in past if line.rows.digest == rows.digest), None)

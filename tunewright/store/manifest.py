@@ -7,6 +7,7 @@ version of Tunewright or copied from another home, is accepted if its manifest a
 """
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -17,6 +18,7 @@ from tunewright.accepted import printable
 from tunewright.artifacts import Artifact
 from tunewright.store import disk
 from tunewright.store.cache_key import key_of
+from tunewright.store.shared import File, path_in_home, shared_store
 
 A = TypeVar("A", bound=Artifact)
 
@@ -25,13 +27,6 @@ MANIFEST = "manifest.json"
 
 class Damaged(Exception):
     """An artifact is not whole, or not the one that was made; the message says what is wrong."""
-
-
-class File(BaseModel, frozen=True):
-    """A file of an artifact as it was written."""
-
-    sha256: str
-    size: int  # bytes
 
 
 class Manifest(BaseModel, frozen=True):
@@ -60,9 +55,9 @@ def folder_of(stage: str, key: str) -> Path:
     return config.home() / "artifacts" / stage / key
 
 
-def files_in(folder: Path) -> dict[str, File]:
-    """Every file beneath a folder except the manifest, by its path in the folder."""
-    paths = ((name, folder / name) for name in sorted(serving.files_in(folder) - {MANIFEST}))
+def files_in(folder: Path, *, but: Collection[str] = (MANIFEST,)) -> dict[str, File]:
+    """Every file beneath a folder but some, by its path in the folder."""
+    paths = ((name, folder / name) for name in sorted(serving.files_in(folder).difference(but)))
     return {name: File(sha256=digest_of(path), size=path.stat().st_size) for name, path in paths}
 
 
@@ -97,9 +92,13 @@ def forget(stage: str, key: str) -> None:
 def read(kind: type[A], stage: str, key: str, *, with_files: bool = True) -> Whole[A]:
     """The record and the manifest of the artifact that a stage keeps under a key, its files verified too by default.
 
+    One that this home lacks is fetched from the store that machines share, if there is one.
+
     Raises Damaged.
     """
     folder, entry = folder_of(stage, key), _entry(stage, key)
+    store = shared_store() if with_files and not folder.exists() else None
+    is_fetched = bool(store and store.get(path_in_home(folder), folder))
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         record = kind.model_validate(manifest.record | {"folder": folder})
@@ -112,6 +111,8 @@ def read(kind: type[A], stage: str, key: str, *, with_files: bool = True) -> Who
         raise Damaged(f"artifact {key}: {MANIFEST} was altered")
     if with_files:
         _check(folder, manifest)
+    if is_fetched:
+        remember(folder, stage, key)
     return Whole(record, manifest)
 
 

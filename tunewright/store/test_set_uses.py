@@ -39,7 +39,7 @@ from tunewright import config
 from tunewright.artifacts import Adapter, Answers, Verdict
 from tunewright.config import Gate, Settings
 from tunewright.store import disk
-from tunewright.store.caching import lock
+from tunewright.store.histories import held, up_to_date
 
 SAMPLE = 1_000  # row_ids of a test set
 DIGITS = 12  # of a row_id: of a million rows, no two begin alike in all likelihood
@@ -88,7 +88,7 @@ def begin(name: str, candidate: Adapter, answers: Answers, *, seed: int, recipe:
     `seed` drew these rows, and `recipe` is the hash of what the candidate was made of.
     """
     rows, file = TestRows.of(answers), file_of(name)
-    with lock(file):
+    with held(file):
         uses = read(file)
         share = _alpha_share(uses, candidate.digest, rows)
         if not any(_is(use, candidate.digest, rows) for use in uses):
@@ -114,7 +114,7 @@ def end(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate:
     before.
     """
     rows, file = TestRows.of(answers), file_of(name)
-    with lock(file):
+    with held(file):
         uses = read(file)
         last = next(use for use in reversed(uses) if _is(use, candidate.digest, rows))
         if last.verdict != verdict.in_words:
@@ -130,12 +130,12 @@ def share_of(number: int, carried: float) -> float:
 
 def alpha_share(name: str, candidate: Adapter, answers: Answers) -> float:
     """Return what `begin` would, and enter nothing."""
-    return _alpha_share(read(file_of(name)), candidate.digest, TestRows.of(answers))
+    return _alpha_share(read(up_to_date(file_of(name))), candidate.digest, TestRows.of(answers))
 
 
 def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
     """Return what `end` would, and enter nothing."""
-    return _said(verdict, read(file_of(name)), candidate.digest, TestRows.of(answers), gate, seed)
+    return _said(verdict, read(up_to_date(file_of(name))), candidate.digest, TestRows.of(answers), gate, seed)
 
 
 def next_number(uses: Sequence[TestSetUse], seed: int) -> int:
@@ -268,7 +268,7 @@ def draw(settings: Settings, recipe: str) -> Draw:
     asked, gate = settings.split.seed, settings.gate
     seed = asked
     if gate.rotate:
-        seed = seed_of(read(file_of(settings.registry.name)), asked, gate.max_test_set_uses, recipe)
+        seed = seed_of(read(up_to_date(file_of(settings.registry.name))), asked, gate.max_test_set_uses, recipe)
     return Draw(recipe, asked, seed, gate.max_test_set_uses)
 
 

@@ -1,0 +1,293 @@
+"""Two homes and one store: nothing is made twice, no line of a history is lost, what arrives is whole or not there."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import waiting
+from pydantic import BaseModel
+
+from tunewright import config
+from tunewright.artifacts import Artifact
+from tunewright.errors import ConfigError, StoreError
+from tunewright.store import disk, histories, shared
+from tunewright.store.caching import cached
+from tunewright.store.histories import held, up_to_date
+from tunewright.store.manifest import files_in, folder_of
+from tunewright.store.shared import SharedStore, shared_store
+from tunewright.tasks.train import shared_checkpoints
+from tunewright.tasks.train.trainer import checkpoints
+
+
+class Line(BaseModel):
+    """A line of a history."""
+
+    said: str
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedStore:
+    """An empty store, as a folder and as an S3 bucket."""
+    url = str(tmp_path / "store")
+    if request.param == "s3":
+        url = f"s3://bucket/{tmp_path.name.replace('_', '-')}"
+        request.getfixturevalue("s3")
+    monkeypatch.setenv("TUNEWRIGHT_STORE", url)
+    shared._opened.cache_clear()
+    found = shared_store()
+    assert found
+    return found
+
+
+@pytest.fixture
+def move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Goes to the home of another machine."""
+
+    def move(name: str) -> None:
+        monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / name))
+        config.make_home()
+
+    return move
+
+
+def make_stage(calls: list[str]) -> Any:
+    """A stage that says when it runs."""
+
+    @cached()
+    def draw(folder: Path, *, word: str) -> Artifact:
+        calls.append(word)
+        (folder / "deep").mkdir()
+        (folder / "deep" / "word.txt").write_text(word)
+        return Artifact()
+
+    return draw
+
+
+def test_what_one_machine_made_another_does_not_make_again(store: SharedStore, move: Callable[[str], None]) -> None:
+    calls: list[str] = []
+    draw = make_stage(calls)
+    move("a")
+    first = draw(word="tea")
+    move("b")
+    assert draw.look_up(word="tea").record
+    second = draw(word="tea")
+    assert calls == ["tea"] and second.digest == first.digest
+    assert second.folder != first.folder and second.path("deep/word.txt").read_text() == "tea"
+    assert store.trees("artifacts/draw") == [first.key]
+    shutil.rmtree(second.folder)
+    assert draw(word="tea").key == first.key and calls == ["tea"]
+
+
+def test_content_that_was_altered_in_the_store_is_made_anew_and_put_there_again(
+    store: SharedStore, move: Callable[[str], None]
+) -> None:
+    calls: list[str] = []
+    draw = make_stage(calls)
+    move("a")
+    (file,) = [file for name, file in files_in(draw(word="tea").folder).items() if name == "deep/word.txt"]
+    store._write(f"content/{file.sha256}", b"tee")
+    move("b")
+    assert draw(word="tea").path("deep/word.txt").read_text() == "tea" and calls == ["tea", "tea"]
+    move("c")
+    assert draw(word="tea") and calls == ["tea", "tea"], "it is whole again"
+    key = draw(word="tea").key
+    for wrong in (b"{", b'{"../x": {"sha256": "0", "size": 1}}', b'{"/x": {"sha256": "0", "size": 1}}'):
+        store._write(f"trees/artifacts/draw/{key}.json", wrong)
+        shutil.rmtree(folder_of("draw", key))
+        assert draw(word="tea").path("deep/word.txt").read_text() == "tea"
+    assert not (config.home() / "artifacts" / "x").exists()
+
+
+def add(home: str, said: str) -> None:
+    """Add a line to a history from a home of its own."""
+    os.environ["TUNEWRIGHT_HOME"] = home
+    config.make_home()
+    file = config.home() / "uses" / "bot.jsonl"
+    with held(file):
+        number = len(disk.read(file, Line, "is wrong"))
+        disk.append(file, Line(said=f"{number} {said}"))
+
+
+def test_lines_of_machines_that_write_at_once_are_all_there_and_numbered_once(
+    store: SharedStore, move: Callable[[str], None], tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    names = [f"{tmp_path}/{machine}" for machine in "abcd" for _ in range(3)]
+    with context.Pool(4) as pool:
+        pool.starmap(add, [(name, name) for name in names])
+    move("e")
+    lines = disk.read(up_to_date(config.home() / "uses" / "bot.jsonl"), Line, "is wrong")
+    assert [line.said.split()[0] for line in lines] == [str(number) for number in range(12)]
+    assert sorted(line.said.split()[1] for line in lines) == names
+
+
+def test_a_change_that_fails_is_nowhere_and_one_that_a_kill_kept_from_the_store_is_dropped(
+    store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move("a")
+    file = config.home() / "uses" / "bot.jsonl"
+    with pytest.raises(ZeroDivisionError), held(file):
+        disk.append(file, Line(said="never"))
+        raise ZeroDivisionError
+    assert not file.exists() and store.newest("uses/bot.jsonl") == (0, b"")
+    with held(file):
+        disk.append(file, Line(said="first"))
+    disk.append(file, Line(said="killed before it was put there"))
+    assert [line.said for line in disk.read(up_to_date(file), Line, "")] == ["first"]
+    monkeypatch.setattr(SharedStore, "add", lambda *_: False)
+    with pytest.raises(StoreError, match=r"another machine changed uses/bot.jsonl at the same time"), held(file):
+        disk.append(file, Line(said="too late"))
+    assert [line.said for line in disk.read(file, Line, "")] == ["first"]
+
+
+def test_a_home_with_a_history_of_its_own_is_refused_where_the_store_has_another(
+    store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for home in "ab":
+        move(home)
+        file = config.home() / "uses" / "bot.jsonl"
+        file.parent.mkdir()
+        disk.append(file, Line(said=home))
+    move("a")
+    with held(config.home() / "uses" / "bot.jsonl"):
+        pass
+    assert store.newest("uses/bot.jsonl")[1] == b'{"said":"a"}\n', "a store takes the history of the first home"
+    move("b")
+    with pytest.raises(ConfigError, match="has lines that the history of the same name in the store has not"):
+        up_to_date(config.home() / "uses" / "bot.jsonl")
+
+
+def test_only_the_newest_states_of_a_history_are_kept(store: SharedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "KEPT_STATES", 3)
+    for number in range(1, 7):
+        assert store.add("uses/bot.jsonl", number, str(number).encode())
+    assert store._numbers("histories/uses/bot.jsonl") == [4, 5, 6]
+    assert store.newest("uses/bot.jsonl") == (6, b"6")
+    assert not store.add("uses/bot.jsonl", 6, b"again")
+
+
+def test_a_lease_is_waited_for_and_ends_with_the_signs_of_life_of_its_holder(
+    store: SharedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "POLL_SECONDS", 0.01)
+    order: list[str] = []
+
+    def second() -> None:
+        with store.lease("x"):
+            order.append("second")
+
+    other = threading.Thread(target=second)
+    with store.lease("x"):
+        other.start()
+        other.join(0.3)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"] and store._numbers("leases/x") == []
+
+    monkeypatch.setattr(shared, "LEASE_SECONDS", 0.4)
+    store._create("leases/x/0000000007", b"killed 3")
+    with store.lease("x"):
+        assert store._numbers("leases/x") == [8]
+        store_is_held = threading.Thread(target=second)
+        store_is_held.start()
+        store_is_held.join(1.0)  # longer than a lease without signs of life
+        assert order == ["first", "second"]
+    store_is_held.join()
+    assert order[2:] == ["second"]
+
+
+def test_a_store_that_writes_over_what_is_there_keeps_no_machines_apart_and_is_refused(
+    store: SharedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers of S3's protocol ignore the condition of a write."""
+    monkeypatch.setattr(SharedStore, "_create", lambda *_: True)
+    with (
+        pytest.raises(ConfigError, match=r"TUNEWRIGHT_STORE=.*: writes over an object that is there"),
+        store.lease("x"),
+    ):
+        pass
+
+
+def test_a_store_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url, said in (
+        ("relative/folder", "TUNEWRIGHT_STORE=relative/folder: accepted: a folder, or a URL s3://"),
+        ("https://example.org/x", "TUNEWRIGHT_STORE=https://example.org/x: accepted: a folder"),
+        ("s3://me:secret@bucket/x", "a URL with credentials; leave them out and set the variables of"),
+    ):
+        monkeypatch.setenv("TUNEWRIGHT_STORE", url)
+        with pytest.raises(ConfigError, match=said) as raised:
+            shared_store()
+        assert "secret" not in str(raised.value)
+
+
+def test_a_store_that_does_not_answer_is_an_error_that_is_retried(
+    store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move("a")
+    monkeypatch.setattr(store.files, "ls", lambda *_, **__: json.loads("{"))
+    with pytest.raises(StoreError, match=r"TUNEWRIGHT_STORE=.*: the shared store does not answer as it should"):
+        up_to_date(config.home() / "uses" / "bot.jsonl")
+    assert histories._content(config.home() / "uses" / "bot.jsonl") is None
+
+
+def make_checkpoint(work: Path, steps: int) -> None:
+    """A sealed checkpoint of so many steps."""
+    folder = checkpoints.at(work / "checkpoints", steps)
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text(f"after {steps} steps")
+    checkpoints.seal(folder)
+
+
+def steps_at(work: Path) -> list[int]:
+    """The steps of the checkpoints in a work folder that are as they were sealed."""
+    return sorted(checkpoints.steps(each) for each in (work / "checkpoints").glob("*") if not checkpoints.fault(each))
+
+
+def test_a_training_that_was_stopped_goes_on_at_another_machine_from_its_last_checkpoint(
+    store: SharedStore, move: Callable[[str], None]
+) -> None:
+    def work() -> Path:
+        return config.home() / "work" / "train" / "1a2b"
+
+    move("a")
+    with pytest.raises(KeyboardInterrupt), shared_checkpoints.kept(work()):
+        make_checkpoint(work(), 10)
+        make_checkpoint(work(), 20)
+        raise KeyboardInterrupt
+    move("b")
+    work().mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), shared_checkpoints.kept(work()):
+        assert steps_at(work()) == [10, 20]
+        shutil.rmtree(work() / "checkpoints" / "checkpoint-10")
+        make_checkpoint(work(), 30)
+        raise KeyboardInterrupt
+    move("a")
+    with shared_checkpoints.kept(work()):
+        assert steps_at(work()) == [10, 20, 30]
+    assert store.listed("work/train/1a2b") == {} and not store._names("checkpoints/work/train/1a2b")
+
+
+def test_each_new_checkpoint_is_copied_while_the_training_goes_on(
+    store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine may be lost at any moment."""
+    monkeypatch.setattr(shared_checkpoints, "SECONDS", 0.05)
+    monkeypatch.setattr(shared_checkpoints, "POLL_SECONDS", 0.02)
+    move("a")
+    work = config.home() / "work" / "train" / "1a2b"
+    with shared_checkpoints.kept(work):
+        for steps in (10, 20):
+            make_checkpoint(work, steps)
+            name = f"checkpoints/checkpoint-{steps}/weights"
+            waiting.until(lambda name=name: name in store.listed("work/train/1a2b"), every=0.02)
+        shutil.rmtree(work / "checkpoints" / "checkpoint-10")
+        make_checkpoint(work, 30)
+        waiting.until(lambda: "checkpoints/checkpoint-10/weights" not in store.listed("work/train/1a2b"), every=0.02)
+        held = {file.sha256 for file in store.listed("work/train/1a2b").values()}
+        waiting.until(lambda: {*store._names("checkpoints/work/train/1a2b")} == held, every=0.02)

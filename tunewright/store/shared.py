@@ -1,0 +1,355 @@
+"""The store that machines share, a folder or URL in TUNEWRIGHT_STORE, behind the home of each.
+
+Stages read and write the home as ever. What they make is copied to the store, and what a home lacks is fetched from it:
+
+    content/SHA256           a file
+    trees/PATH.json          the files of the folder PATH of a home, by name: an artifact, the splits of a data version
+    histories/PATH/NUMBER    a state of the file PATH of a home, such as the uses of test sets (histories.py)
+    leases/PATH/NUMBER       a machine that makes or changes PATH
+    checkpoints/PATH/SHA256  a file of a tree that is replaced again and again, and lies apart to go with it
+
+A tree is written after its files, and a file is held against its sha256 when it arrives, so that what is fetched is
+whole or not there. Whatever decides who is first is a write that fails where the object is there: two machines never
+both hold a lease, or write a state of the same number. The stores accepted are those with such a write.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from tunewright import config
+from tunewright.config import outside
+from tunewright.errors import ConfigError, StoreError, TunewrightError
+from tunewright.store import disk
+
+log = logging.getLogger("tunewright")
+
+VARIABLE = "TUNEWRIGHT_STORE"
+ACCEPTED = "a folder, or a URL s3://BUCKET/..., gs://BUCKET/... or abfs://CONTAINER/..."
+PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+CONTENT = "content"
+LEASE_SECONDS = 60.0  # without a sign of life of its holder
+SIGNS = 4  # of life, in that time
+POLL_SECONDS = 1.0
+KEPT_STATES = 20  # of a history
+DIGITS = 10  # of a number in a name
+
+
+class File(BaseModel, frozen=True):
+    """A file of a folder as it was written."""
+
+    sha256: str
+    size: int  # bytes
+
+
+TREE = TypeAdapter(dict[str, File])
+
+
+class SharedStore:
+    """A store. Every method raises StoreError where it cannot be reached, which is retried as MLflow's faults are."""
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self.url = outside.without_credentials(url)
+        with self._reached():
+            self.files, root = url_to_fs(url)
+        self.root = root.rstrip("/")
+        self.is_folder = "file" in self.files.protocol
+        self.is_checked = False
+
+    def has_tree(self, at: str) -> bool:
+        """Whether the store has a tree for the folder `at` of a home."""
+        return self._size(f"trees/{at}.json") is not None
+
+    def put(self, at: str, folder: Path, files: Mapping[str, File]) -> None:
+        """Copies these files of a folder, and then the tree; a tree that is there is replaced."""
+        place = _content_of(at)
+        for name, file in files.items():
+            self._upload(folder / name, file, f"{place}/{file.sha256}")
+        self._write(f"trees/{at}.json", TREE.dump_json(dict(files)))
+        if place != CONTENT:
+            for needless in {*self._names(place)} - {file.sha256 for file in files.values()}:
+                self._delete(f"{place}/{needless}")
+
+    def listed(self, at: str) -> dict[str, File]:
+        """The files of a tree; none where the store has none."""
+        try:
+            return TREE.validate_json(self._read(f"trees/{at}.json") or b"{}")
+        except ValidationError:
+            return {}
+
+    def get(self, at: str, folder: Path) -> bool:
+        """Copies a tree to a folder that is not there, in one step; False where the store has none that is whole.
+
+        A tree whose content was altered is removed, so that whoever makes it next puts it there again.
+        """
+        content = self._read(f"trees/{at}.json")
+        if content is None:
+            return False
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            fault = self._fetch(content, unfinished, _content_of(at))
+            if fault:
+                log.warning("%s: %s of %s; it is made anew", self.url, fault, at)
+                self.remove(at)
+                return False
+            with contextlib.suppress(OSError):  # another process was faster
+                unfinished.rename(folder)
+                disk.sync(folder.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return True
+
+    def remove(self, at: str) -> None:
+        """Removes a tree; its content stays where others may have it too."""
+        self._delete(f"trees/{at}.json")
+        if (place := _content_of(at)) != CONTENT:
+            for name in self._names(place):
+                self._delete(f"{place}/{name}")
+
+    def trees(self, folder: str, prefix: str = "") -> list[str]:
+        """The names of the trees in a folder that begin with `prefix`."""
+        names = (name.removesuffix(".json") for name in self._names(f"trees/{folder}"))
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def newest(self, path: str) -> tuple[int, bytes]:
+        """The number and the content of the newest state of a history; 0 and b"" where there is none."""
+        for number in reversed(self._numbers(f"histories/{path}")):
+            if (content := self._read(f"histories/{path}/{number:0{DIGITS}d}")) is not None:
+                return number, content
+        return 0, b""
+
+    def add(self, path: str, number: int, content: bytes) -> bool:
+        """Writes the state `number` of a history; False where another machine wrote one of that number before."""
+        if not self._create(f"histories/{path}/{number:0{DIGITS}d}", content):
+            return False
+        for old in self._numbers(f"histories/{path}")[:-KEPT_STATES]:
+            self._delete(f"histories/{path}/{old:0{DIGITS}d}")
+        return True
+
+    @contextlib.contextmanager
+    def lease(self, what: str) -> Iterator[None]:
+        """Hold the right to make or change `what`; waits while another machine holds it and gives signs of life."""
+        self.check()
+        place, own = f"leases/{what}", uuid.uuid4().hex
+        number, ended = self._take(place, own), threading.Event()
+        signs = threading.Thread(
+            target=self._give_signs, args=(f"{place}/{number:0{DIGITS}d}", own, ended), daemon=True
+        )
+        signs.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            signs.join()
+            with contextlib.suppress(StoreError):  # it then ends by itself
+                self._delete(f"{place}/{number:0{DIGITS}d}")
+
+    def check(self) -> None:
+        """Raises ConfigError where the store has no write that fails where the object is there."""
+        if self.is_checked:
+            return
+        name = f"leases/.check/{uuid.uuid4().hex}"
+        is_written, is_overwritten = self._create(name, b"1"), self._create(name, b"2")
+        self._delete(name)
+        if not is_written or is_overwritten:
+            raise ConfigError(
+                f"{VARIABLE}={self.url}: writes over an object that is there, so it cannot keep two machines apart; "
+                "accepted: a store with conditional writes, such as S3's If-None-Match"
+            )
+        self.is_checked = True
+
+    def _take(self, place: str, own: str) -> int:
+        seen, since, is_told = b"", time.monotonic(), False
+        while True:
+            last = max(self._numbers(place), default=1)
+            now = self._read(f"{place}/{last:0{DIGITS}d}")
+            if now != seen:
+                seen, since = now or b"", time.monotonic()
+            is_lost = now is not None and time.monotonic() - since > LEASE_SECONDS
+            number = last + 1 if is_lost else last
+            if (is_lost or now is None) and self._create(f"{place}/{number:0{DIGITS}d}", f"{own} 0".encode()):
+                for old in self._numbers(place):
+                    if old < number:
+                        self._delete(f"{place}/{old:0{DIGITS}d}")
+                return number
+            if not is_told:
+                log.info("  waiting for another machine: %s", place.removeprefix("leases/"))
+                is_told = True
+            time.sleep(POLL_SECONDS)
+
+    def _give_signs(self, name: str, own: str, ended: threading.Event) -> None:
+        """Writes a new content to a lease from time to time, for as long as it is this holder's."""
+        count = 0
+        while not ended.wait(LEASE_SECONDS / SIGNS):
+            count += 1
+            with contextlib.suppress(StoreError):  # the next sign may arrive
+                if not (self._read(name) or b"").startswith(own.encode()):
+                    return
+                self._write(name, f"{own} {count}".encode())
+
+    def _fetch(self, content: bytes, folder: Path, place: str) -> str:
+        """Copy the files of a tree to a new folder, synced; returns what is wrong with one, or ""."""
+        try:
+            tree = TREE.validate_json(content)
+        except ValidationError:
+            return "the list of files"
+        folder.mkdir()
+        for name, file in tree.items():
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                return f"the name {name!r}"
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not self._download(f"{place}/{file.sha256}", target, file.sha256):
+                return f"{name} is missing or was altered in the store, the content"
+        disk.sync(*folder.rglob("*"), folder)
+        return ""
+
+    def _download(self, name: str, target: Path, sha256: str) -> bool:
+        """Copy a file's content; returns whether it is what was put there. Content that is not is removed."""
+        with self._reached():
+            try:
+                self.files.get_file(self._at(name), str(target))
+            except FileNotFoundError:
+                return False
+        with target.open("rb") as opened:
+            is_whole = hashlib.file_digest(opened, "sha256").hexdigest() == sha256
+        if not is_whole:
+            self._delete(name)
+        return is_whole
+
+    def _upload(self, path: Path, file: File, name: str) -> None:
+        """Copy a file's content, unless it is there."""
+        if self._size(name) == file.size:
+            return
+        with self._reached():
+            if not self.is_folder:
+                self.files.put_file(str(path), self._at(name))  # whole or not there
+                return
+            unfinished = self._unfinished(name)
+            self.files.put_file(str(path), str(unfinished))
+            disk.sync(unfinished)
+            unfinished.replace(self._at(name))
+
+    def _create(self, name: str, content: bytes) -> bool:
+        """Write an object unless it is there; returns whether it was not."""
+        with self._reached():
+            try:
+                if not self.is_folder:
+                    self.files.pipe_file(self._at(name), content, mode="create")
+                    return True
+                unfinished = self._unfinished(name)
+                unfinished.write_bytes(content)
+                try:
+                    os.link(unfinished, self._at(name))
+                finally:
+                    unfinished.unlink()
+            except FileExistsError:
+                return False
+        return True
+
+    def _write(self, name: str, content: bytes) -> None:
+        with self._reached():
+            if not self.is_folder:
+                self.files.pipe_file(self._at(name), content)
+                return
+            unfinished = self._unfinished(name)
+            unfinished.write_bytes(content)
+            disk.sync(unfinished)
+            unfinished.replace(self._at(name))
+
+    def _read(self, name: str) -> bytes | None:
+        with self._reached():
+            try:
+                return self.files.cat_file(self._at(name))
+            except FileNotFoundError:
+                return None
+
+    def _size(self, name: str) -> int | None:
+        with self._reached():
+            try:
+                self.files.invalidate_cache()
+                return self.files.info(self._at(name))["size"]
+            except FileNotFoundError:
+                return None
+
+    def _names(self, folder: str) -> list[str]:
+        with self._reached():
+            try:
+                self.files.invalidate_cache()
+                found = self.files.ls(self._at(folder), detail=False)
+            except FileNotFoundError:
+                return []
+        return [name for each in found if not (name := each.rstrip("/").rpartition("/")[2]).startswith(".")]
+
+    def _numbers(self, folder: str) -> list[int]:
+        return sorted(int(name) for name in self._names(folder) if name.isdecimal())
+
+    def _delete(self, name: str) -> None:
+        with self._reached(), contextlib.suppress(FileNotFoundError):
+            self.files.rm_file(self._at(name))
+
+    def _at(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def _unfinished(self, name: str) -> Path:
+        """A path beside that of an object in a folder, whose folder is made."""
+        place = Path(self._at(name))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raises StoreError for what the library of a store raises, but what says that an object is or is not there."""
+        try:
+            yield
+        except (TunewrightError, FileNotFoundError, FileExistsError):
+            raise
+        except ImportError as error:
+            raise ConfigError(f"{VARIABLE}={self.url}: {error}") from error
+        except Exception as error:  # botocore's are not even OSErrors
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise StoreError(
+                f"{VARIABLE}={self.url}: the shared store does not answer as it should ({said})"
+            ) from error
+
+
+def shared_store() -> SharedStore | None:
+    """The store that TUNEWRIGHT_STORE names, or None. Raises ConfigError where it can be none."""
+    url = os.environ.get(VARIABLE, "")
+    return _opened(url) if url else None
+
+
+def path_in_home(path: Path) -> str:
+    """Where a file or folder of this home lies in every home."""
+    return path.relative_to(config.home()).as_posix()
+
+
+def _content_of(at: str) -> str:
+    """Where the content of a tree lies."""
+    return f"checkpoints/{at}" if at.startswith("work/") else CONTENT
+
+
+@cache
+def _opened(url: str) -> SharedStore:
+    try:
+        outside.require_no_secret(url, "the variables of the store's own library, such as AWS_ACCESS_KEY_ID")
+    except ValueError as error:
+        raise ConfigError(f"{VARIABLE}={error}") from None
+    protocol = url.partition("://")[0] if "://" in url else "file"
+    if protocol not in PROTOCOLS or (protocol == "file" and not Path(url.removeprefix("file://")).is_absolute()):
+        raise ConfigError(f"{VARIABLE}={outside.without_credentials(url)}: accepted: {ACCEPTED}")
+    return SharedStore(url)
