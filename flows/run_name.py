@@ -28,6 +28,7 @@ from rich.console import Console
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, field, flat, shown, written
 from tunewright.store import in_use
+from tunewright.store.shared import shared_store
 
 ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the command line, which read the file
 THIS_RUN = "this run"
@@ -150,7 +151,7 @@ def is_folder_made_for_run(deployed: DeploymentResponse) -> bool:
 
 def require_kept_home() -> None:
     """Raises ConfigError where a worker's run would lose its home: the cache, the splits and the uses of test rows."""
-    if os.environ.get("TUNEWRIGHT_HOME"):
+    if os.environ.get("TUNEWRIGHT_HOME") or shared_store():
         return
     with get_client(sync_client=True) as client:
         deployed = client.read_deployment(UUID(str(deployment.id)))
@@ -158,7 +159,7 @@ def require_kept_home() -> None:
         raise ConfigError(
             f"TUNEWRIGHT_HOME: not set on this worker, and the pull steps of {deployed.name} make a folder for each "
             "run, in which the home would be lost; accepted: a folder that is kept, in the worker's environment or in "
-            "work_pool.job_variables.env"
+            "work_pool.job_variables.env, or a store for all machines in TUNEWRIGHT_STORE"
         )
 
 

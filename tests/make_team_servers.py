@@ -80,7 +80,7 @@ class TeamServers:
         return self.folder / ("home" if name == "worker" else f"{name}-home")
 
     def log_of(self, name: str) -> Path:
-        """What a worker and its runs print."""
+        """The output of a worker and its runs."""
         return self.folder / f"{name}.log"
 
     def backup(self, what: str, folder: Path) -> None:

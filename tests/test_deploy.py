@@ -911,13 +911,14 @@ def test_a_run_elsewhere_begins_where_the_pull_steps_of_its_file_lead_and_so_do_
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     file = write("{watch: 30}\n      gate: {approval: true}")
     file.write_text(f"{file.read_text().replace('name: drops', 'name: away').replace('in/*', 'there/*')}{PULLED}")
     show(Console(width=200), deploy(file, None, "local"))
     shown = capsys.readouterr().out
     assert "  folder     jobs of https://git.example/team.git\n" in shown
-    assert "  made for each run: workers need TUNEWRIGHT_HOME, a folder that is kept\n" in shown
+    assert "  made for each run: workers need TUNEWRIGHT_HOME, a folder that is kept, or TUNEWRIGHT_STORE\n" in shown
     (warning,) = [text for text in caplog.messages if text.startswith("not checked, as its runs begin in another")]
     assert "there/*.jsonl" in warning
     steps = client.read_deployment_by_name("finetune/away").pull_steps
@@ -931,6 +932,8 @@ def test_a_run_elsewhere_begins_where_the_pull_steps_of_its_file_lead_and_so_do_
         monkeypatch.delenv("TUNEWRIGHT_HOME")
         with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME: not set on this worker, and the pull steps of away "):
             run_name.require_kept_home()
+        monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
+        run_name.require_kept_home()
 
 
 @pytest.mark.usefixtures("quick")

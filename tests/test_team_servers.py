@@ -184,7 +184,7 @@ def test_a_worker_that_is_stopped_lets_its_runs_save_first(tmp_path: Path) -> No
 
 
 def history(servers: TeamServers) -> dict[str, Any]:
-    """What `release history` says, without links, whose ports are of these servers."""
+    """The output of `release history` without links, whose ports are of these servers."""
     said = servers.tunewright("release", "history", "tiny", "--json")
     return json.loads(re.sub(rf"https://{re.escape(HOST)}:\d+/", "", said))
 

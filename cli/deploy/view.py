@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 from rich.console import Console
 from rich.text import Text
@@ -134,10 +135,16 @@ def _place(deployed: Deployed) -> Iterator[tuple[str, str]]:
     now, pull = deployed.now, deployed.pipeline.pull
     if pull is not None:
         yield "folder", folder(now) or "as the work pool has it"
-        if is_folder_made_for_run(now) and "TUNEWRIGHT_HOME" not in (now.job_variables.get("env") or {}):
-            yield "", "made for each run: workers need TUNEWRIGHT_HOME, a folder that is kept"
+        if is_folder_made_for_run(now) and not {"TUNEWRIGHT_HOME", "TUNEWRIGHT_STORE"} & {*_environment(now)}:
+            yield "", "made for each run: workers need TUNEWRIGHT_HOME, a folder that is kept, or TUNEWRIGHT_STORE"
     elif deployed.pool_type != "process":
         yield "folder", f"{folder(now)}, on the machine or in the container of the run; pull: in the file sets another"
+
+
+def _environment(deployment: DeploymentResponse) -> dict[str, Any]:
+    """The variables that a deployment sets for its runs; none where they are a list, as a pool may have it."""
+    environment = deployment.job_variables.get("env")
+    return environment if isinstance(environment, dict) else {}
 
 
 def _due(scheduled: Any) -> str:
