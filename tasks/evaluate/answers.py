@@ -49,21 +49,21 @@ class AnswerPart(Artifact, frozen=True):
 
 
 @dataclass
-class Kept:
-    """What a contender keeps from the first answers that it makes until it has made the last."""
+class KeptModel:
+    """A contender's model, from the first answers that are made to the last."""
 
-    until_last: ExitStack  # which then gives the device back
+    until_last: ExitStack  # then it gives the device back
     model: Any = None
 
 
-_KEPT: ContextVar[Kept] = ContextVar("kept")
+_KEPT: ContextVar[KeptModel] = ContextVar("kept")
 
 
 @contextmanager
 def one_contender() -> Iterator[None]:
     """All answers that are made in the block are of one contender: its model is loaded once, and holds the device."""
     with ExitStack() as until_last:
-        token = _KEPT.set(Kept(until_last))
+        token = _KEPT.set(KeptModel(until_last))
         try:
             yield
         finally:
