@@ -216,6 +216,29 @@ def test_states_take_no_more_than_they_may(model: Any, monkeypatch: pytest.Monke
     assert sorted(widths) == [1, 2, 3, 3]
 
 
+def test_rows_that_go_on_do_not_wait_for_a_batch_where_their_states_take_much(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[int] = []
+    generate = Greedy._generate
+
+    def measured(self: Greedy, rows: list[Answer], fewest: int) -> list[Answer]:
+        waited.append(len(rows))
+        return generate(self, rows, fewest)
+
+    monkeypatch.setattr(Greedy, "_generate", measured)
+    monkeypatch.setattr(decoding, "FEW", 3)
+    rows = [Answer([7, 8, 9, *[20 + number] * 5], [11, 2]) for number in range(8)]
+    said = [generated(model, row.prompt, STOPS, 9) for row in rows]
+    bytes_per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, size, of float32
+    for held, first in ((2**29, 8), (bytes_per_token * (5 + 1) * 2, 4)):  # two rows are verified at once, then two
+        monkeypatch.setattr(decoding, "HELD", held)
+        Greedy(model, stops=STOPS, max_new_tokens=9, batch=8).answer(rows)
+        assert waited[0] == first
+        assert [row.tokens for row in rows] == [[token for token in each if token not in STOPS] for each in said]
+        waited.clear()
+
+
 def test_rows_are_cut_into_the_batches_that_compute_the_least() -> None:
     rows = [Answer([5] * length, [2]) for length in (9, 40, 10, 41, 8, 90, 8)]
     cut = {"prefix": 0, "most_tokens": None}

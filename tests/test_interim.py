@@ -16,6 +16,7 @@ from test_evaluate import ORDERS
 from tunewright.artifacts import Answers, Base, Contender, EndingRule, Tokens
 from tunewright.config import Evaluation, Gate, Model, Settings
 from tunewright.tasks.decide.decision import Evidence, decide_scores
+from tunewright.tasks.evaluate import answers as parts
 from tunewright.tasks.evaluate import blocks as answering
 from tunewright.tasks.evaluate import evaluate, interim
 from tunewright.tasks.evaluate.answers import AnswerPart
@@ -150,6 +151,20 @@ def test_a_prompt_that_is_ended_and_completed_answers_only_the_rest(
     assert (undecided.in_part, undecided.alpha_share) == ("", 1 - interim.SPENT)
     assert len({each.digest for each in (ended, complete, undecided)}) == 3
     assert asked == [4, 3, 4, 3]
+
+
+def test_the_model_of_a_prompt_is_loaded_once_for_all_blocks_and_not_where_all_answers_are_found(
+    tokens: Tokens, tiny_base: Base, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load, hold = parts.load_model, parts.on_device
+    monkeypatch.setattr(parts, "load_model", lambda *given: loaded.append("model") or load(*given))
+    monkeypatch.setattr(parts, "on_device", lambda: loaded.append("device") or hold())
+    prompted = Contender(name="few_shot", base=tiny_base, prompts=tokens.path("test.parquet"), prompts_digest="1")
+    for metrics in (("exact_match",), ("exact_match", "chrf")):
+        evaluate.fn(contender=prompted, tokens=tokens, evaluation=Evaluation(max_new_tokens=4, metrics=metrics))
+    assert asked == [4, 3, 4, 3]
+    assert loaded == ["device", "model"]
 
 
 def test_all_rows_are_asked_for_with_prompts_only() -> None:

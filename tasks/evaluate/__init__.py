@@ -18,7 +18,7 @@ from tunewright.artifacts import Answers, Contender, EndingRule, Tokens
 from tunewright.config import Evaluation
 from tunewright.metrics.labels import training_answers
 from tunewright.store.stage import stage
-from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA, LIBRARIES, asked
+from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA, LIBRARIES, asked, one_contender
 from tunewright.tasks.evaluate.blocks import in_blocks, whole
 
 __all__ = ["ANSWER_SCHEMA", "evaluate", "scored"]
@@ -75,10 +75,11 @@ def evaluate(
     choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
     if contender.name == "base":  # of all the same
         log.info("  %s; evaluation.metrics adds others, gate.metric decides by another", choice.says())
-    if contender.prompts:
-        found = in_blocks(contender, tokens, evaluation, lambda answers: scored(answers, choice)[0], rule)
-    else:
-        found = whole(contender, tokens, evaluation)
+    with one_contender():
+        if contender.prompts:
+            found = in_blocks(contender, tokens, evaluation, lambda answers: scored(answers, choice)[0], rule)
+        else:
+            found = whole(contender, tokens, evaluation)
     answers, scores = scored(found.answers, choice)
     pq.write_table(answers, folder / "answers.parquet")
     num_unanswered = len(test) - len(answers)

@@ -4,7 +4,10 @@ Such parts lie beside the other artifacts, in <home>/artifacts/answer_part, and 
 is made again when it is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +48,48 @@ class AnswerPart(Artifact, frozen=True):
     precision: str  # of the weights that answered, such as float32
 
 
+@dataclass
+class KeptModel:
+    """A contender's model, from the first answers that are made to the last."""
+
+    until_last: ExitStack  # then it gives the device back
+    model: Any = None
+
+
+_KEPT: ContextVar[KeptModel] = ContextVar("kept")
+
+
+@contextmanager
+def one_contender() -> Iterator[None]:
+    """All answers that are made in the block are of one contender: its model is loaded once, and holds the device."""
+    with ExitStack() as until_last:
+        token = _KEPT.set(KeptModel(until_last))
+        try:
+            yield
+        finally:
+            _KEPT.reset(token)
+
+
+def _model_of(contender: Contender) -> Any:
+    kept = _KEPT.get()
+    if kept.model is None:
+        kept.until_last.enter_context(on_device())
+        kept.model = merged(load_model(contender.base, contender.model))
+    return kept.model
+
+
 @cached(libraries=LIBRARIES)
 def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_tokens: int, batch: int) -> AnswerPart:
-    """Answer each test row, in the rows' order. Raises TunewrightError if the contender could not answer all."""
+    """Answer each test row, in the rows' order, within `one_contender`.
+
+    Raises TunewrightError if the contender could not answer all.
+    """
     stops = Contract.load(tokens).stop_token_ids
     test = pq.read_table(asked(contender, tokens))
-    with on_device():
-        model = merged(load_model(contender.base, contender.model))
-        answers = answered(
-            model, load_tokenizer(contender.base), test, stops, max_new_tokens, batch, contender=contender.name
-        )
+    model = _model_of(contender)
+    answers = answered(
+        model, load_tokenizer(contender.base), test, stops, max_new_tokens, batch, contender=contender.name
+    )
     failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
     if len(failed):
         raise TunewrightError(

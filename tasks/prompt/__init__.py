@@ -107,8 +107,8 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     if model:
         retrievers["embedding"] = Embeddings(asking.pool.rows, left_out, model)
     rows = asking.validation.slice(0, TRIED["retrieval"])
-    tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items()}
-    best = max(tried, key=lambda name: tried[name])
+    tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items() if model}
+    best = max(tried, key=lambda name: tried[name], default="bm25")
     nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
     says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
     if others := [WORDS[name] for name in tried if name != best]:

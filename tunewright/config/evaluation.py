@@ -96,7 +96,7 @@ class Evaluation(Section):
         description="Maximum number of tokens in an answer, at least 1; auto has room for the longest answer of the "
         "data: 32, 64, 128 and so on, up to model.max_length",
     )
-    batch: int = Field(default=16, ge=1, description="Batch size of generation, in rows")
+    batch: int = Field(default=64, ge=1, description="Batch size of generation, in rows")
     contenders: tuple[PromptContender, ...] = Field(
         default=("few_shot", "retrieval"),
         description="Prompted baselines besides base and champion: few_shot is the base with fixed examples from the "

@@ -20,6 +20,7 @@ log = logging.getLogger("tunewright")
 READ = 2**13  # tokens that are read at once
 SCORED = 2**26  # logits that are held at once: 256 MiB in float32
 HELD = 2**29  # bytes of the states of a batch, on a CPU; on a GPU out of memory halves the batch
+FEW = 16  # rows that wait to be taken on together, whatever their states take
 
 
 class Greedy:
@@ -99,10 +100,17 @@ class Greedy:
                     row.states = []
                 continue
             going += verified
-            while len(going) >= self.batch:  # full batches: a pass costs about the same for one row as for many
-                going = self._generate(going[: self.batch], self.batch // 2) + going[self.batch :]
+            while self._is_full(going):  # a pass costs about the same for one row as for many
+                most = min(self.batch, len(going))
+                going = self._generate(going[:most], most // 2) + going[most:]
         if going:
             self._generate(going, 0)
+
+    def _is_full(self, going: Sequence[Answer]) -> bool:
+        """Whether so many rows go on that they are taken on now: a batch, or on a CPU as many as HELD has room for."""
+        if len(going) < FEW or len(going) >= self.batch or self.model.device.type != "cpu":
+            return len(going) >= self.batch
+        return sum(one.nbytes for row in going for layer in row.states for one in layer) > HELD
 
     def _walk(self, group: PrefixGroup, shared: States) -> Iterator[list[Answer]]:
         """Verifies the rows of a group, whose prompts begin with what is shared; yields those that go on."""

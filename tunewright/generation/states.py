@@ -39,11 +39,12 @@ class Growing(DynamicLayer):
 
     def keep(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Keeps the rows [kept] and of each of them the columns [kept, columns]."""
-        states: Any = (self.keys, self.values)
-        at = columns[:, None, :, None].expand(-1, states[0].shape[1], -1, -1)
-        kept = [one[rows].gather(2, at.expand(-1, -1, -1, one.shape[3])) for one in states]
-        self.keys, self.values = kept
-        self.room = ()
+        heads = torch.arange(self.room[0].shape[1])[:, None]
+        at = ((rows[:, None, None] * len(heads) + heads) * self.room[0].shape[2] + columns[:, None]).flatten()
+        self.room = tuple(  # vectors as wholes: Tensor.gather takes ten times as long
+            one.flatten(0, 2).index_select(0, at).view(len(rows), len(heads), -1, one.shape[3]) for one in self.room
+        )
+        self.keys, self.values = self.room
 
 
 class CachedBatch:
