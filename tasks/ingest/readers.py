@@ -8,12 +8,11 @@ of its format at all raises DataError.
 import csv
 import json
 import re
-import shlex
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BufferedReader
-from itertools import accumulate, takewhile
+from itertools import accumulate, chain, islice, takewhile
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import pyarrow as pa
@@ -25,7 +24,7 @@ from tunewright.machine.bounded import Unreadable
 from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
 from tunewright.tasks.ingest.code_pages import ASCII, WIDE_PAGES, guess
-from tunewright.tasks.ingest.encodings import conversion, here, mixed_conversion
+from tunewright.tasks.ingest.encodings import conversion, mixed_conversion
 from tunewright.tasks.ingest.files import FileFormat, SourceFile, named
 from tunewright.tasks.ingest.layouts import known_columns
 from tunewright.tasks.ingest.opening import BOM, Compression, decompressed, is_of_content
@@ -41,17 +40,19 @@ from tunewright.tasks.ingest.stores import is_url, num_bytes, opened
 
 NOT_UTF_8 = "not UTF-8"  # said of a record
 WHOLE_FILE = "the file as a whole"
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # of what is called CSV
 NO_PARQUET = "accepted: an undamaged Parquet file; for a file of another format, set data.sources[].format"
-OTHER_SEPARATORS = ";\t|"  # of what is called CSV too
-
 ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes as it lies on the disk
 
 MOST_LOOKED_AT = 1 << 26  # bytes of a file in which each line is looked at for its encoding
 MOST_GUESSED_FROM = 100_000  # bytes of its lines that are not UTF-8
 
-# A field of CSV, in quotes or without, and what stands in quotes whatever follows. Possessive: linear time.
+# What stands in quotes in CSV, and a field by its separator, in quotes or without. Possessive: linear time.
 QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
-FIELD = re.compile(QUOTED.pattern + rb"""(?=[,\r\n]|\Z)|(?!")[^,\r\n]*+""")
+FIELDS = {
+    mark: re.compile(QUOTED.pattern + rb"""(?=[%b\r\n]|\Z)|(?!")[^%b\r\n]*+""" % ((re.escape(mark.encode()),) * 2))
+    for mark in SEPARATORS
+}
 
 R = TypeVar("R")
 Columns = frozenset[str] | None
@@ -143,7 +144,9 @@ class _Pulled:
     """Physical lines for the csv module, which decides how many make a record; `taken` are those of the current one."""
 
     def __init__(self, path: str, physical: Iterator[Line], max_bytes: int) -> None:
-        self.path, self.lines, self.max_bytes = path, physical, max_bytes
+        first = list(islice(physical, 1))
+        self.path, self.lines, self.max_bytes = path, chain(first, physical), max_bytes
+        self.mark = _separator(first[0].content) if first else ","
         self.again: deque[Line] = deque()  # that were taken, and are read once more
         self.taken: list[Line] = []
         self.num_bytes = self.last_again = 0  # bytes taken; the number of the last line that is read once more
@@ -172,7 +175,7 @@ class _Pulled:
         read more than a few times.
         """
         taken = self.taken
-        opens = _open_quote(taken)
+        opens = _open_quote(taken, self.mark)
         if opens is None:
             yield from ((line, error) for line in taken)
             return
@@ -184,12 +187,22 @@ class _Pulled:
             yield line, f"a quote opened {here} is not closed before {before}"
 
 
-def _open_quote(taken: Sequence[Line]) -> int | None:
+def _separator(header: bytes) -> str:
+    """What parts the fields, by the header row: a comma, or of a row without any, the mark that it has most of."""
+    text = header.decode("utf-8", "surrogateescape")
+    try:
+        names = next(csv.reader([text]), [])
+    except csv.Error:  # which is said where the row is read
+        return ","
+    return "," if len(names) != 1 else max(SEPARATORS, key=text.count)
+
+
+def _open_quote(taken: Sequence[Line], mark: str) -> int | None:
     """Which of the lines of a record opens a quote that does not close in the same line; None where none does."""
     text = b"".join(line.content for line in taken)
     position = 0
-    for field in _fields(text):
-        position = field.end() + text.startswith(b",", field.end())
+    for field in _fields(text, mark):
+        position = field.end() + text.startswith(mark.encode(), field.end())
     if not text.startswith(b'"', position):
         return None
     number, end = next(at for at in enumerate(accumulate(len(line.content) for line in taken)) if position < at[1])
@@ -197,12 +210,12 @@ def _open_quote(taken: Sequence[Line]) -> int | None:
     return None if closed and closed.end() < end else number
 
 
-def _fields(text: bytes) -> Iterator[re.Match[bytes]]:
-    """The fields of a record up to the first that is not followed by a comma."""
+def _fields(text: bytes, mark: str) -> Iterator[re.Match[bytes]]:
+    """The fields of a record up to the first that no separator follows."""
     position = 0
-    while field := FIELD.match(text, position):
+    while field := FIELDS[mark].match(text, position):
         yield field
-        if not text.startswith(b",", field.end()):
+        if not text.startswith(mark.encode(), field.end()):
             return
         position = field.end() + 1
 
@@ -211,7 +224,7 @@ def _csv(file: SourceFile, physical: Iterator[Line], max_bytes: int) -> Iterator
     """A record's line is its first. What csv cannot read is refused line by line, up to a quote that does not close."""
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # of the process; its default is below ours
     pulled = _Pulled(file.path, physical, max_bytes)
-    rows = csv.reader(pulled, strict=True)
+    rows = csv.reader(pulled, delimiter=pulled.mark, strict=True)
     header = _header(file, rows, pulled)
     while True:
         pulled.taken, pulled.num_bytes = [], 0
@@ -225,12 +238,12 @@ def _csv(file: SourceFile, physical: Iterator[Line], max_bytes: int) -> Iterator
         else:
             raw = b"".join(line.content for line in pulled.taken).rstrip(b"\r\n")
             first = pulled.taken[0]
-            stray = (b'"' in field[0] and not field[0].startswith(b'"') for field in _fields(raw))
+            stray = (b'"' in field[0] and not field[0].startswith(b'"') for field in _fields(raw, pulled.mark))
             if first.number <= pulled.last_again and any(stray):  # it may be the rest of a text in quotes
                 said = "a quote in a field without quotes around it, behind a line whose quote does not close"
                 yield first.number, first.byte, raw, partial(_refuse, "bad_csv", said)
             else:
-                yield first.number, first.byte, raw, partial(_columns, header, fields, raw)
+                yield first.number, first.byte, raw, partial(_columns, header, fields, raw, pulled.mark)
 
 
 def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> list[str]:
@@ -241,7 +254,7 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
         advice = encoding_advice(file.path, file.format, file.compression, str(error))
         raise DataError(
             f"{file.path}: line 1, the header row, cannot be read ({without_guess(str(error), advice)}); accepted: CSV "
-            f"with commas in UTF-8{advice}"
+            f"in UTF-8{advice}"
         ) from error
     if twice := sorted(name for name, count in Counter(header).items() if count > 1):
         more = f" and {len(twice) - 8} more" if len(twice) > 8 else ""
@@ -249,22 +262,7 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
             f"{file.path}: the header row has {', '.join(map(quoted, twice[:8]))}{more} more than once; "
             "accepted: each name once"
         )
-    if len(header) == 1 and (mark := max(OTHER_SEPARATORS, key=header[0].count)) in header[0]:
-        advice = encoding_advice(file.path, file.format, file.compression, NOT_UTF_8) or _conversion(file.path, mark)
-        raise DataError(
-            f"{file.path}: the header row is one column, {quoted(header[0])}; accepted: CSV with commas in "
-            f"UTF-8{advice}"
-        )
     return header
-
-
-def _conversion(path: str, mark: str) -> str:
-    """The command that writes a CSV file with another separator anew with commas; empty of one that is not plain."""
-    if is_url(path) or not path.endswith(".csv"):
-        return ""
-    script = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))"
-    new = f"{path.removesuffix('.csv')}-commas.csv"
-    return f"; to convert it: python -c {shlex.quote(script)} < {here(path)} > {here(new)}"
 
 
 def encoding_advice(path: str, file_format: FileFormat, compression: Compression, said: str) -> str:
@@ -315,7 +313,7 @@ def _is_utf_8(content: bytes) -> bool:
     return True
 
 
-def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
+def _columns(header: list[str], fields: list[str], raw: bytes, mark: str) -> Record:
     if not fields:
         raise RefusedRecord("blank_line", "empty")
     decoded(raw)
@@ -323,7 +321,7 @@ def _columns(header: list[str], fields: list[str], raw: bytes) -> Record:
         raise RefusedRecord(
             "bad_csv",
             f"{len(fields)} columns, the header row has {len(header)}; accepted: as many, with text that has "
-            "commas in double quotes",
+            f"{SEPARATORS[mark]} in double quotes",
         )
     return dict(zip(header, fields, strict=True))
 
