@@ -37,7 +37,8 @@ def test_a_quarantined_row_is_no_finding(make_rows: MakeRows) -> None:
     checked = check.fn(make_rows([*GOOD, aside, FOUND["cut_off_answer"]]), LENIENT, SPECIAL)
     assert (checked.reasons, checked.findings) == ({"special_token": 1}, {"cut_off_answer": 1})
     found = CheckResults.load(checked)
-    assert [each.failed for each in found.expectations if each.name == "cut_off_answer"] == [1]
+    (cut_off,) = [each for each in found.expectations if each.name == "cut_off_answer"]
+    assert (cut_off.evaluated, cut_off.failed) == (len(GOOD) + 1, 1)
     assert ", 1 row\n" in summary(found)
     page = checked.path("report.html").read_text()
     assert page.count("<code>data.jsonl</code> line 5: ") == 1, "among the quarantined alone"

@@ -117,12 +117,13 @@ def validate_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[s
 
 
 def _kept_findings(validated: ValidatedRows) -> list[ExpectationOutcome]:
-    """The outcomes, of which those of severity info fail kept rows alone: a quarantined row is no finding."""
+    """The outcomes, of which those of severity info are of kept rows alone: a quarantined row is no finding."""
     kept, outcomes = validated.kept(), list[ExpectationOutcome]()
     for outcome in validated.outcomes:
         if outcome.entry.severity == "info" and outcome.of_rows:
             rows = outcome.rows[kept[outcome.rows]]
-            outcome = replace(outcome, rows=rows, failed=len(rows))
+            evaluated = min(outcome.evaluated, int(kept.sum()))
+            outcome = replace(outcome, rows=rows, failed=len(rows), evaluated=evaluated)
         outcomes.append(outcome)
     return outcomes
 
