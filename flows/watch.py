@@ -88,7 +88,7 @@ def watch(deployment: str) -> State[None]:
         if not watching.has_finished(identifier(watched.name)) and (running := _under_way(client, watched, name)):
             message = (
                 f"no run of this deployment has finished yet, and {running} is under way; the first poll after its end "
-                "compares the files with those that it read"
+                "starts one unless it was a run of this deployment that read these files"
             )
             log.info("%s", message)
             return Completed(name="Unsettled", message=message)

@@ -383,7 +383,7 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     splits = split_rows([*(row_of(text) for text in prompts(60, copies=0)), *tested])
     assert splits.num_test == 28
     assert (
-        "28 test rows count as 1 independent row, since near-duplicates and rows of one group count once, too few to "
+        "28 test rows count as 1 independent row (near-duplicates and rows of one group count once), too few to "
         "detect an accuracy difference below about 1.00 between two models (estimated before training): "
     ) in caplog.text
 

@@ -79,7 +79,7 @@ def in_words(code: str, count: int, proof: LeakProof) -> str:
         independent = "is independent" if count == 1 else "are independent"
     else:
         rows = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
-        independent = f"count as {rows}, since near-duplicates and rows of one group count once"
+        independent = f"count as {rows} (near-duplicates and rows of one group count once)"
     difference = number(proof.smallest_visible_difference)
     is_provided = SPLITS[TEST] in proof.user_provided_splits
     advice = "add rows to the source with use_as: test" if is_provided else "use more data or a larger split.test"

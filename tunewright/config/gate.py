@@ -89,8 +89,8 @@ class Gate(Section):
         gt=0.5,
         lt=1,
         description="Confidence that no candidate is promoted without being better, over all uses of the test rows; "
-        "the first use spends half of what it leaves, later ones less, so each one-sided test has a higher one; above "
-        "0.5 and below 1",
+        "the first use may err with half of the chance that this leaves, and later ones with less, so each single test "
+        "has a higher confidence than this; above 0.5 and below 1",
     )
     max_test_set_uses: int = Field(
         default=20,
