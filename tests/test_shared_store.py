@@ -270,7 +270,7 @@ def test_a_training_that_was_stopped_goes_on_at_another_machine_from_its_last_ch
     move("a")
     with shared_checkpoints.kept(work()):
         assert steps_at(work()) == [10, 20, 30]
-    assert store.listed("work/train/1a2b") == {} and not store._names("checkpoints/work/train/1a2b")
+    assert store.listed("work/train/1a2b") == {} and not store._names("apart/work/train/1a2b")
 
 
 def test_each_new_checkpoint_is_copied_while_the_training_goes_on(
@@ -290,4 +290,4 @@ def test_each_new_checkpoint_is_copied_while_the_training_goes_on(
         make_checkpoint(work, 30)
         waiting.until(lambda: "checkpoints/checkpoint-10/weights" not in store.listed("work/train/1a2b"), every=0.02)
         held = {file.sha256 for file in store.listed("work/train/1a2b").values()}
-        waiting.until(lambda: {*store._names("checkpoints/work/train/1a2b")} == held, every=0.02)
+        waiting.until(lambda: {*store._names("apart/work/train/1a2b")} == held, every=0.02)

@@ -2,11 +2,11 @@
 
 Stages read and write the home as ever. What they make is copied to the store, and what a home lacks is fetched from it:
 
-    content/SHA256           a file
-    trees/PATH.json          the files of the folder PATH of a home, by name: an artifact, the splits of a data version
+    content/SHA256           a file of artifacts, which can be made again
+    apart/PATH/SHA256        a file of another tree, which goes with it
+    trees/PATH.json          the files of the folder PATH of a home, by name: an artifact, checkpoints, assigned splits
     histories/PATH/NUMBER    a state of the file PATH of a home, such as the uses of test sets (histories.py)
     leases/PATH/NUMBER       a machine that makes or changes PATH
-    checkpoints/PATH/SHA256  a file of a tree that is replaced again and again, and lies apart to go with it
 
 A tree is written after its files, and a file is held against its sha256 when it arrives, so that what is fetched is
 whole or not there. Whatever decides who is first is a write that fails where the object is there: two machines never
@@ -340,7 +340,7 @@ def path_in_home(path: Path) -> str:
 
 def _content_of(at: str) -> str:
     """Where the content of a tree lies."""
-    return f"checkpoints/{at}" if at.startswith("work/") else CONTENT
+    return CONTENT if at.startswith("artifacts/") else f"apart/{at}"
 
 
 @cache
