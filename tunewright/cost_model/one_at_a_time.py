@@ -52,8 +52,8 @@ def held(device: str, holder: str) -> Iterator[None]:
     file = _own_folder() / f"{device}.lock"
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8") as lock:
         started = time.monotonic()
-        with _queued(file) as is_first:
-            _wait(lock, file, is_first)
+        with _queued(file) as num_before:
+            _wait(lock, file, num_before)
         count_waiting(time.monotonic() - started)
         lock.truncate(0)
         lock.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')} by {holder} (process {os.getpid()})")
@@ -80,34 +80,37 @@ def _own_folder() -> Path:
 
 
 @contextmanager
-def _queued(file: Path) -> Iterator[Callable[[], bool]]:
-    """A place in the queue for the device: whether it is the first of those whose processes live and look."""
+def _queued(file: Path) -> Iterator[Callable[[], int]]:
+    """A place in the queue for the device: how many of those before it have processes that live and look."""
     own = file.with_name(f"{file.stem}.{time.time_ns():020}-{uuid.uuid4().hex[:8]}{TICKET}")
     with locks.presence(own):
-        yield partial(_is_first, own, file.stem)
+        yield partial(_num_before, own, file.stem)
 
 
-def _is_first(own: Path, device: str) -> bool:
+def _num_before(own: Path, device: str) -> int:
     os.utime(own)
+    number = 0
     for other in sorted(own.parent.glob(f"{device}.*{TICKET}")):
         if other >= own:
             break
         with suppress(FileNotFoundError):  # it had its turn meanwhile
             if locks.is_left(other):
                 other.unlink()
-            elif time.time() - other.stat().st_mtime < PAUSED_SECONDS:
-                return False
-    return True
+            else:
+                number += time.time() - other.stat().st_mtime < PAUSED_SECONDS
+    return number
 
 
-def _wait(lock: IO[str], file: Path, is_first: Callable[[], bool]) -> None:
+def _wait(lock: IO[str], file: Path, num_before: Callable[[], int]) -> None:
     said = ""
-    while not (is_first() and try_lock(lock)):
+    while (number := num_before()) or not try_lock(lock):
         held_by = "".join(filter(str.isprintable, file.read_text(encoding="utf-8", errors="replace")))[:MAX_SHOWN]
         if held_by and held_by != said:
             said = held_by
             name = "CPU" if file.stem == "cpu" else f"GPU {file.stem}"
-            log.info("  waiting for the %s: in use since %s", name, held_by.removeprefix(time.strftime("%Y-%m-%d ")))
+            since = held_by.removeprefix(time.strftime("%Y-%m-%d "))
+            queue = f"; {number} {'other waits' if number == 1 else 'others wait'} before this one" if number else ""
+            log.info("  waiting for the %s: in use since %s%s", name, since, queue)
         time.sleep(LOOK_SECONDS)
     if said:
         log.info("  the device is free")
