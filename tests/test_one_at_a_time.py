@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from tunewright import config
 from tunewright.cost_model import devices, identity_here, one_at_a_time
@@ -51,7 +52,8 @@ def test_the_second_waits_and_says_for_whom(caplog: pytest.LogCaptureFixture) ->
     assert last == "  the device is free"
 
 
-def test_first_come_first_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_come_first_served(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
     monkeypatch.setattr(one_at_a_time, "LOOK_SECONDS", 0.01)
     served: list[int] = []
 
@@ -65,6 +67,8 @@ def test_first_come_first_served(monkeypatch: pytest.MonkeyPatch) -> None:
             thread.start()
             while len(tickets()) < number:
                 time.sleep(0.01)
+        for said in ("early-bird", "; 1 other waits before this one", "; 2 others wait before this one"):
+            until(lambda said=said: said in caplog.text, every=0.01)
     with held("cpu", "run early-bird"):  # again, as the next stage of a run does
         served.append(9)
     for thread in threads:
