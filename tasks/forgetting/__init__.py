@@ -143,7 +143,7 @@ def forgetting(folder: Path, contender: Contender) -> General:
     """
     with on_device():
         # In bfloat16 it takes two thirds of the time, and the loss moves by a thousandth.
-        model = merged(load_model(contender.base, contender.model, dtype=fastest_dtype()), exactly=False)
+        model = merged(load_model(contender.base, contender.model, dtype=fastest_dtype()))
         chat = Chat(load_tokenizer(contender.base), contender.base.weights)
         made = keep_general(folder, contender.name, [*done(model, chat), *read(model, chat)])
     if not math.isfinite(made.scores["general_loss"]):
