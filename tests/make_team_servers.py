@@ -36,7 +36,6 @@ INFRA = Path(__file__).parents[1] / "infra"
 HOST = next(name for name in (socket.gethostname().lower(), "127.0.0.1") if is_resolved(name))
 BIN = Path(sys.executable).parent
 USER = "tunewright"  # of PostgreSQL and of the S3 store
-PROGRAMS = {"docker-compose": "docker-compose", "caddy": "caddy", "openssl": "openssl"}  # program -> Debian's package
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,9 @@ def services_of(infra: Path) -> dict[str, Any]:
 
 
 def need(program: str) -> None:
-    """Skip the test where a program is not installed."""
+    """Skip the test where a program is not installed, which is called as its package in Debian."""
     if not shutil.which(program):
-        pytest.skip(f"{program} is not installed (apt-get install {PROGRAMS[program]})")
+        pytest.skip(f"{program} is not installed (apt-get install {program})")
 
 
 def postgres_programs() -> Path:

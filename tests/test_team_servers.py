@@ -132,6 +132,7 @@ def test_what_the_jobs_need_in_a_cluster_is_valid_and_named_as_in_the_template()
 
 def make_pipeline(folder: Path, repository: Path) -> None:
     """A deployment file of a tiny training, for the work pool of compose.yaml's worker; and a Git repository of it."""
+    need("git")
     folder.mkdir()
     make_tiny_base(folder / "base")
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
