@@ -629,9 +629,12 @@ def asked(server: None, make: Make) -> Callable[[], FlowRun]:
     with get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name="pool", type="process"))
-        pipeline = client.create_deployment(client.create_flow(deployed_pipeline), "triage")
-    deployment = asking.deploy("triage", "pool")
-    assert asking.deploy("triage", "pool") == deployment
+        pull = [{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}]
+        flow_id = client.create_flow(deployed_pipeline)
+        pipeline = client.create_deployment(flow_id, "triage", work_pool_name="pool", pull_steps=pull)
+        deployed = client.read_deployment(pipeline)
+    deployment = asking.deploy("triage", deployed)
+    assert asking.deploy("triage", deployed) == deployment
     registered = make(**ASKS)
 
     def ask() -> FlowRun:

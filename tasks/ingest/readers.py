@@ -188,7 +188,7 @@ class _Pulled:
 
 
 def _separator(header: bytes) -> str:
-    """What parts the fields, by the header row: a comma, or of a row without any, the mark that it has most of."""
+    """The separator of the fields, by the header row: a comma, or where it has none, the mark that it has most of."""
     text = header.decode("utf-8", "surrogateescape")
     try:
         names = next(csv.reader([text]), [])
