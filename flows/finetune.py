@@ -198,15 +198,15 @@ def finetune(
     """
     given: dict[str, Any] = {**locals(), "registry": by_environment(named(registry, deployment.name))}
     settings = Settings(**{section: given[section] for section in Settings.model_fields})
-    say_stopped()
-    if deployment.id:
-        outlive_worker()
-        require_kept_home()
     config.make_home()
     config.prepare_environment(settings)
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)
-    if not deployment.id:
+    say_stopped()
+    if deployment.id:
+        outlive_worker()
+        require_kept_home()
+    else:
         with suppress(httpx.HTTPError):  # the server is asked again by the next run
             end_killed(partial(get_client, sync_client=True))
     report.show_settings(settings)

@@ -2,7 +2,7 @@
 
 A run that a signal stopped is a crash to Prefect, also where a person cancelled it. A run of a terminal that was killed
 is marked as crashed by the next run, or by `tunewright up`. An error of ours says all that a user can act on in its
-line, so that its traceback is left out.
+line, so that its traceback is left out. A run of a worker outlives it, and does not begin where its home would be lost.
 """
 
 import logging

@@ -24,7 +24,6 @@ from tunewright import config
 from tunewright.compat import STOPPED, STOPPED_EARLY
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
-from tunewright.flows.announcing import FILES
 from tunewright.flows.parameters import FLOW, checked, identifier, named
 from tunewright.reports.pages import counted
 from tunewright.store import in_use
@@ -145,13 +144,13 @@ def _on_its_way(client: SyncPrefectClient, watched: DeploymentResponse, begun: S
         for run in begun[:1]
         if run.state and not run.state.is_final() and run.state.timestamp > datetime.now(UTC) - READS_WITHIN
     ]
-    return next((run.name for run in (*waiting, *starting) if FILES not in run.labels), "")
+    return next((run.name for run in (*waiting, *starting) if announcing.FILES not in run.labels), "")
 
 
 def _newest(begun: Sequence[FlowRun]) -> watching.NewestRun | None:
     if not begun or not (state := begun[0].state):
         return None
-    files = str(begun[0].labels.get(FILES, ""))
+    files = str(begun[0].labels.get(announcing.FILES, ""))
     return watching.NewestRun(files, has_finished=state.is_completed(), has_failed=state.is_failed())
 
 

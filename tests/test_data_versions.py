@@ -23,6 +23,7 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, CheckedRo
 from tunewright.artifacts.placement import SPLITS
 from tunewright.config import Split
 from tunewright.errors import ConfigError, TunewrightError
+from tunewright.store import data_history
 from tunewright.store.caching import cached
 from tunewright.store.data_history import SCHEMA, Replaced, Version, file_of, folder_of, history, place, read, trained
 from tunewright.store.data_versions import Before, accept, before
@@ -311,6 +312,19 @@ def test_of_versions_beyond_the_limit_a_line_stays_and_their_rows_keep_the_split
     assert found.splits
     assert found.splits.digest == first[3].splits.digest
     assert len(history("triage", 0, "cluster")) == 4
+
+
+def test_a_home_that_begins_to_share_a_store_takes_its_splits_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run("abcd")
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
+    _, first = run("abcd")
+    shutil.rmtree(tmp_path / "store" / "content")  # what a lifecycle rule may delete
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "another machine"))
+    found, second = run("abcde")
+    assert found.splits and data_history.kept("triage", first)
+    assert (second.number, second.parent) == (2, first.rows.digest)
 
 
 def test_nothing_is_made_in_looking(home: Path) -> None:

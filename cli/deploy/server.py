@@ -243,13 +243,19 @@ def _prefect_deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def environment_of(deployment: DeploymentResponse) -> dict[str, Any] | None:
+    """The variables that a deployment sets for its runs; None where they are a list, as a pool may have it."""
+    environment = deployment.job_variables.get("env") or {}
+    return environment if isinstance(environment, dict) else None
+
+
 def with_log(client: SyncPrefectClient, deployment: DeploymentResponse) -> DeploymentResponse:
     """The deployment, whose runs send the pipeline's lines to Prefect whichever worker starts them.
 
     Prefect takes lines of the loggers that this variable names; those that a file names stay.
     """
-    environment = deployment.job_variables.get("env") or {}
-    if not isinstance(environment, dict):  # a list, as a work pool of Kubernetes may have it
+    environment = environment_of(deployment)
+    if environment is None:
         return deployment
     named = [name for name in str(environment.get(LOGGERS, "")).split(",") if name.strip()]
     if LOGGER in named:

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 from rich.console import Console
 from rich.text import Text
@@ -13,7 +12,7 @@ from tunewright import config
 from tunewright.cli.deploy import Deployed, Result
 from tunewright.cli.deploy.automations import NOTIFIED
 from tunewright.cli.deploy.removal import Removed
-from tunewright.cli.deploy.server import folder
+from tunewright.cli.deploy.server import environment_of, folder
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.flows.parameters import FLOW, identifier
 from tunewright.flows.run_name import is_folder_made_for_run
@@ -135,16 +134,10 @@ def _place(deployed: Deployed) -> Iterator[tuple[str, str]]:
     now, pull = deployed.now, deployed.pipeline.pull
     if pull is not None:
         yield "folder", folder(now) or "as the work pool has it"
-        if is_folder_made_for_run(now) and not {"TUNEWRIGHT_HOME", "TUNEWRIGHT_STORE"} & {*_environment(now)}:
+        if is_folder_made_for_run(now) and not {"TUNEWRIGHT_HOME", "TUNEWRIGHT_STORE"} & {*(environment_of(now) or ())}:
             yield "", "made for each run: workers need TUNEWRIGHT_HOME, a folder that is kept, or TUNEWRIGHT_STORE"
     elif deployed.pool_type != "process":
         yield "folder", f"{folder(now)}, on the machine or in the container of the run; pull: in the file sets another"
-
-
-def _environment(deployment: DeploymentResponse) -> dict[str, Any]:
-    """The variables that a deployment sets for its runs; none where they are a list, as a pool may have it."""
-    environment = deployment.job_variables.get("env")
-    return environment if isinstance(environment, dict) else {}
 
 
 def _due(scheduled: Any) -> str:

@@ -57,7 +57,10 @@ def _fetch(store: SharedStore, at: str, work: Path) -> None:
         fetched = Path(folder, "work")
         if store.get(at, fetched):
             log.info("  another machine trained %d steps; this one goes on from its checkpoint", there)
-            shutil.copytree(fetched, work, dirs_exist_ok=True)
+            (work / FOLDER).mkdir(exist_ok=True)
+            for each in (fetched / FOLDER).iterdir():
+                shutil.rmtree(work / FOLDER / each.name, ignore_errors=True)
+                each.rename(work / FOLDER / each.name)
 
 
 def _copy_each(store: SharedStore, at: str, work: Path, ended: threading.Event) -> None:

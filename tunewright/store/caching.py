@@ -193,7 +193,7 @@ class Cached(Generic[P, A]):
                 held.enter_context(store.lease(path_in_home(folder)))
                 found = None if is_refreshed else self._found(folder)  # another machine made it meanwhile
             record = found.record if found else self._make(folder, ingredients, *args, **kwargs)
-            _share(folder)
+            manifest.share(folder)
         return record, found.manifest if found else None
 
     def _found(self, folder: Path) -> Whole[A] | None:
@@ -320,12 +320,6 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(_lock_of(path), wait=math.inf if wait else 0):
         yield
-
-
-def _share(folder: Path) -> None:
-    """Copies an artifact to the store that machines share, if there is one and it lacks it."""
-    if (store := shared_store()) and not store.has_tree(path_in_home(folder)):
-        store.put(path_in_home(folder), folder, manifest.files_in(folder, but=()))
 
 
 def _lock_of(path: Path) -> Path:

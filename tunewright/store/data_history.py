@@ -28,7 +28,7 @@ from tunewright.store import disk
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import digest_of
 from tunewright.store.histories import up_to_date
-from tunewright.store.manifest import files_in
+from tunewright.store.manifest import fetch, share
 from tunewright.store.shared import path_in_home, shared_store
 
 DUPLICATE, QUARANTINED = "duplicate", "quarantined"  # why split was not given a row
@@ -131,6 +131,7 @@ def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: 
     `no_split` are the reasons of rows that are in no split. Returns the digest of the assignments.
     """
     if there and digest(folder) == there:
+        share(folder)
         return there
     unfinished = folder.with_name(f".{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run, since the history is locked
@@ -142,8 +143,7 @@ def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: 
     shutil.rmtree(folder, ignore_errors=True)  # others than `there`
     unfinished.rename(folder)
     disk.sync(folder.parent)
-    if store := shared_store():
-        store.put(path_in_home(folder), folder, files_in(folder))
+    share(folder, is_new=True)
     return digest(folder)
 
 
@@ -158,7 +158,7 @@ def digest(folder: Path) -> str:
 def kept(name: str, version: Version) -> Path | None:
     """The sides.parquet of a version; None where it is gone or was altered, on which pyarrow can wait for ever."""
     folder = folder_of(name, version)
-    _fetch(folder)
+    fetch(folder)
     return folder / ASSIGNMENTS_FILE if version.assignments and digest(folder) == version.assignments else None
 
 
@@ -174,7 +174,7 @@ def trained(name: str, splits: str) -> set[str] | None:
     """
     if store := shared_store():
         for folder in store.trees(path_in_home(place(name)), f"{splits[:DIGITS]}-"):
-            _fetch(place(name) / folder)
+            fetch(place(name) / folder)
     file = next(place(name).glob(f"{splits[:DIGITS]}-*/{ASSIGNMENTS_FILE}"), None)
     if file is None:
         return None
@@ -199,12 +199,6 @@ def forget(name: str, kept: Iterable[str]) -> None:
         for folder in store.trees(path_in_home(place(name))):
             if folder.partition("-")[0] not in beginnings:
                 store.remove(path_in_home(place(name) / folder))
-
-
-def _fetch(folder: Path) -> None:
-    """Fetch the assignments of a version from the store that machines share, if they are not here."""
-    if not folder.exists() and (store := shared_store()):
-        store.get(path_in_home(folder), folder)
 
 
 def _table(rows: Rows, checked: CheckedRows, splits: Splits, no_split: Collection[str]) -> pa.Table:

@@ -1,5 +1,6 @@
 """Files that survive a power cut: written to the disk, and replaced in one step or added to by a record a line."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,12 @@ def sync(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def digest_of(file: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def free_folder(folder: Path) -> Path:

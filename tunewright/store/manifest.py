@@ -6,7 +6,6 @@ with a consistent manifest in the place of the one that was made. An artifact wi
 version of Tunewright or copied from another home, is accepted if its manifest agrees with its files and its key.
 """
 
-import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -18,6 +17,7 @@ from tunewright.accepted import printable
 from tunewright.artifacts import Artifact
 from tunewright.store import disk
 from tunewright.store.cache_key import key_of
+from tunewright.store.disk import digest_of
 from tunewright.store.shared import File, path_in_home, shared_store
 
 A = TypeVar("A", bound=Artifact)
@@ -61,10 +61,16 @@ def files_in(folder: Path, *, but: Collection[str] = (MANIFEST,)) -> dict[str, F
     return {name: File(sha256=digest_of(path), size=path.stat().st_size) for name, path in paths}
 
 
-def digest_of(file: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def fetch(folder: Path) -> bool:
+    """Fetches a folder that this home lacks from the store that machines share; returns whether it did."""
+    store = None if folder.exists() else shared_store()
+    return store is not None and store.get(path_in_home(folder), folder)
+
+
+def share(folder: Path, *, is_new: bool = False) -> None:
+    """Copies a folder of this home to the store that machines share; unless it `is_new`, only where that lacks it."""
+    if (store := shared_store()) and (is_new or not store.has_tree(path_in_home(folder))):
+        store.put(path_in_home(folder), folder, files_in(folder, but=()))
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -97,8 +103,7 @@ def read(kind: type[A], stage: str, key: str, *, with_files: bool = True) -> Who
     Raises Damaged.
     """
     folder, entry = folder_of(stage, key), _entry(stage, key)
-    store = shared_store() if with_files and not folder.exists() else None
-    is_fetched = bool(store and store.get(path_in_home(folder), folder))
+    is_fetched = with_files and fetch(folder)
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         record = kind.model_validate(manifest.record | {"folder": folder})

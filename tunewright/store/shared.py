@@ -14,7 +14,6 @@ both hold a lease, or write a state of the same number. The stores accepted are 
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -127,27 +126,25 @@ class SharedStore:
     def newest(self, path: str) -> tuple[int, bytes]:
         """The number and the content of the newest state of a history; 0 and b"" where there is none."""
         for number in reversed(self._numbers(f"histories/{path}")):
-            if (content := self._read(f"histories/{path}/{number:0{DIGITS}d}")) is not None:
+            if (content := self._read(_numbered(f"histories/{path}", number))) is not None:
                 return number, content
         return 0, b""
 
     def add(self, path: str, number: int, content: bytes) -> bool:
         """Writes the state `number` of a history; False where another machine wrote one of that number before."""
-        if not self._create(f"histories/{path}/{number:0{DIGITS}d}", content):
+        if not self._create(_numbered(f"histories/{path}", number), content):
             return False
         for old in self._numbers(f"histories/{path}")[:-KEPT_STATES]:
-            self._delete(f"histories/{path}/{old:0{DIGITS}d}")
+            self._delete(_numbered(f"histories/{path}", old))
         return True
 
     @contextlib.contextmanager
     def lease(self, what: str) -> Iterator[None]:
         """Hold the right to make or change `what`; waits while another machine holds it and gives signs of life."""
         self.check()
-        place, own = f"leases/{what}", uuid.uuid4().hex
-        number, ended = self._take(place, own), threading.Event()
-        signs = threading.Thread(
-            target=self._give_signs, args=(f"{place}/{number:0{DIGITS}d}", own, ended), daemon=True
-        )
+        own, ended = uuid.uuid4().hex, threading.Event()
+        name = self._take(f"leases/{what}", own)
+        signs = threading.Thread(target=self._give_signs, args=(name, own, ended), daemon=True)
         signs.start()
         try:
             yield
@@ -155,7 +152,7 @@ class SharedStore:
             ended.set()
             signs.join()
             with contextlib.suppress(StoreError):  # it then ends by itself
-                self._delete(f"{place}/{number:0{DIGITS}d}")
+                self._delete(name)
 
     def check(self) -> None:
         """Raises ConfigError where the store has no write that fails where the object is there."""
@@ -171,20 +168,21 @@ class SharedStore:
             )
         self.is_checked = True
 
-    def _take(self, place: str, own: str) -> int:
+    def _take(self, place: str, own: str) -> str:
+        """Wait for a lease; returns the name of its object."""
         seen, since, is_told = b"", time.monotonic(), False
         while True:
             last = max(self._numbers(place), default=1)
-            now = self._read(f"{place}/{last:0{DIGITS}d}")
+            now = self._read(_numbered(place, last))
             if now != seen:
                 seen, since = now or b"", time.monotonic()
             is_lost = now is not None and time.monotonic() - since > LEASE_SECONDS
             number = last + 1 if is_lost else last
-            if (is_lost or now is None) and self._create(f"{place}/{number:0{DIGITS}d}", f"{own} 0".encode()):
+            if (is_lost or now is None) and self._create(_numbered(place, number), f"{own} 0".encode()):
                 for old in self._numbers(place):
                     if old < number:
-                        self._delete(f"{place}/{old:0{DIGITS}d}")
-                return number
+                        self._delete(_numbered(place, old))
+                return _numbered(place, number)
             if not is_told:
                 log.info("  waiting for another machine: %s", place.removeprefix("leases/"))
                 is_told = True
@@ -225,51 +223,55 @@ class SharedStore:
                 self.files.get_file(self._at(name), str(target))
             except FileNotFoundError:
                 return False
-        with target.open("rb") as opened:
-            is_whole = hashlib.file_digest(opened, "sha256").hexdigest() == sha256
+        is_whole = disk.digest_of(target) == sha256
         if not is_whole:
             self._delete(name)
         return is_whole
 
     def _upload(self, path: Path, file: File, name: str) -> None:
         """Copy a file's content, unless it is there."""
-        if self._size(name) == file.size:
-            return
-        with self._reached():
-            if not self.is_folder:
-                self.files.put_file(str(path), self._at(name))  # whole or not there
-                return
-            unfinished = self._unfinished(name)
-            self.files.put_file(str(path), str(unfinished))
-            disk.sync(unfinished)
-            unfinished.replace(self._at(name))
+        if self._size(name) != file.size:
+            self._write(name, path)
 
     def _create(self, name: str, content: bytes) -> bool:
         """Write an object unless it is there; returns whether it was not."""
         with self._reached():
             try:
-                if not self.is_folder:
+                if self.is_folder:
+                    with self._beside(name, content) as written:
+                        os.link(written, self._at(name))
+                else:
                     self.files.pipe_file(self._at(name), content, mode="create")
-                    return True
-                unfinished = self._unfinished(name)
-                unfinished.write_bytes(content)
-                try:
-                    os.link(unfinished, self._at(name))
-                finally:
-                    unfinished.unlink()
             except FileExistsError:
                 return False
         return True
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes | Path) -> None:
+        """Write an object, whole or not at all, of bytes or of a file."""
         with self._reached():
-            if not self.is_folder:
+            if self.is_folder:
+                with self._beside(name, content) as written:
+                    written.replace(self._at(name))
+            elif isinstance(content, Path):
+                self.files.put_file(str(content), self._at(name))
+            else:
                 self.files.pipe_file(self._at(name), content)
-                return
-            unfinished = self._unfinished(name)
-            unfinished.write_bytes(content)
-            disk.sync(unfinished)
-            unfinished.replace(self._at(name))
+
+    @contextlib.contextmanager
+    def _beside(self, name: str, content: bytes | Path) -> Iterator[Path]:
+        """A file on the disk beside the place of an object in a folder, which goes at the end unless it was moved."""
+        place = Path(self._at(name))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        written = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            if isinstance(content, Path):
+                shutil.copyfile(content, written)
+            else:
+                written.write_bytes(content)
+            disk.sync(written)
+            yield written
+        finally:
+            written.unlink(missing_ok=True)
 
     def _read(self, name: str) -> bytes | None:
         with self._reached():
@@ -305,12 +307,6 @@ class SharedStore:
     def _at(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def _unfinished(self, name: str) -> Path:
-        """A path beside that of an object in a folder, whose folder is made."""
-        place = Path(self._at(name))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
         """Raises StoreError for what the library of a store raises, but what says that an object is or is not there."""
@@ -341,6 +337,10 @@ def path_in_home(path: Path) -> str:
 def _content_of(at: str) -> str:
     """Where the content of a tree lies."""
     return CONTENT if at.startswith("artifacts/") else f"apart/{at}"
+
+
+def _numbered(place: str, number: int) -> str:
+    return f"{place}/{number:0{DIGITS}d}"
 
 
 @cache
