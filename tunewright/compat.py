@@ -63,8 +63,26 @@ def supports_sdpa(fields: dict[str, Any]) -> bool:
 
 
 def forward_in_autocast(model: Any) -> Any:
-    """The forward that accelerate wrapped: its own makes the logits float32 after its autocast, twice as large."""
-    return getattr(model, "_original_forward", model)
+    """The forward that accelerate wrapped: its own makes the logits float32 after its autocast, twice as large.
+
+    Of a model of several ranks it takes the place of accelerate's, since the model as a whole has to be called.
+    """
+    from torch.distributed.fsdp import FSDPModule
+    from torch.nn.parallel import DistributedDataParallel
+
+    if not isinstance(model, DistributedDataParallel | FSDPModule):
+        return getattr(model, "_original_forward", model)
+    inner: Any = getattr(model, "module", model)
+    inner.forward = getattr(inner, "_original_forward", inner.forward)
+    return model
+
+
+def whole_batches(dataloader: Any) -> Any:
+    """A dataloader that accelerate prepared, which gives every rank every batch as it is, and not each to one rank."""
+    sampler = dataloader.batch_sampler
+    if hasattr(sampler, "num_processes"):
+        sampler.num_processes, sampler.process_index, sampler.even_batches = 1, 0, False
+    return dataloader
 
 
 def attention_with_sums(

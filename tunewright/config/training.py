@@ -209,6 +209,18 @@ class Training(Section):
 class Compute(Section):
     """Settings of the computation: they change speed and memory, not the result (within rounding)."""
 
+    devices: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs of this machine that train together, each computing a part of a step's rows; on a CPU: "
+        "processes, which share its cores",
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="How several devices hold the model. ddp: each all of it; fsdp: its weights, gradients and "
+        "optimizer states are sharded over them (FSDP2); auto: fsdp if it does not fit on each",
+    )
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="auto", description="auto is paged_adamw_8bit for qlora on a GPU and adamw otherwise"
     )

@@ -15,6 +15,7 @@ from tunewright.errors import ConfigError
 from tunewright.machine import memory_bytes
 from tunewright.modeling import architecture
 from tunewright.modeling.micro_batching import Layout
+from tunewright.reports.pages import counted
 
 # liger-kernel 0.8 has kernels for their norms, rotary embeddings and SwiGLU.
 LIGER = frozenset(("granite", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"))
@@ -36,6 +37,7 @@ class Device(BaseModel, frozen=True):
     memory_bytes: int = 0
     has_flash_attention: bool = False
     has_liger: bool = False
+    count: int | None = None  # how many GPUs there are, where that is known
 
 
 class Chosen(BaseModel, frozen=True):
@@ -49,6 +51,7 @@ class Chosen(BaseModel, frozen=True):
     liger: bool
     compile: bool
     fused: bool  # adapters and norms in fewer passes on a CPU
+    sharded: bool = False  # the weights, gradients and optimizer states over the devices, by FSDP2
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
     because: dict[str, str]
 
@@ -76,6 +79,7 @@ def device_here() -> Device:
         memory_bytes=properties.total_memory,
         has_flash_attention=importlib.util.find_spec("flash_attn") is not None and properties.major >= 8,
         has_liger=importlib.util.find_spec("liger_kernel") is not None,
+        count=torch.cuda.device_count(),
     )
 
 
@@ -95,16 +99,18 @@ def choose(config: Any, method: Method, training: Training, compute: Compute, lo
     precision = choice.precision()
     attention = choice.attention(precision)
     shared_prefix = choice.shared_prefix(attention)
+    sharded = choice.sharded(precision)
     return Chosen(
         precision=precision,
         attention=attention,
         shared_prefix=shared_prefix,
         packing=choice.packing(attention, shared_prefix),
-        checkpointing=choice.checkpointing(precision),
+        checkpointing=choice.checkpointing(precision, sharded=sharded),
         liger=choice.liger(),
         compile=choice.compile(attention),
         fused=choice.fused(precision),
-        optimizer=choice.optimizer(),
+        optimizer=choice.optimizer(sharded=sharded),
+        sharded=sharded,
         because=choice.because,
     )
 
@@ -191,12 +197,42 @@ class _Choice:
             return ""  # or it is said why it is not
         return f"compute.attention is {attention}"
 
-    def checkpointing(self, precision: str) -> bool:
+    def sharded(self, precision: str) -> bool:
+        asked, devices = self.compute.strategy, self.compute.devices
+        if self.device.count and devices > self.device.count:
+            raise ConfigError(f"compute.devices={devices}: this machine has {counted(self.device.count, 'GPU')}")
+        if devices == 1:
+            if asked != "auto":
+                raise ConfigError(
+                    f"compute.strategy={asked}: there is one device; set compute.devices, or leave it out"
+                )
+            return False
+        obstacle = self._not_sharded()
+        if asked == "fsdp" and obstacle:
+            raise ConfigError(f"compute.strategy=fsdp: {obstacle}; accepted: ddp")
+        if asked != "auto":
+            return asked == "fsdp"
+        needed = _resident_bytes(self.config, self.method, precision, self.longest)
+        fits = needed <= RESIDENT_SHARE * self.device.memory_bytes
+        took = f"the weights and the longest row take about {needed / 1e9:.1f} GB"
+        why = f"{took} of {self.device.memory_bytes / 1e9:.1f} GB on each device"
+        return self._because("sharded", not fits and not obstacle, why if fits or not obstacle else obstacle)
+
+    def _not_sharded(self) -> str:
+        """Why the model cannot be sharded; or empty."""
+        if self.method.init in {"pissa", "olora"}:
+            return f"what method.init={self.method.init} takes out of the base is not sharded with it"
+        if "8bit" in self.compute.optimizer:
+            return f"compute.optimizer={self.compute.optimizer} keeps states that cannot be sharded"
+        return ""
+
+    def checkpointing(self, precision: str, *, sharded: bool) -> bool:
         if self.compute.checkpointing is not None:
             return self.compute.checkpointing
         if self.plain:
             return self._because("checkpointing", False, "training.speed=plain")
-        needed = _resident_bytes(self.config, self.method, precision, self.longest)
+        ranks = self.compute.devices if sharded else 1
+        needed = _resident_bytes(self.config, self.method, precision, self.longest, ranks)
         if needed > RESIDENT_SHARE * self.device.memory_bytes:
             why = f"the weights and the longest row take about {needed / 1e9:.1f} GB"
             return self._because("checkpointing", True, f"{why} of {self.device.memory_bytes / 1e9:.1f} GB")
@@ -225,10 +261,10 @@ class _Choice:
         why = "fused kernels for adapters and norms" if useful else "it is faster only on a CPU in bfloat16"
         return self._because("fused", useful, why)
 
-    def optimizer(self) -> Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]:
+    def optimizer(self, *, sharded: bool) -> Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]:
         if self.compute.optimizer != "auto":
             return self.compute.optimizer
-        if self.method.kind == "qlora" and self.device.kind == "cuda" and not self.plain:
+        if self.method.kind == "qlora" and self.device.kind == "cuda" and not self.plain and not sharded:
             return self._because("optimizer", "paged_adamw_8bit", "it saves GPU memory, and peaks move to host memory")
         return self._because("optimizer", "adamw", "training.speed=plain" if self.plain else "memory suffices")
 
@@ -248,14 +284,14 @@ class _Choice:
         return value
 
 
-def _resident_bytes(config: Any, method: Method, precision: str, tokens: int) -> float:
-    """Roughly what the weights and one row's activations take: an order of magnitude, for a switch."""
+def _resident_bytes(config: Any, method: Method, precision: str, tokens: int, ranks: int = 1) -> float:
+    """Roughly what the weights, sharded over the ranks, and one row's activations take: an order of magnitude."""
     hidden, layers = _size(config, *HIDDEN), _size(config, *LAYERS)
     inner = _size(config, *INNER) or 4 * hidden
     parameters = layers * (4 * hidden * hidden + 3 * hidden * inner) + _size(config, "vocab_size") * hidden
     size = 2 if precision == "bfloat16" else 4
     weights = {"qlora": method.bits / 8, "lora": size, "spectrum": size + 16 * method.share, "full": 16}[method.kind]
-    return parameters * weights + tokens * layers * size * (10 * hidden + 5 * inner)
+    return parameters * weights / ranks + tokens * layers * size * (10 * hidden + 5 * inner)
 
 
 def _size(config: Any, *names: str) -> int:

@@ -3,6 +3,7 @@
 It is arithmetic on lengths alone and imports no library of training, so that a plan cuts as training does.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,6 +32,21 @@ def cut(rows: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int |
             gathered.append(batch.rows)
         batch.add(row)
     return gathered
+
+
+def shared_out(cuts: Sequence[list[Row]], ranks: int) -> list[list[list[Row]]]:
+    """The micro-batches of each of so many ranks: as many for each, and as even in tokens as one after another goes.
+
+    Where there are too few, a rank gets a row of which nothing is learned and of which one token is computed.
+    """
+    each = math.ceil(len(cuts) / ranks)
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    tokens = [sum(map(num_tokens, rows)) for rows in cuts]
+    for at in sorted(range(len(cuts)), key=lambda at: -tokens[at]):
+        open_to = (share for share in shares if len(share) < each)
+        min(open_to, key=lambda share: sum(tokens[other] for other in share)).append(at)
+    idle = [{**cuts[0][0], "labels": [IGNORED] * len(cuts[0][0]["labels"])}]
+    return [[cuts[at] for at in sorted(share)] + [idle] * (each - len(share)) for share in shares]
 
 
 class _MicroBatch:
@@ -104,8 +120,8 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def own_from(row: Row) -> int:
-    """The first position of a row that it cannot share: the token before its first label predicts it."""
-    labelled = next((at for at, label in enumerate(row["labels"]) if label != IGNORED), len(row["labels"]))
+    """The first position of a row that it cannot share: the token before its first label predicts it; 0 without one."""
+    labelled = next((at for at, label in enumerate(row["labels"]) if label != IGNORED), 0)
     return max(0, labelled - 1)
 
 

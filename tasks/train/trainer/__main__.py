@@ -11,7 +11,8 @@ from tunewright import config
 from tunewright.errors import ConfigError
 from tunewright.machine import end_with_parent, num_cores
 from tunewright.store import locks
-from tunewright.tasks.train.trainer import FAILED, INTERRUPTED, OUT_OF_MEMORY, Job
+from tunewright.tasks.train import trainer
+from tunewright.tasks.train.trainer import FAILED, INTERRUPTED, OUT_OF_MEMORY, Job, ranks
 
 WAIT_SECONDS = 10.0  # for a trainer before this one, whose end is near
 # Of errors without a type of their own: the CPU allocator's, the system's, CUDA's outside of torch's allocator, and
@@ -27,15 +28,18 @@ def main(job_file: Path, parent: int | None = None) -> int:
     folder = job_file.parent
     job = Job.model_validate_json(job_file.read_text(encoding="utf-8"))
     try:
+        if ranks.is_rank():
+            return _fit(job, folder)
         with contextlib.ExitStack() as held:
             try:  # no two trainers write to the same checkpoints
                 held.enter_context(locks.exclusive(folder / "trainer.lock", wait=WAIT_SECONDS))
             except BlockingIOError:
                 raise BlockingIOError(f"another trainer is running in {folder}") from None
-            return _fit(job, folder)
+            return _fit(job, folder) if job.compute.devices == 1 else _fit_by_ranks(job, job_file)
     except (RuntimeError, MemoryError, OSError, ValueError, FloatingPointError, ConfigError) as error:
         message = " ".join(str(error).split())[:500]
-        (folder / "error.json").write_text(json.dumps({"type": type(error).__name__, "message": message}), "utf-8")
+        with contextlib.suppress(FileExistsError), (folder / "error.json").open("x", encoding="utf-8") as file:
+            json.dump({"type": type(error).__name__, "message": message}, file)  # of ranks the first tells
         says_so = any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
         return OUT_OF_MEMORY if says_so or isinstance(error, MemoryError) else FAILED
 
@@ -54,8 +58,18 @@ def _fit(job: Job, folder: Path) -> int:
 
     from tunewright.tasks.train.trainer.fit import fit
 
-    torch.set_num_threads(job.compute.threads or num_cores())
-    return fit(job, folder)
+    torch.set_num_threads(job.compute.threads or max(1, num_cores() // job.compute.devices))
+    with ranks.joined():
+        return fit(job, folder)
+
+
+def _fit_by_ranks(job: Job, job_file: Path) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the ranks get it as well, and end by themselves
+    own = [sys.executable, "-P", "-m", trainer.__name__, str(job_file), str(os.getpid())]
+    code = ranks.launch(job.compute.devices, *own)
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    return code
 
 
 if __name__ == "__main__":

@@ -25,13 +25,14 @@ from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.batches import Collator
 from tunewright.modeling.methods.adapter import BEGAN_AS
 from tunewright.serving import TRAINED
-from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints
+from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.preparing import prepare
 from tunewright.tasks.train.trainer.record import Record, Recorder
 from tunewright.tasks.train.trainer.watch import Scores, Watch, with_rows
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+SHARDING = {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}  # each rank writes its part of a checkpoint
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
@@ -52,7 +53,7 @@ def fit(job: Job, folder: Path) -> int:
     steps_an_epoch = math.ceil(len(rows) / training.batch)
     planned = training.max_steps or math.ceil(training.epochs * steps_an_epoch)
     every = min(training.evaluate_every or math.ceil(steps_an_epoch / 2), planned)
-    resumed, skipped = checkpoints.newest_valid(folder / "checkpoints")
+    resumed, skipped = ranks.from_first(lambda: checkpoints.newest_valid(folder / "checkpoints"))
     record = Record(folder, checkpoints.steps(resumed) if resumed else 0, skipped)
     watch = Watch(record.losses)
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
@@ -94,6 +95,10 @@ def fit(job: Job, folder: Path) -> int:
             max_length=None,
             router_aux_loss_coef=0.0,  # TRL would turn it on, and into the config of the tuned model
             use_cpu=not torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
+            ddp_broadcast_buffers=False,
+            fsdp=True if chosen.sharded else None,  # pyright: ignore[reportArgumentType] as its help has it
+            fsdp_config=SHARDING if chosen.sharded else None,
         ),
         train_dataset=rows,
         eval_dataset=validation,
@@ -105,6 +110,8 @@ def fit(job: Job, folder: Path) -> int:
                 job.micro_batch,
                 job.compute.max_tokens,
                 micro_batching.group_cost(device.kind, compiled=chosen.compile),
+                ranks.own(),
+                ranks.number(),
             )
         ),
         callbacks=[Recorder(record, watch, training)],
@@ -122,10 +129,13 @@ def fit(job: Job, folder: Path) -> int:
     best = trainer.go_on(resumed)
     if best is None:
         return INTERRUPTED
+    learned = trainer.learned()
+    if ranks.own() > 0:
+        return FINISHED
     tuned: Any = trainer.model
     if hasattr(config, "use_cache"):
         tuned.config.use_cache = config.use_cache  # which the trainer turned off
-    save(tuned, folder / "model", job.reference, chosen.precision)
+    save(tuned, folder / "model", job.reference, chosen.precision, learned)
     state = trainer.state
     TrainingSummary(
         steps=state.global_step,
@@ -145,32 +155,42 @@ def fit(job: Job, folder: Path) -> int:
     return FINISHED
 
 
-def save(model: Any, folder: Path, reference: str, precision: Literal["bfloat16", "float32"]) -> None:
+def save(
+    model: Any,
+    folder: Path,
+    reference: str,
+    precision: Literal["bfloat16", "float32"],
+    learned: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Writes what `model` learned to `folder`; weights of the base itself in the precision that they multiplied in.
 
-    An adapter's config names the base as the user did, its sets are sorted, and no path of this machine is kept.
+    `learned` are its tensors where the model is sharded. An adapter's config names the base as the user did, its sets
+    are sorted, and no path of this machine is kept.
     """
     import torch
 
     shutil.rmtree(folder, ignore_errors=True)
     if hasattr(model, "peft_config"):
-        _save_adapter(model, folder, reference)
+        _save_adapter(model, folder, reference, learned)
         return
     model.to(getattr(torch, precision))
+    if learned is not None:
+        learned = {name: tensor.to(getattr(torch, precision)) for name, tensor in learned.items()}
     if all(parameter.requires_grad for parameter in model.parameters()):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=learned)
         return
     from safetensors.torch import save_file
 
     folder.mkdir()
-    learned = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if learned is None:
+        learned = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
     save_file(learned, folder / TRAINED, metadata={"format": "pt"})
 
 
-def _save_adapter(model: Any, folder: Path, reference: str) -> None:
+def _save_adapter(model: Any, folder: Path, reference: str, learned: dict[str, torch.Tensor] | None) -> None:
     began_as = getattr(model, BEGAN_AS, None)
     if began_as is None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=learned)
     else:  # a plain adapter of twice the rank: what it has become, minus what it was taken out of the base as
         from safetensors.torch import save_file
 

@@ -4,11 +4,14 @@ An evaluation scores answers as well, where training.best_by asks for it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
@@ -17,7 +20,7 @@ from tunewright import compat
 from tunewright.config import Training
 from tunewright.modeling.batches import answer_loss, num_labels
 from tunewright.modeling.methods.adapter import lora_plus_optimizer
-from tunewright.tasks.train.trainer import checkpoints, record
+from tunewright.tasks.train.trainer import checkpoints, ranks, record
 from tunewright.tasks.train.trainer.record import STATE, keep_evaluation
 from tunewright.tasks.train.trainer.watch import Row, Scores, Watch
 
@@ -25,17 +28,29 @@ from tunewright.tasks.train.trainer.watch import Row, Scores, Watch
 class AnswerTrainer(SFTTrainer):
     """SFTTrainer whose batch is all of an optimizer step: {"micro_batches": [...]}, one after another on the device.
 
-    The loss is divided by the labels of the whole step, so that the update is the same however its rows are cut.
+    The loss is divided by the labels of the whole step, so that the update is the same however its rows are cut, and
+    shared out to ranks.
     """
 
     def __init__(self, *, lora_plus: float | None = None, **rest: Any) -> None:
         self.lora_plus = lora_plus
         super().__init__(**rest)
+        if self.is_fsdp_enabled and self.args.bf16:  # gradients are summed over the ranks in float32
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
         # TRL rounds the adapter of a packed base to bfloat16 at the start, and a resumed one would be float32.
         trained: Any = self.model
         for parameter in trained.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+
+    def get_train_dataloader(self) -> Any:
+        """All rows of each step, of which the collator takes this rank's micro-batches."""
+        return compat.whole_batches(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As in training."""
+        return compat.whole_batches(super().get_eval_dataloader(eval_dataset))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the arguments, with a learning rate of its own for an adapter's B matrices by LoRA+."""
@@ -47,13 +62,19 @@ class AnswerTrainer(SFTTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of each micro-batch; the mean loss over all labels of the step."""
         model.train()
-        num_items = sum(map(num_labels, inputs["micro_batches"]))
+        num_items = ranks.total(sum(map(num_labels, inputs["micro_batches"])))
         total = torch.zeros((), device=self.args.device)
-        for batch in inputs["micro_batches"]:
-            loss = self._loss(model, batch, num_items)
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
+        *before, last = inputs["micro_batches"]
+        with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
+            for batch in before:
+                total += self._backward(model, batch, num_items)
+        total += self._backward(model, last, num_items)
+        return total if ranks.number() == 1 else total.fill_(ranks.total(total.item()))
+
+    def _backward(self, model: Any, batch: Any, num_items: float) -> torch.Tensor:
+        loss = self._loss(model, batch, num_items)
+        self.accelerator.backward(loss * ranks.number())  # the gradients that are applied are the mean of the ranks'
+        return loss.detach()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -62,23 +83,31 @@ class AnswerTrainer(SFTTrainer):
         num_items = sum(map(num_labels, inputs["micro_batches"]))
         return sum(self._loss(model, batch, num_items) for batch in inputs["micro_batches"])
 
-    def _loss(self, model: Any, batch: Any, num_items: int) -> torch.Tensor:
+    def _loss(self, model: Any, batch: Any, num_items: float) -> torch.Tensor:
         batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             return answer_loss(compat.forward_in_autocast(model), batch, num_items)
+
+    def learned(self) -> dict[str, torch.Tensor] | None:
+        """The tensors that learned, put together at the first rank; None where each rank has all of them."""
+        if not self.is_fsdp_enabled:
+            return None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        return get_model_state_dict(self.model, options=options)
 
     @torch.no_grad()
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
         """The mean loss over all labelled tokens; transformers would take the mean of the batches' means."""
         model: Any = self.model_wrapped
         model.eval()
-        total, num_items = 0.0, 0
+        total = num_items = 0.0
         for inputs in dataloader:
             for batch in inputs["micro_batches"]:
                 total += self._loss(model, batch, 1).item()
                 num_items += num_labels(batch)
+        total, num_items = ranks.total(total), ranks.total(num_items)
         metrics = {f"{metric_key_prefix}_loss": total / max(1, num_items)}
-        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=num_items)
+        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=int(num_items))
 
 
 class ObservedTrainer(AnswerTrainer):
@@ -137,7 +166,8 @@ class ObservedTrainer(AnswerTrainer):
             self.evaluate()
             if self.is_interrupted():
                 return True
-            keep_evaluation(checkpoint.parent, self.state, self.training)
+            if ranks.own() == 0:
+                keep_evaluation(checkpoint.parent, self.state, self.training)
         return False
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -179,4 +209,4 @@ class ObservedTrainer(AnswerTrainer):
         model.eval()
         loss = self.compute_loss(model, self.data_collator([dict(row)]))
         model.train()
-        return loss.item()
+        return ranks.total(loss.item())

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from tunewright.artifacts import training_log
 from tunewright.config import Training
-from tunewright.tasks.train.trainer import ALIVE, checkpoints
+from tunewright.tasks.train.trainer import ALIVE, checkpoints, ranks
 from tunewright.tasks.train.trainer.watch import Watch
 
 
@@ -66,7 +66,10 @@ FIGURES = ("loss", "grad_norm", "learning_rate", "epoch")
 
 
 class Record:
-    """status.json, which is written once, and metrics.jsonl, one line a step and one an evaluation."""
+    """status.json, which is written once, and metrics.jsonl, one line a step and one an evaluation.
+
+    Of several ranks the first one writes; the others know the same.
+    """
 
     def __init__(self, folder: Path, resumed_from: int, skipped: Sequence[str] = ()) -> None:
         self.folder = folder
@@ -75,32 +78,42 @@ class Record:
         self.beaten = 0.0
         self.interrupted = False
         signal.signal(signal.SIGTERM, self._interrupt)
-        metrics = folder / training_log.FILE
-        # What was logged after the checkpoint happens again.
-        lines = [line for line in training_log.read(metrics) if line["step"] <= resumed_from]
-        unfinished = folder / ".metrics.jsonl"
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-        unfinished.rename(metrics)
+        lines = ranks.from_first(self._begin)
         self.losses = [line["loss"] for line in lines if "loss" in line]
         self.evaluated = {line["step"] for line in lines if "eval_loss" in line}
+
+    def _begin(self) -> list[dict[str, Any]]:
+        """The lines up to the checkpoint, which are kept: what was logged after it happens again."""
+        metrics = self.folder / training_log.FILE
+        lines = [line for line in training_log.read(metrics) if line["step"] <= self.resumed_from]
+        unfinished = self.folder / ".metrics.jsonl"
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        unfinished.rename(metrics)
+        return lines
 
     def _interrupt(self, *_: Any) -> None:
         self.interrupted = True
 
     def is_interrupted(self) -> bool:
-        """Whether the parent has asked to stop. Whoever works for long asks often, which is a sign of life as well."""
+        """Whether the parent has asked to stop. Whoever works for long asks often, which is a sign of life as well.
+
+        All ranks ask at once, and hear the same.
+        """
         self.beat()
+        self.interrupted = ranks.total(self.interrupted) > 0
         return self.interrupted
 
     def beat(self) -> None:
         """Shows the parent that the trainer is at work, where it writes nothing else for a while."""
         now = time.monotonic()
-        if now - self.beaten > BEAT_SECONDS:
+        if ranks.own() == 0 and now - self.beaten > BEAT_SECONDS:
             self.beaten = now
             (self.folder / ALIVE).touch()
 
     def start(self, **facts: Any) -> None:
         """Says how the run is laid out, before the first step."""
+        if ranks.own() > 0:
+            return
         unfinished = self.folder / ".status.json"
         resumed = {"resumed_from": self.resumed_from, "skipped_checkpoints": self.skipped}
         unfinished.write_text(json.dumps(resumed | facts), encoding="utf-8")
@@ -108,6 +121,8 @@ class Record:
 
     def line(self, step: int, planned: int, **figures: Any) -> None:
         """Appends one line."""
+        if ranks.own() > 0:
+            return
         with (self.folder / training_log.FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "planned": planned, "time": time.time(), **figures}) + "\n")
 
@@ -128,7 +143,7 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stops the clock; and training, with a checkpoint, where the parent asks for it."""
         self.seconds = time.perf_counter() - self.began
-        if self.record.interrupted:
+        if self.record.is_interrupted():
             # The evaluation that may be due here is made up for when the run goes on from this checkpoint.
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
 
@@ -162,11 +177,14 @@ class Recorder(TrainerCallback):
         """Ends training where patience is exhausted; with a checkpoint, where the parent asked for it meanwhile."""
         if is_exhausted(evaluations(state.log_history, self.training), self.training):
             control.should_training_stop = True
-        if self.record.interrupted:
+        if self.record.is_interrupted():
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Seals the checkpoint, and removes those that are not needed any more."""
+        """Seals the checkpoint once all ranks have written their part; those not needed any more are removed."""
+        ranks.wait()
+        if ranks.own() > 0:
+            return
         checkpoint = checkpoints.at(Path(args.output_dir), state.global_step)
         checkpoints.seal(checkpoint, _best_step(state, self.training))
         checkpoints.prune(checkpoint)

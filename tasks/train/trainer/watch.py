@@ -7,16 +7,17 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from tunewright import compat
 from tunewright.config import Metric
 from tunewright.generation import Answer, Greedy
 from tunewright.metrics.catalogue import PER_ROW
+from tunewright.tasks.train.trainer import ranks
 from tunewright.tools.parsing import said_beside
 
 Row = Mapping[str, Any]  # row_id, input_ids, labels
@@ -93,6 +94,8 @@ def is_spike(loss: float, before: Sequence[float]) -> bool:
 class Scores:
     """The mean of `metric` over the rows of a TOKEN_SCHEMA file, answered greedily as evaluate does.
 
+    Each rank answers its part of them.
+
     A greedy answer is the reference exactly where at each of its tokens the likeliest is the reference's, so that
     exact_match takes one pass and generates nothing. Other metrics cut an answer at twice the longest reference.
     """
@@ -106,14 +109,18 @@ class Scores:
     def __call__(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
         """The mean, or what there is of it where it is interrupted. The model has to be in evaluation mode."""
         found: list[float] = []
+        # The ranks of a sharded model go forward together, so that each answers all rows.
+        number, rank = (1, 0) if isinstance(model, FSDPModule) else (ranks.number(), ranks.own())
         own = compat.attention_of(model) in LIBRARY_ATTENTION  # ours reads batches of a layout of its own
         # Compiled layers would be compiled again for each length of a cache.
         with compat.attending_by(model, "" if own else "sdpa"), torch.compiler.set_stance("force_eager"):
-            for start in range(0, len(self.rows), self.batch):
+            for start in range(0, len(self.rows), self.batch * number):
                 if is_interrupted():
                     break
-                found += self._scored(model, self.rows[start : start + self.batch])
-        return fmean(found) if found else 0.0
+                first = start + self.batch * rank
+                if rows := self.rows[first : first + self.batch]:
+                    found += self._scored(model, rows)
+        return ranks.total(math.fsum(found)) / max(1, ranks.total(len(found)))
 
     def _scored(self, model: Any, rows: Sequence[Any]) -> list[float]:
         exact = self.metric == "exact_match"

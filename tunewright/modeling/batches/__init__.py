@@ -7,6 +7,7 @@ packed, for FlashAttention.
 The rows of an optimizer step are cut into micro-batches; however they are cut and laid out, the update is the same.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from tunewright.artifacts import IGNORED
 from tunewright.modeling.batches.attention import ATTENTION
 from tunewright.modeling.batches.layouts import AttentionGroup, Batch, flash, packed, padded
-from tunewright.modeling.micro_batching import GROUP, Layout, Row, cut
+from tunewright.modeling.micro_batching import GROUP, Layout, Row, cut, shared_out
 
 __all__ = ["ATTENTION", "AttentionGroup", "Batch", "Collator", "answer_loss", "flash", "num_labels", "packed", "padded"]
 PIECE = 256  # positions whose probabilities over the vocabulary are held in float32 at once
@@ -25,7 +26,8 @@ class Collator:
     """Makes {"micro_batches": [Batch, ...]} of a step's rows: at most `micro_batch` rows and `max_tokens` tokens each.
 
     A row alone may have more tokens. Tokens are those that are computed: with padding, and a shared prefix once.
-    `a_group` is what packed rows are grouped by (tunewright/modeling/micro_batching.py).
+    `a_group` is what packed rows are grouped by (tunewright/modeling/micro_batching.py). Of several `ranks` it makes
+    the micro-batches of the one with the number `rank`.
     """
 
     def __init__(
@@ -35,15 +37,19 @@ class Collator:
         micro_batch: int,
         max_tokens: int | None = None,
         a_group: int | None = GROUP["cpu"],
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.layout: Layout = layout
         self.pad_token_id, self.micro_batch, self.max_tokens = pad_token_id, micro_batch, max_tokens
         self.a_group = a_group
+        self.rank, self.ranks = rank, ranks
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The step's batch, of rows as they were drawn."""
-        cuts = cut(rows, self.layout, self.micro_batch, self.max_tokens)
-        return {"micro_batches": [self.lay(micro_batch) for micro_batch in cuts]}
+        most = min(self.micro_batch, math.ceil(len(rows) / self.ranks))
+        cuts = shared_out(cut(rows, self.layout, most, self.max_tokens), self.ranks)
+        return {"micro_batches": [self.lay(micro_batch) for micro_batch in cuts[self.rank]]}
 
     def lay(self, rows: Sequence[Row]) -> Batch:
         """One micro-batch of the rows."""
@@ -59,7 +65,7 @@ def num_labels(batch: Batch) -> int:
     return int(batch["labels"].ne(IGNORED).sum())
 
 
-def answer_loss(model: Any, batch: Batch, num_items: int | None = None) -> torch.Tensor:
+def answer_loss(model: Any, batch: Batch, num_items: float | None = None) -> torch.Tensor:
     """The mean cross-entropy over the batch's labels, or their sum over `num_items`: a scalar in nats per token."""
     logits = model(**batch["inputs"], use_cache=False).logits.flatten(0, 1)
     labels = batch["labels"].to(logits.device).flatten()

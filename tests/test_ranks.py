@@ -1,0 +1,192 @@
+"""Several ranks train as one process does, and where one is killed, the run resumes to the same bytes."""
+
+import contextlib
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import MakeSplits
+from safetensors.torch import load_file
+from test_train import LONG, SMALL, curve, trainer_process, weights
+from trained import in_this_process
+
+from tunewright.artifacts import Adapter, Base, Tokens
+from tunewright.config import Compute, Method, Model, Training
+from tunewright.errors import ConfigError, TrainerDied, is_transient
+from tunewright.modeling.micro_batching import num_tokens, shared_out
+from tunewright.tasks.render import render
+from tunewright.tasks.train import stage, trainer
+from tunewright.tasks.train.stage import train
+from tunewright.tasks.train.trainer import checkpoints, ranks
+
+ONE = Compute(threads=1, precision="float32")
+FULL = Method(kind="full")
+PADDED = {"shared_prefix": False, "packing": False}
+
+
+@pytest.fixture
+def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
+    """Thirteen training rows of unlike lengths: in steps of four, the last of an epoch has one row for two ranks."""
+    questions = [[f"the question number {i}" + " and more" * (i % 4), f"the answer {i % 3}"] for i in range(19)]
+    splits = make_splits(train=questions[:13], validation=questions[13:16], test=questions[16:])
+    return render.fn(splits, tiny_base, Model(base="tiny", max_length=256))
+
+
+def by_forks(job: trainer.Job, work: Path) -> int:
+    """Trains by ranks that have the libraries of this process, without the seconds that it takes to import them."""
+    before = stage.seconds_in(work)
+    with tempfile.TemporaryDirectory() as folder:
+        forked = [_fork(rank, job, work, Path(folder, "meeting")) for rank in range(job.compute.devices)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in forked]
+    stage._keep_seconds(work, before + 1)
+    return max(codes)
+
+
+def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
+    if pid := os.fork():
+        return pid
+    code = trainer.FAILED
+    try:
+        number = str(job.compute.devices)
+        os.environ |= {ranks.MEETING: str(meeting), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, **ranks.LOOPBACK}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with (work / f"rank{rank}.log").open("a") as output, contextlib.redirect_stdout(output), ranks.joined():
+            code = in_this_process(job, work)
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.parametrize(
+    ("method", "choice"),
+    [
+        pytest.param(SMALL, {"strategy": "ddp"}, id="lora-ddp"),
+        pytest.param(SMALL, {"strategy": "ddp", **PADDED}, id="lora-ddp-padded"),
+        pytest.param(FULL, {"strategy": "ddp"}, id="full-ddp"),
+        pytest.param(Method(rank=2, alpha=4, init="pissa"), {"strategy": "ddp"}, id="pissa-ddp"),
+        pytest.param(SMALL, {"strategy": "fsdp"}, id="lora-fsdp"),
+        pytest.param(Method(rank=2, alpha=4, lora_plus=4.0, dora=True), {"strategy": "fsdp"}, id="dora-fsdp"),
+        pytest.param(FULL, {"strategy": "fsdp", **PADDED}, id="full-fsdp-padded"),
+        pytest.param(FULL, {"strategy": "fsdp", "checkpointing": True}, id="full-fsdp-checkpointing"),
+    ],
+)
+def test_two_ranks_have_the_losses_and_weights_of_one_process(
+    method: Method, choice: dict[str, Any], tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(
+        learning_rate=1e-3, max_steps=6, batch=4, micro_batch=2, evaluate_every=2, best_by="token_f1", patience=None
+    )
+    monkeypatch.setattr(stage, "_attempt", by_forks)
+    two = train.fn(tokens, tiny_base, method, training, ONE.model_copy(update={**choice, "devices": 2}))
+    monkeypatch.setattr(stage, "_attempt", in_this_process)
+    one = train.fn(tokens, tiny_base, method, training, ONE.model_copy(update={**choice, "strategy": "auto"}))
+    for name in ("loss", "grad_norm", "eval_loss", "eval_token_f1", "learning_rate"):
+        ones, twos = ([line[name] for line in curve(adapter) if name in line] for adapter in (one, two))
+        assert len(ones) >= 3
+        assert twos == pytest.approx(ones, rel=1e-3), name
+    assert two.best_step == one.best_step
+    (file,) = (file.name for file in one.path("model").glob("*.safetensors"))
+    of_one, of_two = (load_file(adapter.path("model") / file) for adapter in (one, two))
+    assert of_one.keys() == of_two.keys()
+    for name, tensor in of_one.items():
+        assert tensor.dtype == of_two[name].dtype
+        assert tensor.shape == of_two[name].shape
+        assert (tensor - of_two[name]).abs().max() < 2e-3, name
+    config = "adapter_config.json" if method.kind == "lora" else "config.json"
+    assert (one.path("model") / config).read_text() == (two.path("model") / config).read_text()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_where_a_rank_is_killed_the_others_end_and_the_run_resumes_to_the_same_bytes(
+    strategy: str, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ONE.model_copy(update={"devices": 2, "strategy": strategy})
+    with monkeypatch.context() as patch:
+        patch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
+        patch.setattr(stage, "_attempt", by_forks)
+        undisturbed = train.fn(tokens, tiny_base, SMALL, LONG, two)
+    killer = _kill_a_rank_after(home / "work", '"step": 7', signal.SIGKILL)
+    with pytest.raises(TrainerDied, match="the trainer was killed by SIGKILL") as died:
+        train.fn(tokens, tiny_base, SMALL, LONG, two)
+    assert is_transient(died.value)
+    assert not any(process.is_running() for process in killer()), "the other rank ended with it"
+    monkeypatch.setattr(stage, "_attempt", by_forks)
+    resumed = train.fn(tokens, tiny_base, SMALL, LONG, two)
+    assert 6 <= json.loads(resumed.path("status.json").read_text())["resumed_from"] < 24
+    assert weights(resumed) == weights(undisturbed)
+    steps = [line["step"] for line in curve(resumed) if "loss" in line]
+    assert steps == list(range(1, 25))
+
+
+def test_asked_to_stop_all_ranks_stop_after_the_same_step_with_one_checkpoint(
+    tokens: Tokens, tiny_base: Base, home: Path
+) -> None:
+    long = LONG.model_copy(update={"max_steps": 4000, "evaluate_every": 4000})
+    killer = _kill_a_rank_after(home / "work", '"step": 3', signal.SIGTERM)
+    with pytest.raises(TrainerDied, match="the trainer was stopped and saved a checkpoint"):
+        train.fn(tokens, tiny_base, SMALL, long, ONE.model_copy(update={"devices": 2}))
+    assert not any(process.is_running() for process in killer())
+    (checkpoint,) = home.glob("work/train/*/checkpoints/checkpoint-*")
+    assert not checkpoints.fault(checkpoint)
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}
+
+
+def _kill_a_rank_after(work: Path, line: str, sent: signal.Signals) -> Callable[[], list[psutil.Process]]:
+    """Sends a signal to the last rank once the metrics hold `line`; the ranks, once it is sent."""
+    found: list[psutil.Process] = []
+
+    def wait_and_kill() -> None:
+        while not any(line in metrics.read_text() for metrics in work.glob("train/*/metrics.jsonl")):
+            time.sleep(0.02)
+        found.extend(sorted(psutil.Process(trainer_process()).children(), key=lambda process: process.pid))
+        found[-1].send_signal(sent)
+
+    thread = threading.Thread(target=wait_and_kill, daemon=True)
+    thread.start()
+
+    def ranks_after() -> list[psutil.Process]:
+        thread.join()
+        assert len(found) == 2
+        return found
+
+    return ranks_after
+
+
+def test_every_row_is_computed_by_one_rank_and_every_rank_computes_as_often() -> None:
+    row = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
+    for count in range(1, 9):
+        cuts = [[{**row, "row_id": f"{at}"}] * (1 + at % 3) for at in range(count)]
+        for number in range(1, 5):
+            shares = shared_out(cuts, number)
+            assert len({len(share) for share in shares}) == 1
+            learned = [rows for share in shares for rows in share if any(label != -100 for label in rows[0]["labels"])]
+            assert sorted(learned, key=str) == sorted(cuts, key=str)
+            idle = [rows for share in shares for rows in share if rows not in learned]
+            assert all(num_tokens(rows[0]) == len(rows) == 1 for rows in idle)
+
+
+def test_rows_are_shared_out_evenly_by_their_tokens() -> None:
+    cuts = [[{"input_ids": [1] * length, "labels": [-100] + [1] * (length - 1)}] for length in (9, 2, 8, 3)]
+    assert [[len(rows[0]["input_ids"]) for rows in share] for share in shared_out(cuts, 2)] == [[9, 2], [8, 3]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "message"),
+    [
+        ({"strategy": "fsdp"}, SMALL, "compute.strategy=fsdp: there is one device; set compute.devices"),
+        ({"devices": 2, "strategy": "fsdp"}, Method(init="pissa"), "method.init=pissa .* accepted: ddp"),
+        ({"devices": 2, "strategy": "fsdp", "optimizer": "adamw_8bit"}, SMALL, "adamw_8bit .* accepted: ddp"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(
+    settings: dict[str, Any], method: Method, message: str, tokens: Tokens, tiny_base: Base
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train.fn(tokens, tiny_base, method, LONG, ONE.model_copy(update=settings))
