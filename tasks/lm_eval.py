@@ -20,7 +20,7 @@ from typing import Any
 
 from tunewright.artifacts import Contender, General
 from tunewright.config import LmEval, or_meant
-from tunewright.cost_model import on_device
+from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError, one_line
 from tunewright.metrics.catalogue import general_item, keep_general
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
@@ -173,6 +173,6 @@ def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str) 
 
     Raises ConfigError where a task cannot be loaded or cannot score its documents.
     """
-    with on_device():
+    with on_devices():
         model = load_model(contender.base, contender.model, dtype=fastest_dtype())
         return keep_general(folder, contender.name, [*items(model, load_tokenizer(contender.base), lm_eval)])

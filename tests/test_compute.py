@@ -57,14 +57,35 @@ def chosen(
 
 
 def test_auto_says_why_for_all_that_it_decided() -> None:
-    parts = set(Chosen.model_fields) - {"because", "compile"}  # which is off unless it is asked for
+    parts = set(Chosen.model_fields) - {"because", "compile", "devices", "sharded"}  # off unless they are asked for
     assert set(chosen().because) == parts
+    assert set(chosen(devices=2).because) == parts | {"sharded"}
     assert set(chosen(precision="float32", liger=False).because) == parts - {"precision", "liger"}
 
 
 def test_on_a_cpu_rows_share_their_prefix_in_bfloat16_where_it_is_fast() -> None:
     assert (chosen().layout, chosen().precision, chosen().optimizer) == ("shared", "bfloat16", "adamw")
     assert chosen(Device()).precision == "float32"
+
+
+def test_a_model_is_sharded_over_devices_where_it_does_not_fit_on_each() -> None:
+    """Llama 7B of 32 layers: 13 GB in bfloat16 for an adapter, 108 GB to train all of it in float32."""
+    assert not chosen(GPU, devices=2).sharded
+    full = chosen(GPU, method=Method(kind="full"), devices=4)
+    assert (full.sharded, full.checkpointing) == (True, False)
+    assert full.because["sharded"].endswith("of 80.0 GB on each device")
+    assert chosen(GPU, method=Method(kind="full"), devices=2).checkpointing, "half of it is still too much"
+    assert not chosen(GPU, method=Method(kind="full"), devices=4, strategy="ddp").sharded
+    assert chosen(GPU, devices=2, strategy="fsdp").sharded
+    small = GPU.model_copy(update={"memory_bytes": 10 * 10**9})
+    assert chosen(small, method=Method(init="olora"), devices=2).because["sharded"].startswith("what method.init=olora")
+
+
+def test_more_gpus_than_there_are_are_refused() -> None:
+    two = GPU.model_copy(update={"count": 2})
+    assert chosen(two, devices=2).devices == 2
+    with pytest.raises(ConfigError, match=r"^compute.devices=3: this machine has 2 GPUs$"):
+        chosen(two, devices=3)
 
 
 def test_on_a_gpu_kernels_and_the_paged_optimizer_are_used() -> None:

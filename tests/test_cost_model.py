@@ -23,7 +23,7 @@ from tunewright import cost_model
 from tunewright.artifacts import IGNORED, TOKEN_SCHEMA, Base, Tokens
 from tunewright.cli import plan
 from tunewright.config import Compute, Method, Training
-from tunewright.cost_model import devices, shapes, work
+from tunewright.cost_model import devices, shapes, timing, work
 from tunewright.cost_model.learning import learning
 from tunewright.cost_model.memory import NF4, Load, activations, disk_bytes, memory
 from tunewright.errors import ConfigError
@@ -330,6 +330,34 @@ def test_weights_of_nf4_take_4_127_bits(wide_base: Path) -> None:
     assert from_file == byte + 2 * shape.num_linear  # the file that was packed stays mapped
 
 
+def test_over_several_devices_memory_is_sharded_or_gradients_are_there_twice(wide_base: Path) -> None:
+    shape, load, method = shapes.shape_in(wide_base), Load(tokens=8, scored=4, groups=((1, 8),)), Method(kind="full")
+    one, copied, sharded = (
+        memory(shape, method, chosen(wide_base, method, Compute(**settings)), load, "cuda")
+        for settings in ({}, {"devices": 4, "strategy": "ddp"}, {"devices": 4, "strategy": "fsdp"})
+    )
+    assert copied.gradients == 2 * one.gradients
+    assert (copied.weights, copied.optimizer) == (one.weights, one.optimizer)
+    assert (sharded.gradients, sharded.optimizer) == (one.gradients // 4, one.optimizer // 4)
+    assert one.weights / 4 < sharded.weights <= one.weights
+    assert one.activations == copied.activations == sharded.activations
+
+
+def test_a_step_is_shared_out_over_the_devices(tiny_base: Base) -> None:
+    stands, training = ground(tiny_base, token_rows(64)), Training(batch=16, max_steps=10, micro_batch="auto")
+    one, four = Compute(), Compute(devices=4)
+    gpu, cpu = with_free(10 * GB, kind="cuda"), with_free(10 * GB)
+    rates = {compute.devices: timing.rate_of(100.0, compute.devices) for compute in (one, four)}
+    alone, shared = (estimated(stands, Method(), training, each, gpu, rates[each.devices]) for each in (one, four))
+    assert (alone.micro_batch, shared.micro_batch) == (16, 4)
+    assert alone.seconds
+    assert shared.seconds
+    launched = 10 * stands.shape.num_layers * timing.LAUNCHING[0]  # of kernels, as many on each device
+    assert shared.seconds[0] - launched == pytest.approx((alone.seconds[0] - launched) / 4)
+    assert shared.free == 10 * GB
+    assert estimated(stands, Method(), training, four, cpu).free == 2.5 * GB, "processes share a CPU's memory"
+
+
 def test_what_learns_takes_sixteen_bytes_and_less_with_8_bit_moments(wide_base: Path) -> None:
     shape, load = shapes.shape_in(wide_base), Load(tokens=8, scored=4, groups=((1, 8),))
     method = Method(kind="full")
@@ -484,7 +512,7 @@ def test_a_calibration_times_real_steps_and_is_kept(
     assert other
     assert other.low == rate.low
     assert other.source.endswith("with lora")
-    for change in ({"threads": 2}, {"precision": "float32"}, {"compile": True}):
+    for change in ({"threads": 2}, {"precision": "float32"}, {"compile": True}, {"devices": 2}):
         another = compute.model_copy(update=change)
         assert (
             calibration.measured(tiny_base, tokens, cost_model.BudgetCase(stands, Method(), training, another, machine))

@@ -149,7 +149,7 @@ def test_progress_is_logged_as_rows_are_answered(
 def test_the_device_is_waited_for(
     tokens: Tokens, candidate: Contender, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunewright.cost_model.one_at_a_time.identity_here", lambda: "cpu")
+    monkeypatch.setattr("tunewright.cost_model.one_at_a_time.identities_here", lambda number: ["cpu"])
     caplog.set_level("INFO", "tunewright")
     with ThreadPoolExecutor(1) as pool, one_at_a_time.held("cpu", '"brave-otter"'):
         evaluating = pool.submit(

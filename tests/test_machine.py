@@ -97,3 +97,15 @@ def test_the_first_gpu_is_that_which_is_shown_first(
     if value is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert machine.first_gpu() == first
+
+
+@pytest.mark.parametrize(
+    ("value", "first"), [(None, ["0", "1"]), ("", []), ("3", ["3"]), ("3,1,0", ["3", "1"]), ("2,-1,1", ["2"])]
+)
+def test_so_many_gpus_are_the_first_of_those_that_are_shown(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, first: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert machine.first_gpus(2) == first

@@ -15,7 +15,7 @@ import pytest
 from waiting import until
 
 from tunewright import config
-from tunewright.cost_model import devices, identity_here, one_at_a_time
+from tunewright.cost_model import devices, identities_here, one_at_a_time
 from tunewright.cost_model.one_at_a_time import held
 from tunewright.errors import ConfigError
 
@@ -166,9 +166,21 @@ def test_a_device_is_known_by_its_uuid_however_it_is_named(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert identity_here() == identity
+    assert identities_here() == [identity]
 
 
 def test_without_a_driver_the_processors_are_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_told_by_driver", list)
-    assert identity_here() == "cpu"
+    assert identities_here() == ["cpu"]
+
+
+def test_several_devices_are_held_at_once_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [["0", "GPU-bb", *"abcd"], ["1", "GPU-aa", *"abcd"], ["2", "GPU-cc", *"abcd"]]
+    monkeypatch.setattr(devices, "_told_by_driver", lambda: shown)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with one_at_a_time.on_devices(2):
+        held_now = {file.stem for file in config.device_locks().glob("*.lock") if file.read_text()}
+        assert held_now == {"GPU-aa", "GPU-bb"}
+        with held("GPU-cc", "another run"):
+            pass
+    assert not any(file.read_text() for file in config.device_locks().glob("*.lock"))

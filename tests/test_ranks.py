@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from test_train import LONG, SMALL, curve, trainer_process, weights
 from trained import in_this_process
 
-from tunewright.artifacts import Adapter, Base, Tokens
+from tunewright.artifacts import Base, Tokens
 from tunewright.config import Compute, Method, Model, Training
 from tunewright.errors import ConfigError, TrainerDied, is_transient
 from tunewright.modeling.micro_batching import num_tokens, shared_out

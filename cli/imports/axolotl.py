@@ -35,9 +35,9 @@ from tunewright.cli.imports.trainer import (
     LOADED,
     NO_CODE,
     NO_TOKENS,
-    ONE_DEVICE,
     PACKED,
     RECORDED,
+    SEVERAL_DEVICES,
     TRAINER,
     UPLOAD,
     adapter_init,
@@ -360,7 +360,7 @@ TABLE: Table = {
         "expert_parallel_enabled "
         "heads_k_stride ring_attn_func accelerator_config use_ray ray_run_name ray_num_workers resources_per_worker "
         "n_gpu",
-        missing(f"{ONE_DEVICE}; --devices N multiplies the batch"),
+        missing(f"{SEVERAL_DEVICES}; --devices N multiplies the batch"),
     ),
     **each(
         "output_dir save_steps saves_per_epoch save_strategy save_total_limit save_only_model save_safetensors "

@@ -33,9 +33,9 @@ from tunewright.cli.imports.trainer import (
     LOADED,
     NO_CODE,
     NO_TOKENS,
-    ONE_DEVICE,
     PACKED,
     RECORDED,
+    SEVERAL_DEVICES,
     TRAINER,
     UPLOAD,
     dtype,
@@ -237,11 +237,11 @@ TABLE: Table = {
     **each(
         "use_dft_loss use_eaft_loss eaft_alpha use_asft_loss asft_alpha", missing("the loss is the plain cross-entropy")
     ),
-    **each("use_mca use_kt kt_optimize_rule cpu_infer chunk_size mode use_ray", missing(ONE_DEVICE)),
+    **each("use_mca use_kt kt_optimize_rule cpu_infer chunk_size mode use_ray", missing(SEVERAL_DEVICES)),
     **each(
         "ray_run_name ray_storage_path ray_storage_filesystem ray_num_workers resources_per_worker placement_strategy "
         "ray_init_kwargs",
-        missing(f"{ONE_DEVICE}; --devices N multiplies the batch"),
+        missing(f"{SEVERAL_DEVICES}; --devices N multiplies the batch"),
     ),
     **each(
         "use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir "

@@ -27,7 +27,7 @@ CHECKPOINTS = "checkpoints are kept and removed by themselves"
 RECORDED = "MLflow records every run, and the run every step"
 LOADED = "the pipeline reads and prepares the data by itself"
 EVALUATED = "the validation rows are evaluated in batches of their own"
-ONE_DEVICE = "a training runs on one device"
+SEVERAL_DEVICES = "several GPUs of a machine train by compute.devices and compute.strategy (DDP, FSDP2)"
 UPLOAD = "a run uploads nothing to the hub; tunewright export --push does"
 FIXED = "a setting of AdamW that is fixed here"
 ANSWERS = "the loss covers answer tokens only, always"
@@ -289,9 +289,9 @@ TRAINER: Table = {
         "deepspeed fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap parallelism_config "
         "accelerator_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph "
         "ddp_backend ddp_timeout tp_size local_rank average_tokens_across_devices",
-        missing(ONE_DEVICE),
+        missing(SEVERAL_DEVICES),
     ),
-    **each("use_cpu no_cuda use_mps_device", needless("the first GPU is used where there is one, else the CPU")),
+    **each("use_cpu no_cuda use_mps_device", needless("the first GPUs are used where there are some, else the CPU")),
     **each("use_cache torch_empty_cache_steps", needless("memory is planned by tunewright plan")),
     "do_predict": missing("tunewright predict answers a file"),
 }

@@ -265,7 +265,7 @@ class _Rates:
         machine, found = self.case.machine, None
         if machine.is_here and self.base:
             found = calibration.measured(self.base, self.tokens, replace(self.case, method=method))
-        return found or rate_of(machine.teraflops)
+        return found or rate_of(machine.teraflops, self.case.compute.devices)
 
 
 def _costs(case: BudgetCase, rates: _Rates, notes: Sequence[str], rows_from: str) -> Costs:

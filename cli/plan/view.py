@@ -69,12 +69,13 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
     sizes = one.memory.parts | {"allocator cache": one.memory.holes}
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items() if size >= SHOWN_BYTES)
     is_more = sum(sizes.values()) > one.peak + SHOWN_BYTES
+    of_each = " on each device" if one.chosen.devices > 1 else ""
     of = "parts, of which not all are in memory at the same time" if is_more else "parts"
     return [
         ("trainable", f"{one.num_learning:,} of {one.num_parameters:,} parameters ({trained})"),
         (
             "memory",
-            f"{_most(costs)}{_bytes(one.peak)} at peak, {_bytes(one.free)} free; {of}: {parts}",
+            f"{_most(costs)}{_bytes(one.peak)} at peak{of_each}, {_bytes(one.free)} free; {of}: {parts}",
         ),
         *_rows(costs),
         ("compute", _compute(one)),
@@ -108,6 +109,8 @@ def _compute(one: Estimate) -> str:
         chosen.attention,
         chosen.optimizer,
     ]
+    if chosen.devices > 1:
+        parts.append(f"{chosen.devices} devices ({'FSDP' if chosen.sharded else 'DDP'})")
     switches = ("checkpointing", "liger", "compile")
     return ", ".join([*parts, *(name for name in switches if getattr(chosen, name))])
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, Contender, Tokens
 from tunewright.artifacts.payloads import Contract
-from tunewright.cost_model import on_device
+from tunewright.cost_model import on_devices
 from tunewright.errors import TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer, merged
 from tunewright.reports.progress import Countdown
@@ -73,7 +73,7 @@ def one_contender() -> Iterator[None]:
 def _model_of(contender: Contender) -> Any:
     kept = _KEPT.get()
     if kept.model is None:
-        kept.until_last.enter_context(on_device())
+        kept.until_last.enter_context(on_devices())
         kept.model = merged(load_model(contender.base, contender.model))
     return kept.model
 

@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 from tunewright.artifacts import Contender, General
-from tunewright.cost_model import on_device
+from tunewright.cost_model import on_devices
 from tunewright.data_checks.answers import refusal
 from tunewright.errors import TunewrightError
 from tunewright.metrics import row_score
@@ -141,7 +141,7 @@ def forgetting(folder: Path, contender: Contender) -> General:
 
     Raises TunewrightError where the loss is NaN or infinite.
     """
-    with on_device():
+    with on_devices():
         # In bfloat16 it takes two thirds of the time, and the loss moves by a thousandth.
         model = merged(load_model(contender.base, contender.model, dtype=fastest_dtype()))
         chat = Chat(load_tokenizer(contender.base), contender.base.weights)

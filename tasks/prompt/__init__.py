@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
 from tunewright.config import PromptContender
-from tunewright.cost_model import on_device
+from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import Chat, Reasoning
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
@@ -182,7 +182,7 @@ def prompt(
     made: dict[str, dict[str, Any]] = {}
     warned: list[str] = []
     try:
-        with on_device():
+        with on_devices():
             for name in contenders:
                 model = embeddings.load_model(embedding_model) if embedding and name == "retrieval" else None
                 chosen, search = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)

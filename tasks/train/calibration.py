@@ -74,7 +74,8 @@ def _rate(kept: dict[str, Any]) -> Rate:
 
 def _way(training: Training, compute: Compute) -> list[Any]:
     """Return the settings that change the time of the same arithmetic."""
-    return [training.speed, compute.precision, compute.threads, compute.compile, compute.attention]
+    how = [compute.precision, compute.threads, compute.compile, compute.attention, compute.devices, compute.strategy]
+    return [training.speed, *how]
 
 
 def _file(base: Base, case: BudgetCase) -> Path:

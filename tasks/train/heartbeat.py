@@ -46,9 +46,10 @@ class Heartbeat:
 
 
 def _computed(pid: int) -> float:
-    """The processor seconds that a process took; 0 where it has ended."""
+    """The processor seconds that a process and its ranks took; 0 where it has ended."""
     try:
-        taken = psutil.Process(pid).cpu_times()
+        process = psutil.Process(pid)
+        taken = [each.cpu_times() for each in (process, *process.children())]
     except psutil.Error:
         return 0.0
-    return taken.user + taken.system
+    return sum(times.user + times.system for times in taken)

@@ -135,8 +135,8 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
     job_file = work / "job.json"
     job_file.write_text(job.model_dump_json(indent=1), encoding="utf-8")
     environment = os.environ | {
-        # One GPU: with more in sight, transformers would spread a batch over them in a way of its own.
-        "CUDA_VISIBLE_DEVICES": machine.first_gpu() or "",
+        # No others: with more in sight, transformers would spread a batch over them in a way of its own.
+        "CUDA_VISIBLE_DEVICES": ",".join(machine.first_gpus(job.compute.devices)),
         "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # as nvidia-smi, and so plan, counts
         "WANDB_DISABLED": "true",
     }
@@ -219,7 +219,7 @@ def train(
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
-    with cost_model.on_device():
+    with cost_model.on_devices(compute.devices):
         micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
         if shortage:
             log.warning("  %s", shortage)

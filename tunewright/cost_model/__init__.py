@@ -5,9 +5,9 @@ takes milliseconds; only calibration.py runs something.
 """
 
 from tunewright.cost_model.case import BudgetCase, Ground, ground_of_render
-from tunewright.cost_model.devices import identity_here
+from tunewright.cost_model.devices import identities_here
 from tunewright.cost_model.estimate import Estimate, before_training, estimate, remedies, shortage
-from tunewright.cost_model.one_at_a_time import on_device
+from tunewright.cost_model.one_at_a_time import on_devices
 
 __all__ = [
     "BudgetCase",
@@ -16,8 +16,8 @@ __all__ = [
     "before_training",
     "estimate",
     "ground_of_render",
-    "identity_here",
-    "on_device",
+    "identities_here",
+    "on_devices",
     "remedies",
     "shortage",
 ]

@@ -1,5 +1,6 @@
 """The case of an estimate: a base and rows, the settings, and a machine; and the layout of its steps."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,11 +87,18 @@ class BudgetCase:
         """The rows of some steps."""
         return work.steps(self.ground.rows, self.batch)
 
+    @property
+    def free_bytes(self) -> int:
+        """The memory that is free for each device; processes of a CPU share theirs."""
+        sharing = self.compute.devices if self.machine.device.kind == "cpu" else 1
+        return self.machine.free_bytes // sharing
+
     def cut(self, micro_batch: int) -> list[list[Load]]:
         """These steps in micro-batches of at most so many rows."""
         layout, device = self.chosen.layout, self.machine.device.kind
         a_group = micro_batching.group_cost(device, compiled=self.chosen.compile)
-        return [work.loads(step, layout, micro_batch, self.compute.max_tokens, a_group) for step in self.drawn]
+        rest = (layout, micro_batch, self.compute.max_tokens, a_group, self.compute.devices)
+        return [work.loads(step, *rest) for step in self.drawn]
 
     def most(self, cut: Sequence[Sequence[Load]]) -> Memory:
         """The memory of the micro-batch that takes most: one with the most tokens, labels or attention."""
@@ -120,9 +128,9 @@ class BudgetCase:
         """The most rows on the device at once whose peak the free memory holds; 0 where it does not even hold one."""
 
         def fits(size: int) -> bool:
-            return self.most(self.cut(size)).peak <= FREE_SHARE * self.machine.free_bytes
+            return self.most(self.cut(size)).peak <= FREE_SHARE * self.free_bytes
 
-        low, high = 0, self.batch  # low fits, and what is over high does not
+        low, high = 0, math.ceil(self.batch / self.compute.devices)  # low fits, and what is over high does not
         if fits(high):
             return high
         while low < high - 1:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from tunewright.errors import ConfigError
-from tunewright.machine import available_bytes, first_gpu, memory_bytes
+from tunewright.machine import available_bytes, first_gpu, first_gpus, memory_bytes
 from tunewright.modeling.compute import Device, cpu_has_bfloat16
 
 GB = 1_000_000_000
@@ -88,12 +88,12 @@ def machine(name: str = "") -> Machine:
     return Machine(device, int(0.97 * memory), card.teraflops, is_here=False)
 
 
-def identity_here() -> str:
-    """Return the id of the training device: a GPU's UUID, or "cpu"."""
-    wanted, gpus = first_gpu(), _told_by_driver()
-    if wanted is None or not gpus:
-        return "cpu"
-    return next((uuid for index, uuid, *_ in gpus if index == wanted or uuid.startswith(wanted)), wanted)
+def identities_here(number: int = 1) -> list[str]:
+    """The ids of the first so many training devices: the UUIDs of GPUs, or "cpu" alone."""
+    gpus = _told_by_driver()
+    wanted = first_gpus(number) if gpus else []
+    found = [next((uuid for at, uuid, *_ in gpus if at == name or uuid.startswith(name)), name) for name in wanted]
+    return found or ["cpu"]
 
 
 def _cpu_here() -> Machine:
@@ -115,7 +115,7 @@ def _gpu_here() -> Machine | None:
     name, total, free, capability = found[0][2:]
     memory = _bytes(total) or memory_bytes()  # "[N/A]" where the GPU has no memory but the host's
     available = _bytes(free) or available_bytes()
-    device = _gpu(name, memory, has_bfloat16=float(capability) >= 8)
+    device = _gpu(name, memory, has_bfloat16=float(capability) >= 8, count=len(first_gpus(len(gpus))))
     # The driver's name has one of ours in it, or several, of which the longest counts.
     flat = name.lower().replace(" ", "-")
     known = [key for key in CARDS if key.removesuffix("-80gb").removesuffix("-40gb") in flat] if is_listed else []
@@ -147,8 +147,8 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdecimal()
 
 
-def _gpu(name: str, memory: int, *, has_bfloat16: bool) -> Device:
-    """A GPU with the packages that are installed here; FlashAttention runs on those that have bfloat16."""
+def _gpu(name: str, memory: int, *, has_bfloat16: bool, count: int | None = None) -> Device:
+    """GPUs with the packages that are installed here; FlashAttention runs on those that have bfloat16."""
     return Device(
         kind="cuda",
         name=name,
@@ -156,4 +156,5 @@ def _gpu(name: str, memory: int, *, has_bfloat16: bool) -> Device:
         memory_bytes=memory,
         has_flash_attention=has_bfloat16 and find_spec("flash_attn") is not None,
         has_liger=find_spec("liger_kernel") is not None,
+        count=count,
     )

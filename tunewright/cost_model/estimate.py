@@ -56,6 +56,7 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
     every = case.training.evaluate_every or math.ceil(steps_an_epoch / 2)  # as tasks/train/trainer/fit.py has it
     validated = FORWARD_SHARE[method.kind] * ground.num_validation / case.batch
     total = case.flops_a_step(cut) * (num_steps + validated * math.ceil(num_steps / min(every, num_steps)))
+    passes = sum(map(len, cut)) / len(cut) / chosen.devices
     evaluation = evaluation_bytes(shape, method, case.machine.device.kind)
     return Estimate(
         method=method,
@@ -66,7 +67,7 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
         memory=most,
         peak=most.peak,
         evaluation=evaluation,
-        free=case.machine.free_bytes,
+        free=case.free_bytes,
         disk=disk_bytes(shape, method, chosen),
         work=work.summed(
             case.drawn,
@@ -78,7 +79,7 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
         ),
         num_steps=num_steps,
         flops=total,
-        seconds=seconds(total, num_steps * shape.num_layers * sum(map(len, cut)) / len(cut), rate) if rate else None,
+        seconds=seconds(total, num_steps * shape.num_layers * passes, rate) if rate else None,
         rate_source=rate.source if rate else "",
         notes=tuple(_notes(case, most.peak, evaluation)),
     )

@@ -15,6 +15,9 @@ tensors that autograd really saves. N is a number of parameters, and a size is 2
   head learns, its gradient comes next, while all activations are there.
 - runtime: the libraries, or a GPU's context.
 
+Of several devices these are the bytes of each. DDP sums gradients in buckets, a copy of them. FSDP2 shards weights,
+gradients and moments, but for two layers and the embeddings, which are gathered to be computed.
+
 A CPU's allocator, glibc's, keeps freed blocks of less than 32 MB in its heap as holes that others seldom fill. As
 measured, an eighth more than the activations is resident, and half of the smaller of activations and gradients does not
 find its place in what the larger leaves. With MALLOC_MMAP_THRESHOLD_=65536 it is as on a GPU, at the price of speed.
@@ -118,14 +121,21 @@ def memory(
     adapter = what.num_learning * FLOAT if what.is_adapter else 0
     if method.init in ("pissa", "olora") and kind == "cpu":
         adapter *= 2  # as it began, to be taken out again when it is saved: in the main memory
+    gradients, moments = what.num_learning * FLOAT, _moments(shape, method, chosen, what)
+    if chosen.sharded:
+        gathered = 2 * weights // (shape.num_layers + 1) + shape.num_embedding * size
+        weights = min(weights, weights // chosen.devices + gathered)
+        adapter, gradients, moments = (part // chosen.devices for part in (adapter, gradients, moments))
+    elif chosen.devices > 1:
+        gradients *= 2
     passed = load.tokens * size * (3 * shape.intermediate + 2 * shape.hidden)
     unpacked = max(matrix.size for matrix in shape.matrices) * size if method.kind == "qlora" else 0
     return Memory(
         kind=kind,
         weights=weights,
         adapter=adapter,
-        gradients=what.num_learning * FLOAT,
-        optimizer=_moments(shape, method, chosen, what),
+        gradients=gradients,
+        optimizer=moments,
         activations=copies + unpacked + passed + activations(shape, method, chosen, load, what, kind),
         logits=_logits(shape, method, size, load.scored),
         runtime=RUNTIME[kind],

@@ -13,7 +13,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -21,7 +21,7 @@ from typing import IO
 from prefect.runtime import flow_run
 
 from tunewright import config
-from tunewright.cost_model.devices import identity_here
+from tunewright.cost_model.devices import identities_here
 from tunewright.errors import ConfigError
 from tunewright.store import locks
 from tunewright.store.caching import count_waiting
@@ -36,9 +36,12 @@ MAX_SHOWN = 200  # characters of who holds it
 
 
 @contextmanager
-def on_device() -> Iterator[None]:
-    """Holds this machine's device for the flow run, in the block."""
-    with held(identity_here(), f'run "{flow_run.name}"' if flow_run.name else "another command of tunewright"):
+def on_devices(number: int = 1) -> Iterator[None]:
+    """Holds the first so many devices of this machine for the flow run, in the block; a CPU is one, for all."""
+    holder = f'run "{flow_run.name}"' if flow_run.name else "another command of tunewright"
+    with ExitStack() as block:
+        for device in sorted(identities_here(number)):  # in one order, so that no two wait for each other
+            block.enter_context(held(device, holder))
         yield
 
 

@@ -13,6 +13,7 @@ from tunewright.reports.pages import percent
 # Of a card's peak that training reaches, from what is published of single-GPU fine-tuning: low where a model is small
 # or its rows are short, high where both are large.
 UTILISATION = (0.15, 0.5)
+SCALING = (0.6, 1.0)  # of so many times a card's rate, that several reach together: low over PCIe, high over NVLink
 FORWARD_SHARE = {"full": 1 / 3, "spectrum": 0.4, "lora": 0.5, "qlora": 0.5}  # of a step, for an evaluation
 
 
@@ -57,15 +58,15 @@ def seconds(work: float, num_layers: float, rate: Rate) -> tuple[float, float]:
     return work / rate.high + num_layers * fewest, work / rate.low + num_layers * most
 
 
-def rate_of(teraflops: float) -> Rate | None:
-    """Estimate the throughput of a card with this peak, or return None if the peak is unknown."""
+def rate_of(teraflops: float, devices: int = 1) -> Rate | None:
+    """Estimate the throughput of so many cards with this peak, or return None if the peak is unknown."""
     if not teraflops:
         return None
-    low, high = UTILISATION
+    low, high = (share * scaled for share, scaled in zip(UTILISATION, SCALING if devices > 1 else (1, 1), strict=True))
     return Rate(
-        low * teraflops * 1e12,
-        high * teraflops * 1e12,
-        f"an estimated {percent(low)} to {percent(high)} of the card's peak of {teraflops:g} TFLOP/s and "
+        low * teraflops * devices * 1e12,
+        high * teraflops * devices * 1e12,
+        f"an estimated {percent(low)} to {percent(high)} of each card's peak of {teraflops:g} TFLOP/s and "
         f"{1e3 * LAUNCHING[0]:g} to {1e3 * LAUNCHING[1]:g} ms per layer and step",
         LAUNCHING,
     )

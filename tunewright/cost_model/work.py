@@ -4,6 +4,7 @@ Render's rows are counted exactly, a sample of steps for the whole; before rende
 stand for them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -115,11 +116,16 @@ def summed(
 
 
 def loads(
-    step: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None, a_group: int | None
+    step: Sequence[Row],
+    layout: Layout,
+    micro_batch: int,
+    max_tokens: int | None,
+    a_group: int | None,
+    devices: int = 1,
 ) -> list[Load]:
-    """The micro-batches of a step's rows."""
-    groups = cut(step, layout, micro_batch, max_tokens)
-    return [load(group, layout, a_group, is_whole_step=len(groups) == 1) for group in groups]
+    """The micro-batches of a step's rows, of all devices together."""
+    groups = cut(step, layout, min(micro_batch, math.ceil(len(step) / devices)), max_tokens)
+    return [load(group, layout, a_group, is_whole_step=len(groups) <= devices) for group in groups]
 
 
 def load(rows: Sequence[Row], layout: Layout, a_group: int | None, *, is_whole_step: bool) -> Load:

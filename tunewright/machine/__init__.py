@@ -6,6 +6,7 @@ admin-guide/cgroup-v2 and cgroup-v1/memory); the limits of the groups above ours
 """
 
 import ctypes
+import itertools
 import os
 import signal
 import sys
@@ -61,8 +62,14 @@ def oom_kills() -> int:
 
 def first_gpu() -> str | None:
     """Return the first GPU of CUDA_VISIBLE_DEVICES, an index or the beginning of a UUID; None if it hides all."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    return None if first in HIDDEN else first
+    return next(iter(first_gpus(1)), None)
+
+
+def first_gpus(number: int) -> list[str]:
+    """The first GPUs of CUDA_VISIBLE_DEVICES, so many or all that it shows, as an index or the beginning of a UUID."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(number)) if shown is None else (name.strip() for name in shown.split(",")[:number])
+    return list(itertools.takewhile(lambda name: name not in HIDDEN, names))
 
 
 def _groups(controller: str) -> Iterator[Path]:

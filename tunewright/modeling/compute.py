@@ -51,6 +51,7 @@ class Chosen(BaseModel, frozen=True):
     liger: bool
     compile: bool
     fused: bool  # adapters and norms in fewer passes on a CPU
+    devices: int = 1
     sharded: bool = False  # the weights, gradients and optimizer states over the devices, by FSDP2
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
     because: dict[str, str]
@@ -110,6 +111,7 @@ def choose(config: Any, method: Method, training: Training, compute: Compute, lo
         compile=choice.compile(attention),
         fused=choice.fused(precision),
         optimizer=choice.optimizer(sharded=sharded),
+        devices=compute.devices,
         sharded=sharded,
         because=choice.because,
     )
