@@ -56,6 +56,18 @@ def test_the_forward_that_accelerate_wraps_is_kept_and_gives_logits_in_half_prec
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_a_sampler_that_accelerate_shards_gives_every_batch_as_it_is_where_it_is_told_so() -> None:
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+    batches = BatchSampler(SequentialSampler(range(7)), batch_size=2, drop_last=False)
+    sharded = DataLoader([*range(7)], batch_sampler=BatchSamplerShard(batches, num_processes=3, process_index=1))
+    assert list(sharded.batch_sampler) == [[2, 3], [1, 2]], "its own, and one that makes up the number"
+    assert list(compat.whole_batches(sharded).batch_sampler) == list(batches) == [[0, 1], [2, 3], [4, 5], [6]]
+    alone = DataLoader([*range(7)], batch_sampler=batches)
+    assert compat.whole_batches(alone) is alone
+
+
 def test_attention_on_a_cpu_gives_the_logarithm_of_its_sums() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, columns, 8) for columns in (3, 5, 5))

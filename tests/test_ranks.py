@@ -73,6 +73,7 @@ def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
         pytest.param(Method(rank=2, alpha=4, init="pissa"), {"strategy": "ddp"}, id="pissa-ddp"),
         pytest.param(SMALL, {"strategy": "fsdp"}, id="lora-fsdp"),
         pytest.param(Method(rank=2, alpha=4, lora_plus=4.0, dora=True), {"strategy": "fsdp"}, id="dora-fsdp"),
+        pytest.param(Method(kind="qlora", rank=2, alpha=4), {"strategy": "fsdp"}, id="qlora-fsdp"),
         pytest.param(FULL, {"strategy": "fsdp", **PADDED}, id="full-fsdp-padded"),
         pytest.param(FULL, {"strategy": "fsdp", "checkpointing": True}, id="full-fsdp-checkpointing"),
     ],
@@ -99,8 +100,24 @@ def test_two_ranks_have_the_losses_and_weights_of_one_process(
         assert tensor.dtype == of_two[name].dtype
         assert tensor.shape == of_two[name].shape
         assert (tensor - of_two[name]).abs().max() < 2e-3, name
-    config = "adapter_config.json" if method.kind == "lora" else "config.json"
+    (config,) = (file.name for file in one.path("model").glob("*config.json") if file.name != "generation_config.json")
     assert (one.path("model") / config).read_text() == (two.path("model") / config).read_text()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("method", [SMALL, FULL], ids=lambda method: method.kind)
+def test_in_bfloat16_the_losses_differ_by_its_rounding(
+    method: Method, strategy: Any, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(learning_rate=1e-3, max_steps=4, batch=4, evaluate_every=4, patience=None)
+    compute = Compute(threads=1, precision="bfloat16")
+    monkeypatch.setattr(stage, "_attempt", by_forks)
+    two = train.fn(tokens, tiny_base, method, training, compute.model_copy(update={"devices": 2, "strategy": strategy}))
+    monkeypatch.setattr(stage, "_attempt", in_this_process)
+    one = train.fn(tokens, tiny_base, method, training, compute)
+    for name in ("loss", "grad_norm", "eval_loss"):
+        ones, twos = ([line[name] for line in curve(adapter) if name in line] for adapter in (one, two))
+        assert twos == pytest.approx(ones, rel=0.02), name
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

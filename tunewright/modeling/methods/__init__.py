@@ -43,7 +43,7 @@ def load_trainable(
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     options["dtype"] = torch.float32 if method.kind == "full" else precision
     if method.kind == "qlora":
-        options["quantization_config"] = _quantization(weights, method, precision)
+        options["quantization_config"] = _quantization(weights, method, precision, sharded=chosen.sharded)
     model: Any = as_stored(AutoModelForCausalLM.from_pretrained(weights, **options))
     if method.kind != "full" and (beside := num_in_experts(model)):
         log.warning(
@@ -67,9 +67,9 @@ def load_trainable(
     return add_adapter(model, method, precision, examples)
 
 
-def _quantization(weights: Path, method: Method, precision: Any) -> Any:
+def _quantization(weights: Path, method: Method, precision: Any, *, sharded: bool) -> Any:
     """Return how the base's layers are quantized; its head, embeddings and norms are not, nor weights
-    that its class reads by itself.
+    that its class reads by itself. To be sharded, packed weights lie in tensors of the others' type.
     """
     from transformers import AutoConfig, BitsAndBytesConfig
 
@@ -84,6 +84,7 @@ def _quantization(weights: Path, method: Method, precision: Any) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=precision,
+        bnb_4bit_quant_storage=precision if sharded else None,
     )
 
 
