@@ -213,8 +213,8 @@ class Compute(Section):
         default=1,
         ge=1,
         le=64,
-        description="GPUs of this machine that train together, each computing a part of a step's rows; on a CPU: "
-        "processes, which share its cores",
+        description="GPUs of this machine that train together, each computing a part of a step's rows, at most 64; "
+        "on a CPU: processes, which share its cores",
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",

@@ -113,7 +113,7 @@ def total(value: float) -> float:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns at the first rank, which alone calls it."""
+    """The value that `make` returns at the first rank, which alone calls it."""
     if not is_rank():
         return make()
     from torch import distributed
