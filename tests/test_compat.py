@@ -61,10 +61,11 @@ def test_a_sampler_that_accelerate_shards_gives_every_batch_as_it_is_where_it_is
     from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
     batches = BatchSampler(SequentialSampler(range(7)), batch_size=2, drop_last=False)
-    sharded = DataLoader([*range(7)], batch_sampler=BatchSamplerShard(batches, num_processes=3, process_index=1))
+    rows: Any = [*range(7)]
+    sharded: Any = DataLoader(rows, batch_sampler=BatchSamplerShard(batches, num_processes=3, process_index=1))
     assert list(sharded.batch_sampler) == [[2, 3], [1, 2]], "its own, and one that makes up the number"
     assert list(compat.whole_batches(sharded).batch_sampler) == list(batches) == [[0, 1], [2, 3], [4, 5], [6]]
-    alone = DataLoader([*range(7)], batch_sampler=batches)
+    alone = DataLoader(rows, batch_sampler=batches)
     assert compat.whole_batches(alone) is alone
 
 

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from conftest import MakeSplits
 from safetensors.torch import load_file
-from test_train import LONG, SMALL, curve, trainer_process, weights
-from trained import in_this_process
+from test_train import LONG, SMALL, curve, weights
+from trained import Attempt, in_this_process
 
 from tunewright.artifacts import Base, Tokens
 from tunewright.config import Compute, Method, Model, Training
@@ -47,13 +47,14 @@ def by_forks(job: trainer.Job, work: Path) -> int:
         forked = [_fork(rank, job, work, Path(folder, "meeting")) for rank in range(job.compute.devices)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in forked]
     stage._keep_seconds(work, before + 1)
-    return max(codes)
+    return min(codes) if min(codes) < 0 else max(codes)
 
 
 def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
     if pid := os.fork():
         return pid
     code = trainer.FAILED
+    Path("/proc/self/comm").write_text(f"rank {rank}")
     try:
         number = str(job.compute.devices)
         os.environ |= {ranks.MEETING: str(meeting), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, **ranks.LOOPBACK}
@@ -120,15 +121,16 @@ def test_in_bfloat16_the_losses_differ_by_its_rounding(
         assert twos == pytest.approx(ones, rel=0.02), name
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("strategy", "attempt"), [("ddp", stage._attempt), ("fsdp", by_forks)])
 def test_where_a_rank_is_killed_the_others_end_and_the_run_resumes_to_the_same_bytes(
-    strategy: str, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+    strategy: str, attempt: Attempt, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = ONE.model_copy(update={"devices": 2, "strategy": strategy})
     with monkeypatch.context() as patch:
         patch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
         patch.setattr(stage, "_attempt", by_forks)
         undisturbed = train.fn(tokens, tiny_base, SMALL, LONG, two)
+    monkeypatch.setattr(stage, "_attempt", attempt)
     killer = _kill_a_rank_after(home / "work", '"step": 7', signal.SIGKILL)
     with pytest.raises(TrainerDied, match="the trainer was killed by SIGKILL") as died:
         train.fn(tokens, tiny_base, SMALL, LONG, two)
@@ -162,7 +164,8 @@ def _kill_a_rank_after(work: Path, line: str, sent: signal.Signals) -> Callable[
     def wait_and_kill() -> None:
         while not any(line in metrics.read_text() for metrics in work.glob("train/*/metrics.jsonl")):
             time.sleep(0.02)
-        found.extend(sorted(psutil.Process(trainer_process()).children(), key=lambda process: process.pid))
+        children = psutil.Process().children(recursive=True)
+        found.extend(sorted(filter(_is_rank, children), key=lambda process: process.pid))
         found[-1].send_signal(sent)
 
     thread = threading.Thread(target=wait_and_kill, daemon=True)
@@ -174,6 +177,10 @@ def _kill_a_rank_after(work: Path, line: str, sent: signal.Signals) -> Callable[
         return found
 
     return ranks_after
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    return process.name().startswith("rank ") or ranks.MEETING in process.environ()
 
 
 def test_every_row_is_computed_by_one_rank_and_every_rank_computes_as_often() -> None:

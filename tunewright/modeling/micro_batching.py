@@ -34,7 +34,7 @@ def cut(rows: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int |
     return gathered
 
 
-def shared_out(cuts: Sequence[list[Row]], ranks: int) -> list[list[list[Row]]]:
+def shared_out(cuts: Sequence[Sequence[Row]], ranks: int) -> list[list[Sequence[Row]]]:
     """The micro-batches of each of so many ranks: as many for each, and as even in tokens as one after another goes.
 
     Where there are too few, a rank gets a row of which nothing is learned and of which one token is computed.
@@ -45,7 +45,7 @@ def shared_out(cuts: Sequence[list[Row]], ranks: int) -> list[list[list[Row]]]:
     for at in sorted(range(len(cuts)), key=lambda at: -tokens[at]):
         open_to = (share for share in shares if len(share) < each)
         min(open_to, key=lambda share: sum(tokens[other] for other in share)).append(at)
-    idle = [{**cuts[0][0], "labels": [IGNORED] * len(cuts[0][0]["labels"])}]
+    idle: Sequence[Row] = [{**cuts[0][0], "labels": [IGNORED] * len(cuts[0][0]["labels"])}]
     return [[cuts[at] for at in sorted(share)] + [idle] * (each - len(share)) for share in shares]
 
 

@@ -36,7 +36,7 @@ class AnswerTrainer(SFTTrainer):
         self.lora_plus = lora_plus
         super().__init__(**rest)
         if self.is_fsdp_enabled and self.args.bf16:  # gradients are summed over the ranks in float32
-            plugin = self.accelerator.state.fsdp_plugin
+            plugin: Any = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
         # TRL rounds the adapter of a packed base to bfloat16 at the start, and a resumed one would be float32.
         trained: Any = self.model
@@ -92,8 +92,10 @@ class AnswerTrainer(SFTTrainer):
         """The tensors that learned, put together at the first rank; None where each rank has all of them."""
         if not self.is_fsdp_enabled:
             return None
+        model: Any = self.model
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        return get_model_state_dict(self.model, options=options)
+        found: dict[str, Any] = get_model_state_dict(model, options=options)
+        return found
 
     @torch.no_grad()
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:

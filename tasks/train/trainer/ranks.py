@@ -87,9 +87,9 @@ def joined() -> Iterator[None]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(own())
-    store = distributed.FileStore(os.environ[MEETING], number())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=store, rank=own(), world_size=number())
+    place = Path(os.environ[MEETING]).as_uri()
+    distributed.init_process_group(backend, init_method=place, rank=own(), world_size=number())
     yield
     distributed.barrier()
     distributed.destroy_process_group()
