@@ -350,6 +350,7 @@ def test_a_step_is_shared_out_over_the_devices(tiny_base: Base) -> None:
     rates = {compute.devices: timing.rate_of(100.0, compute.devices) for compute in (one, four)}
     alone, shared = (estimated(stands, Method(), training, each, gpu, rates[each.devices]) for each in (one, four))
     assert (alone.micro_batch, shared.micro_batch) == (16, 4)
+    assert estimated(stands, Method(), Training(batch=16), four, gpu).micro_batch == 4
     assert alone.seconds
     assert shared.seconds
     launched = 10 * stands.shape.num_layers * timing.LAUNCHING[0]  # of kernels, as many on each device

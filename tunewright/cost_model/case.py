@@ -122,7 +122,8 @@ class BudgetCase:
         """The rows on the device at once."""
         if self.training.micro_batch == "auto":
             return self._largest_micro_batch() or 1
-        return self.training.micro_batch or self.training.batch
+        share = math.ceil(self.training.batch / self.compute.devices)
+        return min(self.training.micro_batch or share, share)
 
     def _largest_micro_batch(self) -> int:
         """The most rows on the device at once whose peak the free memory holds; 0 where it does not even hold one."""
