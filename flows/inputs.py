@@ -51,7 +51,7 @@ def inputs(settings: Settings) -> Inputs:
     retrieves = "retrieval" in settings.evaluation.contenders  # words are compared without the embedding model
     return Inputs(
         own=own_expectations(settings.checks),
-        metrics=own_metrics(settings.measured().metrics),
+        metrics=_own_metrics(settings),
         schema=json_schema(settings.evaluation.json_schema),
         lm_eval=lm_eval.identity(settings.lm_eval),
         embedding=embedding.model_identity(settings.dedupe),
@@ -61,6 +61,16 @@ def inputs(settings: Settings) -> Inputs:
         chat_template=chat_templates.text(settings.model.chat_template),
         needs=needs(settings.split),
     )
+
+
+def _own_metrics(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """The team's metrics, each with a digest of its code. Raises ConfigError with the setting of a wrong one."""
+    named = {
+        "evaluation.metrics": settings.evaluation.metrics,
+        "gate.metric": (settings.gate.metric,),
+        "gate.guardrails": [each.metric for each in settings.gate.guardrails],
+    }
+    return tuple(sorted({each for setting, names in named.items() for each in own_metrics(names, setting)}))
 
 
 def _stop_outside(settings: Settings) -> None:

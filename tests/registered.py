@@ -93,15 +93,20 @@ def register_candidate(
     challenged: str = "",
     judged: Judged | None = None,
     prompted: str = "p",
+    unanswered: int = 0,
     sentence: str = "",
     **sections: Any,
 ) -> Registered:
-    """Registers a candidate; `digest` stands for its weights, `answers` are its own where these are not `said`."""
+    """Registers a candidate; `digest` stands for its weights, `answers` are its own where these are not `said`.
+
+    The few-shot prompt was ended with so many rows `unanswered`.
+    """
     own = _answers(tmp_path, splits, "candidate", answers or said, {"exact_match": 0.87654321, "perplexity": 1.5})
     others = [
         _answers(tmp_path, splits, "base", ["", "", ""], {"exact_match": 0.05, "perplexity": float("inf")}),
         _answers(tmp_path, splits, "few_shot", ["no", "no", "no"], {"exact_match": 0.05}),
     ]
+    others[-1] = others[-1].model_copy(update={"num_unanswered": unanswered})
     if challenged:
         others.append(_answers(tmp_path, splits, "champion", ["yes", "no", "no"], {"exact_match": 0.5}))
     prompts = Prompts(stage="prompt", digest=prompted, chosen={"few_shot": "draw 2 of 3"}, num_shortened={})

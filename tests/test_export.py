@@ -436,7 +436,7 @@ def test_the_evidence_is_what_mlflow_keeps_with_the_warnings_of_the_verdict(
     (tmp_path / "place").mkdir()
     with connected(Registry(name="triage")) as client:
         found = evidence.of_version(client, client.get_model_version("triage", "1"), tmp_path / "place")
-    assert found.rows == {"train": 1, "validation": 1, "test": 3}
+    assert found.rows == {"train": 1, "validation": 1, "test": 1}
     assert found.sources == ["data.jsonl"]
     assert found.warnings == ["6 answers were cut off", "overfitting since step 1: seen"]
     assert found.sentence == "Promoted: better than the base by 0.82."

@@ -354,9 +354,9 @@ OPEN = [f"answer {i}" for i in range(50)]
         (['{"a": 1}', "{}"], ['{"a": 1}', "{}"] * 9, "2 labels, all JSON", "exact_match"),
         (['{"a": 1}', "[2]"], OPEN, "JSON", "json_field_f1"),
         (["5 + 5\n#### 10", "#### -1.5"], OPEN, "numbers", "numeric"),
-        (["Paris", "Rome"], OPEN, "short texts (median 1 token)", "token_f1"),
-        (["Paris", "on Monday morning"], OPEN, "short texts (median 3 tokens)", "token_f1"),
-        (["犬が走る" * 9, "a b"] * 3 + ["c " * 30] * 9, OPEN, "long texts (median 30 tokens)", "chrf"),
+        (["Paris", "Rome"], OPEN, "short texts (median 1 word)", "token_f1"),
+        (["Paris", "on Monday morning"], OPEN, "short texts (median 3 words)", "token_f1"),
+        (["犬が走る" * 9, "a b"] * 3 + ["c " * 30] * 9, OPEN, "long texts (median 30 words, more than 12)", "chrf"),
     ],
 )
 def test_the_metrics_that_fit_go_by_what_the_references_are(
@@ -485,4 +485,7 @@ def test_a_class_that_cannot_be_used_is_told_in_one_line(write: Any, name: str, 
     with pytest.raises(ConfigError) as error:
         metrics.own_metrics([name])
     assert str(error.value).startswith(f"evaluation.metrics={name}{said}")
+    with pytest.raises(ConfigError) as error:
+        metrics.own_metrics([name], "gate.metric")
+    assert str(error.value).startswith(f"gate.metric={name}{said}")
     assert "\n" not in str(error.value)

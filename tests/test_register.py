@@ -111,9 +111,9 @@ def test_a_run_and_its_version_name_the_data_by_our_digests(make: Make, tmp_path
         source = json.loads(dataset.source)
         assert source == {"files": {"data.jsonl": "0" * 64}, "rows": "r" * 64, "splits": splits}
         (file,) = tmp_path.glob(f"splits/*/{split}.parquet")
-        rows = pq.read_table(file).num_rows
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        assert json.loads(dataset.profile) == {"num_rows": rows, "sha256": sha256}
+        assert json.loads(dataset.profile) == {"num_rows": 1, "sha256": sha256}, "the rows that render left"
+    assert "- Rows: 1 train, 1 validation, 1 test (used only" in version.description
 
 
 def compared(experiment_id: str) -> dict[str, dict[tuple[str, str], list[float]]]:
@@ -559,6 +559,15 @@ def refused_name(name: str) -> str:
     except ValidationError as error:
         return str(error)
     return ""
+
+
+def test_the_scores_of_a_prompt_that_was_ended_are_under_its_name_alone(make: Make) -> None:
+    make(unanswered=5)
+    (run,) = runs()
+    of_part = {key: value for key, value in run.data.metrics.items() if key.startswith("test_part/")}
+    names = ("exact_match", "num_rows", "num_unanswered")
+    assert of_part == dict(zip((f"test_part/few_shot/{name}" for name in names), (0.05, 3, 5), strict=True))
+    assert run.data.metrics["test/exact_match"] == 0.8765
 
 
 def test_scores_of_a_part_of_the_rows_stand_apart_from_those_of_all() -> None:

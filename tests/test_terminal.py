@@ -209,6 +209,15 @@ def test_the_leak_sentence_counts_the_sentences_that_were_not_compared() -> None
     assert "; at least 20 sentences that many rows share are left out: " in leak_sentence(make_proof(), most)
 
 
+def test_the_leak_sentence_shows_that_a_similarity_is_below_the_threshold() -> None:
+    proof = make_proof().model_copy(
+        update={"largest_similarity": 11 / 13, "threshold": 0.85, "largest_pair": ("a", "b")}
+    )
+    assert "the two most similar rows have a similarity of 0.846 (threshold 0.85)" in leak_sentence(proof)
+    far = proof.model_copy(update={"largest_similarity": 0.5})
+    assert "a similarity of 0.50 (threshold 0.85)" in leak_sentence(far)
+
+
 def test_the_leak_sentence_counts_held_out_records_where_there_are_some() -> None:
     some = make_decontamination(held_out_records=1_200, by_partner={"test": 2, "held_out": 5}, removed=True)
     assert "held-out" not in leak_sentence(make_proof())

@@ -150,7 +150,11 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         given = tuple(
             answers(name, said) for name, said in {"base": base, **(others or {}), "candidate": candidate}.items()
         )
-        verdict = decide.fn(answers=given, splits=splits, gate=gate)
+        suites = tuple(
+            General(stage="forgetting", folder=suite(name, scores, part), contender=name, scores={})
+            for name, scores in (general or {}).items()
+        )
+        verdict = decide.fn(answers=given, splits=splits, gate=gate, general=suites)
         train = manifest(tmp_path / "train", status={"max_steps": max_steps})
         make_training_summary(best_step=best or 10 * len(losses)).save(train)
         lines = [
@@ -223,10 +227,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             test_set_uses=3,
             warnings=looks,
             approval=False,
-            general=tuple(
-                General(stage="forgetting", folder=suite(name, scores, part), contender=name, scores={})
-                for name, scores in (general or {}).items()
-            ),
+            general=suites,
             prompts=Prompts(
                 stage="prompt",
                 folder=manifest(tmp_path / "prompts"),
@@ -747,6 +748,26 @@ def test_a_guardrail_that_only_the_champion_keeps_better_is_no_sign_of_too_much_
     advice = make(**given, losses=[2.0], others={"champion": RIGHT}).suggestions
     assert advice[0].startswith("Train longer")
     assert not [each for each in advice if "gently" in each or each.startswith("First check")]
+
+
+@pytest.mark.parametrize("num_lost", [20, 3], ids=["is shown", "seems so"])
+def test_where_general_tasks_are_forgotten_nothing_advises_more_training(make: Make, num_lost: int) -> None:
+    """Also where the loss still fell as max_steps ended the training, and where too few tasks show it."""
+    lost = [1.0] * (20 - num_lost) + [0.0] * num_lost
+    given = {
+        "losses": [2.0, 1.5, 1.0],
+        "max_steps": 20,
+        "epochs": 0.9,
+        "general": {"base": [1.0] * 20, "candidate": lost},
+    }
+    gate = Gate(general_tasks=0.05, general_loss=None)
+    advice = make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), gate=gate, **given).suggestions
+    assert re.match(
+        r"Train more gently: a lower training\.learning_rate or fewer training\.max_steps; or add general rows, in a "
+        r"source with use_as: replay: share of general tasks correct against the base: ",
+        advice[0],
+    ), advice
+    assert not [each for each in advice if "rain longer" in each or "more training" in each or "higher" in each], advice
 
 
 @pytest.mark.parametrize("kind", ["divergence", "no learning"])

@@ -184,6 +184,18 @@ def test_a_source_file_that_changed_since_is_told_apart(check: Check, home: Path
     assert "rows.jsonl was changed since" in found["source files"][1]
 
 
+def test_a_verdict_by_a_metric_of_the_teams_is_made_again_where_its_module_is_found(
+    check: Check, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = of_run(home, VerdictDetails.FILE).parent
+    VerdictDetails.load_from(folder).model_copy(update={"metric": "own_of_team:Exact"}).save(folder)
+    forge(home)
+    state, said = check(1)["verdict"]
+    assert state == "unknown"
+    assert said.startswith("not decided again: evaluation.metrics=own_of_team:Exact: there is no module own_of_team;")
+    assert said.endswith("PYTHONPATH=FOLDER tunewright verify NAME finds it in FOLDER")
+
+
 def test_what_was_cleaned_up_is_not_checked(check: Check, home: Path) -> None:
     shutil.rmtree(home / "artifacts")
     forge(home, folder=str(home))

@@ -149,7 +149,7 @@ def _log(
         Metric(
             point.key, point.value, when, point.step, model_id=model.model_id, dataset_name=name, dataset_digest=digest
         )
-        for point in scores(answers)
+        for point in scores(answers, answers.contender if answers.in_part else "")
         if (point.key, point.value) not in there
     ]
     if missing:

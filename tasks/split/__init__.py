@@ -73,6 +73,7 @@ OF_CONTAMINATED = (
     "contaminated rows share a passage with a row of another split, such as the instruction of all rows, which is "
     "ignored only where ten rows have it; add rows, or set split.decontaminate=report"
 )
+OF_SIMILAR = "a higher split.threshold leaves out fewer, if they are no near-duplicates of each other"
 OF_OTHERS = "if groups, split.threshold or data.sources[].use_as changed, split.sticky=false splits anew"
 
 
@@ -129,7 +130,8 @@ def _stop_if_unusable(assignment: Assignment, columns: RowColumns, settings: Spl
     if len(aside) > MAX_QUARANTINED_SHARE * num_rows:
         found = quarantine_reasons(assignment.because[aside])
         advice = [OF_CONTAMINATED] if "contaminated" in found else []
-        advice += [OF_OTHERS] if found.keys() - {"contaminated"} else []
+        if found.keys() - {"contaminated"}:
+            advice += [OF_SIMILAR] + [OF_OTHERS] * bool((assignment.because == Because.KEPT).any())
         raise DataError(
             f"{len(aside)} of {num_rows} rows fit in no split ({_listed(found)}), more than half; the first is "
             f"{columns.place(int(aside[0]))}; {'; '.join(advice)}",

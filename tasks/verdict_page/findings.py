@@ -26,6 +26,7 @@ UNSTOPPED = 0.02
 LENGTHS = (0.7, 1.4)  # of answers beside their references, beyond which they are too short or too long
 UNTOLD = "unknown"  # the language of what is too short to tell
 SAME = 0.8  # share of answers that equal the base's, from which on training changed little
+GENERAL = frozenset(("general_loss", "general_tasks"))  # the guardrails against forgetting
 TOO_MUCH = {"divergence", "overfitting", "plateau"}  # kinds of warnings that more training would not fix
 RARE_ANSWERS = "Add training rows for rare answers"
 
@@ -52,11 +53,12 @@ def learned_nothing(case: Case) -> bool:
 def direction(case: Case) -> Literal["longer", "gentler", ""]:
     """Which way the length of training should go: no page advises both to train longer and more gently.
 
-    Longer where learning had not finished, gentler where the curves ask for it, or a guardrail that the base kept and
-    the candidate broke: one that only a champion keeps better may be broken by too short a training.
+    Longer where learning had not finished; gentler where the curves ask for it, where the candidate forgot what the
+    base knew, or where it broke a guardrail that the base kept: one that only a champion keeps better may be broken by
+    too short a training.
     """
     kinds = {each.kind for each in case.training_warnings}
-    if kinds & TOO_MUCH:
+    if kinds & TOO_MUCH or forgotten(case):
         return "gentler"
     if _still_learned(case) or kinds & {"no learning", "still falling at the end"}:
         return "longer"
@@ -67,8 +69,18 @@ def direction(case: Case) -> Literal["longer", "gentler", ""]:
 
 
 def spoilt(case: Case) -> list[Comparison]:
-    """The guardrails in which training made the base worse."""
-    return [each for each in case.decided.guardrails if each.finding == "below" and each.opponent == BASE]
+    """The guardrails in which training made the base worse; of general texts and tasks also those that seem so.
+
+    Few of these are measured, so that a loss that is larger than allowed often cannot be shown to be.
+    """
+    of_base = [each for each in case.decided.guardrails if each.opponent == BASE]
+    return [each for each in of_base if each.finding == "below" or (each.metric in GENERAL and each.is_behind)]
+
+
+def forgotten(case: Case) -> list[Comparison]:
+    """Those of them that say what the base knew before, and that it did know."""
+    says_nothing = {"general_loss"} if any(each.knows_nothing for each in case.general) else set[str]()
+    return [each for each in spoilt(case) if each.metric in GENERAL - says_nothing]
 
 
 def is_too_short(case: Case) -> bool:

@@ -12,11 +12,13 @@ from tunewright.tasks.verdict_page.case import Case, title
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (
     FEW_STEPS,
+    GENERAL,
     RARE_ANSWERS,
     SAME,
     Found,
     Suggestion,
     direction,
+    forgotten,
     is_too_short,
     learned_nothing,
     lengths,
@@ -40,8 +42,8 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
         not_finished,
         lambda case: unstopped(case) if learned_nothing(case) else iter(()),
         nothing_learned,
-        undecided,
         broken_guardrails,
+        undecided,
         prompting_is_enough,
         training,
         lambda case: mistakes(case, made),
@@ -60,16 +62,17 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
 
 def undecided(case: Case) -> Found:
     """More rows, or a larger gain, where the test rows do not tell."""
-    needed, num_rows = case.verdict.rows_needed, case.decided.num_rows
+    num_rows = case.decided.num_rows
     open_ones = [each for each in case.comparisons if each.rows_needed]
     if case.verdict.decision == "inconclusive" and any(each.smallest_visible is None for each in case.comparisons):
         because = f"with {counted(num_rows, 'test row')}, {SHOW_NONE}"
         yield Suggestion("Add test rows: split.test, or a source with use_as: test", because, "intervals")
         return
-    if case.verdict.decision != "inconclusive" or not needed or not open_ones:
+    if case.verdict.decision != "inconclusive" or not open_ones:
         return
     hardest = max(open_ones, key=lambda each: each.rows_to_tell)
-    needed = hardest.rows_needed or needed
+    assert hardest.rows_needed, "of those that more rows can tell"
+    needed = hardest.rows_needed
     gain = interval(hardest.difference, signed=True, threshold=hardest.threshold)
     smallest = hardest.smallest_visible
     is_of_verdict = smallest == case.verdict.smallest_visible  # else the page would have two smallest detectable gains
@@ -94,9 +97,11 @@ def broken_guardrails(case: Case) -> Found:
         return
     shorter, smaller = f"fewer {case.curves.planned_by}", case.curves.sized_by
     ways = f", {shorter} or a lower {smaller}" if smaller else f" or {shorter}"
-    says_nothing = {"general_loss"} if any(each.knows_nothing for each in case.general) else set[str]()
+    forgot = forgotten(case)
+    if forgot:
+        ways += "; or add general rows, in a source with use_as: replay"
     for each in spoilt(case):
-        if each.metric not in says_nothing and not (each.metric == "stopped" and learned_nothing(case)):
+        if each in forgot or each.metric not in {*GENERAL, *(("stopped",) if learned_nothing(case) else ())}:
             seen = interval(each.difference, signed=True, threshold=each.threshold)
             yield Suggestion(
                 f"Train more gently: a lower training.learning_rate{ways}",
@@ -184,8 +189,8 @@ def failed_training(case: Case) -> Found:
 def training(case: Case) -> Found:
     """Yield the warnings about the training curves as suggestions."""
     for each in case.training_warnings:
-        if each.kind == "still falling at the end" and learned_nothing(case):
-            continue  # not_finished says it
+        if each.kind == "still falling at the end" and (learned_nothing(case) or direction(case) == "gentler"):
+            continue  # not_finished says it, or more of it would do harm
         yield _of_curves(each)
 
 

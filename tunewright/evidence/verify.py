@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, General
 from tunewright.artifacts.payloads import Comparison, Decision, VerdictDetails
 from tunewright.config import Gate, Registry
-from tunewright.errors import TunewrightError
+from tunewright.errors import ConfigError, TunewrightError
 from tunewright.evidence.bundle import AGAIN, RUN, EvidenceBundle, StageEvidence, fetched, listed
+from tunewright.metrics import describe
 from tunewright.metrics.catalogue import PER_ROW
 from tunewright.registry import alias_history, files, release
 from tunewright.registry.alias_state import SENTENCE, lasting
@@ -52,9 +53,9 @@ class Verification(NamedTuple):
 
     @property
     def state(self) -> State:
-        """The worst of all checks, where one without evidence is worse than one whose source files changed."""
+        """The worst of all checks; without evidence or a verdict it is worse than with source files that changed."""
         states = {check.state for check in self.checks}
-        has_evidence = all(check.state != "unknown" for check in self.checks if check.what == "evidence")
+        has_evidence = all(check.state != "unknown" for check in self.checks if check.what in ("evidence", "verdict"))
         if "altered" in states:
             return "altered"
         if not has_evidence:
@@ -147,6 +148,12 @@ def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", dec
         if each.stage in ("forgetting", "lm_eval")
     )
     gate = Gate.model_validate(evidence.settings["gate"])
+    try:
+        describe(details.metric)
+    except ConfigError as error:  # a class of the team's, whose code the evidence does not have
+        missing = str(error).partition("; ")[0]
+        found = "PYTHONPATH=FOLDER tunewright verify NAME finds it in FOLDER"
+        return Check("verdict", "unknown", f"not decided again: {missing}; {found}")
     if details.confidence < gate.confidence - CLOSE:
         return Check("verdict", "altered", f"it was decided at confidence {details.confidence}, below gate.confidence")
     _, again = decide(

@@ -25,6 +25,7 @@ from tunewright.store.code_hashes import team_code
 
 ACCEPTED = "accepted: an evaluate.Metric whose compute(predictions=, references=) gives rows, a finite number for each"
 SAID = ("", '{"a": 1}', "It left on Monday.", "返品したい")
+METRICS = "evaluation.metrics"
 WANTED = ("Yes", '{"a": 2}', "It left on Monday and arrives tomorrow.", "返品したい")
 
 
@@ -33,21 +34,28 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
-def own_metrics(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The team's metrics among these names, each with a digest of its code: what evaluate has to have in its key.
+def own_metrics(names: Sequence[str], setting: str = METRICS) -> tuple[tuple[str, str], ...]:
+    """The team's metrics among these names of a setting, each with a digest of its code: for evaluate's key.
 
     Raises ConfigError for the first that cannot be used. `evaluate`, which takes seconds to import, is imported only
     where there is one.
     """
     own = sorted({name for name in names if is_own(name)})
     for name in own:
-        metric = made(name)
         try:
-            result = metric.compute(predictions=[*SAID], references=[*WANTED])
-        except Exception as error:  # its code is its own
-            raise ConfigError(f"{_said(name)} does not score made-up texts: {one_line(error)}; {ACCEPTED}") from error
-        rows_of(name, result, len(SAID))
+            _try(name)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(_said(name), f"{setting}={name}", 1)) from error
     return tuple((name, team_code(name.partition(":")[0])) for name in own)
+
+
+def _try(name: str) -> None:
+    metric = made(name)
+    try:
+        result = metric.compute(predictions=[*SAID], references=[*WANTED])
+    except Exception as error:  # its code is its own
+        raise ConfigError(f"{_said(name)} does not score made-up texts: {one_line(error)}; {ACCEPTED}") from error
+    rows_of(name, result, len(SAID))
 
 
 def made(name: str) -> Any:
@@ -109,4 +117,4 @@ def _kind(name: str) -> type:
 
 
 def _said(name: str) -> str:
-    return f"evaluation.metrics={name}"
+    return f"{METRICS}={name}"

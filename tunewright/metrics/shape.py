@@ -18,7 +18,7 @@ from tunewright.metrics.texts import json_valid, tokens
 from tunewright.reports.pages import counted
 from tunewright.tools.conversation import Message, conversation_of, is_trained, text_of, tools_of
 
-SHORT = 12  # median tokens of the references, at most: names, dates, phrases
+SHORT = 12  # median words of the references, at most: names, dates, phrases
 
 # What is measured of each shape, the first one that can decide being what decides.
 FITTING = {
@@ -71,8 +71,8 @@ class AnswerShape:
             "labels": f"{len(self.labels)} labels",
             "JSON": "JSON",
             "numbers": "numbers",
-            "short texts": f"short texts (median {counted(self._median, 'token')})",
-            "long texts": f"long texts (median {counted(self._median, 'token')})",
+            "short texts": f"short texts (median {counted(self._median, 'word')})",
+            "long texts": f"long texts (median {counted(self._median, 'word')}, more than {SHORT})",
         }
         joint = ", else " if "tool calls" in self.kinds else ", all "
         return joint.join(said[kind] for kind in self.kinds)

@@ -14,7 +14,7 @@ from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
 from tunewright.metrics.catalogue import CONSTANT, baseline
 from tunewright.registry.alias_state import ASKS
-from tunewright.reports.pages import counted, in_part
+from tunewright.reports.pages import below, counted, in_part
 
 CURVES = {
     "loss": "train/loss",
@@ -256,7 +256,8 @@ def _rounded(points: list[Point]) -> list[Point]:
 
 def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     """The model card, in Markdown; its first line is the verdict in plain words, since lists show no more of it."""
-    adapter, base, splits = candidate.run.adapter, candidate.run.base, candidate.run.splits
+    run = candidate.run
+    adapter, base, splits, tokens = run.adapter, run.base, run.splits, run.tokens
     metrics = sorted(candidate.own_answers.scores)
     scores = []
     for each in candidate.run.answers:
@@ -270,6 +271,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     asks = candidate.settings.gate.approval and candidate.run.verdict.decision == "promote"
     number, limit = candidate.data_version, candidate.settings.data.limit
     data = f"version {number} of the data" if number else f"a sample of the data by data.limit={limit}, no version"
+    most_similar = below(splits.largest_similarity, candidate.settings.split.threshold)
     lines = [
         candidate.run.verdict.sentence,
         "",
@@ -284,11 +286,11 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"- Method: {adapter.method}, {counted(adapter.steps, 'step')}, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
         *(f"- In training: {warning}" for warning in adapter.warnings),
-        f"- Rows: {splits.num_train} train, {splits.num_validation} validation, "
-        f"{splits.num_test} test (used only for the decision); "
+        f"- Rows: {tokens.num_train} train, {tokens.num_validation} validation, "
+        f"{tokens.num_test} test (used only for the decision); "
         f"{data} ({splits.digest[:12]}), from "
         f"{', '.join(code(name) for name in sorted(candidate.lineage))}",
-        f"- Highest similarity of a test row to another row: {splits.largest_similarity:.2f}",
+        f"- Highest similarity between rows of two splits: {most_similar}",
         "",
         f"| {counted(candidate.own_answers.num_rows, 'test row')} | {' | '.join(metrics)} |",
         f"|---|{'---|' * len(metrics)}",

@@ -138,12 +138,12 @@ def data(candidate: Candidate, split: str) -> tuple[str, str]:
 def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    splits = candidate.run.splits
-    sizes = {"train": splits.num_train, "validation": splits.num_validation, "test": splits.num_test}
+    splits, tokens = candidate.run.splits, candidate.run.tokens
+    sizes = {"train": tokens.num_train, "validation": tokens.num_validation, "test": tokens.num_test}
     source = source_of(candidate.lineage, rows=candidate.run.rows.digest, splits=splits.digest)
     inputs = []
     for split, size in sizes.items():
-        # The sha256 is equal for candidates that were measured on equal rows.
+        # The rows that render left are counted. The sha256 is equal for candidates measured on equal rows.
         profile = json.dumps({"num_rows": size, "sha256": digest_of(splits.path(f"{split}.parquet"))})
         dataset = Dataset(*data(candidate, split), "files", source, profile=profile)
         inputs.append(DatasetInput(dataset, [InputTag(CONTEXT, split)]))

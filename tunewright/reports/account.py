@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
 from tunewright.artifacts.payloads import LeakProof
-from tunewright.reports.pages import counted, percent
+from tunewright.reports.pages import below, counted, percent
 
 MOST_BOILERPLATE = 20  # sentences that the record of the unique rows has
 Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
@@ -86,7 +86,7 @@ def leak_sentence(proof: LeakProof, unique: UniqueRows | None = None) -> str:
         who = f"Training rows that share a passage or a prompt with the {records}: "
         of_held_out = f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."
     return (
-        f"No near-duplicates across splits: {most} {proof.largest_similarity:.2f} "
+        f"No near-duplicates across splits: {most} {below(proof.largest_similarity, proof.threshold)} "
         f"(threshold {proof.threshold:.2f}{_not_compared(unique)}). "
         f"A random split would have leaked {percent(proof.random_leak_share, 1)} of the test rows."
         f"{of_held_out}"

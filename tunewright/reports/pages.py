@@ -52,6 +52,14 @@ def rounded(found: Sequence[float], threshold: float = 0.0) -> list[str]:
     return [number(value, digits) for value in found]
 
 
+def below(value: float, threshold: float) -> str:
+    """A value of two decimals, or of as many as show that it is below the threshold, if it is."""
+    fitting = (
+        digits for digits in range(2, MOST_DIGITS + 1) if (round(value, digits) < threshold) == (value < threshold)
+    )
+    return f"{value:.{next(fitting, MOST_DIGITS)}f}"
+
+
 def digits_of(own: float, theirs: float, difference: Sequence[float], threshold: float = 0.0) -> int:
     """Return the digits that two scores and the interval of their difference need to agree.
 
