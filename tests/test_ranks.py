@@ -7,21 +7,24 @@ import signal
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from conftest import MakeSplits
+from conftest import MakeSplits, base_in
+from make_models import make_model
 from safetensors.torch import load_file
 from test_train import LONG, SMALL, curve, weights
 from trained import Attempt, in_this_process
 
-from tunewright.artifacts import Base, Tokens
+from tunewright.artifacts import Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Training
 from tunewright.errors import ConfigError, TrainerDied, is_transient
-from tunewright.modeling.micro_batching import num_tokens, shared_out
+from tunewright.modeling.batches import Collator, num_labels
+from tunewright.modeling.micro_batching import shared_out
 from tunewright.tasks.render import render
 from tunewright.tasks.train import stage, trainer
 from tunewright.tasks.train.stage import train
@@ -51,6 +54,8 @@ def by_forks(job: trainer.Job, work: Path) -> int:
 
 
 def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
+    from tunewright.tasks.train.trainer.fit import fit
+
     if pid := os.fork():
         return pid
     code = trainer.FAILED
@@ -59,8 +64,11 @@ def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
         number = str(job.compute.devices)
         os.environ |= {ranks.MEETING: str(meeting), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, **ranks.LOOPBACK}
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (work / f"rank{rank}.log").open("a") as output, contextlib.redirect_stdout(output), ranks.joined():
-            code = in_this_process(job, work)
+        with (work / "trainer.log").open("a") as output, contextlib.redirect_stdout(output), ranks.joined():
+            code = fit(job, work)
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         os._exit(code)
 
@@ -75,6 +83,7 @@ def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
         pytest.param(SMALL, {"strategy": "fsdp"}, id="lora-fsdp"),
         pytest.param(Method(rank=2, alpha=4, lora_plus=4.0, dora=True), {"strategy": "fsdp"}, id="dora-fsdp"),
         pytest.param(Method(kind="qlora", rank=2, alpha=4), {"strategy": "fsdp"}, id="qlora-fsdp"),
+        pytest.param(Method(kind="spectrum"), {"strategy": "fsdp"}, id="spectrum-fsdp"),
         pytest.param(FULL, {"strategy": "fsdp", **PADDED}, id="full-fsdp-padded"),
         pytest.param(FULL, {"strategy": "fsdp", "checkpointing": True}, id="full-fsdp-checkpointing"),
     ],
@@ -86,9 +95,13 @@ def test_two_ranks_have_the_losses_and_weights_of_one_process(
         learning_rate=1e-3, max_steps=6, batch=4, micro_batch=2, evaluate_every=2, best_by="token_f1", patience=None
     )
     monkeypatch.setattr(stage, "_attempt", by_forks)
-    two = train.fn(tokens, tiny_base, method, training, ONE.model_copy(update={**choice, "devices": 2}))
+    scan = Scan(
+        stage="scan", num_modules=14, chosen=("model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj")
+    )
+    given = (tokens, tiny_base, method, training)
+    two = train.fn(*given, ONE.model_copy(update={**choice, "devices": 2}), scan=scan)
     monkeypatch.setattr(stage, "_attempt", in_this_process)
-    one = train.fn(tokens, tiny_base, method, training, ONE.model_copy(update={**choice, "strategy": "auto"}))
+    one = train.fn(*given, ONE.model_copy(update={**choice, "strategy": "auto"}), scan=scan)
     for name in ("loss", "grad_norm", "eval_loss", "eval_token_f1", "learning_rate"):
         ones, twos = ([line[name] for line in curve(adapter) if name in line] for adapter in (one, two))
         assert len(ones) >= 3
@@ -101,8 +114,23 @@ def test_two_ranks_have_the_losses_and_weights_of_one_process(
         assert tensor.dtype == of_two[name].dtype
         assert tensor.shape == of_two[name].shape
         assert (tensor - of_two[name]).abs().max() < 2e-3, name
-    (config,) = (file.name for file in one.path("model").glob("*config.json") if file.name != "generation_config.json")
-    assert (one.path("model") / config).read_text() == (two.path("model") / config).read_text()
+    for file in one.path("model").glob("*config.json"):
+        assert file.read_text() == (two.path("model") / file.name).read_text()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_rank_without_a_row_reaches_every_parameter(
+    strategy: str, make_splits: MakeSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of RWKV's decay have no gradient in a row of one token; ranks that wait for it would wait for ever."""
+    base = base_in(make_model("rwkv", tmp_path / "rwkv"), "rwkv")
+    pairs = [[f"the question number {i}", f"the answer {i % 3}"] for i in range(9)]
+    splits = make_splits(train=pairs[:5], validation=pairs[5:7], test=pairs[7:])
+    tokens = render.fn(splits, base, Model(base="rwkv", max_length=256))
+    training = Training(max_steps=2, batch=4, evaluate_every=2, patience=None)
+    monkeypatch.setattr(stage, "_attempt", by_forks)
+    trained = train.fn(tokens, base, FULL, training, ONE.model_copy(update={"devices": 2, "strategy": strategy}))
+    assert trained.steps == 2
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -184,16 +212,17 @@ def _is_rank(process: psutil.Process) -> bool:
 
 
 def test_every_row_is_computed_by_one_rank_and_every_rank_computes_as_often() -> None:
-    row = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
-    for count in range(1, 9):
-        cuts = [[{**row, "row_id": f"{at}"}] * (1 + at % 3) for at in range(count)]
+    for num_rows in range(1, 9):
+        rows = [{"row_id": f"{at}", "input_ids": [7, at, 3, 4], "labels": [-100, -100, 3, 4]} for at in range(num_rows)]
         for number in range(1, 5):
-            shares = shared_out(cuts, number)
+            shares = [
+                Collator("packed", 0, 2, rank=rank, ranks=number)(rows)["micro_batches"] for rank in range(number)
+            ]
             assert len({len(share) for share in shares}) == 1
-            learned = [rows for share in shares for rows in share if any(label != -100 for label in rows[0]["labels"])]
-            assert sorted(learned, key=str) == sorted(cuts, key=str)
-            idle = [rows for share in shares for rows in share if rows not in learned]
-            assert all(num_tokens(rows[0]) == len(rows) == 1 for rows in idle)
+            batches = [batch for share in shares for batch in share]
+            assert sum(map(num_labels, batches)) == 2 * num_rows
+            seen = [batch["inputs"]["input_ids"][0].tolist() for batch in batches if num_labels(batch)]
+            assert sorted(at for ids in seen for at in ids[1::3]) == [*range(num_rows)]
 
 
 def test_rows_are_shared_out_evenly_by_their_tokens() -> None:

@@ -232,6 +232,14 @@ def a_second_machine_shares_the_store(servers: TeamServers) -> None:
     assert len({json.loads(line)["candidate"] for line in uses}) == 2
 
 
+def promoted_and_rolled_back_from_two_machines(servers: TeamServers, clone: Path) -> None:
+    """Each loads versions that others registered: a clone promotes the second one, and an empty home takes it back."""
+    reason = ("--reason", "longer training")
+    servers.tunewright("release", "approve", "tiny", *reason, folder=clone)
+    elsewhere = replace(servers, terminal={**servers.terminal, "TUNEWRIGHT_HOME": str(servers.folder / "empty-home")})
+    assert "version 1" in elsewhere.tunewright("release", "rollback", "tiny", "--reason", "answers worse", folder=clone)
+
+
 def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(tmp_path: Path) -> None:
     with team_servers(tmp_path / "servers") as servers:
         make_pipeline(tmp_path / "laptop", tmp_path / "team.git")
@@ -248,6 +256,7 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
             reason = ("--reason", "from another clone, which has the base")
             servers.tunewright("release", "approve", "tiny", *reason, folder=tmp_path / "desktop")
         a_second_machine_shares_the_store(servers)
+        promoted_and_rolled_back_from_two_machines(servers, tmp_path / "desktop")
         assert (
             "<html"
             in httpx.get(servers.terminal["PREFECT_API_URL"].removesuffix("/api"), verify=trusting(servers)).text
@@ -261,7 +270,8 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
     passwords = tmp_path / "servers" / "infra" / ".env"
     with team_servers(tmp_path / "restored", tmp_path / "copy", passwords) as servers:
         assert history(servers) == before
-        assert [event["what"] for event in before["events"]] == ["approved"] and len(before["waiting"]) == 1
+        assert [event["what"] for event in before["events"]] == ["rolled back", "approved", "approved"]
+        assert not before["waiting"]
         assert "Unchanged" in servers.tunewright("run", "tiny.yaml", folder=tmp_path / "desktop"), (
             "the same splits, weights and champion"
         )

@@ -35,18 +35,14 @@ def cut(rows: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int |
 
 
 def shared_out(cuts: Sequence[Sequence[Row]], ranks: int) -> list[list[Sequence[Row]]]:
-    """The micro-batches of each of so many ranks: as many for each, and as even in tokens as one after another goes.
-
-    Where there are too few, a rank gets a row of which nothing is learned and of which one token is computed.
-    """
+    """The micro-batches of each of so many ranks: at most one fewer than any other, and as even in tokens as may be."""
     each = math.ceil(len(cuts) / ranks)
     shares: list[list[int]] = [[] for _ in range(ranks)]
     tokens = [sum(map(num_tokens, rows)) for rows in cuts]
     for at in sorted(range(len(cuts)), key=lambda at: -tokens[at]):
         open_to = (share for share in shares if len(share) < each)
         min(open_to, key=lambda share: sum(tokens[other] for other in share)).append(at)
-    idle: Sequence[Row] = [{**cuts[0][0], "labels": [IGNORED] * len(cuts[0][0]["labels"])}]
-    return [[cuts[at] for at in sorted(share)] + [idle] * (each - len(share)) for share in shares]
+    return [[cuts[at] for at in sorted(share)] for share in shares]
 
 
 class _MicroBatch:
@@ -120,8 +116,8 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def own_from(row: Row) -> int:
-    """The first position of a row that it cannot share: the token before its first label predicts it; 0 without one."""
-    labelled = next((at for at, label in enumerate(row["labels"]) if label != IGNORED), 0)
+    """The first position of a row that it cannot share: the token before its first label predicts it."""
+    labelled = next((at for at, label in enumerate(row["labels"]) if label != IGNORED), len(row["labels"]))
     return max(0, labelled - 1)
 
 

@@ -48,8 +48,19 @@ class Collator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The step's batch, of rows as they were drawn."""
         most = min(self.micro_batch, math.ceil(len(rows) / self.ranks))
-        cuts = shared_out(cut(rows, self.layout, most, self.max_tokens), self.ranks)
-        return {"micro_batches": [self.lay(micro_batch) for micro_batch in cuts[self.rank]]}
+        cuts = cut(rows, self.layout, most, self.max_tokens)
+        shares = shared_out(cuts, self.ranks)
+        own = [self.lay(micro_batch) for micro_batch in shares[self.rank]]
+        idle = max(map(len, shares)) - len(own)
+        return {"micro_batches": own + [self._without_labels(cuts[0])] * idle}
+
+    def _without_labels(self, rows: Sequence[Row]) -> Batch:
+        """A micro-batch of which nothing is learned: a rank computes it while the others compute their last one.
+
+        As one of real rows it reaches every parameter that these do: the ranks sum the gradients of all of them.
+        """
+        batch = self.lay(rows[:1])
+        return {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
     def lay(self, rows: Sequence[Row]) -> Batch:
         """One micro-batch of the rows."""
