@@ -725,6 +725,18 @@ def test_a_field_of_another_name_is_told_with_the_setting_that_maps_it() -> None
     )
 
 
+def test_a_mapped_field_that_is_missing_has_the_names_of_the_record() -> None:
+    records = [{"frage": "Hi", "antwort": "Hello"}, {"frage": "Hi", "kunde": "a"}, {"frage": "Hi", "antwort": None}, {}]
+    Path("a.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    columns = {"instruction": "frage", "output": "antwort", "group": "kunde"}
+    _, refused = tables(run(Source(path="a.jsonl", columns=columns), max_refused_share=0.9))
+    assert [entry["detail"].partition("; accepted")[0] for entry in refused] == [
+        "there is no antwort (output); the fields are 'frage', 'kunde'",
+        "antwort (output) is null",
+        "it has no field",
+    ]
+
+
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_an_array_of_records_in_a_file_for_lines_is_told_how_to_be_read(end: bytes) -> None:
     content = b"[" + GOOD + b"," + GOOD + b"]" + end
