@@ -48,6 +48,25 @@ def of_checks(*names: str, **options: Any) -> dict[str, Any]:
             dict(flat("settings", Dedupe(semantic_model="b"))) | {"embedding": "2"},
             'dedupe.semantic_model: "',
         ),
+        (
+            "prompt",
+            {"contenders": ["few_shot", "retrieval"], "embedding": "1"},
+            {"contenders": ["few_shot"], "embedding": ""},
+            "evaluation.contenders: ",
+        ),
+        (
+            "prompt",
+            {"contenders": ["few_shot"], "embedding": ""},
+            {"contenders": ["few_shot", "retrieval"], "embedding": "1"},
+            "evaluation.contenders: ",
+        ),
+        ("prompt", {"embedding": ""}, {"embedding": "1"}, "dedupe.semantic_model: "),
+        (
+            "dedupe",
+            {"embedding": "", "settings.semantic": None},
+            {"embedding": "1", "settings.semantic": 0.9},
+            "dedupe.s",
+        ),
         ("split", {"engine": "local"}, {"engine": "ray"}, 'dedupe.engine: "local" -> "ray"'),
         (
             "register",
