@@ -20,7 +20,7 @@ from tunewright.reports.pages import number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.decide.comparison import Comparison
 from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
-from tunewright.tasks.decide.reading import few_calls, kinds
+from tunewright.tasks.decide.reading import few_calls, kinds, slices
 
 Scores = dict[str, float]
 
@@ -785,6 +785,25 @@ def test_parts_of_the_rows_are_shown_and_decide_nothing(splits: Splits, tmp_path
     assert low < mean == 0 < high, "equal rows of so few are no proof that nothing differs"
     assert sum(part["num_rows"] for part in slices if part["by"] == "length") == 40
     assert all(part["is_small"] for part in slices)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"vi": 20, "en": 17, "unknown": 3}, {"vi": 20, "en": 17, "unknown": 3}),
+        ({"vi": 20, "en": 14, "unknown": 3, "th": 2, "de": 1}, {"vi": 20, "en": 14, "all others": 6}),
+        ({"vi": 39, "en": 1}, {"vi": 39, "en": 1}),
+        ({str(number): 4 for number in range(10)}, {}),
+        ({str(number): 1 for number in range(35)} | {"vi": 5}, {"vi": 5, "all others": 35}),
+    ],
+)
+def test_the_slices_of_a_kind_are_all_rows(sizes: dict[str, int], said: dict[str, int]) -> None:
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    scores = {row: float(row % 2) for row in range(40)}
+    of_each = {who: {str(row): score for row, score in scores.items()} for who in ("candidate", "base")}
+    evidence = Evidence("exact_match", of_each, {str(row): row for row in range(40)})
+    found = slices(evidence, {"language": {str(row): name for row, name in enumerate(names)}}, 0.95)
+    assert {each.name: each.num_rows for each in found} == said
 
 
 def test_slices_go_by_the_own_text_of_a_prompt() -> None:

@@ -303,6 +303,9 @@ class Decision(BaseModel, frozen=True):
     )
 
 
+OTHER_ROWS = "all others"  # the slice of the rows whose own slices are not listed
+
+
 class Slice(BaseModel, frozen=True):
     """A part of the test rows. A positive difference is in the candidate's favour."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunewright.artifacts import shown
-from tunewright.artifacts.payloads import Comparison, Interval, VerdictDetails
+from tunewright.artifacts.payloads import OTHER_ROWS, Comparison, Interval, VerdictDetails
 from tunewright.export.evidence import CardEvidence
 from tunewright.export.parity import Parity
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline, constant_answer
@@ -146,7 +146,8 @@ def _settings(section: str, names: tuple[str, ...], params: Mapping[str, str]) -
 
 def _languages(verdict: VerdictDetails) -> list[tuple[str, int]]:
     """The languages of the test rows' prompts with their rows, as far as they were told apart."""
-    return [(each.name, each.num_rows) for each in verdict.slices if each.by == "language" and each.name != UNKNOWN]
+    told = [each for each in verdict.slices if each.by == "language" and each.name not in (UNKNOWN, OTHER_ROWS)]
+    return [(each.name, each.num_rows) for each in told]
 
 
 def _metrics(verdict: VerdictDetails) -> list[str]:
