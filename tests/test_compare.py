@@ -357,7 +357,7 @@ def test_the_winner_is_run_by_its_whole_assignments(tmp_path: Path) -> None:
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "tunewright run mine.yaml --set 'method={kind: full}' --set training.epochs=1" in said
     serves = f"mlflow ui --backend-store-uri {tracking_uri(Registry())}"
-    assert f"\nin MLflow           {found.link} (first run: {serves})\n" in said
+    assert f"\nin MLflow           {found.link} (to open it, start: {serves})\n" in said
 
 
 def test_the_command_line_refuses_before_anything_is_trained(tmp_path: Path) -> None:

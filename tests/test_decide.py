@@ -155,7 +155,8 @@ def test_too_few_rows_are_inconclusive_and_say_what_they_show_and_how_many_would
     assert 2_300 < (decision.rows_needed or 0) <= 2_400
     assert decision.sentence == (
         "Inconclusive: not enough evidence that exact match .78 is above the base's .76: +.02 [-.04, .08] on 144 test "
-        "rows; the smallest detectable gain is .09 (80 % power); confirming +.02 needs about 2,400 rows."
+        "rows; the smallest detectable gain is .09 (80 % power); confirming +.02 needs about "
+        "2,400 test rows in all (80 % power)."
     )
     assert decision.smallest_visible == pytest.approx(0.0920, abs=0.0001)
     assert only(decision).power == pytest.approx(0.35, abs=0.01)
@@ -263,11 +264,12 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
     assert sentence(right(80)[::-1]) == (
         "Not promoted: prompting the base may do as well: not enough evidence that exact match .80 is at most .02 "
         "worse than the few-shot prompt's .80: +.00 [-.11, .11] on 100 test rows; confirming +.00 needs about "
-        "6,300 rows."
+        "6,300 test rows in all (80 % power)."
     )
     assert sentence(right(78)[::-1]) == (
         "Inconclusive: better than the base, but not enough evidence that exact match .80 is at most .02 worse than "
-        "the few-shot prompt's .78: +.02 [-.10, .14] on 100 test rows; confirming +.02 needs about 1,700 rows."
+        "the few-shot prompt's .78: +.02 [-.10, .14] on 100 test rows; confirming +.02 needs about "
+        "1,700 test rows in all (80 % power)."
     )
     assert sentence(right(20)).endswith(
         ", and at least as good as the few-shot prompt (+.60 [.50, .68]) and the retrieval prompt (+.50 [.40, .59], "
@@ -318,7 +320,9 @@ def test_the_rows_needed_are_those_of_the_comparison_that_takes_most_and_it_is_n
     assert decision.rows_needed == beside_prompt.rows_needed
     assert (beside_prompt.rows_needed or 0) > (beside_base.rows_needed or 0)
     assert "not enough evidence that exact match .80 is above the base's" in decision.sentence
-    assert decision.sentence.endswith("; confirming +.01 against the few-shot prompt needs about 1,100 rows.")
+    assert decision.sentence.endswith(
+        "; confirming +.01 against the few-shot prompt needs about 1,100 test rows in all (80 % power)."
+    )
 
 
 def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:

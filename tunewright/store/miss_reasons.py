@@ -31,6 +31,7 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "prompt.shots": "evaluation.shots",
     "prompt.max_new_tokens": "evaluation.max_new_tokens",
     "prompt.embedding_model": "dedupe.semantic_model",
+    "evaluate.evaluation.metrics": "evaluation.metrics, with those of gate",
     "judge.url": "judge.url",
     "judge.model": "judge.model",
     "judge.rows": "judge.rows",
