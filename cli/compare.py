@@ -13,7 +13,7 @@ from tunewright.cli.deployment_file import Pipeline, override
 from tunewright.cli.settings import listed
 from tunewright.cli.terminal import opened_by, show_next
 from tunewright.cli.visible import plain_table
-from tunewright.comparison import VariantComparison, notes, row
+from tunewright.comparison import VariantComparison, notes, rows
 from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
 from tunewright.registry.address import tracking_uri
@@ -101,11 +101,12 @@ def _values(pipeline: Pipeline, key: str, varied: str) -> list[str]:
 def show(console: Console, found: VariantComparison, asked: dict[str, Variant], what: str) -> None:
     """The variants in their order, which is the best, where to look and what to run next; `what` is the file."""
     table = plain_table("variant")
-    for head in row(found.ranked[0]):
+    table_rows = rows(found.ranked)
+    for head in table_rows[0]:
         table.add_column(head, justify="right")
-    for each in found.ranked:
+    for each, row in zip(found.ranked, table_rows, strict=True):
         style = "dim" if each.state != "finished" else "bold green" if each is found.ranked[0] else ""
-        table.add_row(Text(each.variant), *map(Text, row(each).values()), style=style)
+        table.add_row(Text(each.variant), *map(Text, row.values()), style=style)
     console.print()
     console.print(table)
     if said := notes(found.ranked):

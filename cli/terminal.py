@@ -206,9 +206,17 @@ def _next_run(outcome: Outcome, what: str) -> str:
     if outcome.verdict and outcome.verdict.decision in ("keep", "inconclusive"):
         where = "that the verdict page advises (What to try next)" if outcome.page else "to the settings or the data"
         left = _without_advised(what, " ".join(outcome.page.suggestions[:1]) if outcome.page else "")
-        over = "          # its --set overrides the file" if " --set " in left else ""
-        return f"make a change {where}, then  tunewright run {left}{over}"
+        return f"make a change {where}, then  tunewright run {left}{_about_changes(what, left)}"
     return f"tunewright plan {what}"
+
+
+def _about_changes(what: str, left: str) -> str:
+    """A comment on the --set of this run: those that the next keeps, and those that it leaves out."""
+    before, after = ([word for word in shlex.split(each) if "=" in word] for each in (what, left))
+    said = ["--set as in this run, which overrides the file"] if " --set " in left else []
+    gone = [change.partition("=")[0] for change in before if change not in after]
+    said += [f"without --set {', '.join(gone)}, which the advice changes"] if gone else []
+    return f"          # {'; '.join(said)}" if said else ""
 
 
 def _without_advised(what: str, advice: str) -> str:
@@ -223,7 +231,7 @@ def _without_advised(what: str, advice: str) -> str:
 def opened_by(link: str, uri: str) -> str:
     """A link to MLflow's pages, after the command that serves them where no server has them already."""
     command = starts_with(uri)
-    return f"{link} (first run: {command})" if command else link
+    return f"{link} (to open it, start: {command})" if command else link
 
 
 def show_next(console: Console, commands: Sequence[str]) -> None:

@@ -21,7 +21,6 @@ from tunewright.flows import finished
 from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import comparison_name, terminal_run, variant_name
-from tunewright.privacy.excerpts import clipped
 from tunewright.registry.runs import log_comparison
 from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
@@ -59,8 +58,19 @@ class WarningsOnce(logging.Filter):
         """Yield for each warning of several variants which these are."""
         for said, variants in self.variants.items():
             if len(variants) > 1:
-                whom = f"all {num_variants} variants" if len(variants) == num_variants else "; ".join(variants)
-                yield f"{clipped(said, SHOWN)}: holds for {whom}"
+                every = "both variants" if num_variants == 2 else f"all {num_variants} variants"
+                whom = every if len(variants) == num_variants else "; ".join(variants)
+                yield f"{_beginning(said)}: holds for {whom}"
+
+
+def _beginning(said: str) -> str:
+    """A warning, or its first words with no bracket left open."""
+    if len(said) <= SHOWN:
+        return said
+    words = said[: SHOWN - 1].rpartition(" ")[0]
+    if words.count("(") > words.count(")"):
+        words = words[: words.rindex("(")].rstrip()
+    return f"{words} …"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tunewright.reports import account
 from tunewright.reports.account import Account
 from tunewright.reports.pages import counted, number
 from tunewright.reports.progress import duration
+from tunewright.tasks.decide.sentences import who
 from tunewright.tasks.split.proof import TOO_SMALL, counted_in_words
 
 VERDICTS = {"promote": "Promoted", "keep": "Not promoted", "inconclusive": "Inconclusive", "invalid": "Invalid"}
@@ -225,7 +226,8 @@ def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | Non
         return ""
     rows = counted(splits.num_test, "test row")
     if verdict and verdict.smallest_visible is not None:
-        gain = f"smallest detectable gain in {verdict.metric}: {number(verdict.smallest_visible)}"
+        over = f" over {who(verdict.visible_against, verdict.metric)}" if verdict.visible_against else ""
+        gain = f"smallest detectable gain in {verdict.metric}{over}: {number(verdict.smallest_visible)}"
         return f"warning: only {rows}, {gain} (80 % power)"
     return few_test_rows(rows, LeakProof.load(splits).smallest_visible_difference)
 
@@ -253,7 +255,7 @@ def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
 
 def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:
     measured = ("metric", "differences", "intervals", "guardrails", "general")
-    names = (*measured, "confidence", "rows_needed", "smallest_visible", "test_set_uses")
+    names = (*measured, "confidence", "rows_needed", "smallest_visible", "visible_against", "test_set_uses")
     said = {"decision": verdict.decision, "because": verdict.because or None, "reason": verdict.sentence}
     return said | {name: getattr(verdict, name) for name in names} | {"warnings": list(verdict.warnings)}
 

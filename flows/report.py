@@ -26,6 +26,7 @@ from tunewright.reports import curves
 from tunewright.reports.account import growth_sentence, leak_sentence
 from tunewright.reports.pages import counted, in_part, number, percent, signed_interval
 from tunewright.reports.progress import duration
+from tunewright.tasks.decide.sentences import who
 from tunewright.tasks.scan import markdown as scan_table
 from tunewright.tasks.verdict_page.case import title
 
@@ -187,9 +188,10 @@ def decided(outcome: Outcome) -> str:
         lines += _intervals(f"{describe(verdict.metric).in_words}: improvement over", named)
     lines += _intervals("guardrail: improvement over", verdict.guardrails)
     if verdict.smallest_visible is not None:
-        lines += [f"Smallest detectable gain: {number(verdict.smallest_visible)} (80 % power)."]
+        over = f" over {who(verdict.visible_against, verdict.metric)}" if verdict.visible_against else ""
+        lines += [f"Smallest detectable gain{over}: {number(verdict.smallest_visible)} (80 % power)."]
     if verdict.rows_needed:
-        lines += [f"A decision needs about {verdict.rows_needed:,} test rows."]
+        lines += [f"A decision needs about {verdict.rows_needed:,} test rows in all (80 % power)."]
     if verdict.test_set_uses:
         lines += [f"{verdict.says_uses()}."]
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]

@@ -85,9 +85,11 @@ def watch(deployment: str) -> State[None]:
             message = f"{coming} is about to read the files; the first poll after that compares"
             return Completed(name="Unsettled", message=message)
         if not watching.has_finished(identifier(watched.name)) and (running := _under_way(client, watched, name)):
+            of_it = "compares the files with those that it read"
+            of_others = "starts a run, as it is no run of this deployment"
             message = (
-                f"no run of this deployment has finished yet, and {running} is under way; the first poll after its end "
-                "starts one unless it was a run of this deployment that read these files"
+                f"no run of this deployment has finished yet, and {running.name} is under way; the first poll after "
+                f"its end {of_it if running.deployment_id == watched.id else of_others}"
             )
             log.info("%s", message)
             return Completed(name="Unsettled", message=message)
@@ -114,13 +116,13 @@ def watch(deployment: str) -> State[None]:
     return Completed(name="Unchanged", message=f"{counted(found.num_files, 'file')}; {as_before}{_what_next(begun)}")
 
 
-def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str | None) -> str:
-    """The name of a run of the deployment or its pipeline `name` that is under way, or "" if there is none.
+def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str | None) -> FlowRun | None:
+    """A run of the deployment or its pipeline `name` that is under way, one of the deployment first.
 
     A run that was killed can be Running to Prefect for ever, but no longer uses the home.
     """
     if not in_use.is_by_a_run():
-        return ""
+        return None
     running = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.RUNNING]}}})
     runs = client.read_flow_runs(
         flow_run_filter=running, flow_filter=FlowFilter.model_validate({"name": {"any_": [FLOW]}})
@@ -128,7 +130,8 @@ def _under_way(client: SyncPrefectClient, watched: DeploymentResponse, name: str
     # A run of a terminal has its registry.name in its parameters, as a dump of the section.
     sections = {run.id: run.parameters.get("registry") for run in runs}
     names = {id_: section.get("name") if isinstance(section, dict) else None for id_, section in sections.items()}
-    return next((run.name for run in runs if run.deployment_id == watched.id or names[run.id] == name), "")
+    own = (run for run in runs if run.deployment_id == watched.id)
+    return next(own, None) or next((run for run in runs if names[run.id] == name), None)
 
 
 def _on_its_way(client: SyncPrefectClient, watched: DeploymentResponse, begun: Sequence[FlowRun]) -> str:

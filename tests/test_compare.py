@@ -20,11 +20,11 @@ from tunewright.artifacts import Base
 from tunewright.cli.compare import Variant, show, variants
 from tunewright.cli.deployment_file import load
 from tunewright.cli.main import app
-from tunewright.comparison import Course, Study, Trial, VariantComparison, markdown, notes, of
+from tunewright.comparison import Course, Study, Trial, VariantComparison, markdown, notes, of, rows
 from tunewright.comparison.ranking import Ranked, State, ValidationPoint, rank, sentence
 from tunewright.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
 from tunewright.errors import ConfigError, Pruned, TrainingError
-from tunewright.flows.compare import compare, warnings_once
+from tunewright.flows.compare import WarningsOnce, compare, warnings_once
 from tunewright.registry.address import tracking_uri
 from tunewright.store.caching import Cached
 from tunewright.tasks.train import stage as train_stage
@@ -171,6 +171,28 @@ def test_a_variant_is_beaten_by_more_than_seeds_differ_or_not_told_apart() -> No
     assert sentence(alone).endswith("better than every other variant by more than the noise of 3 seeds.")
 
 
+def test_figures_of_a_table_have_equal_decimals_and_differ_where_the_trainings_do() -> None:
+    found = ranked(a=[9.945, 9.973], b=[10.0072, 10.0128], c=[10.03, 10.032])
+    assert [row["validation loss"] for row in rows(found)] == [
+        "9.9590 ± 0.0198",
+        "10.0100 ± 0.0040",
+        "10.0310 ± 0.0014",
+    ]
+    assert rows(found)[1]["behind"] == "0.051, within noise (up to 0.071)"
+    assert "where a paired t test over these seeds does not show it" in notes(found)
+    close = ranked(a=[10.0112], b=[10.0138], c=[10.2])
+    assert len({row["validation loss"] for row in rows(close)}) == 3
+
+
+@pytest.mark.parametrize("values", [([10.01], [10.01 + 3.5e-8]), ([1.0, 2.0], [1.0005, 2.0009]), ([0.5], [0.5])])
+def test_a_difference_of_next_to_nothing_is_a_tie(values: tuple[list[float], list[float]]) -> None:
+    first, second = values
+    found = ranked(a=first, b=second, c=[each + 1 for each in first])
+    assert sentence(found).startswith("A tie by validation loss: a and b (")
+    assert [row["behind"] for row in rows(found)][:2] == ["best", "tie"]
+    assert not found[2].ties
+
+
 def even(*variants: dict[str, Any]) -> str:
     """Return the sentence on the variants, best first, that are not distinguishable across seeds."""
     values = ([0.50, 0.52, 0.48], [0.51, 0.50, 0.50], [0.50, 0.51, 0.51])
@@ -284,7 +306,10 @@ def test_variants_are_trained_pruned_ranked_logged_and_found_again(
     tried = with_rates(settings, 0.02, 0.01, 0.000001)
     first = compared(settings, tried, 2)
     warned, *again = (said for said in caplog.messages if said.startswith("split: "))
-    assert again == [f"{warned[:79]}…: holds for all 3 variants"]
+    (beginning, whom) = again[0].split(" …: ")
+    assert (len(again), whom) == (1, "holds for all 3 variants")
+    assert warned.startswith(f"{beginning} ")
+    assert beginning.count("(") == beginning.count(")")
     *better, last = first.ranked
     assert (last.variant, last.state, len(last.trials)) == ("training.learning_rate=1e-06", "pruned", 1)
     assert {len(each.trials) for each in better} == {2}
@@ -349,6 +374,19 @@ def test_a_warning_is_logged_once_with_the_variants_that_it_holds_for(caplog: py
     assert [*once.says(3)] == ["both: holds for a; c", "two: holds for b; c"]
 
 
+def test_a_long_warning_is_cut_before_a_bracket_and_between_words() -> None:
+    few = "split: 61 test rows count as 26 independent rows (near-duplicates and rows of one group count once), too few"
+    plain = f"split: {'word ' * 30}"
+    once = WarningsOnce()
+    for once.variant in ("a", "b"):
+        for said in (few, plain):
+            once.filter(logging.makeLogRecord({"levelno": logging.WARNING, "msg": said}))
+    assert [*once.says(2)] == [
+        "split: 61 test rows count as 26 independent rows …: holds for both variants",
+        f"split:{' word' * 14} …: holds for both variants",
+    ]
+
+
 def test_the_winner_is_run_by_its_whole_assignments(tmp_path: Path) -> None:
     tried = asked(tmp_path, "method={kind: full},{kind: lora, rank: 8}", "training.epochs=1,2")
     found = of([trial(name, 0, float(number)) for number, name in enumerate(tried)], "mine")
@@ -357,7 +395,7 @@ def test_the_winner_is_run_by_its_whole_assignments(tmp_path: Path) -> None:
     said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "tunewright run mine.yaml --set 'method={kind: full}' --set training.epochs=1" in said
     serves = f"mlflow ui --backend-store-uri {tracking_uri(Registry())}"
-    assert f"\nin MLflow           {found.link} (first run: {serves})\n" in said
+    assert f"\nin MLflow           {found.link} (to open it, start: {serves})\n" in said
 
 
 def test_the_command_line_refuses_before_anything_is_trained(tmp_path: Path) -> None:

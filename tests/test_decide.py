@@ -20,7 +20,7 @@ from tunewright.reports.pages import number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.decide.comparison import Comparison
 from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
-from tunewright.tasks.decide.reading import few_calls, kinds
+from tunewright.tasks.decide.reading import few_calls, kinds, slices
 
 Scores = dict[str, float]
 
@@ -155,7 +155,8 @@ def test_too_few_rows_are_inconclusive_and_say_what_they_show_and_how_many_would
     assert 2_300 < (decision.rows_needed or 0) <= 2_400
     assert decision.sentence == (
         "Inconclusive: not enough evidence that exact match .78 is above the base's .76: +.02 [-.04, .08] on 144 test "
-        "rows; the smallest detectable gain is .09 (80 % power); confirming +.02 needs about 2,400 rows."
+        "rows; the smallest detectable gain is .09 (80 % power); confirming +.02 needs about "
+        "2,400 test rows in all (80 % power)."
     )
     assert decision.smallest_visible == pytest.approx(0.0920, abs=0.0001)
     assert only(decision).power == pytest.approx(0.35, abs=0.01)
@@ -263,11 +264,12 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
     assert sentence(right(80)[::-1]) == (
         "Not promoted: prompting the base may do as well: not enough evidence that exact match .80 is at most .02 "
         "worse than the few-shot prompt's .80: +.00 [-.11, .11] on 100 test rows; confirming +.00 needs about "
-        "6,300 rows."
+        "6,300 test rows in all (80 % power)."
     )
     assert sentence(right(78)[::-1]) == (
         "Inconclusive: better than the base, but not enough evidence that exact match .80 is at most .02 worse than "
-        "the few-shot prompt's .78: +.02 [-.10, .14] on 100 test rows; confirming +.02 needs about 1,700 rows."
+        "the few-shot prompt's .78: +.02 [-.10, .14] on 100 test rows; confirming +.02 needs about "
+        "1,700 test rows in all (80 % power)."
     )
     assert sentence(right(20)).endswith(
         ", and at least as good as the few-shot prompt (+.60 [.50, .68]) and the retrieval prompt (+.50 [.40, .59], "
@@ -318,7 +320,9 @@ def test_the_rows_needed_are_those_of_the_comparison_that_takes_most_and_it_is_n
     assert decision.rows_needed == beside_prompt.rows_needed
     assert (beside_prompt.rows_needed or 0) > (beside_base.rows_needed or 0)
     assert "not enough evidence that exact match .80 is above the base's" in decision.sentence
-    assert decision.sentence.endswith("; confirming +.01 against the few-shot prompt needs about 1,100 rows.")
+    assert decision.sentence.endswith(
+        "; confirming +.01 against the few-shot prompt needs about 1,100 test rows in all (80 % power)."
+    )
 
 
 def test_more_rows_for_a_model_that_is_behind_are_no_promise() -> None:
@@ -785,6 +789,25 @@ def test_parts_of_the_rows_are_shown_and_decide_nothing(splits: Splits, tmp_path
     assert low < mean == 0 < high, "equal rows of so few are no proof that nothing differs"
     assert sum(part["num_rows"] for part in slices if part["by"] == "length") == 40
     assert all(part["is_small"] for part in slices)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"vi": 20, "en": 17, "unknown": 3}, {"vi": 20, "en": 17, "unknown": 3}),
+        ({"vi": 20, "en": 14, "unknown": 3, "th": 2, "de": 1}, {"vi": 20, "en": 14, "all others": 6}),
+        ({"vi": 39, "en": 1}, {"vi": 39, "en": 1}),
+        ({str(number): 4 for number in range(10)}, {}),
+        ({str(number): 1 for number in range(35)} | {"vi": 5}, {"vi": 5, "all others": 35}),
+    ],
+)
+def test_the_slices_of_a_kind_are_all_rows(sizes: dict[str, int], said: dict[str, int]) -> None:
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    scores = {row: float(row % 2) for row in range(40)}
+    of_each = {who: {str(row): score for row, score in scores.items()} for who in ("candidate", "base")}
+    evidence = Evidence("exact_match", of_each, {str(row): row for row in range(40)})
+    found = slices(evidence, {"language": {str(row): name for row, name in enumerate(names)}}, 0.95)
+    assert {each.name: each.num_rows for each in found} == said
 
 
 def test_slices_go_by_the_own_text_of_a_prompt() -> None:

@@ -1022,8 +1022,7 @@ def test_the_first_poll_waits_for_a_run_of_the_same_pipeline_that_a_terminal_sta
         assert name == "Unsettled"
         assert message.startswith("no run of this deployment has finished yet, and ")
         assert message.endswith(
-            " is under way; the first poll after its end starts one unless it was a run of this deployment that read "
-            "these files"
+            " is under way; the first poll after its end starts a run, as it is no run of this deployment"
         )
         assert terminal(Registry(name="another"))[0] == "Changed"
 

@@ -333,6 +333,7 @@ def written(**changes: Any) -> str:
         decision="inconclusive",
         sentence="Inconclusive: not enough evidence.",
         smallest_visible=0.09,
+        visible_against="base",
         own={
             "base": {"exact_match": (0.1, 0.2, 0.3), "stopped": (0.4, 0.5, 0.6)},
             "candidate": {"exact_match": (0.55, 0.61234, 0.7), "stopped": (0.9, 0.95, 1.0)},

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -649,13 +651,45 @@ def test_lines_with_several_bytes_a_character_among_lines_in_utf_8_are_converted
     assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == JAPANESE + JAPANESE + WINDOWS
 
 
-def test_a_vietnamese_text_is_not_taken_for_chinese() -> None:
-    Path("a.jsonl").write_bytes(
-        '{"prompt": "Đơn hàng của tôi ở đâu?", "completion": "Tôi muốn"}'.encode("cp1258", "ignore")
-    )
-    with pytest.raises(DataError, match="not UTF-8") as told:
+def in_windows_1258(text: str) -> bytes:
+    """The bytes of a Vietnamese text: five tones are characters behind their letters."""
+    tones, written = "\u0300\u0301\u0303\u0309\u0323", ""
+    for letter in text:
+        apart = unicodedata.normalize("NFD", letter)
+        tone = "".join(mark for mark in apart if mark in tones)
+        written += unicodedata.normalize("NFC", "".join(mark for mark in apart if mark not in tones)) + tone
+    return written.encode("cp1258")
+
+
+VIETNAMESE = '{"prompt": "Đơn hàng của tôi ở đâu?", "completion": "Tôi sẽ kiểm tra ngay"}\n'
+
+
+def test_a_vietnamese_file_is_known() -> None:
+    Path("a.jsonl").write_bytes(in_windows_1258(VIETNAMESE))
+    with pytest.raises(DataError, match=r"looks like Windows-1258 \(Vietnamese\), in which it reads 'Đơn hàng") as told:
         run("a.jsonl", max_refused_share=0)
-    assert "looks like" not in str(told.value)
+    command = str(told.value).partition("; to convert it: ")[2].partition("; see ")[0]
+    subprocess.run(command, shell=True, check=True, timeout=60)
+    assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == VIETNAMESE
+
+
+def test_one_line_that_is_not_utf_8_is_converted_and_its_command_stands_behind_its_reason() -> None:
+    one = '{"prompt": "đặt 2 bàn", "completion": "được"}\n'
+    Path("a.jsonl").write_bytes(VIETNAMESE.encode() * 3 + in_windows_1258(one) + b"\n" + VIETNAMESE.encode())
+    with pytest.raises(DataError, match=r"1 blank_line, first a\.jsonl line 5, empty; 1 bad_encoding, first") as told:
+        run("a.jsonl", max_refused_share=0)
+    assert "other lines are in UTF-8, so iconv would spoil them" in str(told.value)
+    command = str(told.value).partition("only the bytes that are not UTF-8: ")[2].partition("; see ")[0]
+    subprocess.run(command.replace("python -c", f"{sys.executable} -c"), shell=True, check=True, timeout=60)
+    assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == VIETNAMESE * 3 + one + "\n" + VIETNAMESE
+
+
+def test_a_few_bytes_that_may_be_in_several_pages_have_a_command_that_says_for_which() -> None:
+    short = json.dumps({"prompt": "1", "completion": "Да"}, ensure_ascii=False).encode("cp1251") + b"\n"
+    Path("a.jsonl").write_bytes(WINDOWS.encode() + short)
+    with pytest.raises(DataError, match=r"; what is not UTF-8 may be .*Windows-1251 \(Cyrillic\)") as told:
+        run("a.jsonl", max_refused_share=0)
+    assert re.search(r"to convert only the bytes that are not UTF-8 if they are Windows-125\d: python", str(told.value))
 
 
 @pytest.mark.parametrize("header", ["Pytanie;Odpowiedź", "instruction;output"])
@@ -667,7 +701,9 @@ def test_a_spreadsheet_with_semicolons_in_windows_1250_gets_the_encoding_first(h
 
 def test_a_code_page_that_is_unsure_has_no_command() -> None:
     Path("a.jsonl").write_bytes(json.dumps({"prompt": "1", "completion": "Да"}, ensure_ascii=False).encode("cp1251"))
-    with pytest.raises(DataError, match=r"; it may be .*Windows-1251 \(Cyrillic\).* in which it reads right") as told:
+    with pytest.raises(
+        DataError, match=r"; the file may be .*Windows-1251 \(Cyrillic\).* in which it reads right"
+    ) as told:
         run("a.jsonl", max_refused_share=0)
     assert "iconv" not in str(told.value)
 
@@ -687,6 +723,18 @@ def test_a_field_of_another_name_is_told_with_the_setting_that_maps_it() -> None
     assert entry["detail"] == (
         "there is no output; the fields are 'instruction', 'answer', 'id'; columns of the source can map them"
     )
+
+
+def test_a_mapped_field_that_is_missing_has_the_names_of_the_record() -> None:
+    records = [{"frage": "Hi", "antwort": "Hello"}, {"frage": "Hi", "kunde": "a"}, {"frage": "Hi", "antwort": None}, {}]
+    Path("a.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    columns = {"instruction": "frage", "output": "antwort", "group": "kunde"}
+    _, refused = tables(run(Source(path="a.jsonl", columns=columns), max_refused_share=0.9))
+    assert [entry["detail"].partition("; accepted")[0] for entry in refused] == [
+        "there is no antwort (output); the fields are 'frage', 'kunde'",
+        "antwort (output) is null",
+        "it has no field",
+    ]
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])

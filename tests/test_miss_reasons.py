@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from tunewright.artifacts import Artifact, Contender, EndingRule, RunArtifacts
-from tunewright.config import STAGES, Checks, Data, Dedupe, Expectation, Settings, Source
+from tunewright.config import STAGES, Checks, Data, Dedupe, Evaluation, Expectation, Settings, Source
 from tunewright.registry.candidate import Candidate
 from tunewright.store.cache_key import flat
 from tunewright.store.miss_reasons import FOLLOWS, NAMED_BY, SENTENCES, SETTINGS, causes
@@ -47,6 +47,31 @@ def of_checks(*names: str, **options: Any) -> dict[str, Any]:
             dict(flat("settings", Dedupe())) | {"embedding": "1"},
             dict(flat("settings", Dedupe(semantic_model="b"))) | {"embedding": "2"},
             'dedupe.semantic_model: "',
+        ),
+        (
+            "prompt",
+            {"contenders": ["few_shot", "retrieval"], "embedding": "1"},
+            {"contenders": ["few_shot"], "embedding": ""},
+            "evaluation.contenders: ",
+        ),
+        (
+            "prompt",
+            {"contenders": ["few_shot"], "embedding": ""},
+            {"contenders": ["few_shot", "retrieval"], "embedding": "1"},
+            "evaluation.contenders: ",
+        ),
+        ("prompt", {"embedding": ""}, {"embedding": "1"}, "dedupe.semantic_model: "),
+        (
+            "dedupe",
+            {"embedding": "", "settings.semantic": None},
+            {"embedding": "1", "settings.semantic": 0.9},
+            "dedupe.s",
+        ),
+        (
+            "evaluate",
+            {"evaluation.metrics": ["auto"]},
+            {"evaluation.metrics": ["auto", "exact_match"]},
+            'evaluation.metrics, with those of gate: ["auto"] -> ',
         ),
         ("split", {"engine": "local"}, {"engine": "ray"}, 'dedupe.engine: "local" -> "ray"'),
         (
@@ -159,7 +184,9 @@ def test_no_argument_of_a_stage_is_told_by_its_own_name(stage: str) -> None:
 
 def test_every_sentence_and_setting_is_of_an_argument_that_there_is() -> None:
     there = {
-        f"{stage}.{name}" for stage in STAGES for name, _ in _flat(_arguments(stage), into=(Contender, EndingRule))
+        f"{stage}.{name}"
+        for stage in STAGES
+        for name, _ in _flat(_arguments(stage), into=(Contender, EndingRule, Evaluation))
     }
     assert {*SETTINGS, *SENTENCES, *FOLLOWS, *NAMED_BY} - there == set()
 

@@ -107,6 +107,7 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
         general={name: {"harmful": 1.0, "harmless": 0.5, "piqa": 0.5} for name in ("base", "candidate")},
         rows_needed=None,
         smallest_visible=0.08,
+        visible_against="constant",
         test_set_uses=21,
         warnings=("this is look 21 at <these> rows",),
     )
@@ -128,7 +129,7 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
         "refused.\n"
     ) in shown
     assert "| stopped/base | -.30 | -.20 | -.10 |" in shown
-    assert "Smallest detectable gain: .08 (80 % power)." in shown
+    assert "Smallest detectable gain over the majority-class baseline: .08 (80 % power)." in shown
     assert r"| label: &lt;b&gt;\|a\| | 9 (few) | .50 | .75 | -.50 | -.25 | +.10 |" in shown
 
 

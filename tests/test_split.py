@@ -140,6 +140,33 @@ def test_clusters_that_are_all_large_still_fill_every_split() -> None:
     assert (splits.num_train, splits.num_validation, splits.num_test) == (120, 40, 40)
 
 
+def test_beside_a_cluster_of_most_rows_test_and_validation_share_the_others() -> None:
+    rows = [row_of(text, group="large" if i < 160 else None) for i, text in enumerate(prompts(200, copies=0))]
+    splits = split_rows(rows, Split(test=0.25, validation=0.1))
+    assert (splits.num_train, splits.num_validation, splits.num_test) == (160, 11, 29)
+    assert (
+        "one cluster has 160 of 200 rows (80 %), all in the train split: rows of one group, or near-duplicates "
+        "directly or through others (split.threshold 0.6; a higher one makes smaller clusters)"
+    ) in splits.warned
+
+
+@pytest.mark.parametrize("by", ["cluster", "time"])
+@pytest.mark.parametrize("sizes", [[1, 1, 1], [1, 1, 98], [98, 1, 1], [30, 40, 30], [5, 90, 5, 5]])
+def test_three_clusters_are_enough_for_three_splits(sizes: list[int], by: Any) -> None:
+    groups = [f"group {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    texts = prompts(len(groups), copies=0)
+    rows = [
+        row_of(text, group=group, time=f"2024-01-01T00:{i // 60:02}:{i % 60:02}")
+        for i, (text, group) in enumerate(zip(texts, groups, strict=True))
+    ]
+    found = in_splits(split_rows(rows, Split(test=0.05, validation=0.02, by=by)))
+    assert all(found.values())
+    if by == "time":
+        newest = [max(row["group"] for row in found[split]) for split in SPLITS]
+        oldest = [min(row["group"] for row in found[split]) for split in SPLITS]
+        assert all(newer < older for newer, older in zip(newest, oldest[1:], strict=False)), "newer rows are tested"
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [

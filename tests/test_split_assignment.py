@@ -280,6 +280,16 @@ def test_a_row_that_is_alike_to_rows_of_two_splits_is_quarantined_and_names_both
     assert set(split_of(splits)) == {row["row_id"] for row in rows}
 
 
+def test_a_row_of_a_training_rows_group_that_is_alike_to_a_test_row_names_both() -> None:
+    rows = [row | {"group": "me" if i == 0 else None} for i, row in enumerate(fixed_rows(test=[TESTED]))]
+    splits = split_rows([*free(rows), row_of(MIDDLE, group="me")], earlier=split_rows(rows))
+    (aside,) = quarantined(splits).values()
+    assert aside["detail"] == (
+        "It has the same group as train row data.jsonl:1 and is similar to test row data.jsonl:61 (similarity 0.73), "
+        "so no split can take it"
+    )
+
+
 def test_of_a_chain_between_two_splits_one_link_is_quarantined_and_the_other_joins_its_split() -> None:
     links = links_of({(0, 1), (1, 2), (2, 3)}, [0, 1, 2, 3], [-1] * 4)
     splits, _ = stand(links, [NONE] * 4, [TRAIN, NONE, NONE, TEST], list("abcd"))

@@ -74,7 +74,7 @@ def test_a_link_that_nothing_serves_stands_behind_the_command_that_serves_it(hom
     link = "#/experiments/7/runs/r?workflowType=machine_learning"
 
     serves = f"mlflow ui --backend-store-uri sqlite:///{home / 'mlflow.db'}"
-    assert f"\nin MLflow           http://127.0.0.1:5000/{link} (first run: {serves})\n" in shown_of()
+    assert f"\nin MLflow           http://127.0.0.1:5000/{link} (to open it, start: {serves})\n" in shown_of()
     up = Addresses(pid=1, prefect="http://127.0.0.1:4300", mlflow="http://127.0.0.1:5300", pool="local")
     with addresses.held() as file:
         file.write_text(up.model_dump_json())
@@ -152,9 +152,16 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     assert too_few_test_rows(few) == said
     said = {"decision": "keep", "because": "worse", "sentence": "Not promoted.", "metric": "exact_match"}
     verdict = Verdict.model_validate(
-        {**said, "rows_needed": None, "differences": {}, "intervals": {}, "smallest_visible": 0.304}
+        {
+            **said,
+            "rows_needed": None,
+            "differences": {},
+            "intervals": {},
+            "smallest_visible": 0.304,
+            "visible_against": "base",
+        }
     )
-    measured = "warning: only 50 test rows, smallest detectable gain in exact_match: .30 (80 % power)"
+    measured = "warning: only 50 test rows, smallest detectable gain in exact_match over the base: .30 (80 % power)"
     assert too_few_test_rows(few, verdict) == measured
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")
@@ -164,6 +171,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     assert too_few_test_rows(few.model_copy(update={"findings": {}})) == ""
 
 
+KEPT = "--set as in this run, which overrides the file"
 CHANGE = "  make a change that the verdict page advises (What to try next), then  tunewright run "
 
 
@@ -171,11 +179,17 @@ CHANGE = "  make a change that the verdict page advises (What to try next), then
     ("decision", "what", "next_line"),
     [
         ("keep", "x.yaml", f"{CHANGE}x.yaml"),
-        ("keep", "'a b.yaml' --set training.max_steps=20", f"{CHANGE}'a b.yaml'"),
+        ("keep", "x.yaml --set method.rank=8", f"{CHANGE}x.yaml --set method.rank=8          # {KEPT}"),
+        (
+            "keep",
+            "'a b.yaml' --set training.max_steps=20",
+            f"{CHANGE}'a b.yaml'          # without --set training.max_steps, which the advice changes",
+        ),
         (
             "keep",
             "x.yaml --set training.max_steps=20 --set method.rank=8",
-            f"{CHANGE}x.yaml --set method.rank=8          # its --set overrides the file",
+            f"{CHANGE}x.yaml --set method.rank=8          # {KEPT}; without --set training.max_steps, which the advice "
+            "changes",
         ),
         ("promote", "x.yaml --set training.max_steps=20", "  tunewright plan x.yaml --set training.max_steps=20"),
     ],

@@ -736,6 +736,18 @@ def test_a_training_that_max_steps_cut_short_at_its_best_step_is_the_first_advic
     assert "60 steps (0.9 epochs), ended by training.max_steps ; best step 60" in Read(page_of(make(**given))).text
 
 
+def test_a_training_that_was_cut_short_while_its_loss_fell_is_told_once_to_go_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falling = TrainingWarning("still falling at the end", 0, "it fell", "try more training.max_steps")
+    monkeypatch.setattr(Case, "training_warnings", [falling])
+    given = {"candidate": wrong(RIGHT, range(38)), "base": wrong(RIGHT, range(40)), "max_steps": 60}
+    advice = make(**given, losses=[2.0, 1.5, 1.4, 1.3], epochs=0.9).suggestions
+    assert [each.partition(": training")[0] for each in advice if "training.max_steps" in each] == [
+        "Train longer: more training.max_steps"
+    ]
+
+
 @pytest.mark.parametrize("given", [{"epochs": 3.0}, {"epochs": 0.9, "max_steps": None}, {"epochs": 0.9, "best": 30}])
 def test_a_training_of_full_length_or_past_its_best_step_is_not_cut_short(make: Make, given: dict[str, Any]) -> None:
     advice = make(**UNLEARNED | {"cut": (), "losses": [2.0, 1.2, 1.19, 1.18]} | given).suggestions

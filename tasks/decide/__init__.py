@@ -46,7 +46,7 @@ OF_CALLS = FITTING["tool calls"]  # of which always the same text, which calls n
 BASELINE = "constant.parquet"  # the scores of always the same answer, of each test row; empty where it has none
 CONSTANT_SCHEMA = pa.schema([("row_id", pa.string()), ("score", pa.float64())])
 # What the record has as well.
-SAID = {"decision", "because", "sentence", "gain", "confidence", "rows_needed", "smallest_visible"}
+SAID = {"decision", "because", "sentence", "gain", "confidence", "rows_needed", "smallest_visible", "visible_against"}
 
 
 def _evidence(tables: Mapping[str, pa.Table], metric: str, alpha_shares: Mapping[str, float]) -> Evidence:

@@ -103,6 +103,7 @@ def decide_scores(
         longest = needs_most((*compared, *held))
         rows_needed = longest.rows_needed if longest else None
     is_poor = decision == "promote" and not (to_reach or is_prose) and is_more_wrong(to_beat[0])
+    measured = closest if closest in to_beat else min(to_beat, key=_hardest)
     return _decision(
         evidence,
         gate,
@@ -124,7 +125,8 @@ def decide_scores(
         comparisons=compared,
         guardrails=tuple(held),
         rows_needed=rows_needed,
-        smallest_visible=(closest if closest in to_beat else min(to_beat, key=_hardest)).smallest_visible,
+        smallest_visible=measured.smallest_visible,
+        visible_against=measured.opponent,
     )
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Splits, no_replay
-from tunewright.artifacts.payloads import Interval, Slice
+from tunewright.artifacts.payloads import OTHER_ROWS, Interval, Slice
 from tunewright.metrics import AnswerShape, describe, row_score
 from tunewright.metrics.calls import calls
 from tunewright.metrics.catalogue import PER_ROW, baseline
@@ -36,7 +36,7 @@ ROWS_OF_A_SLICE = 5  # on average, or labels have no slices
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
 FEWEST, ONE_ANSWER, RARER = 10, 0.9, 0.1  # rows; the share with one answer, and how much less often it may be right
 SMALL = 30  # rows; an interval of fewer says little
-LEAST = 5  # rows of a slice; fewer are not listed
+LEAST = 5  # rows of a slice; those of fewer are one slice
 LISTED = 20  # of each kind, those with the most rows
 
 
@@ -154,25 +154,33 @@ def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, f
 
 
 def slices(evidence: Evidence, kinds: Mapping[str, Mapping[str, str]], confidence: float) -> list[Slice]:
-    """The slices of each kind that has more than one; `kinds` are {kind: {row_id: slice}}."""
+    """The slices of each kind that has more than one; `kinds` are {kind: {row_id: slice}}.
+
+    Those of few rows are one slice together, so that the slices of a kind are all rows.
+    """
     found = []
     for by, of_rows in kinds.items():
         counts = Counter(of_rows[row] for row in evidence.clusters)
-        if len(counts) > 1:
-            listed = sorted(counts, key=lambda name: (-counts[name], name))[:LISTED]
-            for name in (name for name in listed if counts[name] >= LEAST):
-                rows = {row: cluster for row, cluster in evidence.clusters.items() if of_rows[row] == name}
-                paired = Evidence(evidence.metric, evidence.scores, rows).paired(TO_BEAT[0])
-                part = Slice(
-                    by=by,
-                    name=name,
-                    num_rows=len(rows),
-                    candidate=float(paired.candidate.mean()),
-                    base=float(paired.opponent.mean()),
-                    difference=paired.interval(evidence.metric, confidence),
-                    is_small=len(rows) < SMALL,
-                )
-                found.append(part)
+        listed = sorted(counts, key=lambda name: (-counts[name], name))[:LISTED]
+        listed = [name for name in listed if counts[name] >= LEAST]
+        if len(counts) == 1 or not listed:
+            continue
+        others = counts.keys() - listed
+        rest = others.pop() if len(others) == 1 else OTHER_ROWS
+        named = {row: name if (name := of_rows[row]) in listed else rest for row in evidence.clusters}
+        for name in [*listed, rest] if len(listed) < len(counts) else listed:
+            rows = {row: cluster for row, cluster in evidence.clusters.items() if named[row] == name}
+            paired = Evidence(evidence.metric, evidence.scores, rows).paired(TO_BEAT[0])
+            part = Slice(
+                by=by,
+                name=name,
+                num_rows=len(rows),
+                candidate=float(paired.candidate.mean()),
+                base=float(paired.opponent.mean()),
+                difference=paired.interval(evidence.metric, confidence),
+                is_small=len(rows) < SMALL,
+            )
+            found.append(part)
     return found
 
 

@@ -153,10 +153,10 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
         return _no_gain(longest, against)
     if not longest.rows_needed:
         return ""
-    mean = longest.difference[1]
+    mean, rows = longest.difference[1], describe(longest.metric).rows
     gain = max(mean, longest.threshold + SMALLEST_EFFECT)
     signed = f"{'+' if gain >= 0 else ''}{number(gain, _digits(longest)) if gain == mean else exactly(gain)}"
-    return f"; confirming {signed}{against} needs about {rounded_up(longest.rows_needed):,} rows"
+    return f"; confirming {signed}{against} needs about {rounded_up(longest.rows_needed):,} {rows} in all (80 % power)"
 
 
 def _no_gain(comparison: Comparison, against: str) -> str:

@@ -155,12 +155,12 @@ def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
     """List the refused records by reason, with the first of each and the command that converts its file."""
     files = list(files)
     firsts = {reason: _placed(tally.firsts[reason], files) for reason in tally.reasons}
-    first, advice = tally.firsts.get("bad_encoding", ""), ""
+    counts, first = dict(tally.reasons.most_common()), tally.firsts.get("bad_encoding", "")
     if file := next((file for file in files if first.startswith(f"{file.path} line ")), None):
         advice = encoding_advice(file.path, file.format, file.compression, first)
-        firsts["bad_encoding"] = without_guess(firsts["bad_encoding"], advice)
-    said = "; ".join(f"{n} {reason}, first {firsts[reason]}" for reason, n in tally.reasons.most_common())
-    return f"{said}{advice}"
+        firsts["bad_encoding"] = f"{without_guess(firsts['bad_encoding'], advice)}{advice}"
+        counts["bad_encoding"] = counts.pop("bad_encoding")  # last, since it may end in a command
+    return "; ".join(f"{n} {reason}, first {firsts[reason]}" for reason, n in counts.items())
 
 
 def _placed(first: str, files: Iterable[SourceFile]) -> str:

@@ -10,6 +10,7 @@ has least that does not belong together, and fastText has to find the language o
 
 import codecs
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -34,6 +35,7 @@ def _page(codec: str, iconv: str, title: str, family: str, languages: str) -> Co
 WESTERN = "af ca da de en es et eu fi fr ga gl id is it lb ms nl no nn oc pt sq sv"
 CENTRAL = "bs cs de hr hu pl ro sh sk sl sq sr"
 CYRILLIC = "be bg mk ru sr uk"
+VIETNAMESE = _page("cp1258", "WINDOWS-1258", "Windows-1258", "Vietnamese", "vi")  # a tone is a character of its own
 PAGES = (  # of equal readings the first is named
     _page("cp1252", "WINDOWS-1252", "Latin-1 or Windows-1252", "Western European", WESTERN),
     _page("cp1250", "WINDOWS-1250", "Windows-1250", "Central European", CENTRAL),
@@ -45,6 +47,7 @@ PAGES = (  # of equal readings the first is named
     _page("cp1257", "WINDOWS-1257", "Windows-1257", "Baltic", "lt lv et"),
     _page("cp1255", "WINDOWS-1255", "Windows-1255", "Hebrew", "he yi"),
     _page("cp1256", "WINDOWS-1256", "Windows-1256", "Arabic", "ar fa ur"),
+    VIETNAMESE,
 )
 
 WIDE_PAGES = (  # with several bytes a character
@@ -69,6 +72,7 @@ ALPHABETS = {  # language -> its letters beyond ASCII, small where lower() knows
     "ro": "ăâîşţéáö",
     "tr": "çğıİöşüâîû",
     "az": "çğıİöşüə",
+    "vi": "àáâãèéêìíòóôõùúăđĩũơưýạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủứừửữựỳỵỷỹ",
     "lt": "ąčęėįšųūžéäöü",
     "lv": "āčēģīķļņōŗšūžéäöü",
     "ru": "абвгдеёжзийклмнопрстуфхцчшщъыьэюя",
@@ -116,11 +120,15 @@ class Guess(NamedTuple):
 
     def said(self, of: str = "it") -> str:
         """The rest of a sentence about the text."""
-        named = " or ".join(f"{page.title} ({page.family})" for page in self.pages)
         if self.is_sure:
             reads = f", in which it reads {self.excerpt!r}: check that it reads right" if self.excerpt else ""
-            return f"; {of} looks like {named}{reads}"
-        return f"; it may be {named}: convert it to UTF-8 from the one in which it reads right" if named else ""
+            return f"; {of} looks like {self.named()}{reads}"
+        said = f"; {of} may be {self.named()}: convert it to UTF-8 from the one in which it reads right"
+        return said if self.pages else ""
+
+    def named(self) -> str:
+        """The pages, with or between them."""
+        return " or ".join(f"{page.title} ({page.family})" for page in self.pages)
 
 
 class _Reading(NamedTuple):
@@ -147,7 +155,7 @@ def _told(readings: Iterable[_Reading], sample: bytes, least_letters: int) -> Gu
         return Guess((), "", is_sure=False)
     best, second = likely[0], likely[1].likelihood if len(likely) > 1 else 0.0
     is_sure = best.likelihood >= max(LEAST_LIKELY, second + MARGIN) and best.num_letters >= least_letters
-    text = sample.decode(best.page.codec, "replace")
+    text = _text(sample, best.page)
     at = text.find(best.shown)
     around = text[max(0, at - AROUND) : at + len(best.shown) + AROUND]
     excerpt = excerpts.clipped(best.shown, MOST_SHOWN) if excerpts.masked(around) == around else ""
@@ -160,7 +168,7 @@ def _narrow(sample: bytes, beyond_ascii: Iterable[int]) -> Iterable[_Reading]:
     readings: dict[str, _Reading] = {}
     for page in PAGES:
         if _decodes(seen, page.codec):
-            text = sample.decode(page.codec, "replace")
+            text = _text(sample, page)
             reading = _judged(text, page)
             if text not in readings or reading.likelihood > readings[text].likelihood:
                 readings[text] = reading
@@ -182,6 +190,11 @@ def _wide(sample: bytes) -> list[_Reading]:
         if detected.code in page.languages and num_letters > len(words) / 2:  # or a word has hardly a letter of it
             found.append(_Reading(detected.confidence - match.chaos, page, max(parts, key=len), num_letters))
     return found
+
+
+def _text(sample: bytes, page: CodePage) -> str:
+    """The sample by a page, composed: Windows-1258 has the tones of Vietnamese as characters of their own."""
+    return unicodedata.normalize("NFC", sample.decode(page.codec, "replace"))
 
 
 def _decodes(content: bytes, codec: str) -> bool:

@@ -8,8 +8,9 @@ from tunewright.tasks.ingest.stores import is_url
 
 DECOMPRESS = {"gz": "gzip -dc", "zst": "zstd -dc"}
 MIXED = (
-    'python -c "import codecs, fileinput, sys; '
-    "codecs.register_error('other', lambda e: (e.object[e.start:{end}].decode('{codec}'), {end})); "
+    'python -c "import codecs, fileinput, sys, unicodedata; '
+    "read = lambda some: unicodedata.normalize('NFC', some.decode('{codec}')); "
+    "codecs.register_error('other', lambda e: (read(e.object[e.start:{end}]), {end})); "
     "sys.stdout.buffer.writelines(line.decode('utf-8', 'other').encode() for line in fileinput.input(mode='rb'))\""
 )
 
@@ -19,13 +20,15 @@ def conversion(path: str, encoding: str, compression: str = "") -> str:
     return _command(path, f"iconv -f {encoding} -t UTF-8", compression, "; to convert it: ")
 
 
-def mixed_conversion(path: str, codec: str, compression: str = "", *, is_wide: bool = False) -> str:
+def mixed_conversion(path: str, codec: str, compression: str = "", *, is_wide: bool = False, given: str = "") -> str:
     """The same about a file of which some lines are in UTF-8, which stay, and others in a code page of Python's.
 
     One that `is_wide` has several bytes a character, of which the first may be all that is not UTF-8: it is that of the
-    rest of the line.
+    rest of the line. `given` is the condition on which the command helps.
     """
-    said = "; other lines are in UTF-8, so iconv would spoil them; to convert only the bytes that are not UTF-8: "
+    said = (
+        f"; other lines are in UTF-8, so iconv would spoil them; to convert only the bytes that are not UTF-8{given}: "
+    )
     end = "len(e.object)" if is_wide else "e.end"
     return _command(path, MIXED.format(codec=codec, end=end), compression, said)
 

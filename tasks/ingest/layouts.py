@@ -46,11 +46,17 @@ def known_columns(path: str, there: Sequence[str], columns: frozenset[str] | Non
     return known
 
 
-def renamed(record: Record, columns: dict[str, str]) -> Record:
-    """The record with its fields under our names; `columns` are ours -> theirs, and of ours only they count then."""
-    taken = columns.keys() | set(columns.values())
-    mapped = {ours: record[theirs] for ours, theirs in columns.items() if theirs in record}
-    return {field: value for field, value in record.items() if field not in taken} | mapped
+class Renamed(Record):
+    """A record with its fields under our names; `columns` are ours -> theirs, and of ours only they count then.
+
+    Messages about it name its own fields.
+    """
+
+    def __init__(self, record: Record, columns: dict[str, str]) -> None:
+        taken = columns.keys() | set(columns.values())
+        super().__init__({field: value for field, value in record.items() if field not in taken})
+        self.update({ours: record[theirs] for ours, theirs in columns.items() if theirs in record})
+        self.own_fields, self.columns = [*record], columns
 
 
 def layout_of(record: Record) -> Layout:
@@ -68,7 +74,14 @@ def layout_of(record: Record) -> Layout:
 
 def found_fields(record: Record) -> str:
     """Say which fields a record has."""
-    return f"the fields are {', '.join(map(quoted, list(record)[:8]))}" if record else "it has no field"
+    fields = record.own_fields if isinstance(record, Renamed) else list(record)
+    return f"the fields are {', '.join(map(quoted, fields[:8]))}" if fields else "it has no field"
+
+
+def _own_name(record: Record, field: str) -> str:
+    """A field as the record names it, with our name where columns of the source map it: question (instruction)."""
+    theirs = record.columns.get(field, field) if isinstance(record, Renamed) else field
+    return field if theirs == field else f"{theirs} ({field})"
 
 
 def refuse_another(record: Record, layout: Layout, messages: list[Message]) -> None:
@@ -202,19 +215,20 @@ def _content(turn: Record, field: str, where: str) -> str:
 
 
 def _value(record: Record, field: str, where: str = "") -> Any:
+    named = _own_name(record, field)
     if field not in record:
-        instead = "" if where else f"; {found_fields(record)}; {MAPPED}"
-        raise RefusedRecord("missing_field", f"there is no {where}{field}{instead}")
+        instead = "" if where else f"; {found_fields(record)}{f'; {MAPPED}' if named == field else ''}"
+        raise RefusedRecord("missing_field", f"there is no {where}{named}{instead}")
     if record[field] is None:
-        raise RefusedRecord("null_field", f"{where}{field} is null")
+        raise RefusedRecord("null_field", f"{where}{named} is null")
     return record[field]
 
 
 def _text(record: Record, field: str, where: str = "") -> str:
-    value = _value(record, field, where)
+    value, named = _value(record, field, where), _own_name(record, field)
     if not isinstance(value, str):
-        raise RefusedRecord("wrong_type", f"{where}{field} is {kind(value)}, not a string")
-    return encodable(value, f"{where}{field}")
+        raise RefusedRecord("wrong_type", f"{where}{named} is {kind(value)}, not a string")
+    return encodable(value, f"{where}{named}")
 
 
 def encodable(text: str, where: str) -> str:

@@ -23,7 +23,7 @@ from tunewright.machine import parquet
 from tunewright.machine.bounded import Unreadable
 from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
-from tunewright.tasks.ingest.code_pages import ASCII, WIDE_PAGES, guess
+from tunewright.tasks.ingest.code_pages import ASCII, VIETNAMESE, WIDE_PAGES, guess
 from tunewright.tasks.ingest.encodings import conversion, mixed_conversion
 from tunewright.tasks.ingest.files import FileFormat, SourceFile, named
 from tunewright.tasks.ingest.layouts import known_columns
@@ -40,6 +40,7 @@ from tunewright.tasks.ingest.stores import is_url, num_bytes, opened
 
 NOT_UTF_8 = "not UTF-8"  # said of a record
 WHOLE_FILE = "the file as a whole"
+OTHER_LINES = "what is not UTF-8"  # of a file with other lines in UTF-8
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # of what is called CSV
 NO_PARQUET = "accepted: an undamaged Parquet file; for a file of another format, set data.sources[].format"
 ALWAYS_PLAUSIBLE = 100_000  # records of a file, and one for each of its bytes as it lies on the disk
@@ -268,7 +269,7 @@ def _header(file: SourceFile, rows: Iterator[list[str]], pulled: _Pulled) -> lis
 def encoding_advice(path: str, file_format: FileFormat, compression: Compression, said: str) -> str:
     """The code page of a file where `said` says of its text that it is not UTF-8, and the command that converts it.
 
-    Lines in UTF-8 beyond ASCII stay as they are. There is no command where the page is unsure.
+    Lines in UTF-8 beyond ASCII stay as they are. Where the page is unsure there is no command for a whole file.
     """
     if NOT_UTF_8 not in said or is_url(path) or file_format not in ("jsonl", "json", "csv", "text"):
         return ""
@@ -286,23 +287,27 @@ def encoding_advice(path: str, file_format: FileFormat, compression: Compression
             sample += line.content[: MOST_GUESSED_FROM - len(sample)]
     if not sample:
         return ""
-    found = guess(bytes(sample), beyond_ascii)
-    if not found.is_sure:
-        return found.said()
+    found, of = guess(bytes(sample), beyond_ascii), OTHER_LINES if is_mixed else WHOLE_FILE
+    if not found.pages:
+        return "; other lines are in UTF-8: correct the lines that are not" if is_mixed else ""
     page = found.pages[0]
+    given = "" if found.is_sure else f" if they are {page.title}"
     command = (
-        mixed_conversion(path, page.codec, compression, is_wide=page in WIDE_PAGES)
+        mixed_conversion(path, page.codec, compression, is_wide=page in (*WIDE_PAGES, VIETNAMESE), given=given)
         if is_mixed
         else conversion(path, page.iconv, compression)
     )
+    if not found.is_sure:
+        return f"; {of} may be {found.named()}{command}" if is_mixed else found.said("the file")
     if f"looks like {page.title}" in said:
         return command
-    return f"{found.said(WHOLE_FILE)}{command}"
+    return f"{found.said(of)}{command}"
 
 
 def without_guess(said: str, advice: str) -> str:
-    """Return the sentence on a record without its own likely code page, where `advice` names that of the whole file."""
-    return said.partition("; it looks like ")[0] if advice.startswith(f"; {WHOLE_FILE} ") else said
+    """Return the sentence on a record without its own likely code page, where `advice` names that of the file."""
+    is_named = advice.startswith((f"; {WHOLE_FILE} ", f"; {OTHER_LINES} "))
+    return said.partition("; it looks like ")[0] if is_named else said
 
 
 def _is_utf_8(content: bytes) -> bool:

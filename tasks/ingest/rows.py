@@ -9,7 +9,7 @@ from typing import Any
 
 from tunewright.config import Layout, Repair
 from tunewright.tasks.ingest.files import SourceFile
-from tunewright.tasks.ingest.layouts import Message, layout_of, optional_text, refuse_another, renamed, to_messages
+from tunewright.tasks.ingest.layouts import Message, Renamed, layout_of, optional_text, refuse_another, to_messages
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 from tunewright.tools.conversation import Conversation, chat_of, identity_of, texts_of
 
@@ -61,7 +61,7 @@ def to_row(
 def as_record(value: Any, file: SourceFile) -> Record:
     """A record's value as an object, its fields under our names. Raises RefusedRecord where it is no object."""
     if isinstance(value, dict):
-        return renamed(value, file.columns) if file.columns else value
+        return Renamed(value, file.columns) if file.columns else value
     said = f"a record is an object, this is {kind(value)}"
     if file.format == "jsonl" and isinstance(value, list) and any(isinstance(each, dict) for each in value):
         said += "; if the whole file is one JSON array, name it .json, or set format to json"

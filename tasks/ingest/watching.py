@@ -26,7 +26,7 @@ from tunewright.tasks.ingest.files import identify, is_remote, stamp
 from tunewright.tasks.ingest.opening import Compression
 
 SETTLED_SECONDS = 1.0  # a local file that has not changed for so long is no more being written
-REPAIRED = "as the last finished run read them, and the run after it failed"
+REPAIRED = "the newest run failed, and the files are again as the last finished run read them"
 NAMED = 3  # changes that are named one by one
 LONG_UNREADABLE = timedelta(hours=1)
 

@@ -54,6 +54,7 @@ from tunewright.tasks.split.proof import (
     findings,
     in_time,
     in_words,
+    largest_cluster,
     quarantine_reasons,
     random_leak_share,
     reasons_by_split,
@@ -265,6 +266,7 @@ def split(
         for code, count in proof.findings.items()
     ]
     warnings += _many_contaminated(contaminated, num_given)
+    warnings += largest_cluster(assignment, settings)
     warnings += unmet_shares(assignment, columns.given == NONE, exact, settings)
     if stratify != "none" and TEST not in exact:
         warnings += untested(strata, np.where(columns.given == NONE, own_split, NONE), stratify)

@@ -3,7 +3,8 @@
 Clusters take their turn by a hash of their smallest row_id, whatever the order of the rows, and so that the first of
 them, taken together, have each stratum's share (systematic sampling with a random start; Cochran 1977, "Sampling
 Techniques", chapter 8). Clusters of more than a tenth of a split come last: a large one trains, and fills no test set
-with one question.
+with one question. Where that leaves a split empty, test and validation share the clusters that they take in proportion
+to the rows that they ask for, at least one each, and the largest cluster trains.
 
 By time the newest cluster comes first, and none is passed over. A cluster is as old as its oldest row, so no test row
 is older than the beginning of what trains. By its newest row, old questions that were asked again would be tested.
@@ -67,20 +68,34 @@ def draw(
         oldest=oldest,
     )
     shared = shared & (assignment.cluster != NONE)
-    for number in (TEST, VALIDATION):
-        if number in exact:
-            continue
-        here = shared & (assignment.split == number)
-        wanted = getattr(settings, SPLITS[number]) * shared.sum() - here.sum()
-        free = np.flatnonzero(split_of == NONE)
-        if clusters.oldest is None:
-            have, want = (np.bincount(strata.of[rows], minlength=len(strata.names)) for rows in (here, shared))
-            starts = np.array([_lot(f"{settings.seed} {SPLITS[number]} {name}") for name in strata.names]) / 2.0**64
-            order = _in_turn(free, clusters, wanted, have, want, starts)
-        else:
-            order = free[np.lexsort((clusters.lots[free], -clusters.oldest[free]))]
-        split_of[_fill(order, clusters.sizes, wanted, passes_over=times is None)] = number
+    free, is_empty = np.flatnonzero(split_of == NONE), [number not in split_of for number in range(len(SPLITS))]
+    wanted = {
+        number: getattr(settings, SPLITS[number]) * shared.sum() - (shared & (assignment.split == number)).sum()
+        for number in (TEST, VALIDATION)
+        if number not in exact
+    }
+
+    def in_turn(wanted: dict[int, float]) -> np.ndarray:
+        left = np.flatnonzero(split_of == NONE)
+        if clusters.oldest is not None:
+            return left[np.lexsort((clusters.lots[left], -clusters.oldest[left]))]
+        here = shared & np.isin(assignment.split, [*wanted])
+        have, want = (np.bincount(strata.of[rows], minlength=len(strata.names)) for rows in (here, shared))
+        first = SPLITS[max(wanted)]
+        starts = np.array([_lot(f"{settings.seed} {first} {name}") for name in strata.names]) / 2.0**64
+        return _in_turn(left, clusters, sum(wanted.values()), have, want, starts)
+
+    for number in wanted:
+        order = in_turn({number: wanted[number]})
+        split_of[_fill(order, clusters.sizes, wanted[number], passes_over=times is None)] = number
     split_of[split_of == NONE] = TRAIN
+    if any(number not in split_of for number in (TRAIN, *wanted)) and len(free) >= sum(is_empty):
+        split_of[free] = NONE
+        least = {number: int(is_empty[number]) for number in wanted}
+        shares = _shared(in_turn(wanted), clusters.sizes, wanted, least, passes_over=times is None)
+        split_of[free] = TRAIN
+        for number, taken in shares.items():
+            split_of[taken] = number
     assignment.split[drawn] = split_of[assignment.cluster[drawn]]
     assignment.because[drawn] = Because.DRAWN if times is None else Because.BY_TIME
 
@@ -130,6 +145,30 @@ def _fill(order: np.ndarray, sizes: np.ndarray, wanted: float, *, passes_over: b
         elif wanted < 0.5 or not passes_over:  # not even a cluster of one row
             break
     return taken
+
+
+def _shared(
+    order: np.ndarray, sizes: np.ndarray, wanted: dict[int, float], least: dict[int, int], *, passes_over: bool
+) -> dict[int, list[int]]:
+    """Return the clusters of test and validation, in proportion to the rows `wanted`; `least` are those of each split.
+
+    The largest cluster in `order` is left over, by time the last, unless it is needed.
+    """
+    needed = sum(least.values())
+    if len(order) > needed:
+        order = np.delete(order, sizes[order].argmax() if passes_over else -1)
+    wanted = {number: max(0.0, rows) for number, rows in wanted.items()}
+    taken = _fill(order, sizes, sum(wanted.values()), passes_over=passes_over)
+    rest = order[~np.isin(order, taken)]
+    rest = rest[np.argsort(sizes[rest], kind="stable")] if passes_over else rest
+    taken += rest[: max(0, needed - len(taken))].tolist()
+    first, *others = wanted
+    if not others:
+        return {first: taken}
+    share = wanted[first] / sum(wanted.values())
+    firsts = _fill(np.array(taken, np.int64), sizes, share * sizes[taken].sum(), passes_over=passes_over)
+    firsts = (firsts or taken[: least[first]])[: len(taken) - least[others[0]]]
+    return {first: firsts, others[0]: [cluster for cluster in taken if cluster not in firsts]}
 
 
 def _in_turn(

@@ -142,6 +142,20 @@ def unmet_shares(assignment: Assignment, free: np.ndarray, exact: frozenset[int]
     return said
 
 
+def largest_cluster(assignment: Assignment, settings: Split) -> list[str]:
+    """Warn of a cluster that holds more than half of the rows."""
+    assigned = np.flatnonzero(assignment.cluster != NONE)
+    sizes = np.bincount(assignment.cluster[assigned], minlength=1)
+    if 2 * sizes.max() <= len(assigned) or sizes.max() == 1:
+        return []
+    name = SPLITS[int(assignment.split[assignment.cluster == sizes.argmax()][0])]
+    return [
+        f"one cluster has {sizes.max():,} of {len(assigned):,} rows ({100 * sizes.max() / len(assigned):.0f} %), all "
+        f"in the {name} split: rows of one group, or near-duplicates directly or through others (split.threshold "
+        f"{settings.threshold:g}; a higher one makes smaller clusters)"
+    ]
+
+
 def rows_by_split(splits: np.ndarray) -> dict[str, int]:
     """Return the number of rows by split."""
     return {name: int((splits == number).sum()) for number, name in enumerate(SPLITS)}

@@ -47,7 +47,9 @@ class Details:
         if self.assignment.because[row] == Because.NOT_DRAWN:
             return "split.replay allows no more replay rows"
         partners = self.assignment.partners[row]
-        said = " and ".join(map(self._of_partner, partners)).replace(f" and {SIMILAR} ", " and ")
+        said = " and ".join(map(self._of_partner, partners))
+        if not any(math.isnan(partner.similarity) for partner in partners):
+            said = said.replace(f" and {SIMILAR} ", " and ")
         if self.assignment.because[row] == Because.REPEATS_OWN_ROW:
             return f"It {said}, which takes precedence"
         splits = {partner.split for partner in partners if not math.isnan(partner.similarity)} - {NONE}

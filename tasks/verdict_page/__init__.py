@@ -13,7 +13,7 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from tunewright.artifacts import Adapter, Answers, Artifact, Rows, RunArtifacts, VerdictPage
-from tunewright.artifacts.payloads import Comparison, LeakProof, Slice
+from tunewright.artifacts.payloads import OTHER_ROWS, Comparison, LeakProof, Slice
 from tunewright.machine import addresses
 from tunewright.metrics.catalogue import CONSTANT, baseline, constant_answer
 from tunewright.metrics.catalogue import general_tables as of_each
@@ -160,7 +160,7 @@ def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, DrawnInterval, float]]
         return []
     scale = scale_of(value for each in slices for value in each.difference)
     kinds = list(dict.fromkeys(each.by for each in slices))
-    ranked = sorted(slices, key=lambda each: (kinds.index(each.by), each.difference[1]))
+    ranked = sorted(slices, key=lambda each: (kinds.index(each.by), each.name == OTHER_ROWS, each.difference[1]))
     drawn = []
     for each in ranked:
         low, _, high = each.difference

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from statistics import NormalDist, fmean
 from typing import Literal, NamedTuple
 
-from tunewright.artifacts.payloads import Comparison
+from tunewright.artifacts.payloads import OTHER_ROWS, Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.intervals import RAISE_LIMIT, cut_off, scores
@@ -222,7 +222,7 @@ def parts(case: Case) -> Found:
     behind = [
         (metric.gain(mean, each.candidate) * math.sqrt(each.num_rows) / deviation, each)
         for each in found
-        if deviation and each.num_rows >= FEWEST and each.name != UNTOLD
+        if deviation and each.num_rows >= FEWEST and each.name not in (UNTOLD, OTHER_ROWS)
     ]
     worst, each = max(behind, key=lambda pair: pair[0], default=(0.0, None))
     if each and worst > z:

@@ -81,7 +81,9 @@ def undecided(case: Case) -> Found:
         if is_of_verdict and smallest is not None
         else ""
     )
-    because = f"against the {_opponent(hardest)}: {gain}; {detectable}test rows needed: about {rounded_up(needed):,}"
+    because = (
+        f"against the {_opponent(hardest)}: {gain}; {detectable}about {rounded_up(needed):,} test rows needed in all"
+    )
     if needed > 5 * num_rows:
         yield Suggestion("Aim for a larger gain rather than more test rows", because, "intervals")
     else:
@@ -172,8 +174,9 @@ def nothing_learned(case: Case) -> Found:
             )
     same = case.same_as_base
     if same >= SAME and wants != "gentler":
+        longer = "" if any(not_finished(case)) else f" or more {case.curves.ended_by}"
         yield Suggestion(
-            f"Train more: a higher training.learning_rate or more {case.curves.ended_by}",
+            f"Train more: a higher training.learning_rate{longer}",
             f"{percent(same)} of the candidate's answers are identical to the base's",
             "training",
         )
@@ -189,8 +192,9 @@ def failed_training(case: Case) -> Found:
 def training(case: Case) -> Found:
     """Yield the warnings about the training curves as suggestions."""
     for each in case.training_warnings:
-        if each.kind == "still falling at the end" and (learned_nothing(case) or direction(case) == "gentler"):
-            continue  # not_finished says it, or more of it would do harm
+        is_said = learned_nothing(case) or any(not_finished(case))
+        if each.kind == "still falling at the end" and (is_said or direction(case) == "gentler"):
+            continue  # or more of it would do harm
         yield _of_curves(each)
 
 

@@ -357,6 +357,7 @@ class Verdict(Artifact, frozen=True):
     smallest_visible: float | None = (
         None  # gain of the metric detectable at 80 % power, where it is the hardest to show
     )
+    visible_against: str = ""  # the opponent of that gain; empty in earlier records
     test_set_uses: int = 0  # of these rows; counted after the stage, so it is no part of its key
     warnings: tuple[str, ...] = ()  # of answers that were cut off and, from the flow, of many test-set uses
 

@@ -301,6 +301,10 @@ class Decision(BaseModel, frozen=True):
     smallest_visible: float | None = (
         None  # gain of the metric detectable at 80 % power, where it is the hardest to show
     )
+    visible_against: str = ""  # the opponent of that gain
+
+
+OTHER_ROWS = "all others"  # the slice of the rows whose own slices are not listed
 
 
 class Slice(BaseModel, frozen=True):

@@ -37,6 +37,11 @@ FEWEST = 2  # trainings that finished, before any is pruned
 WARM_UP = 0.34  # of the planned steps
 PARTS = 1_000  # of the planned steps: Optuna counts in whole numbers
 LEGEND = "± is the standard deviation over seeds; behind is the mean gap to the best over common seeds"
+NOISE = (
+    "a gap is within noise where a paired t test over these seeds does not show it (one-sided, 95 %), however far "
+    "apart the standard deviations look: more --seeds show smaller gaps"
+)
+MOST_DECIMALS = 6
 PRUNED = "pruned variants are not ranked: they might have caught up"
 APART = 12.0  # units of the viewBox between two numbers of lines, so that both can be read
 COLUMNS = ("seeds", "best step", "trainable parameters", "time", "memory")
@@ -127,7 +132,7 @@ class Course:
         return evaluation
 
 
-__all__ = ["Course", "Ranked", "Study", "Trial", "VariantComparison", "markdown", "notes", "of", "row"]
+__all__ = ["Course", "Ranked", "Study", "Trial", "VariantComparison", "markdown", "notes", "of", "rows"]
 
 
 class VariantComparison(BaseModel, frozen=True):
@@ -157,7 +162,10 @@ def write_page(file: Path, ranked: Sequence[Ranked], sentence: str) -> None:
     """Writes the page: the sentence, the variants in their order, and their courses on the validation rows."""
     page = template(Path(__file__).with_name("page.html")).render(
         sentence=sentence,
-        rows=[{"variant": each.variant, "state": each.state, **row(each)} for each in ranked],
+        rows=[
+            {"variant": each.variant, "state": each.state, **row}
+            for each, row in zip(ranked, rows(ranked), strict=True)
+        ],
         notes=notes(ranked),
         chart=_chart(ranked),
         trials=[trial for each in ranked for trial in each.trials],
@@ -167,31 +175,48 @@ def write_page(file: Path, ranked: Sequence[Ranked], sentence: str) -> None:
 
 def markdown(ranked: Sequence[Ranked]) -> str:
     """The variants in their order as a table."""
-    names = list(row(ranked[0]))
-    lines = [f"| variant | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-    lines += [f"| {html.escape(each.variant)} | {' | '.join(row(each).values())} |" for each in ranked]
+    table = rows(ranked)
+    lines = [f"| variant | {' | '.join(table[0])} |", f"|---|{'---:|' * len(table[0])}"]
+    lines += [
+        f"| {html.escape(each.variant)} | {' | '.join(row.values())} |" for each, row in zip(ranked, table, strict=True)
+    ]
     return "\n".join([*lines, "", notes(ranked)])
 
 
 def notes(ranked: Sequence[Ranked]) -> str:
     """Return the notes to the table, or "" if it needs none."""
     said = [LEGEND] if any(each.deviation is not None for each in ranked) else []
+    said += [NOISE] if any(each.beaten is False and not each.ties for each in ranked) else []
     said += [PRUNED] if any(each.state == "pruned" for each in ranked) else []
     return f"{'; '.join(said)}." if said else ""
 
 
-def row(ranked: Ranked) -> dict[str, str]:
-    """Return the table row of a variant, by column head."""
+def rows(ranked: Sequence[Ranked]) -> list[dict[str, str]]:
+    """Return the table rows of the variants, by column head."""
+    decimals = _decimals([each for each in ranked if each.state == "finished"])
+    return [_row(each, decimals) for each in ranked]
+
+
+def _decimals(finished: Sequence[Ranked]) -> int:
+    """The decimals that show four digits of each mean, two of its deviation, and different means apart, up to six."""
+    shown = [(3, each.mean) for each in finished] + [(1, each.deviation) for each in finished if each.deviation]
+    wanted = max((digits - math.floor(math.log10(abs(value))) for digits, value in shown if value), default=0)
+    means = {round(each.mean, MOST_DECIMALS) for each in finished}
+    apart = next(d for d in range(MOST_DECIMALS + 1) if len({round(mean, d) for mean in means}) == len(means))
+    return min(MOST_DECIMALS, max(wanted, apart))
+
+
+def _row(ranked: Ranked, decimals: int) -> dict[str, str]:
     first, measure = ranked.trials[0], in_words(ranked.trials[0].measure)
     if ranked.state != "finished":
         last = first.evaluations[-1] if first.evaluations else None
         seen = f"{number(last.value)} at step {last.step} of {last.planned}" if last else ""
         return {f"validation {measure}": seen, "behind": ranked.state, **dict.fromkeys(COLUMNS, "")}
-    spread = "" if ranked.deviation is None else f" ± {ranked.deviation:.2g}"
-    told = {True: "", False: ", within noise", None: ""}[ranked.beaten]
+    spread = "" if ranked.deviation is None else f" ± {ranked.deviation:.{decimals}f}"
+    told = f", within noise (up to {ranked.noise:.2g})" if ranked.beaten is False else ""
     return {
-        f"validation {measure}": f"{number(ranked.mean)}{spread}",
-        "behind": f"{ranked.behind:.2g}{told}" if ranked.behind else "best",
+        f"validation {measure}": f"{ranked.mean:.{decimals}f}{spread}",
+        "behind": "tie" if ranked.ties else f"{ranked.behind:.2g}{told}" if ranked.behind else "best",
         "seeds": str(len(ranked.values)),
         "best step": ", ".join(str(trial.best_step) for trial in ranked.trials),
         "trainable parameters": f"{ranked.learning:,}" if ranked.learning else "",

@@ -1,4 +1,8 @@
-"""Which variant is the best, and which are not told apart from it: a difference within the noise of seeds is none."""
+"""Which variant is the best, and which are not told apart from it: a difference within the noise of seeds is none.
+
+Within noise is what a paired t test over the common seeds does not show, one-sided at 95 %. With two seeds it shows a
+mean difference from 4.5 of its standard deviations on, with three from 1.7 on.
+"""
 
 import math
 from collections.abc import Sequence
@@ -51,6 +55,7 @@ def in_words(measure: str) -> str:
 
 
 CONFIDENCE = 0.95
+TIE = 0.001  # of the best value or, where it is more, of the spread over seeds: a smaller difference is none
 QUICKER = 0.8  # of the time of another, to be worth a word on a machine that is not always as fast
 STATES: tuple[State, ...] = ("finished", "pruned", "failed")
 
@@ -61,7 +66,9 @@ class Ranked(BaseModel, frozen=True):
     variant: str
     trials: tuple[Trial, ...]
     behind: float | None = None  # of the best, the mean over common seeds; None where it did not finish
+    noise: float | None = None  # up to which a mean difference of these seeds may be chance; None as `beaten`
     beaten: bool | None = None  # whether that is more than noise; None where the best has one seed, or it is the best
+    ties: bool = False  # with the best: it is behind by next to nothing
 
     @property
     def state(self) -> State:
@@ -111,19 +118,19 @@ def _beside(best: Ranked, other: Ranked, sign: int) -> Ranked:
         return best.model_copy(update={"behind": 0.0})
     seeds = sorted(best.values.keys() & other.values.keys())
     differences = np.array([sign * (other.values[seed] - best.values[seed]) for seed in seeds])
-    beaten = None
-    if len(seeds) > 1:
-        beaten = _is_positive(differences)
-    return other.model_copy(update={"behind": float(differences.mean()), "beaten": beaten})
+    behind, noise = float(differences.mean()), _noise(differences) if len(seeds) > 1 else None
+    beaten = None if noise is None else behind > noise
+    ties = not beaten and behind <= TIE * max(abs(best.mean), best.deviation or 0.0)
+    return other.model_copy(update={"behind": behind, "noise": noise, "beaten": beaten, "ties": ties})
 
 
-def _is_positive(differences: np.ndarray) -> bool:
-    """Whether a mean is above 0 by a paired t test; of two or three seeds Gaffke's bound never is."""
+def _noise(differences: np.ndarray) -> float:
+    """The mean above which a paired t test says that it is above 0; of two or three seeds Gaffke's bound never does."""
     from scipy.special import stdtrit
 
     num_seeds = len(differences)
     error = float(differences.std(ddof=1)) / math.sqrt(num_seeds)
-    return float(differences.mean()) > float(stdtrit(num_seeds - 1, CONFIDENCE)) * error
+    return float(stdtrit(num_seeds - 1, CONFIDENCE)) * error
 
 
 def sentence(ranked: Sequence[Ranked]) -> str:
@@ -138,9 +145,13 @@ def sentence(ranked: Sequence[Ranked]) -> str:
 
 
 def _of_the_best(best: Ranked, others: Sequence[Ranked]) -> str:
-    said = f"Best by validation {in_words(best.trials[0].measure)}: {best.variant} ({best.mean:.4g})"
+    measure, tied = in_words(best.trials[0].measure), [each for each in others if each.ties]
+    said = f"Best by validation {measure}: {best.variant} ({best.mean:.4g})"
     if not others:
         return f"{said}; no other variant finished."
+    if tied:
+        names = " and ".join([", ".join([best.variant, *(each.variant for each in tied[:-1])]), tied[-1].variant])
+        return f"A tie by validation {measure}: {names} ({best.mean:.4g}){_cheaper(best, tied)}."
     if best.deviation is None:
         return (
             f"{said}, {others[0].behind:.2g} ahead of the next. With one seed each the difference may be chance; "
@@ -164,4 +175,4 @@ def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:
         found, takes = quickest, f"takes {duration(quickest.seconds)} instead of {duration(best.seconds)}"
     else:
         return ""
-    return f", which {takes}" if len(even) == 1 else f", of which {found.variant} {takes}"
+    return f", which {takes}" if len(even) == 1 and not found.ties else f", of which {found.variant} {takes}"

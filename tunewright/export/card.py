@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunewright.artifacts import shown
-from tunewright.artifacts.payloads import Comparison, Interval, VerdictDetails
+from tunewright.artifacts.payloads import OTHER_ROWS, Comparison, Interval, VerdictDetails
 from tunewright.export.evidence import CardEvidence
 from tunewright.export.parity import Parity
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline, constant_answer
@@ -146,7 +146,8 @@ def _settings(section: str, names: tuple[str, ...], params: Mapping[str, str]) -
 
 def _languages(verdict: VerdictDetails) -> list[tuple[str, int]]:
     """The languages of the test rows' prompts with their rows, as far as they were told apart."""
-    return [(each.name, each.num_rows) for each in verdict.slices if each.by == "language" and each.name != UNKNOWN]
+    told = [each for each in verdict.slices if each.by == "language" and each.name not in (UNKNOWN, OTHER_ROWS)]
+    return [(each.name, each.num_rows) for each in told]
 
 
 def _metrics(verdict: VerdictDetails) -> list[str]:
@@ -179,9 +180,12 @@ def _cell(bounds: Interval) -> str:
     return f"{number(mean, 3)} [{number(low, 3)}, {number(high, 3)}]"
 
 
+def _opponent(name: str, metric: str) -> str:
+    return baseline(metric) if name == CONSTANT else NAMES.get(name, name)
+
+
 def _compared(each: Comparison) -> tuple[str, str, str, str, str]:
-    opponent = baseline(each.metric) if each.opponent == CONSTANT else NAMES.get(each.opponent, each.opponent)
-    opponent = "the required score" if each.opponent == AT_LEAST else opponent
+    opponent = "the required score" if each.opponent == AT_LEAST else _opponent(each.opponent, each.metric)
     difference = interval(each.difference, signed=True, threshold=each.threshold)
     return each.metric, in_part(opponent, each.in_part), difference, number(each.threshold), each.finding
 
@@ -199,9 +203,10 @@ def limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
         + (f"; from {most} on, scores on them are likely to be too good." if most else ".")
     )
     if verdict.smallest_visible is not None:
+        over = f" over the {_opponent(verdict.visible_against, verdict.metric)}" if verdict.visible_against else ""
         yield (
-            f"On these test rows a gain of less than {number(verdict.smallest_visible)} in {verdict.metric} is likely "
-            "to be missed (80 % power)."
+            f"On these test rows a gain{over} of less than {number(verdict.smallest_visible)} in {verdict.metric} is "
+            "likely to be missed (80 % power)."
         )
     for warning in evidence.warnings:
         yield f"{warning[0].upper()}{warning[1:].rstrip('.')}."

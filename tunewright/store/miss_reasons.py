@@ -31,6 +31,7 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "prompt.shots": "evaluation.shots",
     "prompt.max_new_tokens": "evaluation.max_new_tokens",
     "prompt.embedding_model": "dedupe.semantic_model",
+    "evaluate.evaluation.metrics": "evaluation.metrics, with those of gate",
     "judge.url": "judge.url",
     "judge.model": "judge.model",
     "judge.rows": "judge.rows",
@@ -123,6 +124,8 @@ def causes(
         if (found[1] if found else FOLLOWS.get(f"{stage}.{name}", "")) not in waits
         and NAMED_BY.get(f"{stage}.{name}") not in made_by  # another name is cause enough
     ]
+    needed = [name for name in names if f"{stage}.{name}" not in NAMED_BY or (before.get(name) and now.get(name))]
+    names = needed or names  # what one call does without is no change of its own: another setting needs it or not
     said = [*_files(before, now, made), *_sections(stage, names, before, now)]
     if code := [name.removeprefix("code ") for name in names if name.startswith("code ")]:
         rest = f" and {len(code) - MOST_DEFINITIONS} more" if len(code) > MOST_DEFINITIONS else ""
