@@ -154,18 +154,19 @@ def test_where_a_rank_is_killed_the_others_end_and_the_run_resumes_to_the_same_b
     strategy: str, attempt: Attempt, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = ONE.model_copy(update={"devices": 2, "strategy": strategy})
+    dropped = SMALL.model_copy(update={"dropout": 0.1})  # by a random state of each rank
     with monkeypatch.context() as patch:
         patch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
         patch.setattr(stage, "_attempt", by_forks)
-        undisturbed = train.fn(tokens, tiny_base, SMALL, LONG, two)
+        undisturbed = train.fn(tokens, tiny_base, dropped, LONG, two)
     monkeypatch.setattr(stage, "_attempt", attempt)
     killer = _kill_a_rank_after(home / "work", '"step": 7', signal.SIGKILL)
     with pytest.raises(TrainerDied, match="the trainer was killed by SIGKILL") as died:
-        train.fn(tokens, tiny_base, SMALL, LONG, two)
+        train.fn(tokens, tiny_base, dropped, LONG, two)
     assert is_transient(died.value)
     assert not any(process.is_running() for process in killer()), "the other rank ended with it"
     monkeypatch.setattr(stage, "_attempt", by_forks)
-    resumed = train.fn(tokens, tiny_base, SMALL, LONG, two)
+    resumed = train.fn(tokens, tiny_base, dropped, LONG, two)
     assert 6 <= json.loads(resumed.path("status.json").read_text())["resumed_from"] < 24
     assert weights(resumed) == weights(undisturbed)
     steps = [line["step"] for line in curve(resumed) if "loss" in line]
