@@ -537,7 +537,7 @@ def test_a_warning_about_the_test_rows_is_given_by_each_run(tunewright: Run) -> 
         shown = tunewright("run", "tiny.yaml", "--until", "split")
         assert re.search(rf"^split +{state} ", shown.stdout, re.MULTILINE)
         words = " ".join(shown.stdout.split())
-        said.append(re.findall(r"split: \d+ test rows .*?, too few to detect .*? proof.json has more", words))
+        said.append(re.findall(r"split: \d+ test rows .*?can show only .*? proof.json has more", words))
     assert {*said[0]} == {*said[1]} and len({*said[0]}) == 1
 
 

@@ -375,7 +375,7 @@ def test_a_warning_is_logged_once_with_the_variants_that_it_holds_for(caplog: py
 
 
 def test_a_long_warning_is_cut_before_a_bracket_and_between_words() -> None:
-    few = "split: 61 test rows count as 26 independent rows (near-duplicates and rows of one group count once), too few"
+    few = "split: 61 test rows count as 26 independent rows (near-duplicates and rows of one group count once) and can"
     plain = f"split: {'word ' * 30}"
     once = WarningsOnce()
     for once.variant in ("a", "b"):

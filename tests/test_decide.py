@@ -824,6 +824,10 @@ def test_slices_go_by_the_own_text_of_a_prompt() -> None:
     rows = [{"row_id": str(at), "source": "a", "messages": turns} for at, turns in enumerate(said)]
     found = kinds(pa.Table.from_pylist(rows, schema), {row["row_id"]: "team" for row in rows})
     assert [*found["language"].values()] == [code for code, _ in texts]
+    turns = [{"role": "user", "content": f"{order}12"}, {"role": "assistant", "content": "team"}]
+    short = [*rows, {"row_id": "short", "source": "a", "messages": turns}]
+    found = kinds(pa.Table.from_pylist(short, schema), {row["row_id"]: "team" for row in short})
+    assert found["language"]["short"] == "en", "by the instruction, where nothing else tells it"
     longest = max(len(text) for _, text in texts)
     assert all(int(re.findall(r"\d+", name)[0]) <= longest for name in found["length"].values())
 

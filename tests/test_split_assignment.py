@@ -393,16 +393,16 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     splits = split_rows([*(row_of(text) for text in prompts(60, copies=0)), *tested])
     assert splits.num_test == 28
     assert (
-        "28 test rows count as 1 independent row (near-duplicates and rows of one group count once), too few to "
-        "detect an accuracy difference below about 1.00 between two models (estimated before training): "
+        "28 test rows count as 1 independent row (near-duplicates and rows of one group count once) and can show only "
+        "a difference in accuracy of more than about 1.00 between two models (estimated before training): "
     ) in caplog.text
 
 
 @pytest.mark.parametrize(
     ("count", "clusters", "said"),
-    [(1, 1, "1 test row is independent, "), (9, 9, "9 test rows are independent, "), (9, 4, "count as 4 independent")],
+    [(1, 1, "1 test row can show only"), (9, 9, "9 test rows can show only"), (9, 4, "count as 4 independent rows (")],
 )
-def test_rows_that_all_count_are_said_to_be_independent(count: int, clusters: int, said: str) -> None:
+def test_rows_that_do_not_all_count_are_said_to_count_as_fewer(count: int, clusters: int, said: str) -> None:
     proof = make_proof(test_clusters=clusters, smallest_visible_difference=0.5)
     assert said in in_words("too_small", count, proof)
 
@@ -417,7 +417,7 @@ def test_rows_that_all_count_are_said_to_be_independent(count: int, clusters: in
 )
 def test_more_test_rows_come_from_where_the_test_split_is_from(provided: tuple[str, ...], advice: str) -> None:
     proof = make_proof(user_provided_splits=provided, test_clusters=9, smallest_visible_difference=0.5)
-    assert in_words("too_small", 9, proof).endswith(f": for a verdict that tells, {advice}")
+    assert in_words("too_small", 9, proof).endswith(f": for a clearer verdict, {advice}")
 
 
 def test_an_earlier_version_that_is_not_whole_is_an_error_that_names_the_setting() -> None:

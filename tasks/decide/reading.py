@@ -188,7 +188,8 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     """{kind: {row_id: slice}} of the test rows (row_id, source, messages) and their references.
 
     Language and length are those of a prompt's own text, without the sentences that many rows have, such as the
-    instruction. With `has_calls` a kind is whether the reference calls a tool.
+    instruction. Where that text is too short to tell the language, it is that of the whole prompt. With `has_calls` a
+    kind is whether the reference calls a tool.
 
     What a name shows of secrets and personal data is masked, as in other reports.
     """
@@ -199,10 +200,14 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     test = test.filter(pc.field("row_id").isin([*references]))
     rows = test["row_id"].to_pylist()
     said = [references[row] for row in rows]
-    prompts = prompt_texts(test, common_segments(test["messages"]))
+    common = common_segments(test["messages"])
+    prompts, whole = prompt_texts(test, common), prompt_texts(test, common[:0])
     found = {
         "source": list(map(in_a_line, test["source"].to_pylist())),
-        "language": [spoken.code if spoken else "unknown" for spoken in map(language, prompts)],
+        "language": [
+            spoken.code if (spoken := language(own) or language(all_of_it)) else "unknown"
+            for own, all_of_it in zip(prompts, whole, strict=True)
+        ],
         "length": _lengths(list(map(len, prompts))),
     }
     if has_calls:

@@ -38,8 +38,8 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     "train_newer_than_test": ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
         "test row",
-        "{independent}, too few to detect an accuracy difference below about {difference} between two models "
-        "(estimated before training): for a verdict that tells, {advice}",
+        "{independent}can show only a difference in accuracy of more than about {difference} between two models "
+        "(estimated before training): for a clearer verdict, {advice}",
     ),
 }
 
@@ -75,11 +75,10 @@ def visible_difference(num_clusters: int) -> float:
 def in_words(code: str, count: int, proof: LeakProof) -> str:
     """Describe a finding in a sentence; for a test split that is too small, with the number of its clusters."""
     clusters = proof.test_clusters
-    if clusters == count:
-        independent = "is independent" if count == 1 else "are independent"
-    else:
+    independent = ""
+    if clusters != count:
         rows = "1 independent row" if clusters == 1 else f"{clusters:,} independent rows"
-        independent = f"count as {rows} (near-duplicates and rows of one group count once)"
+        independent = f"count as {rows} (near-duplicates and rows of one group count once) and "
     difference = number(proof.smallest_visible_difference)
     is_provided = SPLITS[TEST] in proof.user_provided_splits
     advice = "add rows to the source with use_as: test" if is_provided else "use more data or a larger split.test"
