@@ -4,7 +4,6 @@ Render's rows are counted exactly, a sample of steps for the whole; before rende
 stand for them.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -124,7 +123,7 @@ def loads(
     devices: int = 1,
 ) -> list[Load]:
     """The micro-batches of a step's rows, of all devices together."""
-    groups = cut(step, layout, min(micro_batch, math.ceil(len(step) / devices)), max_tokens)
+    groups = cut(step, layout, micro_batch, max_tokens, devices)
     return [load(group, layout, a_group, is_whole_step=len(groups) <= devices) for group in groups]
 
 

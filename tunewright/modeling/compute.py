@@ -214,11 +214,9 @@ class _Choice:
             raise ConfigError(f"compute.strategy=fsdp: {obstacle}; accepted: ddp")
         if asked != "auto":
             return asked == "fsdp"
-        needed = _resident_bytes(self.config, self.method, precision, self.longest)
-        fits = needed <= RESIDENT_SHARE * self.device.memory_bytes
-        took = f"the weights and the longest row take about {needed / 1e9:.1f} GB"
-        why = f"{took} of {self.device.memory_bytes / 1e9:.1f} GB on each device"
-        return self._because("sharded", not fits and not obstacle, why if fits or not obstacle else obstacle)
+        fits, why = self._fits(precision)
+        why = f"{why} on each device" if fits or not obstacle else obstacle
+        return self._because("sharded", not fits and not obstacle, why)
 
     def _not_sharded(self) -> str:
         """Why the model cannot be sharded; or empty."""
@@ -233,12 +231,17 @@ class _Choice:
             return self.compute.checkpointing
         if self.plain:
             return self._because("checkpointing", False, "training.speed=plain")
-        ranks = self.compute.devices if sharded else 1
-        needed = _resident_bytes(self.config, self.method, precision, self.longest, ranks)
-        if needed > RESIDENT_SHARE * self.device.memory_bytes:
-            why = f"the weights and the longest row take about {needed / 1e9:.1f} GB"
-            return self._because("checkpointing", True, f"{why} of {self.device.memory_bytes / 1e9:.1f} GB")
-        return self._because("checkpointing", False, "memory suffices without it")
+        fits, why = self._fits(precision, self.compute.devices if sharded else 1)
+        return self._because("checkpointing", not fits, "memory suffices without it" if fits else why)
+
+    def _fits(self, precision: str, ranks: int = 1) -> tuple[bool, str]:
+        """Whether a device has room for the weights, sharded over so many, and a row; and how much they take of it."""
+        needed, there = (
+            _resident_bytes(self.config, self.method, precision, self.longest, ranks),
+            self.device.memory_bytes,
+        )
+        said = f"the weights and the longest row take about {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB"
+        return needed <= RESIDENT_SHARE * there, said
 
     def liger(self) -> bool:
         obstacle = ""

@@ -17,8 +17,14 @@ Layout = Literal["shared", "packed", "flash", "padded"]
 GROUP = {"cpu": 2**14, "cuda": 2**20}
 
 
-def cut(rows: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None) -> list[list[Row]]:
-    """The rows in micro-batches: those that begin alike, or are of like length, are together; equals stay in order."""
+def cut(
+    rows: Sequence[Row], layout: Layout, micro_batch: int, max_tokens: int | None, ranks: int = 1
+) -> list[list[Row]]:
+    """The rows in micro-batches: those that begin alike, or are of like length, are together; equals stay in order.
+
+    They are at least as many as the ranks, where there are as many rows.
+    """
+    micro_batch = min(micro_batch, math.ceil(len(rows) / ranks))
     if len(rows) <= micro_batch and max_tokens is None:
         return [list(rows)]
     key: Callable[[Row], Any] = (lambda row: row["input_ids"]) if layout == "shared" else num_tokens

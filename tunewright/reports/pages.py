@@ -53,11 +53,8 @@ def rounded(found: Sequence[float], threshold: float = 0.0) -> list[str]:
 
 
 def below(value: float, threshold: float) -> str:
-    """A value of two decimals, or of as many as show that it is below the threshold, if it is."""
-    fitting = (
-        digits for digits in range(2, MOST_DIGITS + 1) if (round(value, digits) < threshold) == (value < threshold)
-    )
-    return f"{value:.{next(fitting, MOST_DIGITS)}f}"
+    """A value with as few decimals, from two to four, as leave it on its side of the threshold."""
+    return f"{value:.{next(_that_keep_sides([value], threshold), MOST_DIGITS)}f}"
 
 
 def digits_of(own: float, theirs: float, difference: Sequence[float], threshold: float = 0.0) -> int:

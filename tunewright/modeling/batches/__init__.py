@@ -7,7 +7,6 @@ packed, for FlashAttention.
 The rows of an optimizer step are cut into micro-batches; however they are cut and laid out, the update is the same.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,8 +46,7 @@ class Collator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The step's batch, of rows as they were drawn."""
-        most = min(self.micro_batch, math.ceil(len(rows) / self.ranks))
-        cuts = cut(rows, self.layout, most, self.max_tokens)
+        cuts = cut(rows, self.layout, self.micro_batch, self.max_tokens, self.ranks)
         shares = shared_out(cuts, self.ranks)
         own = [self.lay(micro_batch) for micro_batch in shares[self.rank]]
         idle = max(map(len, shares)) - len(own)
