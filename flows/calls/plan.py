@@ -1,6 +1,7 @@
 """A plan: each stage is looked up, and why it would run is said; nothing is run."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Plan(Calls):
         super().__init__(settings, until, refresh)
         self.uncertain: dict[str, str] = {}  # digest of what is still to be made -> the stage that makes it
         self.said: set[str] = set()  # causes that an earlier stage has
+        self.after: defaultdict[str, set[str]] = defaultdict(set)  # stage -> all stages that would run before it
 
     def called(self, task: Task[..., A], of: str, inputs: Mapping[str, Any]) -> A:
         """The record that is there, that of the last time, or one that stands for it."""
@@ -71,7 +73,9 @@ class Plan(Calls):
     ) -> Iterator[str]:
         """Why it would run, if it would; of what an earlier stage has said nothing again."""
         if waits:
-            *others, last = sorted(waits, key=STAGES.index)
+            before = set[str]().union(*(self.after[each] - {each} for each in waits))
+            self.after[stage] |= waits | before
+            *others, last = sorted(waits - before, key=STAGES.index)
             yield f"runs after {', '.join(others)} and {last}" if others else f"runs after {last}"
         if stage in self.refresh:
             yield "requested by refresh"
