@@ -11,6 +11,7 @@ with interrupts.at_once():
     from tunewright import config
     from tunewright.cli import command_line, operate, release
     from tunewright.cli.api import api
+    from tunewright.cli.convert import convert
     from tunewright.cli.export import export
     from tunewright.cli.imports import import_
     from tunewright.cli.predict import predict
@@ -249,6 +250,7 @@ for command in (
     export,
     verify,
     reproduce,
+    convert,
     operate.deploy,
     operate.up,
     operate.doctor,

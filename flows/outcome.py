@@ -222,7 +222,7 @@ def _found(failed: ExpectationResult, results: CheckResults) -> str:
 
 def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | None = None) -> str:
     """Which gain so few test rows show at least: what the verdict measured, before it an estimate; or "" if enough."""
-    if TOO_SMALL not in splits.findings:
+    if TOO_SMALL not in splits.findings or (verdict and verdict.decision == "promote"):  # they did show a gain
         return ""
     rows = counted(splits.num_test, "test row")
     if verdict and verdict.smallest_visible is not None:
@@ -234,7 +234,7 @@ def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | Non
 
 def few_test_rows(rows: str, least: float, assumes: str = "") -> str:
     """The estimate of which gain so few test rows show at least, before a verdict has measured it."""
-    gain = f"smallest detectable gain in accuracy about {number(least)}"
+    gain = f"smallest detectable gain in the share of right answers about {number(least)}"
     return f"warning: only {rows}, {gain} (80 % power, estimated{assumes})"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from tunewright.artifacts import MESSAGES, Answers, Splits, Verdict
 from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Gate
 from tunewright.errors import ConfigError
+from tunewright.metrics import row_score
 from tunewright.reports.pages import number
 from tunewright.tasks.decide import decide
 from tunewright.tasks.decide.comparison import Comparison
 from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
-from tunewright.tasks.decide.reading import few_calls, kinds, slices
+from tunewright.tasks.decide.reading import best_constant, few_calls, kinds, slices
 
 Scores = dict[str, float]
 
@@ -626,6 +628,25 @@ def test_answers_learnt_by_their_form_alone_are_not_enough_where_they_are_no_lab
     )
 
 
+def test_the_constant_answer_is_the_best_of_hundreds(splits: Splits, tmp_path: Path) -> None:
+    """Each answer has two of twelve words in common with some others; one has five of the most frequent."""
+    drawn = random.Random(3)
+    words = [f"word{number}" for number in range(12)]
+    said = [f"{' '.join(drawn.choices(words, weights=range(1, 13), k=4))} {row}" for row in range(299)]
+    said.insert(150, "word11 word10 word9 word8 300")
+    write_train(splits.folder, said)
+    columns: dict[str, Any] = {"reference": said[:40], "token_f1": [0.5] * 40}
+    found = best_constant(
+        pq.read_table(answers(tmp_path, "candidate", right(0, 40), **columns).path("answers.parquet")),
+        splits,
+        "token_f1",
+    )
+    score = row_score("token_f1")
+    best = max(said, key=lambda answer: sum(score(answer, other) for other in said))
+    assert found.text == best
+    assert [*found.scores.values()] == [score(best, reference) for reference in said[:40]]
+
+
 def test_of_long_texts_a_constant_answer_must_only_not_be_clearly_better(splits: Splits, tmp_path: Path) -> None:
     write_train(splits.folder, [LABELS[0]] * 60 + [LABELS[1]] * 40)
     base = answers(tmp_path, "base", right(0, 40)).model_copy(update={"is_prose": True})
@@ -692,7 +713,11 @@ def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_
     assert verdict_of(splits, better, given[1]).warnings == ()
     why = "4 of 15 references do not satisfy evaluation.json_schema"
     unmeasured = better.model_copy(update={"digest": "other", "not_measured": {"schema_valid": why}})
-    assert verdict_of(splits, unmeasured, given[1]).warnings == (f"schema_valid is not measured: {why}",)
+    said = f"schema_valid is not measured: {why}; correct these references, or leave it out"
+    assert verdict_of(splits, unmeasured, given[1]).warnings == (said,)
+    faulty = better.model_copy(update={"digest": "another", "faults": ("1 of 40 references are not JSON",)})
+    (warning,) = verdict_of(splits, faulty, given[1]).warnings
+    assert warning == "1 of 40 references are not JSON, so no answer is right there; correct these references"
 
 
 def test_the_verdict_has_all_that_led_to_it(splits: Splits, tmp_path: Path) -> None:

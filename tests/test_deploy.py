@@ -57,7 +57,7 @@ from tunewright.config import Data, Registry, Source
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import announcing, run_name
 from tunewright.flows.calls import Step
-from tunewright.flows.watch import watch
+from tunewright.flows.watch import _was_stopped, watch
 from tunewright.machine import addresses
 from tunewright.machine.addresses import Addresses
 from tunewright.store import in_use
@@ -576,6 +576,16 @@ def test_runs_that_nobody_could_end_are_crashed_or_cancelled_if_that_was_asked(
     assert service.end_leftover_runs(at) == [f"{poll.name}, a poll of finetune/drops"]
     state = client.read_flow_run(poll.id).state
     assert state and state.message == "tunewright up was killed during this poll; the next one looks at the files again"
+
+    for run_id in (runs[0].id, poll.id):  # which the worker had taken up
+        client.set_flow_run_state(run_id, Pending(), force=True)
+    assert {*service.end_leftover_runs(at, is_stop=True)} == {runs[0].name, f"{poll.name}, a poll of finetune/drops"}
+    stopped = [client.read_flow_run(run_id) for run_id in (runs[0].id, poll.id)]
+    assert all(_was_stopped(run) for run in stopped)
+    assert [run.state.message.partition("; ")[2] for run in stopped if run.state and run.state.message] == [
+        "started again, it resumes from the last checkpoint",
+        "the next one looks at the files again",
+    ]
 
 
 @pytest.mark.usefixtures("quick")

@@ -14,11 +14,14 @@ from conftest import CHATML, Once, base_in, make_tiny_base, write_splits
 from exporting import export, refused
 from gguf import GGUFReader
 from registered import QUESTIONS
+from typer.testing import CliRunner
 
 from tunewright.artifacts import Base
 from tunewright.cli.export import FORMS
-from tunewright.errors import TunewrightError
+from tunewright.cli.main import app
+from tunewright.errors import ConfigError, TunewrightError
 from tunewright.export import gguf, ollama, parity, weights
+from tunewright.modeling import models
 from tunewright.serving import package_file
 
 
@@ -79,6 +82,39 @@ def test_a_gguf_file_in_float32_gives_the_tokens_of_the_version_and_ollama_is_to
     assert "3 test rows: 3 with\nthe same tokens as the registered version.\n" in card
     for file in (tmp_path / "out").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
+
+
+def test_a_gguf_file_is_converted_into_a_folder_that_is_a_base(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bases").mkdir()
+    gguf.write(gguf.programs("float32"), base.weights, Path("bases/tiny.gguf").absolute(), "tiny", "float32")
+    for reference in ("bases", "bases/tiny.gguf"):
+        with pytest.raises(
+            ConfigError, match=r"GGUF file; to convert it: tunewright convert bases/tiny\.gguf bases/tiny,"
+        ):
+            models.identity(reference)
+    result = CliRunner().invoke(app, ["convert", "bases/tiny.gguf", "new/tiny"])
+    assert result.exit_code == 0, result.output
+    assert "model: {base: new/tiny}" in result.output
+    assert models.identity("new/tiny")
+    ours, theirs = (
+        models.load_model(base.model_copy(update={"location": at}))
+        for at in (Path("new/tiny").absolute(), base.weights)
+    )
+    for name, tensor in theirs.state_dict().items():
+        assert ours.state_dict()[name].tolist() == tensor.bfloat16().float().tolist(), name
+    assert [*Path("new").iterdir()] == [Path("new/tiny")]
+    Path("no.gguf").write_bytes(b"GGUF none")
+    for file, folder, said in (
+        ("bases/tiny.gguf", "new/tiny", "new/tiny: is there already"),
+        ("none.gguf", "new/other", "none.gguf: no such file"),
+        ("no.gguf", "new/other", "no.gguf: cannot be converted: its header "),
+    ):
+        result = CliRunner().invoke(app, ["convert", file, folder])
+        assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
+        assert result.output.startswith(f"error: {said}")
 
 
 @pytest.mark.usefixtures("version")

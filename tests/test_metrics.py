@@ -1,5 +1,6 @@
 """A metric says what a person would say who holds the answer beside its reference."""
 
+import json
 import math
 import os
 import random
@@ -21,6 +22,7 @@ from tunewright.metrics.labels import Labels, closed_set
 from tunewright.metrics.numbers import is_number, last_number
 from tunewright.metrics.schemas import MOST_BYTES, Schema, json_schema, schema_valid
 from tunewright.metrics.shape import FITTING
+from tunewright.metrics.texts import tokens
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 FENCED = '```json\n{"a": 1}\n```'
@@ -85,6 +87,23 @@ FENCED = '```json\n{"a": 1}\n```'
 )  # fmt: skip
 def test_an_answer_is_worth_so_much(name: str, answer: str, reference: str, score: float) -> None:
     assert metrics.row_score(name)(answer, reference) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("मुझे पैसे वापस चाहिए।", ["मुझे", "पैसे", "वापस", "चाहिए", "।"]),
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("نمی\u200cروند", ["نمی\u200cروند"]),
+        ("מַה שְּׁלוֹמְךָ", 2),
+        ("naïve 3.5", ["naïve", "3", ".", "5"]),
+        ("ไม่ได้", 6),  # a character each, as Thai has no spaces
+    ],
+)
+def test_vowel_signs_and_accents_are_part_of_their_word(text: str, wanted: list[str] | int) -> None:
+    found = tokens(text)
+    assert (found if isinstance(wanted, list) else len(found)) == wanted
+    assert metrics.row_score("token_f1")("मुझे पैसे", "मेरा पता") == 0.0, "they share signs, and no word"
 
 
 def test_chrf_orders_answers_in_any_script() -> None:
@@ -354,9 +373,14 @@ OPEN = [f"answer {i}" for i in range(50)]
         (['{"a": 1}', "{}"], ['{"a": 1}', "{}"] * 9, "2 labels, all JSON", "exact_match"),
         (['{"a": 1}', "[2]"], OPEN, "JSON", "json_field_f1"),
         (["5 + 5\n#### 10", "#### -1.5"], OPEN, "numbers", "numeric"),
-        (["Paris", "Rome"], OPEN, "short texts (median 1 word)", "token_f1"),
-        (["Paris", "on Monday morning"], OPEN, "short texts (median 3 words)", "token_f1"),
-        (["犬が走る" * 9, "a b"] * 3 + ["c " * 30] * 9, OPEN, "long texts (median 30 words, more than 12)", "chrf"),
+        (["Paris", "Rome"], OPEN, "short texts (median 1 words and signs)", "token_f1"),
+        (["Paris", "on Monday morning"], OPEN, "short texts (median 3 words and signs)", "token_f1"),
+        (
+            ["犬が走る" * 9, "a b"] * 3 + ["c " * 30] * 9,
+            OPEN,
+            "long texts (median 30 words and signs, more than 12)",
+            "chrf",
+        ),
     ],
 )
 def test_the_metrics_that_fit_go_by_what_the_references_are(
@@ -367,6 +391,25 @@ def test_the_metrics_that_fit_go_by_what_the_references_are(
     assert choice.names[-3:] == ("perplexity", "stopped", "length_ratio")
     assert choice.left_out == {}
     assert f"the references are {says}: measured are {', '.join(choice.names)}" == choice.says()
+
+
+def test_a_few_references_that_are_no_json_are_faults_of_theirs() -> None:
+    json_like, broken = ['{"a": 1}'] * 19, ['{"a": ']
+    choice = metrics.choose(["auto"], json_like + broken)
+    assert (choice.shape.kinds, choice.decides) == (["JSON"], "json_field_f1")
+    assert choice.shape.faults() == ["1 of 20 references are not JSON, such as '{\"a\":'"]
+    assert "; 1 of 20 references are not JSON, such as" in choice.says()
+    assert metrics.choose(["auto"], json_like[1:] + broken).shape.kinds == ["short texts"], "more than 5 %"
+    assert metrics.choose(["auto"], json_like + broken * 2).decides == "token_f1"
+    numbers = metrics.choose(["auto"], ["4"] * 38 + ["many", "few"])
+    assert (numbers.decides, numbers.shape.faults()) == (
+        "numeric",
+        ["2 of 40 references have no number, such as 'many'"],
+    )
+    schema = json.dumps({"type": "object", "required": ["a"]})
+    checked = metrics.choose(["auto"], ['{"a": 1}'] * 19 + ['{"b": 1}'], schema=schema)
+    assert "schema_valid" in checked.names
+    assert checked.shape.faults() == ["1 of 20 references do not satisfy evaluation.json_schema, such as '{\"b\": 1}'"]
 
 
 def test_named_metrics_are_taken_as_they_are_but_for_those_that_mean_nothing() -> None:

@@ -269,11 +269,11 @@ def test_a_plan_refuses_a_metric_that_fits_none_of_the_first_rows(
 
 
 def test_a_plan_says_that_a_metric_may_not_fit_where_some_of_the_first_rows_tell(tiny_base: Base) -> None:
-    write("a.jsonl", *(record(n) | {"output": "{}"} for n in range(49)), record(49))
+    write("a.jsonl", *(record(n) | {"output": "{}"} for n in range(47)), *map(record, range(47, 50)))
     costs = gated(tiny_base, metric="json_valid").costs
     assert costs
-    assert any("1 of 50 references are not JSON" in note and "if this holds" in note for note in costs.notes)
-    write("a.jsonl", *(record(n) | {"output": "{}"} for n in range(50)))
+    assert any("3 of 50 references are not JSON" in note and "if this holds" in note for note in costs.notes)
+    write("a.jsonl", *(record(n) | {"output": "{}"} for n in range(48)), *map(record, range(48, 50)))
     costs = gated(tiny_base, metric="json_valid").costs
     assert costs
     assert not any("JSON" in note for note in costs.notes)
@@ -383,8 +383,8 @@ def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base
         assert costs
         return [note for note in costs.notes if "test row" in note]
 
-    said = "warning: only about {}, smallest detectable gain in accuracy about {} (80 % power, estimated{})"
-    said = said.format("{}", "{}", f"; {CLUSTERS}")
+    gain = "smallest detectable gain in the share of right answers about"
+    said = f"warning: only about {{}}, {gain} {{}} (80 % power, estimated; {CLUSTERS})"
     assert notes() == [said.format("5 test rows", ".86")]
     assert notes("split.test=0.03") == [said.format("2 test rows", "1.00")], "as split rounds 1.5"
     many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, use_as: test}]"
@@ -446,7 +446,8 @@ def test_a_plan_says_of_the_split_that_its_test_rows_are_few(make_splits: Any, t
     write("a.jsonl", record(1))
     settings = pipeline(tiny_base).settings
     (note,) = plan._few_test_rows(settings, {"split": made}, None, [])
-    assert note == "warning: only 1 test row, smallest detectable gain in accuracy about .90 (80 % power, estimated)"
+    gain = "smallest detectable gain in the share of right answers about .90"
+    assert note == f"warning: only 1 test row, {gain} (80 % power, estimated)"
     assert plan._few_test_rows(settings, {"split": made.model_copy(update={"findings": {}})}, None, []) == []
 
 

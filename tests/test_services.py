@@ -111,6 +111,37 @@ def test_the_worker_ends_before_the_servers(tmp_path: Path, mark: str) -> None:
     assert set((tmp_path / "ended").read_text().split()) == {"prefect", "mlflow", "worker"}
 
 
+def test_the_worker_begins_nothing_while_its_runs_end(tmp_path: Path, mark: str) -> None:
+    ends_slowly = """
+        import pathlib, signal, sys, time
+        folder = pathlib.Path(sys.argv[1])
+        def ended(*_):
+            (folder / "began").write_text((folder / "ticks").read_text())
+            time.sleep(1.5)
+            (folder / "ended").write_text((folder / "ticks").read_text())
+            sys.exit()
+        signal.signal(signal.SIGTERM, ended)
+        (folder / "worker").write_text("ready")
+        time.sleep(600)
+    """
+    ticks = """
+        import os, pathlib, subprocess, sys, time
+        folder = pathlib.Path(sys.argv[1]).parent
+        run = [sys.executable, folder / "run.py", folder]
+        subprocess.Popen(run, env=os.environ | {"PREFECT__FLOW_RUN_ID": "1"})
+        while True:
+            (folder / "ticks.new").write_text(str(time.monotonic()))
+            (folder / "ticks.new").rename(folder / "ticks")
+            time.sleep(0.02)
+    """
+    (tmp_path / "run.py").write_text(textwrap.dedent(ends_slowly))
+    with Supervisor([*all_of(tmp_path)[:2], stand_in(tmp_path, "worker", ticks)], mark) as supervisor:
+        supervisor.begin(lambda service, seconds: None)
+        until((tmp_path / "ticks").exists)
+    began, ended = (float((tmp_path / name).read_text()) for name in ("began", "ended"))
+    assert ended - began < 0.5, "the worker went on"
+
+
 def test_who_does_not_end_when_asked_is_killed(tmp_path: Path, mark: str) -> None:
     deaf = """
         import pathlib, signal, sys, time

@@ -394,7 +394,8 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     assert splits.num_test == 28
     assert (
         "28 test rows count as 1 independent row (near-duplicates and rows of one group count once) and can show only "
-        "a difference in accuracy of more than about 1.00 between two models (estimated before training): "
+        "a difference in the share of right answers of more than about 1.00 between two models "
+        "(estimated before training): "
     ) in caplog.text
 
 

@@ -148,8 +148,8 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     ]
     make_proof(smallest_visible_difference=0.1576).save(tmp_path)
     few = splits.model_copy(update={"folder": tmp_path, "num_test": 50})
-    said = "warning: only 50 test rows, smallest detectable gain in accuracy about .16 (80 % power, estimated)"
-    assert too_few_test_rows(few) == said
+    gain = "smallest detectable gain in the share of right answers about .16"
+    assert too_few_test_rows(few) == f"warning: only 50 test rows, {gain} (80 % power, estimated)"
     said = {"decision": "keep", "because": "worse", "sentence": "Not promoted.", "metric": "exact_match"}
     verdict = Verdict.model_validate(
         {
@@ -163,6 +163,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     )
     measured = "warning: only 50 test rows, smallest detectable gain in exact_match over the base: .30 (80 % power)"
     assert too_few_test_rows(few, verdict) == measured
+    assert too_few_test_rows(few, verdict.model_copy(update={"decision": "promote"})) == "", "a gain was shown"
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

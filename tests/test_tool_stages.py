@@ -62,7 +62,9 @@ def test_rows_with_tools_are_rendered_answered_and_scored_as_calls(splits: Split
         contender=Contender(name="candidate", base=base), tokens=tokens, evaluation=Evaluation(max_new_tokens=4)
     )
     assert answers.metric == "tool_call"
-    assert answers.measured.startswith("the references are tool calls (1 of 3), else short texts (median 3 words): ")
+    assert answers.measured.startswith(
+        "the references are tool calls (1 of 3), else short texts (median 3 words and signs): "
+    )
     scored = pq.read_table(answers.path("answers.parquet")).to_pylist()
     assert [(row["tool_call"], row["needless_call"], row["tool_schema"]) for row in scored] == [
         (1.0, 0.0, 1.0),

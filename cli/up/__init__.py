@@ -11,6 +11,7 @@ import shlex
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
@@ -51,7 +52,12 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         with interrupts.at_once():
             found, file = _prepared(until_end, console, port, mlflow_port, pool)
             mark = f"{os.getpid()}-{time.time_ns()}"
-            supervisor = Supervisor(services(found), mark, lambda since: cut_short(found, since))
+            supervisor = Supervisor(
+                services(found),
+                mark,
+                lambda since: cut_short(found, since),
+                lambda: _unless_refused(lambda: end_leftover_runs(found, is_stop=True)),
+            )
         try:
             console.print(f"tunewright up, in {config.home()}: Ctrl-C stops it", markup=False)
             _serve(console, found, file, supervisor)
@@ -131,10 +137,14 @@ def cut_short(up: Addresses, since: datetime | None = None) -> list[str]:
     threading.Thread(target=live_run.finish_left, daemon=True).start()
     from tunewright.flows.run_name import end_killed  # which imports Prefect, that the servers need not wait for
 
+    return _unless_refused(lambda: end_leftover_runs(up, since) + end_killed(partial(client, up)))
+
+
+def _unless_refused(ended: Callable[[], list[str]]) -> list[str]:
     try:
-        return end_leftover_runs(up, since) + end_killed(partial(client, up))
+        return ended()
     except httpx.HTTPError as error:
-        log.warning("runs that an earlier `up` left were not marked as crashed: %s", error)
+        log.warning("runs that were left were not marked as crashed: %s", error)
     return []
 
 

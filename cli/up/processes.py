@@ -77,13 +77,20 @@ def end(mark: str, services: Iterable[str], grace: float) -> int:
     """Ends all processes that come from these services, and returns how many had to be killed.
 
     Each is asked first, and has `grace` seconds. Runs are asked before the worker, which would kill them: a run ends
-    its trainer, which saves a checkpoint, and tells the server what became of it.
+    its trainer, which saves a checkpoint, and tells the server what became of it. Meanwhile the worker is held, so that
+    it begins no other run.
     """
     services = tuple(services)
-    for some in (partial(alive, mark, services, has=RUN), partial(alive, mark, services)):
+    runs, every = partial(alive, mark, services, has=RUN), partial(alive, mark, services)
+    if ending := runs():
+        for process in set(every()) - set(ending):
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+    for some in (runs, every):
         for process in some():
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGTERM)
+                process.resume()  # to what has come
         _wait(some, grace)
     left = alive(mark, services)  # those as well that were started while we waited
     for process in left:

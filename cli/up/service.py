@@ -46,6 +46,8 @@ REMOVED_EVERY_SECONDS = 600
 HEARTBEAT_SECONDS = 30  # of a flow run, the least that Prefect takes
 CRASHED = "{} was killed during this run; started again, it resumes from the last checkpoint"
 CRASHED_POLL = "{} was killed during this poll; the next one looks at the files again"
+STOPPED_RUN = f"{STOPPED} stop of tunewright up; started again, it resumes from the last checkpoint"
+STOPPED_POLL = f"{STOPPED} stop of tunewright up; the next one looks at the files again"
 CANCELLED = "tunewright was killed before it could cancel it"
 
 
@@ -161,8 +163,10 @@ def log_file(name: str) -> Path:
     return logs() / f"{name}.log"
 
 
-def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]:
+def end_leftover_runs(up: Addresses, since: datetime | None = None, *, is_stop: bool = False) -> list[str]:
     """Marks the unfinished runs of the pool as crashed, or cancelled if that was asked, and returns their names.
+
+    With `is_stop` they are those that the worker had taken up and not begun when `up` was stopped, and are marked so.
 
     Also those of watched deployments that a signal ended `since`: they got SIGTERM when their worker died, and would
     count as stopped by a person (flows/watch.py). Any other crash was notified of already.
@@ -197,8 +201,9 @@ def end_leftover_runs(up: Addresses, since: datetime | None = None) -> list[str]
         polls = {flow.id for flow in server.read_flows(flow_filter=polling)}
         for run in found:
             is_cancelled = run.state is not None and run.state.is_cancelling()
-            said = CRASHED_POLL if run.flow_id in polls else CRASHED
-            crashed = Crashed(message=said.format("tunewright up" if since is None else "its worker"))
+            words = (STOPPED_RUN, STOPPED_POLL) if is_stop else (CRASHED, CRASHED_POLL)
+            said = words[run.flow_id in polls].format("tunewright up" if since is None else "its worker")
+            crashed = Crashed(message=said)
             state = Cancelled(message=CANCELLED) if is_cancelled else crashed
             server.set_flow_run_state(run.id, state, force=True)
     polled = {run.id: f", a poll of {run.parameters.get('deployment')}" for run in found if run.flow_id in polls}

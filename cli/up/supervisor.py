@@ -26,10 +26,17 @@ SHOWN_LINES = 5
 class Supervisor:
     """Services that live as long as this object's block."""
 
-    def __init__(self, services: Sequence[Service], mark: str, cut_short: Callable[[datetime], object] = repr) -> None:
+    def __init__(
+        self,
+        services: Sequence[Service],
+        mark: str,
+        cut_short: Callable[[datetime], object] = repr,
+        stopped: Callable[[], object] = bool,
+    ) -> None:
         self.services = services
         self.mark = mark
         self.cut_short = cut_short  # marks the runs of a worker that ended, given when that was seen
+        self.stopped = stopped  # marks the runs that the worker had taken up and not begun when all was ended
         self.has_cut_runs = False  # whether runs were active when all was ended
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.died: dict[str, list[float]] = {service.name: [] for service in services}
@@ -44,6 +51,8 @@ class Supervisor:
         *servers, worker = self.services
         self.has_cut_runs = bool(alive(self.mark, [worker.name], has=RUN))
         end(self.mark, [worker.name], GRACE_SECONDS)
+        if all(server.name in self.processes and server.is_ready() for server in servers):
+            self.stopped()
         end(self.mark, [server.name for server in servers], GRACE_SECONDS)
         assert self.sentinel.stdin
         self.sentinel.stdin.close()

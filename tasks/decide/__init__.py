@@ -25,6 +25,7 @@ from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.metrics.intervals import measured, require_measured
 from tunewright.metrics.paired import by_row
 from tunewright.metrics.shape import FITTING
+from tunewright.privacy.excerpts import in_a_line
 from tunewright.reports.pages import number
 from tunewright.store.stage import stage
 from tunewright.tasks.decide.decision import BASE, CANDIDATE, Evidence, GuardrailTest, decide_scores
@@ -45,6 +46,7 @@ __all__ = ["decide"]
 OF_CALLS = FITTING["tool calls"]  # of which always the same text, which calls nothing, has a score worth beating
 BASELINE = "constant.parquet"  # the scores of always the same answer, of each test row; empty where it has none
 CONSTANT_SCHEMA = pa.schema([("row_id", pa.string()), ("score", pa.float64())])
+CORRECT = "correct these references"
 # What the record has as well.
 SAID = {"decision", "because", "sentence", "gain", "confidence", "rows_needed", "smallest_visible", "visible_against"}
 
@@ -130,7 +132,8 @@ def decide(
     for each in answers:
         wanted = (metric, *(guardrail.metric for guardrail in gate.guardrails))
         require_measured(tables[each.contender], wanted, each.scores)
-    constant = best_constant(tables[CANDIDATE], splits, metric) if CANDIDATE in tables else {}
+    always = best_constant(tables[CANDIDATE], splits, metric) if CANDIDATE in tables else None
+    constant = always.scores if always else {}
     is_prose = answers[0].is_prose
     pq.write_table(pa.table({"row_id": [*constant], "score": [*constant.values()]}, CONSTANT_SCHEMA), folder / BASELINE)
     gate = gate.spending(alpha_share)
@@ -162,9 +165,17 @@ def decide(
     if decision.is_poor:
         warned += (TOO_LOW,)
     not_measured = {name: why for each in answers for name, why in each.not_measured.items()}  # the same of all
-    warned += tuple(f"{name} is not measured: {why}" for name, why in not_measured.items())
+    warned += tuple(f"{name} is not measured: {why}; {CORRECT}, or leave it out" for name, why in not_measured.items())
+    warned += tuple(f"{said}, so no answer is right there; {CORRECT}" for said in answers[0].faults)
     warned += tuple(_left_out(general, gate))
-    VerdictDetails(**vars(decision), own=own, slices=tuple(parts), general=suite).save(folder)
+    details = VerdictDetails(
+        **vars(decision),
+        own=own,
+        slices=tuple(parts),
+        general=suite,
+        constant_answer=in_a_line(always.text) if always else "",
+    )
+    details.save(folder)
     return Verdict(
         **decision.model_dump(include=SAID),
         metric=metric,

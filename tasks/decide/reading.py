@@ -10,8 +10,9 @@ no part of the decision: of so many intervals some exclude 0 by luck.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,10 @@ from tunewright.tasks.decide.decision import TO_BEAT, Evidence
 
 OF_ALL = {"length_ratio"}  # is that of all characters
 MEANINGLESS = {"json_valid", "length_ratio"}  # of an answer that is always the same
-COMPARED = 40  # training answers, the most frequent, or a sample where none is
+TRIED = 400  # training answers, the most frequent, or a sample where none is
+COMPARED = 40  # of them, that each is compared with; the best FINALISTS are compared with all that are tried
+FINALISTS = 10
+CHARACTERS = 60_000  # of those that are tried, beyond which only COMPARED are
 ROWS_OF_A_SLICE = 5  # on average, or labels have no slices
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
 FEWEST, ONE_ANSWER, RARER = 10, 0.9, 0.1  # rows; the share with one answer, and how much less often it may be right
@@ -129,28 +133,44 @@ def _interval(answers: pa.Table, metric: str, of_rows: Floats, confidence: float
     return by_cluster(of_rows, clusters, described.low, described.high, weights).interval(confidence)
 
 
-def best_constant(answers: pa.Table, splits: Splits, metric: str) -> dict[str, float]:
-    """By row_id of the candidate's `answers`, the score of always the same answer.
+class ConstantAnswer(NamedTuple):
+    """Always the same answer, and its score on each row by row_id; both are empty where there is none."""
+
+    text: str
+    scores: dict[str, float]
+
+
+def best_constant(answers: pa.Table, splits: Splits, metric: str) -> ConstantAnswer:
+    """The constant answer on the rows of the candidate's `answers`.
 
     It is the training answer that scores best for other training answers, of labels the most frequent one; or the
     answer that the candidate gives to more than half of the rows, where that scores higher: what it gains by answering
-    nearly always the same, it did not learn from the questions. Empty where there is no training answer, or the metric
-    is not of a text alone.
+    nearly always the same, it did not learn from the questions. There is none where there is no training answer, or the
+    metric is not of a text alone.
     """
+    none = ConstantAnswer("", {})
     if metric not in {*PER_ROW, "accuracy"} - MEANINGLESS:
-        return {}
+        return none
     train = pq.read_table(splits.path("train.parquet"), columns=["messages"], filters=no_replay())
     given = Counter(messages[-1]["content"] for messages in train.column("messages").to_pylist())
     if not given:
-        return {}
+        return none
     rows, references = (answers.column(name).to_pylist() for name in ("row_id", "reference"))
     score = row_score(metric, AnswerShape(references, closed_set(given.elements(), references)))
-    compared = sorted(given, key=lambda answer: (-given[answer], hashlib.sha256(answer.encode()).digest()))[:COMPARED]
-    learnt = max(compared, key=lambda answer: sum(given[other] * score(answer, other) for other in compared))
+    tried = sorted(given, key=lambda answer: (-given[answer], hashlib.sha256(answer.encode()).digest()))[:TRIED]
+    if sum(map(len, tried)) > CHARACTERS:  # long texts, which no one answer comes near
+        tried = tried[:COMPARED]
+
+    def scored_on(others: Sequence[str]) -> Callable[[str], float]:
+        return lambda answer: sum(given[other] * score(answer, other) for other in others)
+
+    best = sorted(tried, key=scored_on(tried[:COMPARED]), reverse=True)[:FINALISTS]
+    learnt = max(best, key=scored_on(tried))
     own, number = Counter(answers.column("answer").to_pylist()).most_common(1)[0]
     always = [learnt, own] if number > len(rows) / 2 else [learnt]
-    of_rows = max(([float(score(answer, reference)) for reference in references] for answer in always), key=sum)
-    return dict(zip(rows, of_rows, strict=True))
+    of_rows = {answer: [float(score(answer, reference)) for reference in references] for answer in always}
+    text = max(of_rows, key=lambda answer: sum(of_rows[answer]))
+    return ConstantAnswer(text, dict(zip(rows, of_rows[text], strict=True)))
 
 
 def slices(evidence: Evidence, kinds: Mapping[str, Mapping[str, str]], confidence: float) -> list[Slice]:

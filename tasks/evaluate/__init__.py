@@ -96,6 +96,7 @@ def evaluate(
         metric=choice.decides,
         measured=choice.says(),
         not_measured=choice.left_out,
+        faults=tuple(choice.shape.faults()),
         precision=found.precision,
         max_new_tokens=evaluation.limit,
         is_prose="long texts" in choice.shape.kinds,

@@ -38,8 +38,8 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     "train_newer_than_test": ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
         "test row",
-        "{independent}can show only a difference in accuracy of more than about {difference} between two models "
-        "(estimated before training): for a clearer verdict, {advice}",
+        "{independent}can show only a difference in the share of right answers of more than about {difference} "
+        "between two models (estimated before training): for a clearer verdict, {advice}",
     ),
 }
 

@@ -26,7 +26,7 @@ from tunewright.store.caching import MANIFEST
 from tunewright.store.stage import stage
 from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case, title
 from tunewright.tasks.verdict_page.drawing import DrawnInterval, own_panel, panels, plain, scale_of, words
-from tunewright.tasks.verdict_page.suggestions import Suggestion, suggestions
+from tunewright.tasks.verdict_page.suggestions import Suggestion, suggestions, with_advice
 from tunewright.tasks.verdict_page.wins import Mistakes, Shown, shown
 
 __all__ = ["verdict_page"]
@@ -130,14 +130,15 @@ def _ended(case: Case) -> list[str]:
 def _baselines(case: Case) -> list[str]:
     """Explain the baseline that always gives the same answer, where the candidate is compared with it."""
     metrics = dict.fromkeys(each.metric for each in case.comparisons if each.opponent == CONSTANT)
-    return [f"The {baseline(metric)} always gives {constant_answer(metric)}." for metric in metrics]
+    shown = f": “{case.decided.constant_answer}”" if case.decided.constant_answer else ""
+    return [f"The {baseline(metric)} always gives {constant_answer(metric)}{shown}." for metric in metrics]
 
 
 def _notes(warnings: Sequence[str], tried: Sequence[Suggestion]) -> list[str]:
     """The warnings; without the advice that stands among the suggestions."""
     advices = {each.advice.lower() for each in tried}
-    parts = [warning.partition("; ") for warning in warnings]
-    return [seen if advice.lower() in advices else f"{seen}{mark}{advice}" for seen, mark, advice in parts]
+    parts = {warning: with_advice(warning) for warning in warnings}
+    return [seen if advice.lower() in advices else warning for warning, (seen, advice) in parts.items()]
 
 
 def _scores(case: Case) -> list[dict[str, Any]]:

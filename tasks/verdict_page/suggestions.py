@@ -229,8 +229,15 @@ def data(case: Case) -> Found:
 def test_set_uses(case: Case) -> Found:
     """Another test set, where this one was looked at too often."""
     for warning in case.verdict.warnings:
-        seen, _, advice = warning.partition("; ")
-        yield Suggestion(_upper(advice), seen, "contenders")
+        seen, advice = with_advice(warning)
+        if advice:
+            yield Suggestion(_upper(advice), seen, "contenders")
+
+
+def with_advice(warning: str) -> tuple[str, str]:
+    """A warning and the advice behind its last semicolon, as it may show a text that has one; empty without one."""
+    seen, mark, advice = warning.rpartition("; ")
+    return (seen, advice) if mark else (advice, "")
 
 
 def _opponent(comparison: Comparison) -> str:

@@ -281,6 +281,7 @@ class Answers(Artifact, frozen=True):
     measured: str = ""  # in words: what the references are, what is measured, and what is left out and why
     precision: str = ""  # of the weights that answered, such as float32
     not_measured: dict[str, str] = {}  # a metric that was asked for -> why it would mean nothing
+    faults: tuple[str, ...] = ()  # references at which no answer can be right: "2 of 90 references are not JSON, ..."
     max_new_tokens: int | None = None  # that an answer may have; None in records of versions that did not keep it
     is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
 

@@ -78,7 +78,11 @@ def baseline(metric: str) -> str:
 
 def constant_answer(metric: str) -> str:
     """Describe the answer that the baseline always gives, as measured by `metric`."""
-    learnt = "the most frequent training answer" if metric in EXACT else "the one training answer that scores best"
+    learnt = (
+        "the most frequent training answer"
+        if metric in EXACT
+        else "the one training answer that scores best on training rows"
+    )
     return f"{learnt}, or the candidate's own most frequent answer, where that is over half of them and scores higher"
 
 

@@ -15,10 +15,11 @@ from tunewright.metrics.labels import LABELS_ARE, closed_set
 from tunewright.metrics.numbers import is_number, last_number
 from tunewright.metrics.schemas import schema_valid
 from tunewright.metrics.texts import json_valid, tokens
-from tunewright.reports.pages import counted
 from tunewright.tools.conversation import Message, conversation_of, is_trained, text_of, tools_of
 
-SHORT = 12  # median words of the references, at most: names, dates, phrases
+SHORT = 12  # median words and signs of the references, at most: names, dates, phrases
+MOST = 0.95  # share of the references that are of a kind, from which on the others are faults
+NOT_JSON, NOT_VALID, WITHOUT_NUMBER = "are not JSON", "do not satisfy evaluation.json_schema", "have no number"
 
 # What is measured of each shape, the first one that can decide being what decides.
 FITTING = {
@@ -47,11 +48,11 @@ class AnswerShape:
         if self.has_tools and len(self._texts) < len(self.references):
             return ["tool calls", *([self._kind_of_texts] if self._texts else [])]
         found = ["labels"] if self.labels else []
-        if all(map(json_valid, self.references)):
+        if _are_few(self._not_json):
             return [*found, "JSON"]
         if found:
             return found
-        if all(map(is_number, self.references)):
+        if _are_few([not is_number(each) for each in self.references]):
             return ["numbers"]
         return [self._kind_of_texts]
 
@@ -71,11 +72,18 @@ class AnswerShape:
             "labels": f"{len(self.labels)} labels",
             "JSON": "JSON",
             "numbers": "numbers",
-            "short texts": f"short texts (median {counted(self._median, 'word')})",
-            "long texts": f"long texts (median {counted(self._median, 'word')}, more than {SHORT})",
+            "short texts": f"short texts (median {self._median} words and signs)",
+            "long texts": f"long texts (median {self._median} words and signs, more than {SHORT})",
         }
         joint = ", else " if "tool calls" in self.kinds else ", all "
         return joint.join(said[kind] for kind in self.kinds)
+
+    def faults(self) -> list[str]:
+        """The references that are not as nearly all others are, in words: no answer can be right there."""
+        of_json = self._counted(self._not_json, NOT_JSON) if "JSON" in self.kinds else ""
+        of_number = self._counted(self._without_number, WITHOUT_NUMBER) if "numbers" in self.kinds else ""
+        of_schema = self._counted(self._not_valid, NOT_VALID) if self.schema and _are_few(self._not_valid) else ""
+        return [*filter(None, (of_json, of_number, of_schema))]
 
     def fitting(self) -> list[str]:
         """The metrics that fit, the one that should decide first."""
@@ -90,7 +98,7 @@ class AnswerShape:
         if name in ("accuracy", "macro_f1", "unparseable"):
             return "" if self.labels else f"the answers are not a closed set of labels, {LABELS_ARE}"
         if name in ("json_valid", "json_field_f1"):
-            return self._counted([not json_valid(reference) for reference in self.references], "are not JSON")
+            return "" if _are_few(self._not_json) else self._counted(self._not_json, NOT_JSON)
         if name in FITTING["tool calls"]:
             if not self.has_tools:
                 return "no row has tools"
@@ -98,11 +106,22 @@ class AnswerShape:
                 return "no reference calls a tool"
             return "every reference calls a tool" if name == "needless_call" and not self._texts else ""
         if name == "numeric":
-            return self._counted([last_number(reference) is None for reference in self.references], "have no number")
+            return "" if _are_few(self._without_number) else self._counted(self._without_number, WITHOUT_NUMBER)
         if name == "schema_valid":
-            said = "do not satisfy evaluation.json_schema"
-            return self._counted([not valid for valid in schema_valid(self.schema, self.references)], said)
+            return "" if _are_few(self._not_valid) else self._counted(self._not_valid, NOT_VALID)
         return ""
+
+    @cached_property
+    def _not_json(self) -> list[bool]:
+        return [not json_valid(reference) for reference in self.references]
+
+    @cached_property
+    def _without_number(self) -> list[bool]:
+        return [last_number(reference) is None for reference in self.references]
+
+    @cached_property
+    def _not_valid(self) -> list[bool]:
+        return [not valid for valid in schema_valid(self.schema, self.references)]
 
     def _counted(self, faults: Sequence[bool], said: str) -> str:
         from tunewright.privacy.excerpts import in_a_line
@@ -118,6 +137,10 @@ class AnswerShape:
         return lengths[len(lengths) // 2] if lengths else 0
 
 
+def _are_few(faults: Sequence[bool]) -> bool:
+    return sum(faults) <= (1 - MOST) * len(faults)
+
+
 @dataclass(frozen=True)
 class Choice:
     """The metrics to measure, the one that decides where gate.metric is auto, and why."""
@@ -130,7 +153,8 @@ class Choice:
     def says(self) -> str:
         """One sentence for a log: what is measured, and why."""
         left = "".join(f"; {name} is not measured: {why}" for name, why in self.left_out.items())
-        return f"the references are {self.shape.says()}: measured are {', '.join(self.names)}{left}"
+        faults = "".join(f"; {said}" for said in self.shape.faults())
+        return f"the references are {self.shape.says()}{faults}: measured are {', '.join(self.names)}{left}"
 
 
 def choose(

@@ -5,13 +5,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from re import compile as pattern
 from typing import Any
 
-# Words and numbers; every sign; and every character of a script that puts no spaces between its words:
-# Thai to Tibetan, Burmese, Khmer, kana, Han.
+import regex
+
+# Words and numbers; every sign; and every character of a script that puts no spaces between its words: Thai to Tibetan,
+# Burmese, Khmer, kana, Han. In regex, unlike in re, the vowel signs of Devanagari or Tamil are part of their word.
 SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-TOKEN = pattern(rf"[{SPACELESS}]|[^\W{SPACELESS}]+|[^\w\s]")
+TOKEN = regex.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+|[^\w\s]")
 AROUND = " \t\r\n.,;:!?\"'`*()[]\u2018\u2019\u201c\u201d\u00ab\u00bb\u3002\uff01\uff1f\u300c\u300d"
 Field = tuple[str, str]  # a path such as /slots/[] and a value as JSON
 

@@ -172,6 +172,8 @@ def require_there(reference: str) -> None:
         with _readable(folder):
             _require_loadable(folder)
         return
+    if folder.is_file() and folder.suffix == ".gguf":
+        raise ConfigError(f"model.base={without_secrets(reference)}: a GGUF file{_of_gguf(folder)}")
     if folder.is_file():
         its_folder = f", such as model.base={folder.parent}" if folder.suffix == ".safetensors" else ""
         raise ConfigError(
@@ -254,12 +256,21 @@ def _require_loadable(folder: Path) -> None:
 def _require_files(folder: Path) -> None:
     """Raises ConfigError where a folder has no config.json or no weights that can be loaded."""
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.base={folder}: no config.json in it; a folder saved by transformers has one")
+        one = next(iter(sorted(folder.glob("*.gguf"))), None)
+        found = f"; it has a GGUF file{_of_gguf(one)}" if one else "; a folder saved by transformers has one"
+        raise ConfigError(f"model.base={folder}: no config.json in it{found}")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         found = f"only {', '.join(pickled)}, which can run code when read{_conversion(folder)}" if pickled else "none"
         raise ConfigError(f"model.base={folder}: weights must be *.safetensors; there is {found}")
+
+
+def _of_gguf(file: Path) -> str:
+    """The command that makes a base of a GGUF file."""
+    new = file.with_suffix("")
+    command = f"tunewright convert {shlex.quote(str(as_called(file)))} {shlex.quote(str(as_called(new)))}"
+    return f"; to convert it: {command}, then model.base={new}"
 
 
 def _conversion(folder: Path) -> str:
