@@ -66,6 +66,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         console.print(_verdict(outcome))
         for warning in outcome.verdict.warnings:
             console.print(Text(warning, "yellow"))
+    for said in outcome.verdict.beside if outcome.verdict else ():
+        console.print(Text(f"{said}."))
     for said in outcome.verdict.says_forgotten() if outcome.verdict else ():
         console.print(Text(f"Forgetting: {said}."))
     for said in outcome.judged.says() if outcome.judged else ():

@@ -91,7 +91,16 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     own = answered(contender=tuned)
     share = call.begin_test_use(adapter, own)
     rule = None if s.evaluation.complete else _ending(s.gate.spending(share), own)
-    answers |= {each.name: answered(contender=each, rule=rule) for each in prompted} | {tuned.name: own}
+    answers |= {each.name: answered(contender=each, rule=rule) for each in prompted if not each.api} | {tuned.name: own}
+    replied = partial(
+        call.optional(evaluate),
+        tokens=tokens,
+        evaluation=measurement.model_copy(update={"api_budget": s.evaluation.api_budget}),
+        own=read.metrics,
+        schema=read.schema,
+        rule=rule,
+    )
+    answers |= {each.name: found for each in prompted if each.api and (found := replied(contender=each))}
     general = tuple(call(forgetting)(contender=each) for each in measured if s.evaluation.forgetting)
     general += tuple(
         call(lm_eval)(contender=each, lm_eval=s.lm_eval, identity=read.lm_eval) for each in measured if s.lm_eval.tasks
@@ -133,9 +142,9 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
 def _prompted(
     s: Settings, call: Run | Plan, read: Inputs, splits: Splits, tokens: Tokens, base: Base, max_new_tokens: int
 ) -> tuple[Prompts | None, tuple[Contender, ...]]:
-    """The base, asked by each kind of prompt that evaluation.contenders names."""
-    names = tuple(dict.fromkeys(s.evaluation.contenders))
-    if not names:
+    """The base, asked by each kind of prompt that evaluation.contenders names, and the models behind APIs."""
+    names, apis = tuple(dict.fromkeys(s.evaluation.contenders)), s.evaluation.api_models
+    if not (names or apis):
         return None, ()
     prompts = call(prompt)(
         splits=splits,
@@ -146,10 +155,12 @@ def _prompted(
         max_new_tokens=max_new_tokens,
         embedding_model=s.dedupe.semantic_model,
         embedding=read.retrieval,
+        asks_apis=bool(apis),
     )
-    return prompts, tuple(
-        Contender(name=name, base=base, prompts=prompts.path(f"{name}.parquet"), prompts_digest=prompts.digest)
-        for name in names
+    contender = partial(Contender, base=base, prompts_digest=prompts.digest)
+    return prompts, (
+        *(contender(name=name, prompts=prompts.path(f"{name}.parquet")) for name in names),
+        *(contender(name=each.contender, prompts=prompts.path("messages.jsonl"), api=each) for each in apis),
     )
 
 

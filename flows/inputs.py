@@ -92,6 +92,8 @@ def _stop_outside(settings: Settings) -> None:
     for expectation in settings.checks.expectations:
         if "." in expectation.name:
             outside.check_module("checks.expectations", expectation.name)
+    for number, each in enumerate(settings.evaluation.api_models):
+        outside.check_host(f"evaluation.api_models[{number}].url", each.url, "TUNEWRIGHT_API_HOSTS")
     if settings.judge.url:
         outside.check_host("judge.url", settings.judge.url, "TUNEWRIGHT_JUDGE_HOSTS")
         config.judge_key(settings.judge.url)

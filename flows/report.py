@@ -194,6 +194,7 @@ def decided(outcome: Outcome) -> str:
         lines += [f"A decision needs about {verdict.rows_needed:,} test rows in all (80 % power)."]
     if verdict.test_set_uses:
         lines += [f"{verdict.says_uses()}."]
+    lines += [f"\n{html.escape(said, quote=False)}.\n" for said in verdict.beside]
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]

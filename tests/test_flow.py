@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from chat_server import chat_server, reply_of
 from conftest import Harness, Once
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
@@ -39,7 +40,8 @@ from tunewright.config import (
     Stage,
     Training,
 )
-from tunewright.errors import ConfigError, DataError, JudgeError, StageFailed, TrainingError
+from tunewright.config.evaluation import ApiModel
+from tunewright.errors import ApiError, ConfigError, DataError, StageFailed, TrainingError
 from tunewright.flows.calls import Step, stages
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
@@ -272,7 +274,7 @@ def test_each_verdict_has_its_state(settings: Settings, done: tuple[Path, State[
 
 def test_a_judge_that_does_not_answer_costs_no_verdict(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(*_: Any) -> None:
-        raise JudgeError("no answer after 5 attempts")
+        raise ApiError("no answer after 5 attempts")
 
     monkeypatch.setattr("tunewright.flows.finetune.ask_judge", judge.with_options(retries=0))
     monkeypatch.setattr("tunewright.tasks.judge.replies", silent)
@@ -286,8 +288,42 @@ def test_a_judge_that_does_not_answer_costs_no_verdict(settings: Settings, monke
     console = Console(file=StringIO(), width=200)
     show_outcome(console, outcome(state), "x.yaml")
     assert said in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(JudgeError, match="no answer after 5 attempts"):
+    with pytest.raises(ApiError, match="no answer after 5 attempts"):
         run(asked, until="judge").result()
+
+
+def test_a_model_behind_an_api_is_compared_and_costs_no_verdict(settings: Settings) -> None:
+    statuses = [401]
+
+    def answer(request: Any, key: str | None) -> tuple[int, Any]:
+        status = statuses[0]
+        return status, reply_of("no idea") if status == 200 else "a wrong key"
+
+    with chat_server(answer) as url:
+        asked = changed(settings, "evaluation", api_models=(ApiModel(url=url, model="wise"),))
+        asked = changed(asked, "gate", metric="exact_match", guardrails=())
+        failed = run(asked, until="verdict_page")
+        statuses[0] = 200
+        state = run(asked)
+    (said,) = outcome(failed).failed
+    assert said.startswith("evaluate wise: evaluation.api_models=http://127.0.0.1:")
+    assert " answers 401 " in said
+    assert "the verdict does not depend on it" in said
+    verdict = outcome(state).verdict
+    assert verdict
+    assert verdict.sentence == outcome(failed).verdict.sentence  # pyright: ignore[reportOptionalMemberAccess]
+    (beside,) = verdict.beside
+    assert " wise" in beside
+    assert outcome(state).failed == []
+    made = outcome(state).page
+    assert made
+    assert beside in made.path("report.html").read_text()
+    assert beside in artifacts(state)["verdict"]
+    console = Console(file=StringIO(), width=2000)
+    show_outcome(console, outcome(state), "x.yaml")
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert beside in shown
+    assert re.search(r"^scores .* wise ", shown, re.M)
 
 
 def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(settings: Settings) -> None:

@@ -2,9 +2,7 @@
 
 import gzip
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chat_server import chat_server, reply_of
 from conftest import MakeSplits
 
 from tunewright.artifacts import Answers, Judged, Splits
 from tunewright.config import Judge as Settings
-from tunewright.errors import ConfigError, JudgeError, is_transient
+from tunewright.errors import ApiError, ConfigError, is_transient
 from tunewright.tasks.judge import agree, judge, score
 from tunewright.tasks.judge.asking import JudgeClient, read
 
@@ -39,31 +38,19 @@ class Endpoint:
         first, second = (asked.split(f"<answer_{n}>\n")[1].split(f"\n</answer_{n}>")[0] for n in "AB")
         content = json.dumps({"better": self.better(first, second)})
         status = self.statuses.pop(0) if self.statuses else 200
-        return status, {"choices": [{"message": {"content": content}}]} if status == 200 else {"error": "no"}
+        return status, reply_of(content) if status == 200 else {"error": "no"}
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
     made = Endpoint()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            made.keys.add(self.headers["Authorization"])
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, reply = made.reply(request) if self.path == "/v1/chat/completions" else (404, "none")
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(reply).encode())
+    def answer(request: Any, key: str | None) -> tuple[int, Any]:
+        made.keys.add(key)
+        return made.reply(request)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 http.server's name
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    made.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield made
-    server.shutdown()
-    server.server_close()
+    with chat_server(answer) as made.url:
+        yield made
 
 
 @pytest.fixture
@@ -136,7 +123,7 @@ def test_an_endpoint_that_is_busy_is_asked_again_and_what_it_said_is_kept(
     caplog.set_level("INFO", "tunewright")
     endpoint.better = lambda first, second: "A" if second == "?" else "B"
     endpoint.statuses = [429, 503] + [200] * 9 + [500] * 100  # of ten replies
-    with pytest.raises(JudgeError, match=r"no answer after 5 attempts: 500 .*no") as error:
+    with pytest.raises(ApiError, match=r"no answer after 5 attempts: 500 .*no") as error:
         ask()
     assert is_transient(error.value)
     told = [said for said in caplog.messages if "the judge does not answer; retrying: " in said]
@@ -154,7 +141,7 @@ def test_an_endpoint_that_refuses_is_an_error_of_the_settings(ask: Ask, endpoint
         ask()
     with pytest.raises(ConfigError, match="answers 404"):
         JudgeClient(f"{endpoint.url}/elsewhere", "wise").better("", "", "", "")
-    with pytest.raises(JudgeError, match="no answer after 5 attempts: ConnectError"):
+    with pytest.raises(ApiError, match="no answer after 5 attempts: ConnectError"):
         JudgeClient("http://127.0.0.1:1", "wise", wait=0).better("", "", "", "")
 
 
@@ -236,8 +223,8 @@ def test_what_is_no_reply_is_one_line(headers: dict[str, str], content: bytes, e
         return httpx.Response(200, headers=headers, stream=httpx.ByteStream(content))
 
     asked = JudgeClient("http://judge", "m", wait=0)
-    asked.client = httpx.Client(transport=httpx.MockTransport(answered))
-    with pytest.raises((ConfigError, JudgeError), match=rf"^judge\.url=[^\n]*{error}[^\n]*$"):
+    asked.api.client = httpx.Client(transport=httpx.MockTransport(answered))
+    with pytest.raises((ConfigError, ApiError), match=rf"^judge\.url=[^\n]*{error}[^\n]*$"):
         asked.better("q", "r", "a", "b")
 
 

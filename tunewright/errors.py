@@ -3,8 +3,9 @@
 TunewrightError
 ├── AnotherChampion    the alias moved while a candidate was evaluated: it is compared with the new one, once
 ├── ConfigError        the settings are wrong: exit code 2, never retried
+├── ApiError           a model behind an API does not answer: retried after a while
+├── ApiRefused         it refuses what it is asked, and nothing depends on it: never retried
 ├── DataError          the data were refused: exit code 3, never retried
-├── JudgeError         the judge does not answer: retried after a while
 ├── Pruned             a comparison ended the training of a worse variant: an outcome, never retried
 ├── StageFailed        a stage raised an unknown error, also when it was retried
 ├── StoreError         the store that machines share does not answer: retried after a while
@@ -80,8 +81,12 @@ class TrackingError(TunewrightError):
     """MLflow does not answer, or its database is locked."""
 
 
-class JudgeError(TunewrightError):
-    """The model that judges answers cannot be reached, or is too busy."""
+class ApiError(TunewrightError):
+    """A model behind an API cannot be reached, or is too busy."""
+
+
+class ApiRefused(TunewrightError):
+    """A model behind an API, whose answers decide nothing, refuses what it is asked."""
 
 
 class Pruned(TunewrightError):
@@ -108,7 +113,7 @@ def is_transient(error: BaseException | None) -> bool:
     Bad data, bad settings, a full disk and programming errors are the same the second time.
     """
     if isinstance(error, TunewrightError):
-        return isinstance(error, TrainerDied | TrackingError | StoreError | JudgeError)
+        return isinstance(error, TrainerDied | TrackingError | StoreError | ApiError)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, sqlite3.OperationalError):

@@ -114,6 +114,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     notes += _overridden(settings.training)
     notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
+    notes += _sent_out(settings, made, sample)
     return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
 
 
@@ -232,6 +233,19 @@ def _few_test_rows(
     of_groups = f" in about {counted(groups, 'group')}, which count once" if groups < sample.num_test else ""
     rows = f"about {counted(sample.num_test, 'test row')}{of_groups}"
     return [few_test_rows(rows, least, f"; {CLUSTERS}")]
+
+
+def _sent_out(settings: Settings, made: dict[str, Artifact | None], sample: Sampled | None) -> list[str]:
+    """Return which rows go to which API."""
+    splits = made.get("split")
+    number = splits.num_test if isinstance(splits, Splits) else sample.num_test if sample else 0
+    rows = (
+        f"{'' if isinstance(splits, Splits) else 'about '}{counted(number, 'test row')}" if number else "the test rows"
+    )
+    return [
+        f"up to {rows} are sent to {each.contender} at {each.url}, with training rows as examples"
+        for each in settings.evaluation.api_models
+    ]
 
 
 class _Rates:

@@ -23,7 +23,7 @@ from tunewright.artifacts import (
     Verdict,
 )
 from tunewright.config import Gate, Registry, Settings, Stage
-from tunewright.errors import JudgeError
+from tunewright.errors import ApiError, ApiRefused
 from tunewright.flows import release
 from tunewright.flows.calls.calls import A, Calls, P, Reached, Step, as_json, naming, stages
 from tunewright.flows.calls.plan import Plan
@@ -101,12 +101,13 @@ class Run(Calls):
             started = time.monotonic()
             try:
                 return self(task)(*args, **inputs)
-            except JudgeError as error:
+            except (ApiError, ApiRefused) as error:
                 if self.until == task.name:
                     raise
                 said = f"{error}; the verdict does not depend on it, and the next run tries again"
                 log.warning("%s", said)
-                self.keep(Step(stage=task.name, state="failed", seconds=time.monotonic() - started, note=said))
+                of, seconds = getattr(inputs.get("contender"), "name", ""), time.monotonic() - started
+                self.keep(Step(stage=task.name, of=of, state="failed", seconds=seconds, note=said))
                 return None
 
         return run

@@ -64,7 +64,7 @@ A = TypeVar("A", bound=Artifact)
 
 ONLY_WITH = {
     "scan": "method.kind=spectrum",
-    "prompt": "evaluation.contenders",
+    "prompt": "evaluation.contenders or evaluation.api_models",
     "forgetting": "evaluation.forgetting",
     "lm_eval": "lm_eval.tasks",
     "judge": "judge.url",
@@ -82,7 +82,7 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     """
     left_out = {
         "scan": settings.method.kind != "spectrum",
-        "prompt": not settings.evaluation.contenders,
+        "prompt": not (settings.evaluation.contenders or settings.evaluation.api_models),
         "forgetting": not settings.evaluation.forgetting,
         "lm_eval": not settings.lm_eval.tasks,
         "judge": settings.judge.url is None,

@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import Answers, General, Splits, Verdict
-from tunewright.artifacts.payloads import Decision, Slice, VerdictDetails
+from tunewright.artifacts import Answers, ApiUse, General, Splits, Verdict
+from tunewright.artifacts.payloads import Comparison, Decision, Slice, VerdictDetails
 from tunewright.config import Gate
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.metrics.catalogue import general_scores as means_of
@@ -28,6 +28,7 @@ from tunewright.metrics.shape import FITTING
 from tunewright.privacy.excerpts import in_a_line
 from tunewright.reports.pages import number
 from tunewright.store.stage import stage
+from tunewright.tasks.decide.comparison import compare
 from tunewright.tasks.decide.decision import BASE, CANDIDATE, Evidence, GuardrailTest, decide_scores
 from tunewright.tasks.decide.reading import (
     best_constant,
@@ -39,7 +40,7 @@ from tunewright.tasks.decide.reading import (
     slices,
     warnings,
 )
-from tunewright.tasks.decide.sentences import TOO_LOW
+from tunewright.tasks.decide.sentences import TOO_LOW, beside
 
 __all__ = ["decide"]
 
@@ -79,6 +80,26 @@ def decided(
     guardrails = [GuardrailTest(_evidence(tables, each.metric, alpha_shares), each.margin) for each in gate.guardrails]
     guardrails += _general(general, gate, is_prose=is_prose)
     return evidence, decide_scores(evidence, gate, guardrails, is_prose=is_prose and metric not in OF_CALLS)
+
+
+def _beside(
+    tables: Mapping[str, pa.Table], answers: tuple[Answers, ...], gate: Gate, metric: str
+) -> dict[ApiUse, Comparison]:
+    """The candidate beside each model behind an API whose answers have the metric: as a prompt is compared."""
+    scored = {each.contender: each for each in answers if each.api and metric in each.scores}
+    found: dict[ApiUse, Comparison] = {}
+    for name, each in scored.items():
+        evidence = _evidence({CANDIDATE: tables[CANDIDATE], name: tables[name]}, metric, {})
+        if each.api and not (set(evidence.scores[name]) - set(evidence.clusters)):
+            found[each.api] = compare(
+                evidence.paired(name),
+                metric=metric,
+                opponent=name,
+                threshold=-gate.tolerance,
+                confidence=gate.spending(each.alpha_share).confidence,
+                num_unanswered=each.num_unanswered,
+            )
+    return found
 
 
 def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
@@ -129,7 +150,7 @@ def decide(
     """
     tables = {each.contender: pq.read_table(each.path("answers.parquet")) for each in answers}
     metric = gate.decides_by(answers[0].metric)
-    for each in answers:
+    for each in (each for each in answers if not each.api):
         wanted = (metric, *(guardrail.metric for guardrail in gate.guardrails))
         require_measured(tables[each.contender], wanted, each.scores)
     always = best_constant(tables[CANDIDATE], splits, metric) if CANDIDATE in tables else None
@@ -138,7 +159,11 @@ def decide(
     pq.write_table(pa.table({"row_id": [*constant], "score": [*constant.values()]}, CONSTANT_SCHEMA), folder / BASELINE)
     gate = gate.spending(alpha_share)
     alpha_shares = {each.contender: each.alpha_share for each in answers if each.alpha_share < 1}
-    evidence, decision = decided(tables, general, constant, gate, metric, is_prose=is_prose, alpha_shares=alpha_shares)
+    deciding = {each.contender: tables[each.contender] for each in answers if not each.api}
+    evidence, decision = decided(
+        deciding, general, constant, gate, metric, is_prose=is_prose, alpha_shares=alpha_shares
+    )
+    compared = _beside(tables, answers, gate, metric) if decision.decision != "invalid" else {}
     own = {
         each.contender: own_intervals(table, measured(table), gate.spending(each.alpha_share).confidence)
         for each, table in zip(answers, tables.values(), strict=True)
@@ -174,6 +199,7 @@ def decide(
         slices=tuple(parts),
         general=suite,
         constant_answer=in_a_line(always.text) if always else "",
+        beside=tuple(compared.values()),
     )
     details.save(folder)
     return Verdict(
@@ -183,5 +209,6 @@ def decide(
         intervals={name: intervals[metric] for name, intervals in own.items() if metric in intervals},
         guardrails={f"{each.metric}/{each.opponent}": each.difference for each in decision.guardrails},
         general=suite,
+        beside=tuple(beside(each, use) for use, each in compared.items()),
         warnings=warned,
     )

@@ -9,7 +9,7 @@ Of the tests passed, the sentence names the closest: the one whose mean exceeds 
 
 from collections.abc import Sequence
 
-from tunewright.artifacts import WAITING
+from tunewright.artifacts import WAITING, ApiUse
 from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline
@@ -55,6 +55,20 @@ def of(
 def gain(closest: Comparison) -> str:
     """Such as "+.82 [.75, .88] exact match against the base", or ".10 [.08, .12] less loss against the base"."""
     return f"{_gain(closest)} {describe(closest.metric).in_words} against {_named(closest)}{_in_part(closest)}"
+
+
+def beside(comparison: Comparison, use: ApiUse) -> str:
+    """How the candidate compares with a model behind an API, and what that model's answers cost."""
+    name, found = comparison.opponent, f"{_what(comparison)}, {_on(comparison)}"
+    if comparison.finding == "above":
+        said = f"The candidate is at least as good as {name}, but for {exactly(-comparison.threshold)}: {found}"
+    elif comparison.difference[2] < 0:
+        said = f"{name} is better than the candidate: {found}"
+    else:
+        most = exactly(-comparison.threshold)
+        said = f"Not enough evidence that the candidate is at most {most} worse than {name}: {found}"
+    price = "" if use.price is None else f"1,000 of its answers cost {use.price:.3g}, and "
+    return f"{said}; {price}{'it' if price else name} took {use.seconds:.2g} s for each (not used in the decision)"
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison, *, is_prompt: bool) -> str:

@@ -8,6 +8,8 @@ token, one after the other, up to a stop token of the contract or evaluation.max
 
 import json
 import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +21,8 @@ from tunewright.config import Evaluation
 from tunewright.metrics.labels import training_answers
 from tunewright.store.stage import stage
 from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA, LIBRARIES, asked, one_contender
-from tunewright.tasks.evaluate.blocks import in_blocks, whole
+from tunewright.tasks.evaluate.apis import ApiAnswers
+from tunewright.tasks.evaluate.blocks import in_blocks, part_of, whole
 
 __all__ = ["ANSWER_SCHEMA", "evaluate", "scored"]
 
@@ -66,18 +69,25 @@ def evaluate(
 
     A contender is another one in the key by its name, its weights or its registered version. `own` are the team's
     metrics, for the key alone, and `schema` is what evaluation.json_schema holds.
-    Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them.
+    Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them, ApiError if a
+    model behind an API does not answer, ApiRefused if it refuses.
     """
     if contender.name == "base":  # of all the same
         _show_limit(asked(contender, tokens), evaluation.limit)
-    test = pq.read_table(asked(contender, tokens), columns=["reference", "tools"])
+    test = pq.read_table(asked(contender, tokens))
     references, has_tools = test.column("reference").to_pylist(), test["tools"].null_count < len(test)
     choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
     if contender.name == "base":  # of all the same
         log.info("  %s; evaluation.metrics adds others, gate.metric decides by another", choice.says())
+    by_api = ApiAnswers(contender, evaluation) if contender.api else None
+    if by_api:
+        choice = replace(
+            choice, names=tuple(name for name in choice.names if name != "perplexity")
+        )  # which takes the likelihoods of the references
     with one_contender():
         if contender.prompts:
-            found = in_blocks(contender, tokens, evaluation, lambda answers: scored(answers, choice)[0], rule)
+            answer = by_api.answer if by_api else partial(part_of, contender, tokens, evaluation)
+            found = in_blocks(test, answer, lambda answers: scored(answers, choice)[0], rule)
         else:
             found = whole(contender, tokens, evaluation)
     answers, scores = scored(found.answers, choice)
@@ -100,5 +110,6 @@ def evaluate(
         precision=found.precision,
         max_new_tokens=evaluation.limit,
         is_prose="long texts" in choice.shape.kinds,
+        api=by_api and by_api.use,
         earlier_seconds=round(found.earlier_seconds, 1),
     )

@@ -101,8 +101,8 @@ def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_toke
 
 
 def asked(contender: Contender, tokens: Tokens) -> Path:
-    """The test rows as a contender is asked, TOKEN_SCHEMA."""
-    return contender.prompts or tokens.path("test.parquet")
+    """The test rows as a contender is asked, TOKEN_SCHEMA; of a model behind an API, as they are asked otherwise."""
+    return tokens.path("test.parquet") if contender.api or not contender.prompts else contender.prompts
 
 
 def answered(

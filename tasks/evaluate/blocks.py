@@ -18,7 +18,7 @@ from tunewright.artifacts import Contender, EndingRule, Tokens
 from tunewright.config import Evaluation
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import seconds_of
-from tunewright.tasks.evaluate.answers import AnswerPart, answer_part, asked
+from tunewright.tasks.evaluate.answers import AnswerPart, answer_part
 from tunewright.tasks.evaluate.interim import alpha_shares, blocks, is_settled
 
 log = logging.getLogger("tunewright")
@@ -33,6 +33,14 @@ class Answered(NamedTuple):
     alpha_share: float = 1.0  # of the comparison of these rows
 
 
+class AnsweredBlock(NamedTuple):
+    """The answers to some of the test rows, and how they came about."""
+
+    answers: pa.Table  # ANSWER_SCHEMA, in the order of the rows
+    precision: str = ""  # of the weights that answered; empty of a model behind an API
+    earlier_seconds: float = 0.0
+
+
 def whole(contender: Contender, tokens: Tokens, evaluation: Evaluation) -> Answered:
     """The answers to all test rows."""
     part, seconds = _part(contender, tokens, evaluation)
@@ -40,46 +48,45 @@ def whole(contender: Contender, tokens: Tokens, evaluation: Evaluation) -> Answe
 
 
 def in_blocks(
-    contender: Contender,
-    tokens: Tokens,
-    evaluation: Evaluation,
+    test: pa.Table,
+    answer: Callable[[pa.Table], AnsweredBlock | None],
     scored: Callable[[pa.Table], pa.Table],
     rule: EndingRule | None,
 ) -> Answered:
     """The answers of a prompted contender until the rule ends it; to all test rows where there is no rule.
 
-    `scored` adds the columns of the metrics to answers.
+    `answer` answers some of the test rows, or says by None that no more are answered; `scored` adds the columns of the
+    metrics to answers.
     """
-    test = pq.read_table(asked(contender, tokens))
     found = blocks(test["row_id"].to_pylist(), test["cluster"].to_pylist())
-    if len(found) == 1:
-        return whole(contender, tokens, evaluation)
     candidate = pq.read_table(rule.candidate.path("answers.parquet")) if rule else None
-    places, tables, seconds = list[np.ndarray](), list[pa.Table](), 0.0
-    precision, alpha_share = "", 1.0
+    places, made, alpha_share = list[np.ndarray](), list[AnsweredBlock](), 1.0
     for block, share in zip(found, alpha_shares(len(found)), strict=True):
-        part, earlier = _part_of(test.take(block), contender, tokens, evaluation)
+        if (answered := answer(test.take(block))) is None:
+            break
         places.append(block)
-        tables.append(pq.read_table(part.path("answers.parquet")))
-        precision, seconds = part.precision, seconds + earlier
+        made.append(answered)
         if rule is None or candidate is None:
             continue
         alpha_share, number = share, sum(map(len, places))
-        if number < len(test) and is_settled(scored(pa.concat_tables(tables)), candidate, rule, share):
+        if number < len(test) and is_settled(
+            scored(pa.concat_tables(each.answers for each in made)), candidate, rule, share
+        ):
             log.info("  its comparison with the candidate is settled after %d of %d test rows", number, len(test))
             break
-    in_order = pa.concat_tables(tables).take(np.argsort(np.concatenate(places)))
-    return Answered(in_order, precision, seconds, alpha_share)
+    in_order = pa.concat_tables(each.answers for each in made).take(np.argsort(np.concatenate(places)))
+    return Answered(in_order, made[-1].precision, sum(each.earlier_seconds for each in made), alpha_share)
 
 
-def _part_of(rows: pa.Table, contender: Contender, tokens: Tokens, evaluation: Evaluation) -> tuple[AnswerPart, float]:
+def part_of(contender: Contender, tokens: Tokens, evaluation: Evaluation, rows: pa.Table) -> AnsweredBlock:
     """The answers to some of a contender's rows, which are asked as prompts of their own."""
     digest = hash_of([contender.prompts_digest, rows["row_id"].to_pylist()])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.parquet")
         pq.write_table(rows, file)
         asked_these = contender.model_copy(update={"prompts": file, "prompts_digest": digest})
-        return _part(asked_these, tokens, evaluation)
+        part, seconds = _part(asked_these, tokens, evaluation)
+        return AnsweredBlock(pq.read_table(part.path("answers.parquet")), part.precision, seconds)
 
 
 def _part(contender: Contender, tokens: Tokens, evaluation: Evaluation) -> tuple[AnswerPart, float]:

@@ -152,7 +152,7 @@ def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
 def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, model: str, rows: int) -> Judged:
     """Let the model `model` at `url` compare the candidate's answers with those of each other contender.
 
-    Raises JudgeError if it does not answer, and the next attempt resumes from its replies; ConfigError if it refuses
+    Raises ApiError if it does not answer, and the next attempt resumes from its replies; ConfigError if it refuses
     the requests.
     """
     every = pairs(answers, pq.read_table(splits.path("test.parquet")), rows)

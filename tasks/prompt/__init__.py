@@ -2,7 +2,8 @@
 
 few_shot: the same shots before each question; which of a few draws, and how many of them, validation rows tell.
 retrieval: before each question the training rows most like it; whether by words or by embeddings, validation rows tell.
-Test rows are only written as they will be asked: nothing is chosen on them.
+Test rows are only written as they will be asked: nothing is chosen on them. A model behind an API is asked with the
+shots of few_shot, as messages (messages.jsonl).
 """
 
 import json
@@ -28,7 +29,8 @@ from tunewright.similarity import embedding as embeddings
 from tunewright.similarity.embedding import StaticModel
 from tunewright.similarity.prompts import common_segments
 from tunewright.store.stage import stage
-from tunewright.tasks.prompt.shots import BM25, Embeddings, PromptedRow, ask, draw, nearest, pool_of
+from tunewright.tasks.prompt.shots import BM25, Embeddings, PromptedRow, ask, conversation, draw, nearest, pool_of
+from tunewright.tools.conversation import Message, before, conversation_of, tools_of
 
 __all__ = ["prompt"]
 
@@ -70,6 +72,10 @@ class Asking:
         """The rows with these shots before them."""
         room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
         return ask(self.chat, self.pool, rows.to_pylist(), shots, reasoning=self.reasoning, **room)
+
+    def conversation(self, row: dict[str, Any], shots: Sequence[int]) -> list[Message]:
+        """A row with these shots before it and without its answer, with its tools."""
+        return before(conversation(self.pool, shots, conversation_of(row)), -1)
 
     def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> PromptScore:
         """Score the base on validation rows with these examples, in one forward pass without generation."""
@@ -141,6 +147,15 @@ def write(file: Path, asking: Asking, shots: Sequence[list[int]]) -> dict[str, A
     return {"num_shortened": num_shortened, "shots": ids}
 
 
+def write_messages(file: Path, asking: Asking, shots: Sequence[list[int]]) -> None:
+    """Writes what a model behind an API is asked: a line of row_id, messages and tools for each test row."""
+    with file.open("w", encoding="utf-8") as lines:
+        for row, some in zip(asking.test.to_pylist(), shots, strict=True):
+            messages = asking.conversation(row, some)
+            asked = {"row_id": row["row_id"], "messages": list(messages), "tools": tools_of(messages)}
+            lines.write(json.dumps(asked, ensure_ascii=False) + "\n")
+
+
 def _asked(splits: Splits, tokens: Tokens, split: str) -> pa.Table:
     """The rows of a split that render kept, in their order."""
     kept = pq.read_table(tokens.path(f"{split}.parquet"), columns=["row_id"])["row_id"]
@@ -172,8 +187,9 @@ def prompt(
     max_new_tokens: int,
     embedding_model: str,
     embedding: str,
+    asks_apis: bool = False,
 ) -> Prompts:
-    """The test rows as each of the contenders is asked them.
+    """The test rows as each of the contenders is asked them, and with `asks_apis` a model behind an API.
 
     `embedding` tells the content of `embedding_model`, and is empty where rows are compared by their words alone.
     Raises ConfigError where the base cannot be asked so.
@@ -181,11 +197,13 @@ def prompt(
     asking = Asking(base, splits, tokens, max_new_tokens)
     made: dict[str, dict[str, Any]] = {}
     warned: list[str] = []
+    fixed: list[list[int]] = []  # the shots of few_shot
     try:
         with on_devices():
             for name in contenders:
                 model = embeddings.load_model(embedding_model) if embedding and name == "retrieval" else None
                 chosen, search = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)
+                fixed = chosen if name == "few_shot" else fixed
                 made[name] = search | write(folder / f"{name}.parquet", asking, chosen)
                 log.info("%s: %s", name, search["chosen"])
                 if shortened := made[name]["num_shortened"]:
@@ -194,6 +212,8 @@ def prompt(
                         "since the base's context has no room for more; lower evaluation.shots"
                     )
                     log.warning("prompt: %s", warned[-1])
+            if asks_apis:
+                write_messages(folder / "messages.jsonl", asking, fixed or few_shot(asking, shots)[0])
     except DataError as error:
         raise ConfigError(
             f"evaluation.contenders: the base cannot be evaluated few-shot: {error}; accepted: contenders=[]"

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.artifacts import Answers, Registered
+from tunewright.artifacts import Answers, ApiUse, Registered
 from tunewright.errors import AnotherChampion
 from tunewright.evidence import bundle
 from tunewright.registry import alias, rehearsal, runs, versions
@@ -116,7 +116,7 @@ def compare(client: "MlflowClient", candidate: Candidate, run: "Run", own: "Logg
     from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
     others = {
-        answers.contender: (answers, _model(client, candidate, run, answers.contender))
+        answers.contender: (answers, _model(client, candidate, run, answers.contender, answers.api))
         for answers in candidate.run.answers
         if answers != candidate.own_answers
     }
@@ -156,8 +156,13 @@ def _log(
         client.log_batch(run.info.run_id, metrics=missing)
 
 
-def _model(client: "MlflowClient", candidate: Candidate, run: "Run", contender: str) -> "LoggedModel":
-    """The model of the champion; or of the base, behind the prompt of that name if it is one: an earlier one or new."""
+def _model(
+    client: "MlflowClient", candidate: Candidate, run: "Run", contender: str, api: ApiUse | None
+) -> "LoggedModel":
+    """The model of the champion; the model behind an API; or the base, behind the prompt of that name if it is one.
+
+    It is an earlier one or new.
+    """
     import mlflow
     from mlflow.entities import LoggedModelStatus
 
@@ -166,7 +171,11 @@ def _model(client: "MlflowClient", candidate: Candidate, run: "Run", contender: 
         return client.get_logged_model(str(version.source).removeprefix("models:/"))
     base, prompts = candidate.run.base, candidate.run.prompts
     chosen = prompts.chosen.get(contender) if prompts else None
-    identity = hash_of([candidate.name, contender, base.weights_digest, prompts.digest if prompts and chosen else ""])
+    identity = hash_of(
+        [candidate.name, contender, api.url, api.model]
+        if api
+        else [candidate.name, contender, base.weights_digest, prompts.digest if prompts and chosen else ""]
+    )
     experiment = run.info.experiment_id
     found = client.search_logged_models([experiment], f"tags.fingerprint = '{identity}'", max_results=1)
     if found:
@@ -176,7 +185,9 @@ def _model(client: "MlflowClient", candidate: Candidate, run: "Run", contender: 
         name=contender,
         source_run_id=run.info.run_id,
         tags={"fingerprint": identity},
-        params={"model.base": base.reference} | ({"prompt": chosen[:500]} if chosen else {}),
-        model_type="prompt" if chosen else "base",
+        params={"api.url": api.url, "api.model": api.model}
+        if api
+        else {"model.base": base.reference} | ({"prompt": chosen[:500]} if chosen else {}),
+        model_type="api" if api else "prompt" if chosen else "base",
         experiment_id=experiment,
     )

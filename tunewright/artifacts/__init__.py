@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
+from tunewright.config.evaluation import ApiModel
+
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 ROW_SCHEMA = pa.schema(
@@ -262,6 +264,18 @@ class Contender(BaseModel, frozen=True):
     model: Path | None = None  # train's model/ folder, or that of a registered version
     model_digest: str = ""
     version: str = ""  # of the registered model, for the champion
+    api: ApiModel | None = None  # the model that `prompts` are sent to: messages.jsonl of prompt
+
+
+class ApiUse(BaseModel, frozen=True):
+    """The tokens, time and price of the answers of a model behind an API."""
+
+    model: str
+    url: str
+    input_tokens: int
+    output_tokens: int
+    seconds: float  # of a reply, the median
+    price: float | None = None  # of a thousand answers; None without prices
 
 
 def part_of_rows(num_rows: int, num_unanswered: int) -> str:
@@ -284,6 +298,7 @@ class Answers(Artifact, frozen=True):
     faults: tuple[str, ...] = ()  # references at which no answer can be right: "2 of 90 references are not JSON, ..."
     max_new_tokens: int | None = None  # that an answer may have; None in records of versions that did not keep it
     is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
+    api: ApiUse | None = None  # of a model behind an API, which the decision does not depend on
 
     @property
     def in_part(self) -> str:
@@ -353,6 +368,7 @@ class Verdict(Artifact, frozen=True):
     intervals: dict[str, tuple[float, float, float]]  # contender -> (low, mean, high) of its own score
     guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
     general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of general tasks and texts
+    beside: tuple[str, ...] = ()  # a sentence for each model behind an API, which the decision does not depend on
     confidence: float | None = None  # of each test of this use of the test rows; None in earlier records
     rows_needed: int | None
     smallest_visible: float | None = (

@@ -326,6 +326,7 @@ class VerdictDetails(Payload, Decision, frozen=True):
 
     own: dict[str, dict[str, Interval]]  # contender -> metric -> interval of its own score
     slices: tuple[Slice, ...]
+    beside: tuple[Comparison, ...] = ()  # with models behind APIs, which the decision does not depend on
     general: dict[str, dict[str, float]]  # base and candidate -> scores on general tasks and texts
     constant_answer: str = ""  # the beginning of the answer that the constant opponent always gives
 

@@ -8,6 +8,7 @@ from tunewright.config.data import Checks, Data, Dedupe, Expectation, Layout, Re
 from tunewright.config.environment import (
     NO_TELEMETRY,
     READ_ONLY_DATABASE,
+    api_key,
     as_called,
     called_in,
     device_locks,

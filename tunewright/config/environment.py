@@ -103,6 +103,11 @@ def judge_key(url: str) -> str:
     return key
 
 
+def api_key(url: str) -> str:
+    """The key of an API: that of its host in TUNEWRIGHT_API_KEYS, such as api.example.com=KEY; or none."""
+    return outside.key_of(url, "TUNEWRIGHT_API_KEYS")
+
+
 def make_home() -> None:
     """Makes the home folder, for its owner alone.
 

@@ -1,7 +1,7 @@
 """Settings of the evaluation: the contenders, their metrics, lm-eval's tasks, and the judge."""
 
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -72,8 +72,66 @@ def require_in_range(metric: str, key: str, by: float) -> None:
         raise ValueError(f"{key}={by:g} is out of range: {scores} are from 0 to 1; accepted: below 1")
 
 
+API_NAME = r"^[A-Za-z0-9][\w.-]*$"  # a part of MLflow's metric names
+OTHER_CONTENDERS = {"base", "candidate", "champion", "constant", "few_shot", "retrieval"}
 LEAST_LIMIT = 32  # tokens that max_new_tokens: auto leaves an answer, also of a base that says more than the label
 PromptContender = Literal["few_shot", "retrieval"]
+
+
+class ApiModel(Section):
+    """A model behind an OpenAI-compatible API that answers test rows too, as few_shot does; it decides nothing."""
+
+    url: str = Field(
+        pattern="^https?://[^ ]+$",
+        description="Base URL of the API, such as https://api.example.com/v1, that gets test rows and some training "
+        "rows. Its key is looked up by its host in TUNEWRIGHT_API_KEYS",
+    )
+    model: str = Field(min_length=1, description="Name of the model at that URL")
+    name: str | None = Field(
+        default=None,
+        pattern=API_NAME,
+        description="Name of the contender in reports; empty takes the model's name, without what is before a slash",
+    )
+    input_price: float | None = Field(
+        default=None,
+        ge=0,
+        description="Price of a million input tokens, in any currency, which is that of evaluation.api_budget",
+    )
+    output_price: float | None = Field(default=None, ge=0, description="Price of a million output tokens")
+    parameters: dict[str, Any] = Field(
+        default={},
+        description="Other fields of each request, such as {max_completion_tokens: 500}; null leaves out one that is "
+        "sent by itself: temperature (0) and max_tokens",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _url_holds_no_secret(cls, url: str) -> str:
+        return require_no_secret(url, "TUNEWRIGHT_API_KEYS")
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_are_others(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        if taken := parameters.keys() & {"messages", "model", "n", "stream", "tools"}:
+            raise ValueError(f"parameters.{min(taken)} is set by the evaluation; accepted: other fields of a request")
+        return parameters
+
+    @model_validator(mode="after")
+    def _both_prices_or_none(self) -> Self:
+        if (self.input_price is None) != (self.output_price is None):
+            raise ValueError("input_price and output_price are set together, or neither")
+        return self
+
+    @property
+    def contender(self) -> str:
+        """The name of the contender."""
+        return self.name or re.sub(r"[^\w.-]", "-", self.model.rstrip("/").rpartition("/")[2]) or "api"
+
+    def price(self, input_tokens: float, output_tokens: float) -> float | None:
+        """The price of so many tokens; None where none is set."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return (self.input_price * input_tokens + self.output_price * output_tokens) / 1e6
 
 
 class Evaluation(Section):
@@ -103,10 +161,21 @@ class Evaluation(Section):
         "training rows, retrieval the base with the most similar ones; may be empty",
     )
     shots: int = Field(default=8, ge=1, le=64, description="Maximum number of in-context examples in a prompt, 1 to 64")
+    api_models: tuple[ApiModel, ...] = Field(
+        default=(),
+        description="Models behind OpenAI-compatible APIs that answer the test rows too, with the few-shot examples; "
+        "the verdict compares them with the candidate and does not depend on them",
+    )
+    api_budget: float | None = Field(
+        default=None,
+        gt=0,
+        description="Maximum cost of a run's requests to each of api_models, above 0, in the currency of their prices: "
+        "a model answers as many test rows as that pays for; empty sets no limit",
+    )
     complete: bool = Field(
         default=False,
-        description="Have the prompted baselines answer all test rows; false ends each once its comparison with the "
-        "candidate is settled",
+        description="Have the prompted baselines and api_models answer all test rows; false ends each once its "
+        "comparison with the candidate is settled",
     )
     forgetting: bool = Field(
         default=True,
@@ -138,10 +207,19 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _each_has_an_effect(self) -> Self:
-        if not self.contenders and self.shots != type(self).model_fields["shots"].default:
+        prompted = bool(self.contenders or self.api_models)
+        if not prompted and self.shots != type(self).model_fields["shots"].default:
             raise ValueError(f"shots={self.shots} has no effect; accepted with contenders=few_shot, retrieval")
-        if self.complete and not self.contenders:
+        if self.complete and not prompted:
             raise ValueError("complete=true has no effect; accepted with contenders=few_shot, retrieval")
+        names = [each.contender for each in self.api_models]
+        for name in names:
+            if names.count(name) > 1 or name in OTHER_CONTENDERS:
+                raise ValueError(f"api_models: two contenders would be called {name}; accepted: another name for one")
+        unpriced = [each.contender for each in self.api_models if each.input_price is None]
+        if self.api_budget is not None and (unpriced or not self.api_models):
+            missing = f"input_price and output_price of {unpriced[0]}" if unpriced else "api_models"
+            raise ValueError(f"api_budget={self.api_budget:g} needs {missing}")
         if self.json_schema and not {"auto", "schema_valid"} & {*self.metrics}:
             raise ValueError(f"json_schema={self.json_schema} has no effect; accepted with metrics=schema_valid, auto")
         return self

@@ -6,6 +6,7 @@ Without these variables everything is allowed but metadata services, whose answe
     TUNEWRIGHT_MODULES         modules of the team's that metrics and expectations are imported from
     TUNEWRIGHT_TRACKING_HOSTS  hosts that registry.tracking_uri may name
     TUNEWRIGHT_JUDGE_HOSTS     hosts that judge.url may name; only these are sent TUNEWRIGHT_JUDGE_KEY
+    TUNEWRIGHT_API_HOSTS       hosts that evaluation.api_models[].url may name
 
 Each holds several, with commas between.
 """
@@ -77,11 +78,21 @@ def check_host(setting: str, url: str, variable: str) -> None:
 
 def is_listed(url: str, variable: str) -> bool:
     """Whether an environment variable names the host of a URL, or the host with its port."""
+    return bool(_names(url) & {each.lower() for each in _listed(variable)})
+
+
+def key_of(url: str, variable: str) -> str:
+    """The key of a URL's host, or of the host with its port, in a variable of host=key; empty where it has none."""
+    found = dict(each.partition("=")[::2] for each in _listed(variable))
+    return next((key.strip() for host, key in found.items() if host.strip().lower() in _names(url)), "")
+
+
+def _names(url: str) -> set[str]:
     try:
         host, port = urlsplit(url).hostname, urlsplit(url).port
     except ValueError:
-        return False
-    return bool({host, f"{host}:{port}"} & {each.lower() for each in _listed(variable)})
+        return set()
+    return {f"{host}", f"{host}:{port}"}
 
 
 def check_address(setting: str, url: str) -> None:

@@ -158,11 +158,12 @@ class Settings(Section):
     def measured(self) -> Evaluation:
         """Return the evaluation of each contender, with the metrics of the gate if its metrics are automatic.
 
-        Contenders, shots, complete and forgetting stay at their defaults, since no answer depends on them.
+        Contenders, shots, complete, forgetting and the settings of APIs stay at their defaults: no answer depends on
+        them.
         """
         metrics, gate = self.evaluation.metrics, self.gate
         there = {"auto", *WITH_EACH_ANSWER, *metrics}
         lacking = dict.fromkeys(m for m in (gate.metric, *(each.metric for each in gate.guardrails)) if m not in there)
-        others = ("contenders", "shots", "complete", "forgetting")
+        others = ("contenders", "shots", "complete", "forgetting", "api_models", "api_budget")
         alone = {name: Evaluation.model_fields[name].default for name in others}
         return self.evaluation.model_copy(update={"metrics": (*metrics, *lacking)} | alone)

@@ -156,8 +156,9 @@ def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", dec
         return Check("verdict", "unknown", f"not decided again: {missing}; {found}")
     if details.confidence < gate.confidence - CLOSE:
         return Check("verdict", "altered", f"it was decided at confidence {details.confidence}, below gate.confidence")
+    tables = {name: table for name, table in _tables(evidence, local).items() if not records[name].get("api")}
     _, again = decide(
-        _tables(evidence, local),
+        tables,
         general,
         dict(zip(constant["row_id"].to_pylist(), constant["score"].to_pylist(), strict=True)),
         gate.model_copy(update={"confidence": details.confidence}),  # of this use of the test rows

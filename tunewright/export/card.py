@@ -158,7 +158,7 @@ def _metrics(verdict: VerdictDetails) -> list[str]:
 
 def _scores(verdict: VerdictDetails) -> Iterator[tuple[str, list[str]]]:
     """One line for each contender, this model first."""
-    parts = {each.opponent: each.in_part for each in verdict.comparisons}
+    parts = {each.opponent: each.in_part for each in (*verdict.comparisons, *verdict.beside)}
     for contender in sorted(verdict.own, key=lambda name: name != OWN):
         scores = verdict.own[contender]
         cells = [_cell(scores[name]) if name in scores else "" for name in _metrics(verdict)]

@@ -1,0 +1,199 @@
+"""The answers of a model behind an API: test rows are sent to it as messages, and each reply is kept for later runs.
+
+Replies lie in <home>/api_replies, by the request that they answer, so none is paid for twice; a deleted file is asked
+for again.
+"""
+
+import hashlib
+import json
+import logging
+import statistics
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from threading import Lock
+from typing import IO, Any
+
+import pyarrow as pa
+
+from tunewright import config
+from tunewright.artifacts import ApiUse, Contender
+from tunewright.chat_api import ChatApi, Reply
+from tunewright.config import Evaluation
+from tunewright.errors import ApiRefused, ConfigError
+from tunewright.reports.progress import Countdown
+from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA
+from tunewright.tasks.evaluate.blocks import AnsweredBlock
+from tunewright.tools.conversation import Message, call_text
+
+log = logging.getLogger("tunewright")
+
+AT_ONCE = 4  # requests
+ROOM = 256  # tokens at least that an answer may have: another tokenizer may write the same text in more of them
+CHARACTERS = 3  # of a token, before the API has counted any
+SETTING = "evaluation.api_models"
+OF_A_MESSAGE = ("role", "content", "name", "tool_call_id")
+
+
+class ApiAnswers:
+    """The answers of one model behind an API, and their cost."""
+
+    def __init__(self, contender: Contender, evaluation: Evaluation) -> None:
+        assert contender.api
+        assert contender.prompts
+        self.model, self.budget, self.name = contender.api, evaluation.api_budget, contender.name
+        key = config.api_key(self.model.url)
+        self.api = ChatApi(self.model.url, self.model.model, key, setting=SETTING, who=self.name)
+        fields = {"temperature": 0, "max_tokens": max(ROOM, evaluation.limit)} | self.model.parameters
+        self.fields = {name: value for name, value in fields.items() if value is not None}
+        lines = contender.prompts.read_text(encoding="utf-8").splitlines()
+        self.asked = {row["row_id"]: row for row in map(json.loads, lines)}
+        of_model = hashlib.sha256(f"{self.model.url} {self.model.model}".encode()).hexdigest()[:20]
+        self.file = config.home() / "api_replies" / f"{of_model}.jsonl"
+        self.kept = _kept(self.file)
+        self.used: list[Reply] = []  # of all rows that were answered
+        self.spent = 0.0  # by this run
+        self.keeping = Lock()
+
+    def answer(self, rows: pa.Table) -> AnsweredBlock | None:
+        """Answer some test rows (row_id, cluster, reference, tools); None where the budget does not pay for them.
+
+        Raises ApiError where the API does not answer, ApiRefused where it refuses.
+        """
+        requests = {row_id: self._request(row_id) for row_id in rows["row_id"].to_pylist()}
+        new = {row_id: request for row_id, request in requests.items() if _digest(request) not in self.kept}
+        if not self._can_pay(new):
+            return None
+        self._ask(new)
+        replies = {row_id: self.kept[_digest(request)] for row_id, request in requests.items()}
+        self.used += replies.values()
+        written = [
+            {
+                **{name: row[name] for name in ("row_id", "cluster", "reference", "tools")},
+                "prompt": "\n\n".join(_shown(turn) for turn in self.asked[row["row_id"]]["messages"]),
+                "answer": answer_of(replies[row["row_id"]].message),
+                "stopped": replies[row["row_id"]].stopped,
+                "num_tokens": replies[row["row_id"]].output_tokens,
+            }
+            for row in rows.to_pylist()
+        ]
+        return AnsweredBlock(pa.Table.from_pylist(written, ANSWER_SCHEMA))
+
+    @property
+    def use(self) -> ApiUse:
+        """The tokens, time and price of all answers so far."""
+        read, written = sum(each.input_tokens for each in self.used), sum(each.output_tokens for each in self.used)
+        price = self.model.price(read, written)
+        return ApiUse(
+            model=self.model.model,
+            url=self.model.url,
+            input_tokens=read,
+            output_tokens=written,
+            seconds=round(statistics.median(each.seconds for each in self.used), 3),
+            price=None if price is None else 1000 * price / len(self.used),
+        )
+
+    def _request(self, row_id: str) -> dict[str, Any]:
+        row = self.asked[row_id]
+        tools = {"tools": row["tools"]} if row["tools"] else {}
+        return {"messages": [_as_sent(turn) for turn in row["messages"]]} | tools | self.fields
+
+    def _can_pay(self, requests: dict[str, dict[str, Any]]) -> bool:
+        if self.budget is None or not requests:
+            return True
+        needed = len(requests) * self._price_of_row(requests)
+        if self.spent + needed <= self.budget:
+            return True
+        if not self.used:
+            raise ConfigError(
+                f"evaluation.api_budget={self.budget:g}: the first {len(requests)} test rows cost about "
+                f"{needed:.3g} at {self.name}; accepted: at least that, or a cheaper model"
+            )
+        log.info("  evaluation.api_budget=%g is spent after %d test rows", self.budget, len(self.used))
+        return False
+
+    def _price_of_row(self, requests: dict[str, dict[str, Any]]) -> float:
+        """The mean price of a row so far; without one, by the characters of these and the longest answers."""
+        if any(each.input_tokens for each in self.used):
+            each_read = statistics.fmean(each.input_tokens for each in self.used)
+            each_written = statistics.fmean(each.output_tokens for each in self.used)
+        else:
+            characters = [len(json.dumps(request["messages"], ensure_ascii=False)) for request in requests.values()]
+            each_read, each_written = statistics.fmean(characters) / CHARACTERS, ROOM
+        return self.model.price(each_read, each_written) or 0.0
+
+    def _ask(self, requests: dict[str, dict[str, Any]]) -> None:
+        """Keeps the reply to each request as it comes, so that another attempt asks only the rest."""
+        if not requests:
+            return
+        self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        countdown = Countdown(len(requests), "answers", "evaluation-progress", self.name)
+        with self.file.open("a", buffering=1, encoding="utf-8") as file, ThreadPoolExecutor(AT_ONCE) as threads:
+            file.write("\n")  # behind half a line of a run that was killed
+            waiting = [threads.submit(self._reply, request, file) for request in requests.values()]
+            try:
+                for number, future in enumerate(as_completed(waiting), 1):
+                    future.result()
+                    countdown.tell(number)
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+    def _reply(self, request: dict[str, Any], file: IO[str]) -> None:
+        try:
+            reply = self.api.ask(**request)
+        except ConfigError as error:  # the verdict does not depend on it, and there is one without it
+            raise ApiRefused(str(error)) from error
+        digest = _digest(request)
+        with self.keeping:
+            self.kept[digest] = reply
+            self.spent += self.model.price(reply.input_tokens, reply.output_tokens) or 0.0
+            file.write(json.dumps([digest, asdict(reply)]) + "\n")
+
+
+def answer_of(message: dict[str, Any]) -> str:
+    """The answer in a reply's message, with its calls as rows have them; what cannot be read is left out."""
+    content = message.get("content")
+    texts = [content.strip()] if isinstance(content, str) and content.strip() else []
+    for call in message.get("tool_calls") or ():
+        try:
+            texts.append(call_text(call["function"]["name"], json.loads(call["function"]["arguments"])))
+        except (LookupError, TypeError, ValueError):
+            log.debug("a call of a reply cannot be read: %s", call)
+    return "\n".join(texts)
+
+
+def _as_sent(turn: Message) -> dict[str, Any]:
+    """A message as the API takes it: the arguments of calls are text there."""
+    sent = {name: turn[name] for name in OF_A_MESSAGE if turn.get(name) is not None}
+    if calls := turn.get("tool_calls"):
+        sent["tool_calls"] = [
+            {
+                "id": call.get("id") or f"call_{number}",
+                "type": "function",
+                "function": {
+                    "name": call["function"]["name"],
+                    "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                },
+            }
+            for number, call in enumerate(calls)
+        ]
+    return sent
+
+
+def _shown(turn: Message) -> str:
+    return f"{turn['role']}: {turn.get('content') or ''}"
+
+
+def _digest(request: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(file: Any) -> dict[str, Reply]:
+    """The replies that earlier runs kept; the last line may be half of one, where a run was killed."""
+    kept: dict[str, Reply] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            digest, fields = json.loads(line)
+            kept[digest] = Reply(**fields)
+        except (ValueError, LookupError, TypeError):
+            continue
+    return kept
