@@ -55,11 +55,11 @@ def _require_convertible(file: Path, folder: Path) -> None:
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; accepted: a GGUF file")
     try:
-        shape_of_gguf(file)
+        shape_of_gguf(file.absolute())
     except (NoShape, ValueError) as error:
         raise _refused(file, error) from error
 
 
 def _refused(file: Path, error: Exception) -> ConfigError:
     said = str(error) if isinstance(error, ValueError) else one_line(error)
-    return ConfigError(f"{file}: cannot be converted: {' '.join(said.removeprefix(f'{file}: ').split())}")
+    return ConfigError(f"{file}: cannot be converted: {' '.join(said.removeprefix(f'{file.absolute()}: ').split())}")

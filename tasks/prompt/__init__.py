@@ -73,7 +73,7 @@ class Asking:
         room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
         return ask(self.chat, self.pool, rows.to_pylist(), shots, reasoning=self.reasoning, **room)
 
-    def conversation(self, row: dict[str, Any], shots: Sequence[int]) -> list[Message]:
+    def conversation(self, row: dict[str, Any], shots: Sequence[int]) -> Sequence[Message]:
         """A row with these shots before it and without its answer, with its tools."""
         return before(conversation(self.pool, shots, conversation_of(row)), -1)
 

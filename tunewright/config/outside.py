@@ -83,8 +83,8 @@ def is_listed(url: str, variable: str) -> bool:
 
 def key_of(url: str, variable: str) -> str:
     """The key of a URL's host, or of the host with its port, in a variable of host=key; empty where it has none."""
-    found = dict(each.partition("=")[::2] for each in _listed(variable))
-    return next((key.strip() for host, key in found.items() if host.strip().lower() in _names(url)), "")
+    found = [each.partition("=") for each in _listed(variable)]
+    return next((key.strip() for host, _, key in found if host.strip().lower() in _names(url)), "")
 
 
 def _names(url: str) -> set[str]:
