@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test lint format docs clean
+.PHONY: help setup demo test tests lint format docs clean
 
 help:
 	@echo "make demo    set up, then run the whole pipeline on the embedded example"
@@ -43,8 +43,12 @@ lint: $(READY)
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports --no-logo
 
-test: lint
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Side by side, as most tests wait for other processes half of the time.
+test: $(READY)
+	$(MAKE) --jobs=2 --no-print-directory lint tests
+
+tests: $(READY)
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 format: $(READY)
 	$(BIN)/ruff format --quiet .

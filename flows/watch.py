@@ -82,7 +82,7 @@ def watch(deployment: str) -> State[None]:
         settings = checked(watched.parameters, lambda _: deployment)
         name = named(settings.registry, watched.name).name
         if coming := _on_its_way(client, watched, begun):
-            message = f"{coming} is about to read the files; the first poll after that compares"
+            message = f"the run {coming} waits for its turn and has not read the files yet; a later poll compares"
             return Completed(name="Unsettled", message=message)
         if not watching.has_finished(identifier(watched.name)) and (running := _under_way(client, watched, name)):
             of_it = "compares the files with those that it read"

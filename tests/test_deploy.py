@@ -231,7 +231,10 @@ def data_start_a_run(client: SyncPrefectClient) -> None:
         until(lambda before=before: len(runs()) == before + 1)
         (waits,) = [run for run in runs() if not run.state.is_final()]
         Path("in/d.jsonl").write_text(f'{{"instruction": "{name}", "output": "d"}}\n')
-        assert polled()[1] == f"{waits.name} is about to read the files; the first poll after that compares"
+        assert (
+            polled()[1]
+            == f"the run {waits.name} waits for its turn and has not read the files yet; a later poll compares"
+        )
         Path("in/d.jsonl").unlink()
         client.set_flow_run_state(waits.id, Running(), force=True)
         assert polled()[0] == "Unsettled", "it has not said what it reads"
@@ -490,7 +493,7 @@ def test_a_run_that_crashed_is_started_again_as_it_was_and_not_for_ever(
     (second,) = started()
     assert said[-1] == f"{first.name} crashed, and drops was started again: flow run {second.id}"
     assert looked() != "Restarted"  # it waits for its turn
-    assert said[-1] == f"{second.name} is about to read the files; the first poll after that compares"
+    assert said[-1] == f"the run {second.name} waits for its turn and has not read the files yet; a later poll compares"
     assert second.parameters["until"] == "split"
     end(second, Crashed())
     assert looked() == "Restarted"

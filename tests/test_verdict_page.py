@@ -796,7 +796,7 @@ def test_the_page_names_what_is_counted_and_which_way_is_better(make: Make) -> N
     text = Read(
         page_of(make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), gate=gate, general=forgotten, part="harmful"))
     ).text
-    assert "Guardrail: share of invalid labels; the candidate's decrease from" in text
+    assert "Guardrail: share of invalid labels, less is better; the candidate's gain over" in text
     assert "Guardrail: share of answers that end with the stop token; the candidate's gain over" in text
     assert "harmful requests refused 30 1.00 1.00" in text
     assert "LoRA on" in text and "95 % confidence" in text

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import Contender, EndingRule, Tokens
 from tunewright.config import Evaluation
+from tunewright.reports.progress import counted_from
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import seconds_of
 from tunewright.tasks.evaluate.answers import AnswerPart, answer_part
@@ -62,7 +63,9 @@ def in_blocks(
     candidate = pq.read_table(rule.candidate.path("answers.parquet")) if rule else None
     places, made, alpha_share = list[np.ndarray](), list[AnsweredBlock](), 1.0
     for block, share in zip(found, alpha_shares(len(found)), strict=True):
-        if (answered := answer(test.take(block))) is None:
+        with counted_from(sum(map(len, places)), len(test)):
+            answered = answer(test.take(block))
+        if answered is None:
             break
         places.append(block)
         made.append(answered)

@@ -98,10 +98,10 @@ def panels(comparisons: Sequence[Comparison], of: str = "") -> list[Panel]:
 
 
 def _change(metric: str) -> str:
-    """A metric in words, and what right means in its panel: a gain, or a decrease where lower is better."""
+    """A metric in words, and what right means in its panel."""
     if describe(metric).higher_is_better:
         return f"{words(metric)}; the candidate's gain over"
-    return f"{words(metric)}; the candidate's decrease from"
+    return f"{words(metric)}, less is better; the candidate's gain over"
 
 
 def own_panel(metric: str, own: Mapping[str, Mapping[str, Interval]], parts: Mapping[str, str]) -> Panel | None:

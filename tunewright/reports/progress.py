@@ -38,6 +38,7 @@ class Follower(Protocol):
 
 
 _FOLLOWER: ContextVar[Follower | None] = ContextVar("follower", default=None)
+_BEFORE: ContextVar[tuple[int, int]] = ContextVar("before")  # how much is done of all the work
 _WATCHER: ContextVar[Callable[[Line], None] | None] = ContextVar("watcher", default=None)
 
 
@@ -101,6 +102,16 @@ class ProgressArtifact:
             self.cannot_show = True
 
 
+@contextmanager
+def counted_from(before: int, total: int) -> Iterator[None]:
+    """What a Countdown within counts is a part of all the work, of which so much is done before."""
+    token = _BEFORE.set((before, total))
+    try:
+        yield
+    finally:
+        _BEFORE.reset(token)
+
+
 class Countdown:
     """Progress of work that is counted, such as "40 of 120 answers, about 2 min left"."""
 
@@ -113,7 +124,8 @@ class Countdown:
     def tell(self, done: int, share: float | None = None) -> None:
         """Show that so many are done, now and then; `share` is that of all the work, where they are not alike."""
         now, share = time.monotonic(), done / self.total if share is None else share
-        sentence = f"{done:,} of {self.total:,} {self.units}"
+        before, total = _BEFORE.get((0, self.total))
+        sentence = f"{before + done:,} of {total:,} {self.units}"
         if done >= self.total:
             sentence += f" in {duration(now - self.started)}"
         elif share >= ENOUGH:
