@@ -172,6 +172,19 @@ def _is_open_json(text: str) -> bool:
     return False
 
 
+def no_json(answer: str) -> str | None:
+    """Why an answer is no JSON object or array, and nothing else."""
+    if not answer.lstrip().startswith(("{", "[")):
+        return "it is a text"
+    try:
+        json.loads(answer)
+    except json.JSONDecodeError as error:
+        return f"{error.msg} at character {error.pos + 1}"
+    except RecursionError:  # nested deeper than anybody writes
+        return "it is nested too deep"
+    return None
+
+
 def refusal(answer: str) -> str | None:
     """The words with which an answer refuses, if that is how it begins."""
     opening = answer[:_OPENING]

@@ -7,7 +7,7 @@ from functools import cache
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tunewright.data_checks.answers import cut_off, placeholder, refusal, stripped
+from tunewright.data_checks.answers import cut_off, no_json, placeholder, refusal, stripped
 from tunewright.data_checks.language import Language, language
 from tunewright.privacy.personal import personal
 from tunewright.privacy.secrets import secrets
@@ -82,6 +82,7 @@ class Columns(NamedTuple):
     personal: str | None  # one of each kind, masked: "e-mail address m…@g….com, phone number +4…18"
     refusal: str | None  # how the first answer that refuses begins: "I'm sorry, but I can't help"
     cut_off: str | None  # why an answer, the first such, stops before its end: "a code fence is left open"
+    no_json: str | None  # why the last answer is no JSON object or array: "Expecting ',' delimiter at character 40"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,4 +176,5 @@ _COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "personal": lambda row: ", ".join(map(str, personal(row.whole))) or None,
     "refusal": lambda row: _first(map(refusal, row.answers)),
     "cut_off": lambda row: _first(map(cut_off, row.answers)),
+    "no_json": lambda row: no_json(row.answers[-1]) if row.answers else None,
 }

@@ -26,6 +26,7 @@ from tunewright.data_checks.suite import BUILT_IN, ConflictingAnswersArguments, 
 
 ANSWER = "assistant(?: tool(?: tool)* assistant)*"  # with the results of the tools that it calls on its way
 ROLES_IN_ORDER = rf"^(?:system )?user(?: {ANSWER} user)*(?: {ANSWER})?$"
+ANYTHING = ""
 ENDS_WITH_ANSWER = r"(?:^| )assistant$"
 
 
@@ -108,6 +109,13 @@ def _cut_off_answer(_: Entry, frame: pd.DataFrame) -> list[Rule]:
     return rules
 
 
+def _no_json_answer(entry: Entry, frame: pd.DataFrame) -> list[Rule]:
+    a: Any = entry.arguments
+    share = frame["no_json"].isna().mean() if len(frame) else 1.0
+    fault = "an answer is no JSON, as nearly all others are: {value}"
+    return [nothing(fault, "no_json") if share >= a.min_share else matches(fault, "no_json", ANYTHING)]
+
+
 def _of_kinds(fault: str, column: str, entry: Entry) -> list[Rule]:
     """A column tells one of each kind: "IBAN DE…00, phone number +4…18"."""
     kinds: list[str] = entry.given["kinds"]
@@ -161,6 +169,7 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
     "personal_data": lambda entry, _: _of_kinds("a text holds personal data: {value}", "personal", entry),
     "refusal": lambda *_: [nothing("an answer is a refusal: {value}", "refusal")],
     "cut_off_answer": _cut_off_answer,
+    "no_json_answer": _no_json_answer,
 }
 
 SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {

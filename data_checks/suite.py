@@ -113,6 +113,14 @@ class ConflictingAnswersArguments(Arguments):
     max_answers: int = Field(default=1, ge=1, description="Maximum number of different answers to one prompt")
 
 
+class JsonAnswers(Arguments):
+    """Arguments of no_json_answer."""
+
+    min_share: float = Field(
+        default=0.9, gt=0, le=1, description="Share of JSON among the answers from which on the others are reported"
+    )
+
+
 class SourceBalance(Arguments):
     """Arguments of source_balance, which needs several sources."""
 
@@ -176,6 +184,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "personal_data": BuiltIn("info", PersonalData),
     "refusal": BuiltIn("info"),
     "cut_off_answer": BuiltIn("info"),
+    "no_json_answer": BuiltIn("info", JsonAnswers),
     "conflicting_answers": BuiltIn("info", ConflictingAnswersArguments),
     "source_balance": BuiltIn("info", SourceBalance, of_set=True),
     "label_balance": BuiltIn("info", LabelBalance, of_set=True),

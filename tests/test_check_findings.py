@@ -168,3 +168,16 @@ def test_a_secret_does_not_stand_in_the_error_that_stops(make_rows: MakeRows) ->
         check.fn(make_rows([*GOOD, FOUND["secrets"]]), only("secrets", severity="critical"), SPECIAL)
     assert KEY not in str(caught.value)
     assert "AKIA" in str(caught.value)
+
+
+def test_an_answer_that_is_no_json_is_found_where_nearly_all_others_are(make_rows: MakeRows) -> None:
+    rows = [(f"Extract {number} and {number}", f'{{"number": {number}}}') for number in range(18)]
+    broken = ("Extract more of it", '{"number": 4,}'), ("Extract none of it", "There is no number in it.")
+    checked = check.fn(make_rows([*rows, *broken]), LENIENT, SPECIAL)
+    assert checked.findings["no_json_answer"] == 2
+    (found,) = [each for each in CheckResults.load(checked).expectations if each.name == "no_json_answer"]
+    assert found.fault == "an answer is no JSON, as nearly all others are"
+    refused = check.fn(make_rows([*rows, *broken]), only("no_json_answer", severity="warning"), SPECIAL)
+    assert refused.reasons == {"no_json_answer": 2}
+    few = check.fn(make_rows([*rows[:17], *broken]), LENIENT, SPECIAL)  # 17 of 19
+    assert "no_json_answer" not in few.findings
