@@ -197,7 +197,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
         nexts.append(f"tunewright run {what}")
     for name, place in looks:
         shown = str(from_here(place) if isinstance(place, Path) else place)
-        console.print(Text.assemble((f"{name:<20}", "bold"), shown), soft_wrap=True)
+        console.print(Text.assemble((f"{name:<19} ", "bold"), shown), soft_wrap=True)
     if outcome.page and outcome.page.suggestions:
         console.print(Text.assemble((f"{'to try':<20}", "bold"), f"{outcome.page.suggestions[0]}"), soft_wrap=True)
     show_next(console, nexts)

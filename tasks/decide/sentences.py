@@ -59,7 +59,8 @@ def gain(closest: Comparison) -> str:
 
 def beside(comparison: Comparison, use: ApiUse) -> str:
     """How the candidate compares with a model behind an API, and what that model's answers cost."""
-    name, found = comparison.opponent, f"{_what(comparison)}, {_on(comparison)}"
+    name, theirs = comparison.opponent, number(comparison.opponent_mean, _digits(comparison))
+    found = f"{_what(comparison)} against {theirs}, {_on(comparison)}"
     if comparison.finding == "above":
         said = f"The candidate is at least as good as {name}, but for {exactly(-comparison.threshold)}: {found}"
     elif comparison.difference[2] < 0:

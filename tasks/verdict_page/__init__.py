@@ -79,6 +79,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         metric=words(verdict.metric) if verdict.metric else "",
         comparisons=case.comparisons,
         panels=panels(case.comparisons) + panels(decided.guardrails, "guardrail: "),
+        beside=panels(decided.beside, "not used in the decision: "),
         baselines=_baselines(case),
         ties_differ=len({any(each.difference) for each in _compared(case) if each.ties == each.num_rows}) > 1,
         notes=_notes(verdict.warnings, tried),
