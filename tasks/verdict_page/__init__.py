@@ -125,7 +125,12 @@ def _ended(case: Case) -> list[str]:
             )
         elif each.confidence not in (None, case.decided.confidence):
             said.append(f"The {title(each.opponent)} could have been ended earlier, so it is compared {at}.")
-    return said
+    return said + [
+        f"{each.opponent} was ended when its comparison was settled, or evaluation.api_budget was spent: it answered "
+        f"{each.in_part} test rows."
+        for each in case.decided.beside
+        if each.in_part
+    ]
 
 
 def _baselines(case: Case) -> list[str]:
