@@ -218,7 +218,7 @@ def test_tools_are_sent_and_calls_are_read(make_splits: MakeSplits) -> None:
         ((40, 2), "wise-1 is better than the candidate: exact match .05 against .90, -.85 ["),
         (
             (40, 35),
-            "Not enough evidence that the candidate is at most .02 worse than wise-1: exact match .875 against .900, -.025",
+            "Not enough evidence that the candidate is at most .02 worse than wise-1: exact match .875 against .9",
         ),
     ],
 )
