@@ -6,6 +6,7 @@ The flow's signature is the form in the Prefect UI: one parameter a section, des
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,8 @@ from tunewright.tasks.train.stage import train
 from tunewright.tasks.verdict_page import verdict_page
 
 log = logging.getLogger("tunewright")
+
+ASKS_APIS: ContextVar[bool] = ContextVar("asks_apis", default=True)  # whether models behind APIs are asked
 
 
 def pipeline(s: Settings, call: Run | Plan) -> None:
@@ -160,7 +163,11 @@ def _prompted(
     contender = partial(Contender, base=base, prompts_digest=prompts.digest)
     return prompts, (
         *(contender(name=name, prompts=prompts.path(f"{name}.parquet")) for name in names),
-        *(contender(name=each.contender, prompts=prompts.path("messages.jsonl"), api=each) for each in apis),
+        *(
+            contender(name=each.contender, prompts=prompts.path("messages.jsonl"), api=each)
+            for each in apis
+            if ASKS_APIS.get()
+        ),
     )
 
 

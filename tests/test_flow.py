@@ -43,7 +43,7 @@ from tunewright.config import (
 from tunewright.config.evaluation import ApiModel
 from tunewright.errors import ApiError, ConfigError, DataError, StageFailed, TrainingError
 from tunewright.flows.calls import Step, stages
-from tunewright.flows.finetune import finetune, plan
+from tunewright.flows.finetune import ASKS_APIS, finetune, plan
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import ORIGINS, run_name
 from tunewright.registry import needless, release
@@ -305,6 +305,11 @@ def test_a_model_behind_an_api_is_compared_and_costs_no_verdict(settings: Settin
         failed = run(asked, until="verdict_page")
         statuses[0] = 200
         state = run(asked)
+        asks = ASKS_APIS.set(False)
+        reproduced = run(changed(asked, "evaluation", metrics=("exact_match",)), until="evaluate")
+        ASKS_APIS.reset(asks)
+    assert "wise" in outcome(state).answers
+    assert "wise" not in outcome(reproduced).answers
     (said,) = outcome(failed).failed
     assert said.startswith("evaluate wise: evaluation.api_models=http://127.0.0.1:")
     assert " answers 401 " in said

@@ -32,7 +32,8 @@ LEFT_OUT = (
     *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_DATABASE_CONNECTION_URL"),
     *("PREFECT_LOCAL_STORAGE_PATH", "MLFLOW_TRACKING_URI"),
 )
-NOT_MADE = ("champion", "decide", "judge")  # what comes after the answers, and what another version answered
+# What comes after the answers, and what another version answered; nor is a model behind an API asked again.
+NOT_MADE = ("champion", "decide", "judge")
 SHOWN = 5  # packages in one line
 STDERR = 2
 
@@ -186,7 +187,7 @@ def _compared(evidence: "EvidenceBundle", again: dict[str, str]) -> list[Stage]:
 
 
 def _is_made(stage: "StageEvidence") -> bool:
-    return not {stage.stage, stage.of} & {*NOT_MADE, "forgetting", "lm_eval"}
+    return not ({stage.stage, stage.of} & {*NOT_MADE, "forgetting", "lm_eval"} or stage.record.get("api"))
 
 
 def _differing_packages(evidence: "EvidenceBundle") -> list[str]:

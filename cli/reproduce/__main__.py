@@ -20,8 +20,9 @@ def main(folder: Path) -> None:
         settings = Settings.model_validate(job["settings"])
         with interrupts.at_once():
             from tunewright.cli import prefect_server
-            from tunewright.flows.finetune import finetune
+            from tunewright.flows.finetune import ASKS_APIS, finetune
             from tunewright.flows.inputs import looked_at
+        ASKS_APIS.set(False)  # who would be paid again, and may answer otherwise
         sections = {name: getattr(settings, name) for name in Settings.model_fields}
         with config.working_in(Path(job["folder"])), looked_at(settings):
             steps = prefect_server.call(finetune, **sections, until="evaluate")
