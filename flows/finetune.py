@@ -26,6 +26,7 @@ from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.live import seen_in_mlflow
 from tunewright.flows.parameters import FLOW, identifier, named
 from tunewright.flows.run_name import (
+    cancel_stopped,
     end_killed,
     outlive_worker,
     require_kept_home,
@@ -186,7 +187,7 @@ def _judge(s: Settings, call: Run | Plan, answers: Mapping[str, Answers], splits
     )
 
 
-@flow(name=FLOW, flow_run_name=run_name)
+@flow(name=FLOW, flow_run_name=run_name, on_crashed=[cancel_stopped])
 def finetune(
     data: config.Data,
     model: config.Model,

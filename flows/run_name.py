@@ -1,8 +1,9 @@
 """Names of flow runs: the pipeline, what this run changes, and when it started; and fewer words in Prefect's log of it.
 
-A run that a signal stopped is a crash to Prefect, also where a person cancelled it. A run of a terminal that was killed
-is marked as crashed by the next run, or by `tunewright up`. An error of ours says all that a user can act on in its
-line, so that its traceback is left out. A run of a worker outlives it, and does not begin where its home would be lost.
+A run that a signal stopped is a crash to Prefect, also where a person cancelled it; one of a terminal ends as
+cancelled. A run of a terminal that was killed is marked as crashed by the next run, or by `tunewright up`. An error of
+ours says all that a user can act on in its line, so that its traceback is left out. A run of a worker outlives it, and
+does not begin where its home would be lost.
 """
 
 import logging
@@ -17,14 +18,16 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment, flow_run
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed, State
 from pydantic import TypeAdapter
 from rich.console import Console
 
+from tunewright.compat import STOPPED as BY_A_SIGNAL
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import DEPLOYMENT_NAME, field, flat, shown, written
 from tunewright.store import in_use
@@ -34,6 +37,7 @@ ORIGINS: ContextVar[dict[str, str]] = ContextVar("origins")  # set by the comman
 THIS_RUN = "this run"
 IN_PREFECTS_WORDS = "Crash detected! Execution was aborted by a termination signal."
 KILLED = "Its process was killed. The same command resumes from the last checkpoint."
+STOPPED_IN_TERMINAL = "Stopped in its terminal. The same command resumes from the last checkpoint."
 STOPPED = "Stopped by a signal: the run was cancelled, or its worker ended. What it has made is kept."
 CACHED = "Finished in state Cached("
 LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
@@ -186,6 +190,13 @@ def end_killed(connect: Callable[[], AbstractContextManager[SyncPrefectClient]])
                 server.set_flow_run_state(run.id, Crashed(message=KILLED), force=True)
                 names.append(run.name)
     return names
+
+
+def cancel_stopped(_: Any, run: FlowRun, state: State) -> None:
+    """Ends a run of a terminal that Ctrl-C or SIGTERM stopped as cancelled in Prefect: a hook of a flow's crash."""
+    if run.deployment_id is None and (state.message or "").startswith(BY_A_SIGNAL):
+        with get_client(sync_client=True) as server:
+            server.set_flow_run_state(run.id, Cancelled(message=STOPPED_IN_TERMINAL), force=True)
 
 
 def _print_nowhere(self: Console) -> None:  # a method of Console

@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from prefect import State, flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
 from rich.console import Console
 from trained import done_once
 
@@ -45,7 +46,7 @@ from tunewright.errors import ApiError, ConfigError, DataError, StageFailed, Tra
 from tunewright.flows.calls import Step, stages
 from tunewright.flows.finetune import ASKS_APIS, finetune, plan
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.run_name import ORIGINS, run_name
+from tunewright.flows.run_name import ORIGINS, STOPPED_IN_TERMINAL, run_name
 from tunewright.registry import needless, release
 from tunewright.registry.tracking import connected
 from tunewright.store import code_hashes
@@ -329,6 +330,21 @@ def test_a_model_behind_an_api_is_compared_and_costs_no_verdict(settings: Settin
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert beside in shown
     assert re.search(r"^scores .* wise ", shown, re.M)
+
+
+def test_a_run_of_a_terminal_that_is_stopped_is_cancelled(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cached, "_make", stopped)
+    began = datetime.now(UTC)
+    with pytest.raises(KeyboardInterrupt):
+        run(changed(settings, "dedupe", threshold=0.85))
+    with get_client(sync_client=True) as client:
+        newest = {"start_time": {"after_": began}}
+        (found,) = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(newest))
+    assert found.state
+    assert (found.state.name, found.state.message) == ("Cancelled", STOPPED_IN_TERMINAL)
 
 
 def test_a_version_that_waits_for_a_person_is_said_everywhere_until_one_decides(settings: Settings) -> None:
