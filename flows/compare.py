@@ -20,7 +20,7 @@ from tunewright.errors import Pruned, TrainingError
 from tunewright.flows import finished
 from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.run_name import comparison_name, terminal_run, variant_name
+from tunewright.flows.run_name import cancel_stopped, comparison_name, terminal_run, variant_name
 from tunewright.registry.runs import log_comparison
 from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
@@ -84,7 +84,7 @@ def warnings_once() -> Iterator[WarningsOnce]:
         log.removeFilter(once)
 
 
-@flow(name="variant", flow_run_name=variant_name)
+@flow(name="variant", flow_run_name=variant_name, on_crashed=[cancel_stopped])
 def variant(name: str, settings: Settings) -> State[Any]:
     """Trains one variant. Its final state is named after what came of it."""
     try:
@@ -96,7 +96,7 @@ def variant(name: str, settings: Settings) -> State[Any]:
     return Completed(name="Trained", data=Outcome.of(steps).adapter)
 
 
-@flow(name="compare", flow_run_name=comparison_name)
+@flow(name="compare", flow_run_name=comparison_name, on_crashed=[cancel_stopped])
 def compare(
     settings: Settings, variants: dict[str, Settings], seeds: int = 1, prune: bool = True
 ) -> State[VariantComparison]:

@@ -118,6 +118,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
+def test_a_champion_has_given_its_answers_as_the_candidate(
+    tokens: Tokens, tiny_base: Base, tuned: Path, asked: list[int]
+) -> None:
+    def answers(**of: object) -> Answers:
+        weights = {"base": tiny_base, "model": tuned / "model", "model_digest": "tuned"}
+        contender = Contender.model_validate(weights | of)
+        return evaluate.fn(contender=contender, tokens=tokens, evaluation=Evaluation(max_new_tokens=4))
+
+    candidate, champion = answers(name="candidate"), answers(name="champion", version="3")
+    assert asked == [14]
+    assert champion.scores == candidate.scores
+    assert (champion.contender, champion.digest == candidate.digest) == ("champion", True)
+    answers(name="champion", version="4", model_digest="other")
+    assert asked == [14, 14]
+
+
 def test_a_prompt_that_is_ended_and_completed_answers_only_the_rest(
     tokens: Tokens, tiny_base: Base, asked: list[int]
 ) -> None:

@@ -84,7 +84,7 @@ def evaluate(
         choice = replace(
             choice, names=tuple(name for name in choice.names if name != "perplexity")
         )  # which takes the likelihoods of the references
-    with one_contender():
+    with one_contender(contender.name):
         if contender.prompts:
             answer = by_api.answer if by_api else partial(part_of, contender, tokens, evaluation)
             found = in_blocks(test, answer, lambda answers: scored(answers, choice)[0], rule)

@@ -53,6 +53,7 @@ class KeptModel:
     """A contender's model, from the first answers that are made to the last."""
 
     until_last: ExitStack  # then it gives the device back
+    name: str  # of the contender
     model: Any = None
 
 
@@ -60,10 +61,10 @@ _KEPT: ContextVar[KeptModel] = ContextVar("kept")
 
 
 @contextmanager
-def one_contender() -> Iterator[None]:
+def one_contender(name: str) -> Iterator[None]:
     """All answers that are made in the block are of one contender: its model is loaded once, and holds the device."""
     with ExitStack() as until_last:
-        token = _KEPT.set(KeptModel(until_last))
+        token = _KEPT.set(KeptModel(until_last, name))
         try:
             yield
         finally:
@@ -80,20 +81,20 @@ def _model_of(contender: Contender) -> Any:
 
 @cached(libraries=LIBRARIES)
 def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_tokens: int, batch: int) -> AnswerPart:
-    """Answer each test row, in the rows' order, within `one_contender`.
+    """Answer each test row, in the rows' order, within `one_contender`, which names the contender.
 
+    By its own name it would be another one in the key: a champion has answered as a candidate, most often these rows.
     Raises TunewrightError if the contender could not answer all.
     """
     stops = Contract.load(tokens).stop_token_ids
     test = pq.read_table(asked(contender, tokens))
     model = _model_of(contender)
-    answers = answered(
-        model, load_tokenizer(contender.base), test, stops, max_new_tokens, batch, contender=contender.name
-    )
+    name = _KEPT.get().name
+    answers = answered(model, load_tokenizer(contender.base), test, stops, max_new_tokens, batch, contender=name)
     failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
     if len(failed):
         raise TunewrightError(
-            f"{contender.name} answered {len(answers) - len(failed)} of {len(answers)} test rows; the others, first "
+            f"{name} answered {len(answers) - len(failed)} of {len(answers)} test rows; the others, first "
             f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
         )
     pq.write_table(answers, folder / "answers.parquet")

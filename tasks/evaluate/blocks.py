@@ -95,5 +95,6 @@ def part_of(contender: Contender, tokens: Tokens, evaluation: Evaluation, rows: 
 def _part(contender: Contender, tokens: Tokens, evaluation: Evaluation) -> tuple[AnswerPart, float]:
     """Answers, and the seconds that they took in an earlier evaluation; 0 where they are made now."""
     started = time.monotonic()
-    part = answer_part.record(contender, tokens, evaluation.limit, evaluation.batch)
+    nameless = contender.model_copy(update={"name": "", "version": ""})
+    part = answer_part.record(nameless, tokens, evaluation.limit, evaluation.batch)
     return part, max(0.0, seconds_of(part) - (time.monotonic() - started))

@@ -104,7 +104,7 @@ class ProgressArtifact:
 
 @contextmanager
 def counted_from(before: int, total: int) -> Iterator[None]:
-    """What a Countdown within counts is a part of all the work, of which so much is done before."""
+    """Have a Countdown within count a part of all the work, of which so much is done before."""
     token = _BEFORE.set((before, total))
     try:
         yield
