@@ -56,7 +56,7 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         if trained.too_few and not outcome.adapter.warnings:
             console.print(trained.too_few)
         for warning in outcome.adapter.warnings:
-            console.print(Text(warning, "yellow"))
+            console.print(Text(outcome.page.without_opposite(warning) if outcome.page else warning, "yellow"))
     if outcome.answers:
         _show_scores(console, outcome)
     for warning in outcome.prompts.warned if outcome.prompts else ():

@@ -140,9 +140,9 @@ def _conversation(turns: Sequence[Turn], more: Sequence[str]) -> TurnTexts:
     return TurnTexts(turns, texts, asked, answers, "\n".join([*texts, *more]))
 
 
-def _prompt_language(row: TurnTexts) -> Language | None:
-    """Detect the language of the last user turn's last paragraph, or of its first if that is unclear."""
-    text = row.asked[-1].rstrip() if row.asked else ""
+def language_of_prompt(asked: Sequence[str]) -> Language | None:
+    """The language of the last paragraph of a user's last turn, or of its first if that is unclear."""
+    text = asked[-1].rstrip() if asked else ""
     last = text.rpartition("\n\n")[2]
     return language(last) or (language(text.partition("\n\n")[0]) if len(last) < len(text) else None)
 
@@ -170,7 +170,7 @@ _COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "max_answer_chars": lambda row: max(map(len, row.answers), default=None),
     "num_replacement_characters": lambda row: row.whole.count("\ufffd"),
     "mojibake": lambda row: _first(map(mojibake, row.texts)),
-    "prompt_language": _prompt_language,
+    "prompt_language": lambda row: language_of_prompt(row.asked),
     "answer_language": lambda row: language(row.answers[-1]) if row.answers else None,
     "secret": lambda row: ", ".join(map(str, secrets(row.whole))) or None,
     "personal": lambda row: ", ".join(map(str, personal(row.whole))) or None,

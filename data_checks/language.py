@@ -26,6 +26,11 @@ _STRUCTURE = re.compile(
 )
 
 
+# The model takes some Chinese for these, which have letters of their own, or for a dialect.
+TAKEN_FOR = {"ja", "ko", "wuu"}
+KANA_OR_HANGUL = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+
+
 @dataclass(frozen=True, slots=True)
 class Language:
     """A detected language and the confidence of the detection."""
@@ -72,7 +77,10 @@ def codes() -> frozenset[str]:
 def _predict(line: str) -> Language:
     # The model knows capitals from names and from Japanese texts: a line of capitals alone it takes for Japanese.
     labels, confidences = _model().predict(line.lower() if line.isupper() else line)
-    return Language(labels[0].removeprefix("__label__"), round(min(float(confidences[0]), 1.0), 3))
+    code = labels[0].removeprefix("__label__")
+    if code in TAKEN_FOR and not KANA_OR_HANGUL.search(line):
+        code = "zh"
+    return Language(code, round(min(float(confidences[0]), 1.0), 3))
 
 
 @cache

@@ -17,13 +17,14 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
+from prefect import State
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment, flow_run
-from prefect.states import Cancelled, Crashed, State
+from prefect.states import Cancelled, Crashed
 from pydantic import TypeAdapter
 from rich.console import Console
 
@@ -192,11 +193,11 @@ def end_killed(connect: Callable[[], AbstractContextManager[SyncPrefectClient]])
     return names
 
 
-def cancel_stopped(_: Any, run: FlowRun, state: State) -> None:
+def cancel_stopped(flow: Any, flow_run: FlowRun, state: State) -> None:
     """Ends a run of a terminal that Ctrl-C or SIGTERM stopped as cancelled in Prefect: a hook of a flow's crash."""
-    if run.deployment_id is None and (state.message or "").startswith(BY_A_SIGNAL):
+    if flow_run.deployment_id is None and (state.message or "").startswith(BY_A_SIGNAL):
         with get_client(sync_client=True) as server:
-            server.set_flow_run_state(run.id, Cancelled(message=STOPPED_IN_TERMINAL), force=True)
+            server.set_flow_run_state(flow_run.id, Cancelled(message=STOPPED_IN_TERMINAL), force=True)
 
 
 def _print_nowhere(self: Console) -> None:  # a method of Console

@@ -19,7 +19,7 @@ from tunewright.config import Gate
 from tunewright.errors import ConfigError
 from tunewright.metrics import row_score
 from tunewright.reports.pages import number
-from tunewright.tasks.decide import decide
+from tunewright.tasks.decide import decide, sentences
 from tunewright.tasks.decide.comparison import Comparison
 from tunewright.tasks.decide.decision import Decision, Evidence, GuardrailTest, decide_scores
 from tunewright.tasks.decide.reading import best_constant, few_calls, kinds, slices
@@ -425,6 +425,9 @@ def test_a_guardrail_that_may_fail_besides_is_not_said_to_be_broken() -> None:
         " Also, share of answers that end with the stop token .92 may be worse than the base's 1.00 by more than "
         ".05 (not enough evidence)."
     )
+    beyond = decision.guardrails[0].model_copy(update={"difference": (-0.3, -0.2, -0.1)})
+    assert (decision.guardrails[0].is_beyond, beyond.is_beyond) == (False, True)
+    assert sentences._also(beyond).endswith(" (not enough evidence among several guardrails).")
 
 
 def test_a_prompt_that_is_clearly_better_is_named_whatever_else_keeps_the_candidate_back() -> None:
@@ -853,6 +856,14 @@ def test_slices_go_by_the_own_text_of_a_prompt() -> None:
     short = [*rows, {"row_id": "short", "source": "a", "messages": turns}]
     found = kinds(pa.Table.from_pylist(short, schema), {row["row_id"]: "team" for row in short})
     assert found["language"]["short"] == "en", "by the instruction, where nothing else tells it"
+    system = {"role": "system", "content": "Beantworte jede Anfrage mit dem Namen der zuständigen Abteilung im Haus."}
+    asked_in_german = [
+        row | {"messages": [system, *row["messages"]]}
+        for row in [*rows, {"row_id": "x", "source": "a", "messages": turns}]
+    ]
+    asked_in_german[-1]["messages"][1] = {"role": "user", "content": "12"}
+    found = kinds(pa.Table.from_pylist(asked_in_german, schema), {row["row_id"]: "team" for row in asked_in_german})
+    assert found["language"]["x"] == "unknown", "a system message is not the user's"
     longest = max(len(text) for _, text in texts)
     assert all(int(re.findall(r"\d+", name)[0]) <= longest for name in found["length"].values())
 

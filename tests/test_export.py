@@ -420,7 +420,7 @@ def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
         "general loss 3.50 -> 3.75",
         "measured in float32; these files are for bfloat16",
         "8 test rows: 7 with",
-        "of up to 512 tokens",
+        "of more than 512 tokens",
         "vllm serve FOLDER --served-model-name triage",
     ):
         assert said in text, said

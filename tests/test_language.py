@@ -78,6 +78,21 @@ def test_capitals_do_not_make_a_text_japanese() -> None:
     assert found.code == "en"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "你好，货件三天没有更新，上海站点在等。",
+        "货件三天没有更新，槟城的客户在问。",
+        "急！折扣请发给我，裕廊的客户要回复。",
+        "报关单被扣住了，上海站点在问。",
+    ],
+)
+def test_chinese_is_not_taken_for_a_language_with_other_letters(text: str) -> None:
+    found = language(text)
+    assert found
+    assert found.code == "zh"
+
+
 def test_the_model_is_loaded_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a connection was opened")

@@ -13,7 +13,7 @@ from tunewright.artifacts import Artifact, Contender, EndingRule, RunArtifacts
 from tunewright.config import STAGES, Checks, Data, Dedupe, Evaluation, Expectation, Settings, Source
 from tunewright.registry.candidate import Candidate
 from tunewright.store.cache_key import flat
-from tunewright.store.miss_reasons import FOLLOWS, NAMED_BY, SENTENCES, SETTINGS, causes
+from tunewright.store.miss_reasons import FOLLOWS, MADE, NAMED_BY, SENTENCES, SETTINGS, causes
 from tunewright.tasks.ingest import ingest, source_files
 
 LINE = json.dumps({"instruction": "Say hello", "output": "Hello"}) + "\n"
@@ -108,6 +108,10 @@ def test_what_changed_is_one_cause_in_the_words_of_the_file(
 ) -> None:
     (cause,) = causes(stage, before, now)
     assert cause.startswith(said)
+
+
+def test_an_artifact_that_is_still_to_be_made_is_known_by_any_contenders_name() -> None:
+    assert MADE.fullmatch("evaluate unmade_evaluate_big-model-1.5")
 
 
 def test_what_a_stage_that_runs_first_will_have_made_is_no_cause_of_its_own() -> None:

@@ -67,7 +67,8 @@ def reproduce(
     It takes as long as the run did: all stages up to the answers to the test rows run again, in a home of their own.
     On another machine or with other versions of the packages, bytes may differ.
 
-    Exit codes: 0 the same bytes, 1 other bytes, 3 a source file or an earlier version of the data is not here any more,
+    Exit codes: 0 the same bytes, 1 other bytes or a stage failed, 3 a source file or an earlier version of the data is
+    not here any more,
     2 wrong options, or no such version.
     """
     console, started = console_of(as_json), time.monotonic()

@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import typer
+
 from tunewright import config
 from tunewright.cli import interrupts
 from tunewright.cli.command_line import console_of, one_line_errors, prepare
@@ -31,4 +33,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except typer.Exit as error:  # whose line is printed
+        sys.exit(error.exit_code)

@@ -208,11 +208,12 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     """{kind: {row_id: slice}} of the test rows (row_id, source, messages) and their references.
 
     Language and length are those of a prompt's own text, without the sentences that many rows have, such as the
-    instruction. Where that text is too short to tell the language, it is that of the whole prompt. With `has_calls` a
-    kind is whether the reference calls a tool.
+    instruction. Where that text is too short to tell the language, it is that of the user's last turn. With `has_calls`
+    a kind is whether the reference calls a tool.
 
     What a name shows of secrets and personal data is masked, as in other reports.
     """
+    from tunewright.data_checks.columns import language_of_prompt
     from tunewright.data_checks.language import language
     from tunewright.similarity.prompts import common_segments
     from tunewright.similarity.semantic import prompt_texts
@@ -221,12 +222,14 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     rows = test["row_id"].to_pylist()
     said = [references[row] for row in rows]
     common = common_segments(test["messages"])
-    prompts, whole = prompt_texts(test, common), prompt_texts(test, common[:0])
+    prompts = prompt_texts(test, common)
+    conversations = test["messages"].to_pylist()
+    asked = [[turn["content"] for turn in turns if turn["role"] == "user"] for turns in conversations]
     found = {
         "source": list(map(in_a_line, test["source"].to_pylist())),
         "language": [
-            spoken.code if (spoken := language(own) or language(all_of_it)) else "unknown"
-            for own, all_of_it in zip(prompts, whole, strict=True)
+            spoken.code if (spoken := language(own) or language_of_prompt(turns)) else "unknown"
+            for own, turns in zip(prompts, asked, strict=True)
         ],
         "length": _lengths(list(map(len, prompts))),
     }

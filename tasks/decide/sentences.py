@@ -62,14 +62,14 @@ def beside(comparison: Comparison, use: ApiUse) -> str:
     name, theirs = comparison.opponent, number(comparison.opponent_mean, _digits(comparison))
     found = f"{_what(comparison)} against {theirs}, {_on(comparison)}"
     if comparison.finding == "above":
-        said = f"The candidate is at least as good as {name}, but for {exactly(-comparison.threshold)}: {found}"
+        said = f"The candidate is as good as {name}, within {exactly(-comparison.threshold)}: {found}"
     elif comparison.difference[2] < 0:
         said = f"{name} is better than the candidate: {found}"
     else:
         most = exactly(-comparison.threshold)
-        said = f"Not enough evidence that the candidate is at most {most} worse than {name}: {found}"
-    price = "" if use.price is None else f"1,000 of its answers cost {use.price:.3g}, and "
-    return f"{said}; {price}{'it' if price else name} took {use.seconds:.2g} s for each (not used in the decision)"
+        said = f"These rows do not show that the candidate is as good as {name}, within {most}: {found}"
+    price = f"an answer of {name}" if use.price is None else f"1,000 answers of {name} cost {use.price:.3g}, and one"
+    return f"{said}; {price} takes {use.seconds:.2g} s (not used in the decision)"
 
 
 def _failed(decision: str, because: str, decisive: Comparison, longest: Comparison, *, is_prompt: bool) -> str:
@@ -113,7 +113,8 @@ def _also(guardrail: Comparison) -> str:
     what, theirs, most = _what(named), _theirs(named), exactly(-guardrail.threshold)
     if guardrail.finding == "below":
         return f" Also, {what} is worse than {theirs} by more than the allowed {most}."
-    return f" Also, {what} may be worse than {theirs} by more than {most} (not enough evidence)."
+    among = " among several guardrails" if guardrail.is_beyond else ""
+    return f" Also, {what} may be worse than {theirs} by more than {most} (not enough evidence{among})."
 
 
 def _better_prompt(to_match: Sequence[Comparison], closest: Comparison) -> str:

@@ -29,7 +29,6 @@ log = logging.getLogger("tunewright")
 
 AT_ONCE = 4  # requests
 ROOM = 256  # tokens at least that an answer may have: another tokenizer may write the same text in more of them
-CHARACTERS = 3  # of a token, before the API has counted any
 SETTING = "evaluation.api_models"
 OF_A_MESSAGE = ("role", "content", "name", "tool_call_id")
 
@@ -57,13 +56,13 @@ class ApiAnswers:
     def answer(self, rows: pa.Table) -> AnsweredBlock | None:
         """Answer some test rows (row_id, cluster, reference, tools); None where the budget does not pay for them.
 
-        Raises ApiError where the API does not answer, ApiRefused where it refuses.
+        Raises ApiError where the API does not answer, ApiRefused where it refuses or the first rows cost too much.
         """
         requests = {row_id: self._request(row_id) for row_id in rows["row_id"].to_pylist()}
         new = {row_id: request for row_id, request in requests.items() if _digest(request) not in self.kept}
         if not self._can_pay(new):
             return None
-        self._ask(new)
+        self._ask(new)  # those that are kept meanwhile are not asked again
         replies = {row_id: self.kept[_digest(request)] for row_id, request in requests.items()}
         self.used += replies.values()
         written = [
@@ -100,29 +99,25 @@ class ApiAnswers:
     def _can_pay(self, requests: dict[str, dict[str, Any]]) -> bool:
         if self.budget is None or not requests:
             return True
-        needed = len(requests) * self._price_of_row(requests)
+        if not self.used:  # the first reply tells what a row costs
+            self._ask(dict([next(iter(requests.items()))]))
+        replies = self.used or [self.kept[digest] for digest in map(_digest, requests.values()) if digest in self.kept]
+        left = [request for request in requests.values() if _digest(request) not in self.kept]
+        prices = [self.model.price(each.input_tokens, each.output_tokens) or 0.0 for each in replies]
+        needed = len(left) * statistics.fmean(prices)
         if self.spent + needed <= self.budget:
             return True
         if not self.used:
-            raise ConfigError(
+            raise ApiRefused(
                 f"evaluation.api_budget={self.budget:g}: the first {len(requests)} test rows cost about "
-                f"{needed:.3g} at {self.name}; accepted: at least that, or a cheaper model"
+                f"{self.spent + needed:.3g} at {self.name}; accepted: at least that, or a cheaper model"
             )
         log.info("  evaluation.api_budget=%g is spent after %d test rows", self.budget, len(self.used))
         return False
 
-    def _price_of_row(self, requests: dict[str, dict[str, Any]]) -> float:
-        """The mean price of a row so far; without one, by the characters of these and the longest answers."""
-        if any(each.input_tokens for each in self.used):
-            each_read = statistics.fmean(each.input_tokens for each in self.used)
-            each_written = statistics.fmean(each.output_tokens for each in self.used)
-        else:
-            characters = [len(json.dumps(request["messages"], ensure_ascii=False)) for request in requests.values()]
-            each_read, each_written = statistics.fmean(characters) / CHARACTERS, ROOM
-        return self.model.price(each_read, each_written) or 0.0
-
     def _ask(self, requests: dict[str, dict[str, Any]]) -> None:
         """Keeps the reply to each request as it comes, so that another attempt asks only the rest."""
+        requests = {row_id: each for row_id, each in requests.items() if _digest(each) not in self.kept}
         if not requests:
             return
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -77,7 +77,7 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         style=STYLES[verdict.decision],
         sentence=re.sub(r" ?\[(\S+), (\S+)\]", UNBROKEN, said[:1].upper() + said[1:]),
         metric=words(verdict.metric) if verdict.metric else "",
-        comparisons=case.comparisons,
+        comparisons=[*case.comparisons, *decided.beside],
         panels=panels(case.comparisons) + panels(decided.guardrails, "guardrail: "),
         beside=panels(decided.beside, "not used in the decision: "),
         baselines=_baselines(case),

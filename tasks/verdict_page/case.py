@@ -91,7 +91,7 @@ class Case(RunArtifacts, frozen=True):
         Empty where nothing could be compared; the best constant answer, which nobody gave, is not among them.
         """
         gain, found = describe(self.verdict.metric).gain, self.scores
-        beside = [each.opponent for each in self.comparisons if each.opponent in found]
+        beside = [each.opponent for each in (*self.comparisons, *self.decided.beside) if each.opponent in found]
         return {opponent: gain(found[CANDIDATE], found[opponent]) for opponent in beside}
 
     @cached_property

@@ -71,10 +71,17 @@ def direction(case: Case) -> Literal["longer", "gentler", ""]:
 def spoilt(case: Case) -> list[Comparison]:
     """The guardrails in which training made the base worse; of general texts and tasks also those that seem so.
 
-    Few of these are measured, so that a loss that is larger than allowed often cannot be shown to be.
+    Few of these are measured, so that a loss that is larger than allowed often cannot be shown to be, and one that is
+    smaller keeps the decision open.
     """
     of_base = [each for each in case.decided.guardrails if each.opponent == BASE]
-    return [each for each in of_base if each.finding == "below" or (each.metric in GENERAL and each.is_behind)]
+    is_open = case.verdict.decision == "inconclusive"
+    return [
+        each
+        for each in of_base
+        if each.finding == "below"
+        or (each.metric in GENERAL and (each.is_behind or (is_open and each == case.decided.closest)))
+    ]
 
 
 def forgotten(case: Case) -> list[Comparison]:

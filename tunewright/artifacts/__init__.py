@@ -448,6 +448,11 @@ class VerdictPage(Artifact, frozen=True):
     num_rows: int  # test rows that it shows with their answers
     suggestions: tuple[str, ...]  # what to try next, each with the figures that it stands on
 
+    def without_opposite(self, warning: str) -> str:
+        """A warning about training, without its advice to train more where the page advises to train more gently."""
+        is_gentler = any(each.startswith("Train more gently") for each in self.suggestions)
+        return warning.partition("; try more ")[0] if is_gentler else warning
+
 
 class Registered(Artifact, frozen=True):
     """register: model.json. What is said of alias and approval is as it stood when it was looked at last."""

@@ -270,6 +270,11 @@ class Comparison(BaseModel, frozen=True):
         return part_of_rows(self.num_rows, self.num_unanswered)
 
     @property
+    def is_beyond(self) -> bool:
+        """Whether the whole interval is below the threshold, and the finding unclear: one of several guardrails."""
+        return self.finding == "unclear" and self.difference[2] <= self.threshold
+
+    @property
     def is_behind(self) -> bool:
         """Whether the finding is unclear and the mean difference is at most the threshold."""
         return self.finding == "unclear" and self.difference[1] <= self.threshold

@@ -140,8 +140,9 @@ class Dedupe(Section):
         default=0.6,
         ge=0.3,
         le=1,
-        description="Word 2-gram Jaccard similarity from which prompts are near-duplicates, 0.3 to 1; "
-        "prompts under twelve words must be equal",
+        description="Jaccard similarity of word 2-grams (of 3-grams of characters where words have no spaces between "
+        "them) from which prompts are near-duplicates, 0.3 to 1; prompts under twelve words, or such characters, must "
+        "be equal",
     )
     boilerplate_share: float = Field(
         default=0.05,

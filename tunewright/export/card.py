@@ -225,7 +225,7 @@ def limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
         yield "The languages of the test rows were not told apart."
     longest = params.get("model.max_length")
     if longest:
-        yield f"It was trained on conversations of up to {int(longest):,} tokens; longer ones were not measured."
+        yield f"Conversations of more than {int(longest):,} tokens were neither trained on nor measured."
     if made.context:
         yield f"It reads at most {made.context:,} tokens at once, prompt and answer together."
     yield f"Answers were measured up to {made.most:,} tokens, by greedy decoding; sampling was not measured."

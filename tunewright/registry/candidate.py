@@ -285,7 +285,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         f"- Method: {adapter.method}, {counted(adapter.steps, 'step')}, best at {adapter.best_step} "
         f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
-        *(f"- In training: {warning}" for warning in adapter.warnings),
+        *(f"- In training: {candidate.page.without_opposite(warning)}" for warning in adapter.warnings),
         f"- Rows: {tokens.num_train} train, {tokens.num_validation} validation, "
         f"{tokens.num_test} test (used only for the decision); "
         f"{data} ({splits.digest[:12]}), from "

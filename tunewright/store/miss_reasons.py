@@ -97,7 +97,7 @@ FOLLOWS = {  # what of these can only change where another stage runs
     "register.candidate.lineage": "ingest",
     "register.candidate.data_version": "ingest",
 }
-MADE = re.compile(rf"({'|'.join(STAGES)}) ([0-9a-f]{{64}}|unmade_\w+)")  # an artifact; one that is still to be made
+MADE = re.compile(rf"({'|'.join(STAGES)}) ([0-9a-f]{{64}}|unmade_[\w.-]+)")  # an artifact; one that is still to be made
 ITEM = re.compile(r"(.+\[\d+\])\.(.+)")  # a field of an item of a list
 PART = re.compile(r"\.?[^.\[]+|\[\d+\]")
 MOST_DEFINITIONS = 3  # of code, that are named
