@@ -38,6 +38,7 @@ class Api:
         self.keys: set[str | None] = set()
         self.wrong: set[int] = set()
         self.statuses: list[int] = []
+        self.tokens = (50, 5)
         self.url = ""
 
     def __call__(self, request: Any, key: str | None) -> tuple[int, Any]:
@@ -46,7 +47,7 @@ class Api:
         if self.statuses and (status := self.statuses.pop(0)) != 200:
             return status, {"error": "no"}
         number = int(request["messages"][-1]["content"].split()[3])
-        return 200, reply_of("no idea" if number in self.wrong else ABOUT[number % 3])
+        return 200, reply_of("no idea" if number in self.wrong else ABOUT[number % 3], tokens=self.tokens)
 
 
 @pytest.fixture
@@ -172,6 +173,15 @@ def test_a_budget_ends_it_before_the_rows_that_it_does_not_pay_for(
     assert "evaluation.api_budget=0.004 is spent after 20 test rows" in caplog.text
     assert len(api.requests) == 20
     assert ask({"api_budget": 0.0017}, **PRICES).num_rows == 30, "what is kept costs nothing"
+
+
+def test_an_api_that_counts_no_tokens_has_no_price_and_no_budget(ask: Ask, api: Api) -> None:
+    api.tokens = (0, 0)
+    with pytest.raises(ApiRefused, match=r"^evaluation.api_budget=1: wise-1 does not count tokens; accepted: none$"):
+        ask({"api_budget": 1}, **PRICES)
+    use = ask(**PRICES).api
+    assert use
+    assert use.price is None
 
 
 def test_a_refusal_is_no_end_of_the_run(ask: Ask, api: Api) -> None:

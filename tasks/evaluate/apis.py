@@ -30,6 +30,7 @@ log = logging.getLogger("tunewright")
 AT_ONCE = 4  # requests
 ROOM = 256  # tokens at least that an answer may have: another tokenizer may write the same text in more of them
 SETTING = "evaluation.api_models"
+Requests = dict[str, dict[str, Any]]  # by their digest
 OF_A_MESSAGE = ("role", "content", "name", "tool_call_id")
 
 
@@ -59,11 +60,12 @@ class ApiAnswers:
         Raises ApiError where the API does not answer, ApiRefused where it refuses or the first rows cost too much.
         """
         requests = {row_id: self._request(row_id) for row_id in rows["row_id"].to_pylist()}
-        new = {row_id: request for row_id, request in requests.items() if _digest(request) not in self.kept}
-        if not self._can_pay(new):
+        digests = {row_id: _digest(request) for row_id, request in requests.items()}
+        asked = {digests[row_id]: request for row_id, request in requests.items()}
+        if not self._can_pay(asked):
             return None
-        self._ask(new)  # those that are kept meanwhile are not asked again
-        replies = {row_id: self.kept[_digest(request)] for row_id, request in requests.items()}
+        self._ask(asked)
+        replies = {row_id: self.kept[digest] for row_id, digest in digests.items()}
         self.used += replies.values()
         written = [
             {
@@ -81,7 +83,7 @@ class ApiAnswers:
     def use(self) -> ApiUse:
         """The tokens, time and price of all answers so far."""
         read, written = sum(each.input_tokens for each in self.used), sum(each.output_tokens for each in self.used)
-        price = self.model.price(read, written)
+        price = self.model.price(read, written) if read + written else None
         return ApiUse(
             model=self.model.model,
             url=self.model.url,
@@ -96,15 +98,18 @@ class ApiAnswers:
         tools = {"tools": row["tools"]} if row["tools"] else {}
         return {"messages": [_as_sent(turn) for turn in row["messages"]]} | tools | self.fields
 
-    def _can_pay(self, requests: dict[str, dict[str, Any]]) -> bool:
-        if self.budget is None or not requests:
+    def _can_pay(self, requests: Requests) -> bool:
+        if self.budget is None or requests.keys() <= self.kept.keys():
             return True
         if not self.used:  # the first reply tells what a row costs
             self._ask(dict([next(iter(requests.items()))]))
-        replies = self.used or [self.kept[digest] for digest in map(_digest, requests.values()) if digest in self.kept]
-        left = [request for request in requests.values() if _digest(request) not in self.kept]
+        replies = self.used or [self.kept[digest] for digest in requests if digest in self.kept]
         prices = [self.model.price(each.input_tokens, each.output_tokens) or 0.0 for each in replies]
-        needed = len(left) * statistics.fmean(prices)
+        if not any(each.input_tokens for each in replies):
+            raise ApiRefused(
+                f"evaluation.api_budget={self.budget:g}: {self.name} does not count tokens; accepted: none"
+            )
+        needed = len(requests.keys() - self.kept.keys()) * statistics.fmean(prices)
         if self.spent + needed <= self.budget:
             return True
         if not self.used:
@@ -115,16 +120,16 @@ class ApiAnswers:
         log.info("  evaluation.api_budget=%g is spent after %d test rows", self.budget, len(self.used))
         return False
 
-    def _ask(self, requests: dict[str, dict[str, Any]]) -> None:
-        """Keeps the reply to each request as it comes, so that another attempt asks only the rest."""
-        requests = {row_id: each for row_id, each in requests.items() if _digest(each) not in self.kept}
-        if not requests:
+    def _ask(self, requests: Requests) -> None:
+        """Keeps the reply to each request that has none, as it comes, so that another attempt asks only the rest."""
+        new = [request for digest, request in requests.items() if digest not in self.kept]
+        if not new:
             return
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        countdown = Countdown(len(requests), "answers", "evaluation-progress", self.name)
+        countdown = Countdown(len(new), "answers", "evaluation-progress", self.name)
         with self.file.open("a", buffering=1, encoding="utf-8") as file, ThreadPoolExecutor(AT_ONCE) as threads:
             file.write("\n")  # behind half a line of a run that was killed
-            waiting = [threads.submit(self._reply, request, file) for request in requests.values()]
+            waiting = [threads.submit(self._reply, request, file) for request in new]
             try:
                 for number, future in enumerate(as_completed(waiting), 1):
                     future.result()
