@@ -53,7 +53,8 @@ SENTENCES = (
 
 # Started first, the longest before the others, so that no worker has one left at the end: see the list of slow files.
 FIRST = (
-    *("live_run", "up", "triggers", "ui", "strangers", "deploy", "cli", "prefect_server", "flow", "train", "docs"),
+    *("team_servers", "live_run", "up", "triggers", "ui", "strangers", "deploy", "cli", "prefect_server", "flow"),
+    *("train", "docs", "ranks"),
     *("engine", "distribution", "release", "register", "compare", "stopping", "elsewhere", "architecture", "json"),
     *("gguf", "api", "services", "files", "needless", "interrupts", "predict", "serve", "export", "verify"),
 )
