@@ -862,7 +862,8 @@ def test_slices_go_by_the_own_text_of_a_prompt() -> None:
         for row in [*rows, {"row_id": "x", "source": "a", "messages": turns}]
     ]
     asked_in_german[-1]["messages"][1] = {"role": "user", "content": "12"}
-    found = kinds(pa.Table.from_pylist(asked_in_german, schema), {row["row_id"]: "team" for row in asked_in_german})
+    table = pa.Table.from_pylist(asked_in_german, schema)
+    found = kinds(table, dict.fromkeys(table["row_id"].to_pylist(), "team"))
     assert found["language"]["x"] == "unknown", "a system message is not the user's"
     longest = max(len(text) for _, text in texts)
     assert all(int(re.findall(r"\d+", name)[0]) <= longest for name in found["length"].values())
