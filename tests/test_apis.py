@@ -38,7 +38,7 @@ class Api:
         self.keys: set[str | None] = set()
         self.wrong: set[int] = set()
         self.statuses: list[int] = []
-        self.tokens = (50, 5)
+        self.tokens: tuple[int, int] = (50, 5)
         self.url = ""
 
     def __call__(self, request: Any, key: str | None) -> tuple[int, Any]:

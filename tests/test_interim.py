@@ -118,6 +118,23 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return numbers
 
 
+def test_two_prompts_of_one_artifact_are_answered_each(tokens: Tokens, tiny_base: Base, tmp_path: Path) -> None:
+    rows = pq.read_table(tokens.path("test.parquet"))
+    turned = tmp_path / "retrieval.parquet"  # the same rows, each asked as another one
+    columns = {name: rows[name].to_pylist() for name in rows.column_names}
+    columns |= {name: columns[name][::-1] for name in ("input_ids", "labels", "prompt_length", "reference")}
+    pq.write_table(pa.table(columns, rows.schema), turned)
+
+    def asked_so(name: str, prompts: Path) -> list[str]:
+        contender = Contender(name=name, base=tiny_base, prompts=prompts, prompts_digest="one")
+        answers = evaluate.fn(contender=contender, tokens=tokens, evaluation=Evaluation(max_new_tokens=4))
+        return pq.read_table(answers.path("answers.parquet"))["prompt"].to_pylist()
+
+    few_shot = asked_so("few_shot", tokens.path("test.parquet"))
+    assert sorted(asked_so("retrieval", turned)) == sorted(few_shot)
+    assert asked_so("retrieval", turned) == few_shot[::-1]
+
+
 def test_a_champion_has_given_its_answers_as_the_candidate(
     tokens: Tokens, tiny_base: Base, tuned: Path, asked: list[int]
 ) -> None:

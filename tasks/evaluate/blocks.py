@@ -83,7 +83,7 @@ def in_blocks(
 
 def part_of(contender: Contender, tokens: Tokens, evaluation: Evaluation, rows: pa.Table) -> AnsweredBlock:
     """The answers to some of a contender's rows, which are asked as prompts of their own."""
-    digest = hash_of([contender.prompts_digest, rows["row_id"].to_pylist()])
+    digest = hash_of([contender.name, contender.prompts_digest, rows["row_id"].to_pylist()])  # one artifact, many files
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.parquet")
         pq.write_table(rows, file)
