@@ -1,7 +1,5 @@
 """The command that makes a base of a GGUF file."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ from tunewright import config
 from tunewright.cli import interrupts
 from tunewright.cli.command_line import console_of, one_line_errors
 from tunewright.errors import ConfigError, one_line
+from tunewright.store import disk
 
 
 def convert(
@@ -30,25 +29,21 @@ def convert(
         console.print(f"converting {file}; this can take some minutes", markup=False)
         with interrupts.at_once():
             from tunewright import serving
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            from tunewright.export.unfinished import unfinished
         try:
-            serving.convert_gguf(file.absolute(), made)
-            made.chmod(0o755)
-            made.rename(folder)
+            with unfinished(disk.free_folder(folder)) as made:
+                serving.convert_gguf(file.absolute(), made)
         except OSError as error:
             if error.errno:  # such as a full disk
                 raise
             raise _refused(file, error) from error
-        except (ValueError, KeyError, NotImplementedError, RuntimeError, ImportError) as error:
+        except (ValueError, KeyError, RuntimeError, ImportError) as error:  # of transformers, of what it cannot read
             raise _refused(file, error) from error
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
         console.print(f"a base for the deployment file:\n\n    model: {{base: {folder}}}", markup=False)
 
 
 def _require_convertible(file: Path, folder: Path) -> None:
-    from tunewright.cost_model.shapes import NoShape, shape_of_gguf
+    from tunewright.cost_model.shapes import shape_of_gguf
 
     if folder.exists() or folder.is_symlink():
         raise ConfigError(f"{folder}: is there already; accepted: the name of a new folder")
@@ -56,7 +51,7 @@ def _require_convertible(file: Path, folder: Path) -> None:
         raise ConfigError(f"{file}: no such file; accepted: a GGUF file")
     try:
         shape_of_gguf(file.absolute())
-    except (NoShape, ValueError) as error:
+    except ValueError as error:
         raise _refused(file, error) from error
 
 

@@ -68,8 +68,7 @@ def reproduce(
     On another machine or with other versions of the packages, bytes may differ.
 
     Exit codes: 0 the same bytes, 1 other bytes or a stage failed, 3 a source file or an earlier version of the data is
-    not here any more,
-    2 wrong options, or no such version.
+    not here any more, 2 wrong options, or no such version.
     """
     console, started = console_of(as_json), time.monotonic()
     with one_line_errors(as_json), named_as_typed():

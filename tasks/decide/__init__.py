@@ -28,8 +28,7 @@ from tunewright.metrics.shape import FITTING
 from tunewright.privacy.excerpts import in_a_line
 from tunewright.reports.pages import number
 from tunewright.store.stage import stage
-from tunewright.tasks.decide.comparison import compare
-from tunewright.tasks.decide.decision import BASE, CANDIDATE, Evidence, GuardrailTest, decide_scores
+from tunewright.tasks.decide.decision import BASE, CANDIDATE, Evidence, GuardrailTest, compared, decide_scores
 from tunewright.tasks.decide.reading import (
     best_constant,
     collapsed,
@@ -83,23 +82,16 @@ def decided(
 
 
 def _beside(
-    tables: Mapping[str, pa.Table], answers: tuple[Answers, ...], gate: Gate, metric: str
-) -> dict[ApiUse, Comparison]:
+    tables: Mapping[str, pa.Table],
+    answers: tuple[Answers, ...],
+    gate: Gate,
+    metric: str,
+    alpha_shares: Mapping[str, float],
+) -> list[tuple[ApiUse, Comparison]]:
     """The candidate beside each model behind an API whose answers have the metric: as a prompt is compared."""
-    scored = {each.contender: each for each in answers if each.api and metric in each.scores}
-    found: dict[ApiUse, Comparison] = {}
-    for name, each in scored.items():
-        evidence = _evidence({CANDIDATE: tables[CANDIDATE], name: tables[name]}, metric, {})
-        if each.api and not (set(evidence.scores[name]) - set(evidence.clusters)):
-            found[each.api] = compare(
-                evidence.paired(name),
-                metric=metric,
-                opponent=name,
-                threshold=-gate.tolerance,
-                confidence=gate.spending(each.alpha_share).confidence,
-                num_unanswered=each.num_unanswered,
-            )
-    return found
+    uses = {each.contender: each.api for each in answers if each.api and metric in each.scores}
+    evidence = _evidence({name: tables[name] for name in (CANDIDATE, *uses)}, metric, alpha_shares)
+    return list(zip(uses.values(), compared(evidence, [*uses], -gate.tolerance, gate), strict=True))
 
 
 def _general(general: tuple[General, ...], gate: Gate, *, is_prose: bool) -> Iterator[GuardrailTest]:
@@ -163,7 +155,7 @@ def decide(
     evidence, decision = decided(
         deciding, general, constant, gate, metric, is_prose=is_prose, alpha_shares=alpha_shares
     )
-    compared = _beside(tables, answers, gate, metric) if decision.decision != "invalid" else {}
+    others = _beside(tables, answers, gate, metric, alpha_shares) if decision.decision != "invalid" else []
     own = {
         each.contender: own_intervals(table, measured(table), gate.spending(each.alpha_share).confidence)
         for each, table in zip(answers, tables.values(), strict=True)
@@ -199,7 +191,7 @@ def decide(
         slices=tuple(parts),
         general=suite,
         constant_answer=in_a_line(always.text) if always else "",
-        beside=tuple(compared.values()),
+        beside=tuple(each for _, each in others),
     )
     details.save(folder)
     return Verdict(
@@ -209,6 +201,6 @@ def decide(
         intervals={name: intervals[metric] for name, intervals in own.items() if metric in intervals},
         guardrails={f"{each.metric}/{each.opponent}": each.difference for each in decision.guardrails},
         general=suite,
-        beside=tuple(beside(each, use) for use, each in compared.items()),
+        beside=tuple(beside(each, use) for use, each in others),
         warnings=warned,
     )

@@ -84,23 +84,23 @@ def decide_scores(
     if fault := next(filter(None, faults), ""):
         said = f"Invalid: {fault}; nothing was decided."
         return _decision(evidence, gate, decision="invalid", because="", sentence=said)
-    to_beat, to_reach = _compared(evidence, TO_BEAT[:2] if is_prose else TO_BEAT, gate.margin, gate), []
+    to_beat, to_reach = compared(evidence, TO_BEAT[:2] if is_prose else TO_BEAT, gate.margin, gate), []
     if is_prose:
-        to_beat += [each for each in _compared(evidence, [CONSTANT], 0.0, gate) if each.finding == "below"]
+        to_beat += [each for each in compared(evidence, [CONSTANT], 0.0, gate) if each.finding == "below"]
     if gate.at_least is not None:  # as if an opponent scored just that on each row
         scores = {**evidence.scores, AT_LEAST: dict.fromkeys(evidence.clusters, gate.at_least)}
-        to_reach = _compared(replace(evidence, scores=scores), [AT_LEAST], 0.0, gate)
+        to_reach = compared(replace(evidence, scores=scores), [AT_LEAST], 0.0, gate)
     prompted = [name for name in evidence.scores if name not in (CANDIDATE, *TO_BEAT)]
-    to_match = _compared(evidence, prompted, -gate.tolerance, gate)
-    guarded = [_compared(each.evidence, TO_BEAT, -each.margin, gate) for each in guardrails]
+    to_match = compared(evidence, prompted, -gate.tolerance, gate)
+    guarded = [compared(each.evidence, TO_BEAT, -each.margin, gate) for each in guardrails]
     held = _adjusted([comparison for comparisons in guarded for comparison in comparisons], gate)
     decision, because, decisive = _judged(to_beat, to_reach, to_match, held)
-    compared = (*to_beat, *to_reach, *to_match)
-    hardest = min(compared, key=_hardest)
+    all_compared = (*to_beat, *to_reach, *to_match)
+    hardest = min(all_compared, key=_hardest)
     closest = decisive or hardest
     rows_needed = decisive.rows_needed if decisive else None  # of a prompt that is enough
     if decision == "inconclusive":  # all comparisons have to hold, so the rows that the longest takes
-        longest = needs_most((*compared, *held))
+        longest = needs_most((*all_compared, *held))
         rows_needed = longest.rows_needed if longest else None
     is_poor = decision == "promote" and not (to_reach or is_prose) and is_more_wrong(to_beat[0])
     measured = closest if closest in to_beat else min(to_beat, key=_hardest)
@@ -122,7 +122,7 @@ def decide_scores(
         closest=closest,
         gain=sentences.gain(closest),
         is_poor=is_poor,
-        comparisons=compared,
+        comparisons=all_compared,
         guardrails=tuple(held),
         rows_needed=rows_needed,
         smallest_visible=measured.smallest_visible,
@@ -144,7 +144,8 @@ def _decision(evidence: Evidence, gate: Gate, **found: object) -> Decision:
     )
 
 
-def _compared(evidence: Evidence, opponents: Sequence[str], threshold: float, gate: Gate) -> list[Comparison]:
+def compared(evidence: Evidence, opponents: Sequence[str], threshold: float, gate: Gate) -> list[Comparison]:
+    """The candidate beside each of the opponents that there are scores of."""
     return [
         compare(
             evidence.paired(name),

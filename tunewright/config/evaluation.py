@@ -72,6 +72,7 @@ def require_in_range(metric: str, key: str, by: float) -> None:
         raise ValueError(f"{key}={by:g} is out of range: {scores} are from 0 to 1; accepted: below 1")
 
 
+HTTP_URL = "^https?://[^ ]+$"
 API_NAME = r"^[A-Za-z0-9][\w.-]*$"  # a part of MLflow's metric names
 OTHER_CONTENDERS = {"base", "candidate", "champion", "constant", "few_shot", "retrieval"}
 LEAST_LIMIT = 32  # tokens that max_new_tokens: auto leaves an answer, also of a base that says more than the label
@@ -82,7 +83,7 @@ class ApiModel(Section):
     """A model behind an OpenAI-compatible API that answers test rows too, as few_shot does; it decides nothing."""
 
     url: str = Field(
-        pattern="^https?://[^ ]+$",
+        pattern=HTTP_URL,
         description="Base URL of the API, such as https://api.example.com/v1, that gets test rows and some training "
         "rows. Its key is looked up by its host in TUNEWRIGHT_API_KEYS",
     )
@@ -261,7 +262,7 @@ class Judge(Section):
 
     url: str | None = Field(
         default=None,
-        pattern="^https?://[^ ]+$",
+        pattern=HTTP_URL,
         description="Base URL of an OpenAI-compatible API, such as http://localhost:8000/v1, that gets the prompts and "
         "answers of test rows; empty uses no judge. Put its key in TUNEWRIGHT_JUDGE_KEY and its host in "
         "TUNEWRIGHT_JUDGE_HOSTS",

@@ -98,7 +98,7 @@ class AnswerShape:
         if name in ("accuracy", "macro_f1", "unparseable"):
             return "" if self.labels else f"the answers are not a closed set of labels, {LABELS_ARE}"
         if name in ("json_valid", "json_field_f1"):
-            return "" if _are_few(self._not_json) else self._counted(self._not_json, NOT_JSON)
+            return self._if_many(self._not_json, NOT_JSON)
         if name in FITTING["tool calls"]:
             if not self.has_tools:
                 return "no row has tools"
@@ -106,9 +106,9 @@ class AnswerShape:
                 return "no reference calls a tool"
             return "every reference calls a tool" if name == "needless_call" and not self._texts else ""
         if name == "numeric":
-            return "" if _are_few(self._without_number) else self._counted(self._without_number, WITHOUT_NUMBER)
+            return self._if_many(self._without_number, WITHOUT_NUMBER)
         if name == "schema_valid":
-            return "" if _are_few(self._not_valid) else self._counted(self._not_valid, NOT_VALID)
+            return self._if_many(self._not_valid, NOT_VALID)
         return ""
 
     @cached_property
@@ -122,6 +122,9 @@ class AnswerShape:
     @cached_property
     def _not_valid(self) -> list[bool]:
         return [not valid for valid in schema_valid(self.schema, self.references)]
+
+    def _if_many(self, faults: Sequence[bool], said: str) -> str:
+        return "" if _are_few(faults) else self._counted(faults, said)
 
     def _counted(self, faults: Sequence[bool], said: str) -> str:
         from tunewright.privacy.excerpts import in_a_line
