@@ -117,11 +117,13 @@ class Up(NamedTuple):
 
         return until(answer).json()
 
+    def opens_prefect(self) -> bool:
+        """Whether Prefect's server answers."""
+        return _answers(f"http://127.0.0.1:{self.ports[0]}/api/health", self.authorized)
+
     def opens_mlflow(self) -> bool:
         """Whether MLflow's pages are there."""
-        with suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self.ports[1]}/health").is_success
-        return False
+        return _answers(f"http://127.0.0.1:{self.ports[1]}/health")
 
     def deploy(self, name: str, parameters: dict[str, Any]) -> None:
         """Writes a deployment file with one deployment and deploys it."""
@@ -174,6 +176,12 @@ class Up(NamedTuple):
         """The trainer, once it has come some steps further."""
         before = len(self.progress())
         return until(lambda: len(self.progress()) > before + 5 and self.living().get("trainer"))
+
+
+def _answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url, headers=headers).is_success
+    return False
 
 
 def free_port() -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from conftest import MakeSplits, base_in
 from make_models import make_model
 from safetensors.torch import load_file
@@ -60,6 +61,9 @@ def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
         return pid
     code = trainer.FAILED
     Path("/proc/self/comm").write_text(f"rank {rank}")
+    torch.set_num_threads(
+        1
+    )  # makes the pool of threads anew that a fork loses; two threads that load would race for it
     try:
         number = str(job.compute.devices)
         os.environ |= {ranks.MEETING: str(meeting), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, **ranks.LOOPBACK}

@@ -21,7 +21,7 @@ from trained import done_once, in_this_process
 
 from tunewright.artifacts import Adapter, Base, Tokens
 from tunewright.config import Compute, Method, Model, Training
-from tunewright.errors import ConfigError, TrainerDied, TrainingError, is_transient
+from tunewright.errors import ConfigError, TrainerDied, TrainerFailed, TrainingError, is_transient
 from tunewright.store.caching import digest_of, seconds_of
 from tunewright.tasks.render import render
 from tunewright.tasks.train import heartbeat, trainer
@@ -261,6 +261,18 @@ def test_ended_by_the_kernel_for_want_of_memory_is_out_of_memory_and_by_a_person
     with pytest.raises(TrainingError, match=wanted) as failed:
         stage.run_trainer(job, tmp_path)
     assert is_transient(failed.value) == (not kills)
+
+
+@pytest.mark.parametrize("log", ["", "attempt of 2026-01-02\n"])
+def test_a_trainer_that_wrote_nothing_is_told(
+    job: trainer.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    from tunewright.tasks.train import stage as stage
+
+    monkeypatch.setattr(stage, "_attempt", lambda job, work: trainer.FAILED)
+    (tmp_path / "trainer.log").write_text(log.replace("attempt of ", stage.ATTEMPT))
+    with pytest.raises(TrainerFailed, match=r"training did not finish: no output; full output: .*trainer\.log"):
+        stage.run_trainer(job, tmp_path)
 
 
 @pytest.mark.parametrize(

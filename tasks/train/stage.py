@@ -199,7 +199,7 @@ def _error(work: Path) -> str:
     if kind:
         return f"{kind}: {message}"
     lines = (work / "trainer.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "no output" if lines[-1].startswith(ATTEMPT) else lines[-1]
+    return "no output" if not lines or lines[-1].startswith(ATTEMPT) else lines[-1]
 
 
 @stage(
