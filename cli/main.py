@@ -84,7 +84,7 @@ def run(
         with deployment_file.placed(pipeline), looked_at(pipeline.settings):
             calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)  # before a server starts for the run
             steps = prefect_server.call(finetune, **sections, until=pipeline.until, refresh=pipeline.refresh)
-        outcome = Outcome.of(steps)
+        outcome = Outcome.of(steps, pipeline.settings)
         if outcome.tokens and pipeline.until == "render" and not quiet:
             from tunewright.tasks.render import preview
 

@@ -49,6 +49,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     console.print(table)
     if outcome.saved:
         console.print(outcome.saved, style="dim")
+    if outcome.says_cost:
+        console.print(outcome.says_cost, style="dim")
     _show_account(console, outcome)
     if outcome.adapter:
         trained = curves.read(outcome.adapter.folder)

@@ -19,7 +19,7 @@ from tunewright import config
 from tunewright.artifacts import Answers, Base, Contender, EndingRule, Judged, Prompts, RunArtifacts, Splits, Tokens
 from tunewright.config import Gate, Settings, Stage
 from tunewright.errors import AnotherChampion
-from tunewright.flows import finished, report
+from tunewright.flows import budget, finished, report
 from tunewright.flows.announcing import announce_drift, tell_files
 from tunewright.flows.calls import Plan, Reached, Run, Step
 from tunewright.flows.inputs import Inputs, inputs, looked_at
@@ -83,6 +83,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     call.require_metrics(s, splits, read.schema)
     tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=s.checks.max_quarantined_share)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
+    call.approve_cost(s, base, tokens, best)
     adapter = call(train)(tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
@@ -239,11 +240,14 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
     """Runs the pipeline up to `until`, and returns what was done; its comparison logs a variant to MLflow.
 
     Where the alias moves while the candidate is measured, it is compared with the new champion as well, once. Raises
-    TrackingError before the first stage where an MLflow that a later one needs does not answer.
+    TrackingError before the first stage where an MLflow that a later one needs does not answer, and ConfigError where
+    operation.budget has no price to go by.
     """
     calls = Run(settings, until, refresh)
     if "evaluate" in calls.stages:  # before which the champion is looked up
         require_answer(settings.registry)
+    if "train" in calls.stages:
+        budget.require_price(settings.operation)
     shown = nullcontext() if is_variant else seen_in_mlflow(calls)
     with in_use.by_a_run(), in_use.of_terminal(terminal_run()), looked_at(settings), shown, suppress(Reached):
         tell_files(inputs(settings).files)

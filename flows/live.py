@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from prefect.exceptions import Pause
 from prefect.runtime import deployment, flow_run
 
 from tunewright.config import Settings
@@ -43,7 +44,9 @@ def seen_in_mlflow(calls: "Run") -> Iterator[None]:
             status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
             patience = OF_WORKER if status == "FAILED" and is_deployed else PATIENCE[status]
             line = " ".join(str(error).split()) or type(error).__name__
-            if status == "KILLED":
+            if isinstance(error, Pause):
+                line = "suspended until somebody approves its cost in Prefect"
+            elif status == "KILLED":
                 line = "stopped by a signal: cancelled, or its worker ended; the next run resumes"
             live.end(
                 RunEnding(status=status, when=time.time(), stage=live.stage, error=line[:500], cached=_cached(calls)),

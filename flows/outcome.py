@@ -9,12 +9,15 @@ from pydantic import BaseModel
 
 from tunewright import artifacts
 from tunewright.artifacts.payloads import CheckResults, ExpectationResult, LeakProof, VerdictDetails
+from tunewright.config import Settings
+from tunewright.cost_model.money import Price, money
+from tunewright.flows.budget import price_here
 from tunewright.flows.calls import Step, as_json
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.registry.address import tracking_uri
 from tunewright.reports import account
 from tunewright.reports.account import Account
-from tunewright.reports.pages import counted, number
+from tunewright.reports.pages import counted, number, percent
 from tunewright.reports.progress import duration
 from tunewright.tasks.decide.sentences import who
 from tunewright.tasks.split.proof import TOO_SMALL, counted_in_words
@@ -50,18 +53,22 @@ class Outcome(BaseModel, frozen=True):
     judged: artifacts.Judged | None = None
     page: artifacts.VerdictPage | None = None
     registered: artifacts.Registered | None
+    price: Price = Price(0.0, "")  # of an hour of this machine's device, where operation.prices has one
+    num_devices: int = 1  # that trained
 
     @classmethod
-    def of(cls, steps: Sequence[Step]) -> "Outcome":
-        """The outcome of these steps, with an account that adds up."""
+    def of(cls, steps: Sequence[Step], settings: Settings | None = None) -> "Outcome":
+        """The outcome of these steps, with an account that adds up; with the settings also what it cost."""
         found = (step.record for step in steps if isinstance(step.record, artifacts.Answers))
         answers = sorted(found, key=lambda each: each.contender == "candidate")  # last, as in all tables
         kinds = {name: get_args(field.annotation) for name, field in cls.model_fields.items()}
         records: dict[str, Any] = {
             name: next((step.record for step in steps if isinstance(step.record, kind[0])), None)
             for name, kind in kinds.items()
-            if kind[-1] is NoneType
+            if kind[-1:] == (NoneType,)
         }
+        if settings and (price := price_here(settings.operation)):
+            records |= {"price": price, "num_devices": settings.compute.devices}
         outcome = cls(steps=tuple(steps), answers={answer.contender: answer for answer in answers}, **records)
         if account := outcome.account():
             account.add_up()
@@ -117,6 +124,51 @@ class Outcome(BaseModel, frozen=True):
         seconds = sum(step.saved for step in cached)
         time = f", about {duration(seconds)} saved" if seconds >= 1 else ""
         return f"{len(cached)} of {len(self.steps)} tasks cached{time}"
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """The cost of this run, what the cache saved, of training and 1,000 answers of each model; {} without a price.
+
+        All at the price of this machine, also what another one made.
+        """
+        if not self.price.hour:
+            return {}
+        took = {step.name: step.seconds if step.state == "ran" else step.saved for step in self.steps}
+
+        def of(step: Step, seconds: float) -> float:
+            return self.price.of(seconds, self.num_devices if step.stage == "train" else 1)
+
+        answers = {
+            name: 1000 / answers.num_rows * self.price.of(took[f"evaluate {name}"])
+            if answers.api is None
+            else answers.api.price
+            for name, answers in self.answers.items()
+            if answers.num_rows
+        }
+        return {
+            "device": self.price.device,
+            "hour": self.price.hour,
+            "run": sum(of(step, step.seconds) for step in self.steps),
+            "saved": sum(of(step, step.saved) for step in self.steps),
+            "training": self.price.of(took["train"], self.num_devices) if "train" in took else None,
+            "thousand_answers": {name: price for name, price in answers.items() if price is not None},
+        }
+
+    @property
+    def says_cost(self) -> str:
+        """The cost of this run and its candidate in a sentence; empty without a price."""
+        if not (cost := self.cost):
+            return ""
+        seconds = sum(step.seconds for step in self.steps)
+        said = f"this run cost {money(cost['run'])} ({duration(seconds)} at {self.price.said}"
+        said += f"; about {money(cost['saved'])} saved by the cache)" if cost["saved"] else ")"
+        said += f"; the training {money(cost['training'])}" if cost["training"] is not None else ""
+        answers = dict(cost["thousand_answers"])
+        if (own := answers.pop("candidate", None)) is not None:
+            said += f"; 1,000 answers of the candidate about {money(own)}"
+            theirs = {name: answers[name] for name, each in self.answers.items() if each.api and answers.get(name)}
+            said += "".join(f", {percent(own / price)} of those of {name}" for name, price in theirs.items())
+        return said
 
     @property
     def is_new(self) -> bool:
@@ -179,6 +231,7 @@ class Outcome(BaseModel, frozen=True):
             "state": self.state,
             "stages": [as_json(step) for step in self.steps],
             "saved_seconds": round(sum(step.saved for step in self.steps), 3),
+            "cost": self.cost or None,
             "rows": account.counts() if account else None,
             "reasons": self.reasons() if account else None,
             "findings": self.findings() if self.checked else None,

@@ -55,7 +55,7 @@ def show_settings(settings: Settings) -> None:
 
 def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]]:
     """Make the artifacts of a run's outcome and return its final state: the verdict's name, or Unchanged."""
-    outcome = Outcome.of(steps)
+    outcome = Outcome.of(steps, settings)
     create_markdown_artifact(_account(outcome), key="rows", description="Row counts by outcome")
     if outcome.checked:
         results = CheckResults.load(outcome.checked)
@@ -198,7 +198,7 @@ def decided(outcome: Outcome) -> str:
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]
-    lines += [f"{html.escape(said, quote=False)}.\n" for said in outcome.failed]
+    lines += [f"{html.escape(said, quote=False)}.\n" for said in (*outcome.failed, *filter(None, [outcome.says_cost]))]
     lines += _slices(VerdictDetails.load(verdict).slices)
     if outcome.page:
         lines += ["", f"The verdict page, with the answers row by row: `{outcome.page.path('report.html')}`"]

@@ -132,10 +132,11 @@ class Up(NamedTuple):
         file.write_text(yaml.safe_dump({"deployments": [deployment | {"parameters": parameters}]}))
         subprocess.run([*TUNEWRIGHT, "deploy", file.name], cwd=self.folder, env=self.environment, check=True)
 
-    def run(self, **training: Any) -> str:
-        """Starts a run of the deployment with other settings of training, and returns its id."""
+    def run(self, operation: Mapping[str, Any] = {}, **training: Any) -> str:
+        """Starts a run of the deployment with other settings of operation and training, and returns its id."""
         deployed = self.ask("GET", "/deployments/name/finetune/tiny")
         parameters = deployed["parameters"] | {"training": deployed["parameters"]["training"] | training}
+        parameters |= {"operation": operation}
         made = self.ask("POST", f"/deployments/{deployed['id']}/create_flow_run", json={"parameters": parameters})
         return made["id"]
 

@@ -174,6 +174,20 @@ def test_only_runs_of_the_deployment_itself_are_told_of() -> None:
     assert not covers(approval, run, flow | {"prefect.resource.name": "finetune"}, deployed(uuid4(), "triage"))
 
 
+def test_a_run_whose_cost_waits_for_approval_is_told_of_where_there_is_a_budget() -> None:
+    told = Operation(notify=("slack-webhook/ops",), notify_on=("approval",), prices={"cpu": 1}, budget=20)
+    version, cost = of_deployment(TARGET, told, BLOCKS)
+    assert cost.name == "tunewright: slack-webhook/ops notified of costs to approve of Demo"
+    run = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.state-type": "PAUSED"}
+    own = {"prefect.resource.id": f"prefect.deployment.{TARGET.id}", "prefect.resource.role": "deployment"}
+    assert covers(cost, run, own)
+    assert not covers(version, run, own)
+    assert cost.trigger.model_dump()["expect"] == {"prefect.flow-run.Suspended"}
+    (message,) = cost.actions
+    assert isinstance(message, SendNotification)
+    assert "more than operation.budget=20" in message.body
+
+
 def test_a_crash_is_told_with_what_happens_next() -> None:
     for watch, says in (
         (None, "Only the schedule or a person starts it again"),

@@ -23,7 +23,16 @@ from tunewright.artifacts import Artifact, Base, Judged
 from tunewright.cli.main import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "json.md"
-TRAINED = ("--set", "gate.metric=perplexity", "--set", "gate.confidence=0.8", "--set", "gate.approval=true")
+TRAINED = (
+    "--set",
+    "gate.metric=perplexity",
+    "--set",
+    "gate.confidence=0.8",
+    "--set",
+    "gate.approval=true",
+    "--set",
+    "operation.prices={cpu: 0.4}",
+)
 STOPPED = ("--set", "data.sources=[{path: bad.jsonl}]", "--set", "registry.name=bad")
 COMMANDS = [  # heading of the page -> a call
     ("run", "run tiny.yaml", *TRAINED),

@@ -12,8 +12,9 @@ import pytest
 from make_payloads import make_comparison, make_training_summary, make_verdict_details
 from rich.console import Console
 
-from tunewright.artifacts import Adapter, Answers, Rows, Verdict, VerdictPage
+from tunewright.artifacts import Adapter, Answers, ApiUse, Rows, Verdict, VerdictPage
 from tunewright.cli import terminal
+from tunewright.config import Settings
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import VERDICTS, Outcome
 from tunewright.flows.report import decided, score_rows, training
@@ -225,6 +226,38 @@ def test_tasks_are_counted_as_they_are_listed() -> None:
     assert Outcome.of(steps(30)).saved == "2 of 3 tasks cached, about 60 s saved"
     assert Outcome.of(steps(0.1)).saved == "2 of 3 tasks cached"
     assert Outcome.of(steps(0.1)[2:]).saved == ""
+
+
+def test_a_run_says_what_it_and_its_candidate_cost(tmp_path: Path) -> None:
+    def answers(contender: str, **changed: Any) -> Answers:
+        return Answers(contender=contender, num_rows=200, scores={}, **changed)
+
+    use = ApiUse(model="big", url="https://a.example", input_tokens=1, output_tokens=1, seconds=2.0, price=0.5)
+    steps = [
+        Step(stage="train", state="cached", saved=900.0),
+        Step(stage="evaluate", of="base", state="ran", seconds=60.0, record=answers("base")),
+        Step(stage="evaluate", of="big", state="ran", seconds=300.0, record=answers("big", api=use)),
+        Step(stage="evaluate", of="candidate", state="cached", saved=36.0, record=answers("candidate")),
+    ]
+    settings = Settings.model_validate(
+        {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "b"}}
+        | {"operation": {"prices": {"cpu": 0.4}}, "compute": {"devices": 2}}
+    )
+    outcome = Outcome.of(steps, settings)
+    cost = outcome.cost
+    assert cost["thousand_answers"] == pytest.approx({"base": 0.4 / 60 * 5, "big": 0.5, "candidate": 0.02})
+    assert (cost["device"], cost["hour"]) == ("cpu", 0.4)
+    assert (cost["run"], cost["saved"], cost["training"]) == pytest.approx((0.04, 0.204, 0.2))
+    assert outcome.says_cost == (
+        "this run cost 0.04 (6 min at 0.40 an hour of cpu; about 0.20 saved by the cache); the training 0.20; "
+        "1,000 answers of the candidate about 0.02, 4 % of those of big"
+    )
+    assert outcome.as_json()["cost"] == cost
+    make_verdict_details().save(tmp_path)
+    decided_on = Step(stage="decide", state="ran", record=promoted(tmp_path))
+    assert f"\n{outcome.says_cost}.\n" in decided(Outcome.of([*steps, decided_on], settings))
+    assert Outcome.of(steps).cost == {}
+    assert Outcome.of(steps).says_cost == ""
 
 
 def test_a_run_that_waits_says_so_in_its_state_and_in_the_artifact(tmp_path: Path) -> None:

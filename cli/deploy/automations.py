@@ -35,10 +35,11 @@ CRASHES = "tunewright: a run without a heartbeat is marked crashed"
 CRASHED_POLLS = "tunewright: a poll without a heartbeat is marked crashed"
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "TimedOut", "Suspended", "Paused")
 WATCH_ENDS = ("Changed", "Unsettled", "Unreadable", "Restarted", GIVEN_UP, PAUSED)
-NOTIFIED = {  # of operation.notify_on: what stands in the automation's name
+NOTIFIED = {  # of operation.notify_on, and of approvals those of a cost: what stands in the automation's name
     "failure": "failures",
     "rejection": "rejections",
     "approval": "pending approvals",
+    "budget": "costs to approve",
     "promotion": "promotions",
 }
 
@@ -151,7 +152,10 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
     deployment = _role("deployment", id=f"prefect.deployment.{target.id}")
     named = {"rejection": ("keep", "inconclusive", "invalid"), "promotion": ("promote",)}
     asking = [_labels(_role("flow", name="approval")), _labels(_role("deployment", name=target.model))]
-    for occasion in operation.notify_on if operation.notify else ():
+    occasions = [*(operation.notify_on if operation.notify else ())]
+    if "approval" in occasions and operation.budget is not None:
+        occasions.append("budget")
+    for occasion in occasions:
         expect = {f"prefect.flow-run.{VERDICTS[decision]}" for decision in named.get(occasion, ())}
         match: dict[str, Any] = {"prefect.resource.id": "prefect.flow-run.*"}
         related = [_labels(deployment)]
@@ -163,6 +167,8 @@ def _telling(target: Target, operation: Operation, blocks: Mapping[str, UUID]) -
                 yield _of_watcher(target, operation, blocks, UNREADABLE, "unreadable", "poll")
         if occasion == "approval":  # a run of its own asks for it (flows/release.py)
             expect, related = {"prefect.flow-run.Suspended"}, asking
+        if occasion == "budget":  # the run itself asks for it (flows/budget.py)
+            expect = {"prefect.flow-run.Suspended"}
         if occasion == "promotion" and target.approval:
             expect, related = {"prefect.flow-run.Approved"}, asking
         yield AutomationCore(
@@ -205,6 +211,12 @@ def _message(target: Target, block: UUID, occasion: str, operation: Operation) -
             f"A version of {target.model} is better and waits for approval: choose Resume in the menu at the top right "
             f"of the run's page, or run tunewright release approve {target.model} "
             '{{ flow_run.parameters.version }} --reason "..."'
+        )
+    if occasion == "budget":
+        name = "approval of the cost needed"
+        said = (
+            f"This run would cost more than operation.budget={operation.budget:g}, and has not trained. To approve it, "
+            "choose Resume in the menu at the top right of its page; otherwise cancel it. The page has the estimate."
         )
     if occasion == "failure":
         if operation.watch is None:  # else no message comes of these

@@ -27,7 +27,7 @@ from tunewright.flows.parameters import FLOW, identifier, slug
 class Removed(NamedTuple):
     """Something that was removed from the server."""
 
-    kind: str  # queued run, deployment, watcher, approval request, approval deployment or automation
+    kind: str  # queued run, suspended run, deployment, watcher, approval request, approval deployment or automation
     name: str
 
 
@@ -68,22 +68,24 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
     if deployment:
         later = [each.name for each in server.scheduled_runs(client, deployment.id) if not each.auto_scheduled]
         yield from (Removed("queued run", each) for each in later)  # somebody's, for a later time
+        said = f"{FLOW}/{name} was removed while the run waited for an approval of its cost"
+        yield from (Removed("suspended run", each) for each in _end_suspended(client, deployment, said))
         yield from (Removed("automation", each) for each in _delete_triggers(client, deployment))
         client.delete_deployment(deployment.id)
         yield Removed("deployment", f"{FLOW}/{name}")
     is_shared = model in map(server.model_of, there.values())
     if not is_shared and (asking := server.read(client, "approval", model)):
-        yield from (Removed("approval request", each) for each in _end_requests(client, asking))
+        said = f"approval/{asking.name} was removed; tunewright release approve and reject decide"
+        yield from (Removed("approval request", each) for each in _end_suspended(client, asking, said))
         client.delete_deployment(asking.id)
         yield Removed("approval deployment", f"approval/{model}")
     if not there:  # what all deployments share
         yield from (Removed("automation", each) for each in sync(client, SERVER, []).removed)
 
 
-def _end_requests(client: SyncPrefectClient, asking: DeploymentResponse) -> Iterator[str]:
+def _end_suspended(client: SyncPrefectClient, deployment: DeploymentResponse, message: str) -> Iterator[str]:
     """End the runs that wait for an answer, which no worker could start again, and yield their names."""
-    for run in server.suspended_runs(client, asking.id):
-        message = f"approval/{asking.name} was removed; tunewright release approve and reject decide"
+    for run in server.suspended_runs(client, deployment.id):
         client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
         yield run.name
 

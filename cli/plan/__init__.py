@@ -10,7 +10,7 @@ from tunewright.artifacts import Artifact, Base, Splits, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import STAGES, Compute, Data, Method, Settings, Training
+from tunewright.config import STAGES, Compute, Data, Method, Operation, Settings, Training
 from tunewright.cost_model import (
     BudgetCase,
     Estimate,
@@ -23,6 +23,7 @@ from tunewright.cost_model import (
     shortage,
     work,
 )
+from tunewright.cost_model.money import Price, price_of, without_price
 from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Step
@@ -52,6 +53,14 @@ class Costs:
     warning: str
     notes: Sequence[str]
     rows_from: str = ""  # where rows are estimated, from what
+    price: Price | None = None  # of an hour of the device
+
+    def cost(self, one: Estimate) -> tuple[float, float] | None:
+        """The least and the most that a training costs; None where its time or the price is unknown."""
+        if self.price is None or one.seconds is None:
+            return None
+        low, high = one.seconds
+        return self.price.of(low, one.chosen.devices), self.price.of(high, one.chosen.devices)
 
     @property
     def is_most(self) -> bool:
@@ -115,7 +124,8 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
     notes += _sent_out(settings, made, sample)
-    return Planned(steps=steps, costs=_costs(case, rates, notes, sample.said if sample else ""))
+    costs = _costs(case, rates, settings.operation, notes, sample.said if sample else "")
+    return Planned(steps=steps, costs=costs)
 
 
 def _look_up_base(settings: Settings, steps: Sequence[Step]) -> str:
@@ -282,7 +292,7 @@ class _Rates:
         return found or rate_of(machine.teraflops, self.case.compute.devices)
 
 
-def _costs(case: BudgetCase, rates: _Rates, notes: Sequence[str], rows_from: str) -> Costs:
+def _costs(case: BudgetCase, rates: _Rates, operation: Operation, notes: Sequence[str], rows_from: str) -> Costs:
     chosen = estimate(case, rates.of(case.method))
     others = []
     for kind in KINDS:
@@ -298,14 +308,23 @@ def _costs(case: BudgetCase, rates: _Rates, notes: Sequence[str], rows_from: str
     source, warning = case.ground.source, shortage(chosen, [] if chosen.fits else remedies(case))
     if warning and source == "settings":
         warning = f"if rows were as long as model.max_length={case.ground.longest} allows: {warning}"
-    return Costs(
+    price = price_of(case.machine.device, operation.prices)
+    if operation.prices and price is None:
+        notes = [*notes, without_price(case.machine.device)]
+    costs = Costs(
         machine=case.machine,
         chosen=chosen,
         others=others,
         warning=warning,
         notes=notes,
         rows_from=rows_from,
+        price=price,
     )
+    most = costs.cost(chosen)
+    if operation.budget is not None and most and most[1] > operation.budget:
+        said = f"the training may cost more than operation.budget={operation.budget:g}: the run asks for approval first"
+        return replace(costs, notes=[*notes, said])
+    return costs
 
 
 def as_json(planned: Planned) -> dict[str, Any]:
@@ -314,15 +333,22 @@ def as_json(planned: Planned) -> dict[str, Any]:
         return {"unknown": planned.unknown} if planned.unknown else {}
     costs = planned.costs
     device = costs.machine.device.model_dump() | {"free_bytes": costs.machine.free_bytes}
-    methods = [one_as_json(one) for one in (costs.chosen, *costs.others)]
+    methods = [one_as_json(one) | _money_as_json(costs, one) for one in (costs.chosen, *costs.others)]
+    price = {"price": {"device": costs.price.device, "hour": costs.price.hour}} if costs.price else {}
     estimated = {
         "device": device,
+        **price,
         "rows": costs.chosen.work.source,
         "rows_from": costs.rows_from,
         "at_most": costs.is_most,
         "methods": methods,
     }
     return {"training": estimated | {"warning": costs.warning, "notes": list(costs.notes)}}
+
+
+def _money_as_json(costs: Costs, one: Estimate) -> dict[str, list[float]]:
+    cost = costs.cost(one)
+    return {"cost": [round(each, 6) for each in cost]} if cost else {}
 
 
 def one_as_json(one: Estimate) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from tunewright.cli.plan import Costs, Planned
 from tunewright.cli.terminal import COLOURS
 from tunewright.cli.visible import plain_table
 from tunewright.cost_model import Estimate
+from tunewright.cost_model.money import span
 from tunewright.reports.progress import duration, share
 
 MOST_CAUSES = 6
@@ -98,7 +99,9 @@ def _rows(costs: Costs) -> list[tuple[str, str]]:
     said = f"{work.num_rows:,} with {'' if work.source == 'render' else 'about '}{tokens:,.0f} tokens"
     said += f", about {computed:,.0f} after sharing the common prefix" if computed < 0.99 * tokens else ""
     said += f"; estimated {costs.rows_from}" if costs.rows_from else ""
-    return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one))]
+    cost = costs.cost(one)
+    paid = [("cost", f"training: about {span(*cost)}, at {costs.price.said}")] if cost and costs.price else []
+    return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one)), *paid]
 
 
 def _compute(one: Estimate) -> str:
@@ -117,7 +120,8 @@ def _compute(one: Estimate) -> str:
 
 def _methods(costs: Costs) -> Table:
     table = Table("method", box=None, pad_edge=False, header_style="bold")
-    for column in ("trainable", "share", "memory", "time", "disk"):
+    priced = ["cost"] if costs.price else []
+    for column in ("trainable", "share", "memory", "time", *priced, "disk"):
         table.add_column(column, justify="right")
     table.add_column("")
     for one in (costs.chosen, *costs.others):
@@ -129,6 +133,7 @@ def _methods(costs: Costs) -> Table:
             share(one.num_learning, one.num_parameters),
             f"{_most(costs)}{_bytes(one.peak)}",
             _duration(one.seconds) if one.seconds else "?",
+            *((span(*cost) if (cost := costs.cost(one)) else "?") for _ in priced),
             _bytes(one.disk),
             fits,
         )

@@ -15,16 +15,19 @@ from prefect import State, Task
 from tunewright.artifacts import (
     Adapter,
     Answers,
+    Base,
     CheckedRows,
     Registered,
     Rows,
+    Scan,
     Splits,
+    Tokens,
     UniqueRows,
     Verdict,
 )
 from tunewright.config import Gate, Registry, Settings, Stage
 from tunewright.errors import ApiError, ApiRefused
-from tunewright.flows import release
+from tunewright.flows import budget, release
 from tunewright.flows.calls.calls import A, Calls, P, Reached, Step, as_json, naming, stages
 from tunewright.flows.calls.plan import Plan
 from tunewright.flows.inputs import Inputs
@@ -36,6 +39,7 @@ from tunewright.store.caching import seconds_of
 from tunewright.store.data_versions import Before
 from tunewright.store.stage import cached_part
 from tunewright.store.test_set_uses import Draw
+from tunewright.tasks.train.stage import train
 
 __all__ = ["Plan", "Reached", "Run", "Step", "as_json", "stages"]
 
@@ -117,6 +121,17 @@ class Run(Calls):
     ) -> None:
         """Adds the data to the accepted versions."""
         data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
+
+    def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None) -> None:
+        """Raises what budget.require_approval raises; asks for nothing where the training is done."""
+        if settings.operation.budget is None or "train" not in self.stages:
+            return
+        s = settings
+        found = cached_part(train).look_up(
+            tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=scan
+        )
+        if found.record is None or "train" in self.refresh:
+            budget.require_approval(s, base, tokens, found.work, sum(step.seconds for step in self.steps))
 
     def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
         """The share of alpha of this use, which is entered."""

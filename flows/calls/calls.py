@@ -13,7 +13,7 @@ from httpx import TransportError
 from prefect import Task
 from prefect.exceptions import PrefectException
 
-from tunewright.artifacts import Adapter, Answers, Artifact, Base, Contender, Splits, Verdict
+from tunewright.artifacts import Adapter, Answers, Artifact, Base, Contender, Scan, Splits, Tokens, Verdict
 from tunewright.config import STAGES, Gate, Registry, Settings, Stage
 from tunewright.errors import LASTING, ConfigError, StageFailed, TunewrightError, one_line
 from tunewright.flows.inputs import Inputs, draw
@@ -165,6 +165,10 @@ class Calls(ABC):
         """The version that the candidate is evaluated beside. Raises Reached where nothing is to be evaluated."""
         self.begin("evaluate")
         return champion(registry, self.digest(adapter), base, load_base.fn, splits_digest=self.digest(splits))
+
+    @abstractmethod
+    def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None) -> None:
+        """Has a person approve a training that would cost more than operation.budget (flows/budget.py)."""
 
     def require_metrics(self, settings: Settings, splits: Splits, schema: str) -> None:
         """Raises ConfigError where the gate's metrics do not fit these test rows, before anything is made of them."""

@@ -102,6 +102,9 @@ class Plan(Calls):
     def accept_version(self, *_: Before | Artifact) -> None:
         """Accepts nothing."""
 
+    def approve_cost(self, *_: Settings | Artifact | None) -> None:
+        """Asks nobody: the plan says what training costs (cli/plan/)."""
+
     def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
         """As it is looked up."""
         return self.look_up_share(candidate, answers)

@@ -124,7 +124,7 @@ def _seconds(job: trainer.Job, folder: Path) -> list[float]:
     if (folder / "error.json").exists():
         error = json.loads((folder / "error.json").read_text(encoding="utf-8"))
         why = f"{error['type']}: {error['message']}"
-    raise TrainingError(f"--calibrate: {why}")
+    raise TrainingError(f"timing a few training steps: {why}")
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:

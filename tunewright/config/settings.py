@@ -1,7 +1,7 @@
 """All sections together, what they must agree on, the stages that read them, and what starts runs of a deployment."""
 
 import re
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -45,6 +45,18 @@ class Operation(Section):
         "versions keep one line in the history",
     )
 
+    prices: dict[Annotated[str, Field(pattern=r"\S")], Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="Price of an hour of each device, above 0, in a currency of yours: {cpu: 0.4, h100: 2.5}. A key is "
+        "cpu or a part of a GPU's name. With it, plan, run and verdict say what they cost",
+    )
+    budget: float | None = Field(
+        default=None,
+        gt=0,
+        description="Maximum cost of a run up to the end of its training, above 0, in the currency of prices: a run "
+        "with a higher estimate asks for approval before it trains; empty never asks",
+    )
+
     @field_validator("notify")
     @classmethod
     def _names_blocks(cls, notify: tuple[str, ...]) -> tuple[str, ...]:
@@ -63,6 +75,8 @@ class Operation(Section):
             )
         if self.notify_on != type(self).model_fields["notify_on"].default and not self.notify:
             raise ValueError("notify_on has no effect without notify; set operation.notify to notification blocks")
+        if self.budget is not None and not self.prices:
+            raise ValueError("budget has no effect without prices; set operation.prices to {cpu: 0.4}, for instance")
         if self.notify and not self.notify_on:
             raise ValueError("notify has no effect with an empty notify_on; set one, such as failure")
         return self

@@ -1,0 +1,99 @@
+"""A run that would cost more than operation.budget asks for a person's approval before it trains.
+
+A run of a deployment is suspended in Prefect, where no process waits with it, and goes on when somebody resumes it. A
+run of a terminal ends, with the setting that approves it.
+"""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+from prefect.context import FlowRunContext
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from pydantic import Field
+
+from tunewright.artifacts import Base, Tokens
+from tunewright.config import Operation, Settings
+from tunewright.cost_model import BudgetCase, devices, estimate, on_devices
+from tunewright.cost_model.case import ground_of
+from tunewright.cost_model.money import Price, money, price_of, span
+from tunewright.errors import ConfigError
+from tunewright.reports.progress import duration
+from tunewright.tasks.train import calibration
+
+log = logging.getLogger("tunewright")
+
+THIRTY_DAYS = 30 * 24 * 60 * 60  # seconds; after them the flow run fails
+APPROVED = "approved.json"  # in the working folder of a training, so that it is asked for once
+
+
+class BudgetForm(RunInput):
+    """The approval of a run's cost, entered in a form of Prefect's UI."""
+
+    by: str = Field(pattern=r"\S", max_length=100, title="Approved by", description="Your name")
+
+
+def price_here(operation: Operation) -> Price | None:
+    """The price of an hour of this machine's device; None without operation.prices, or without one of the device."""
+    return price_of(devices.machine().device, operation.prices) if operation.prices else None
+
+
+def require_price(operation: Operation) -> None:
+    """Raises ConfigError where a budget is set, and this machine's device has no price."""
+    if operation.budget is None or price_here(operation):
+        return
+    device = devices.machine().device
+    accepted = "cpu" if device.kind == "cpu" else f"a part of its name, such as {_short(device.name)}"
+    raise ConfigError(
+        f"operation.budget={operation.budget:g}: operation.prices has no price of {device.name}, which this run "
+        f"trains on; accepted as its key: {accepted}"
+    )
+
+
+def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path, seconds: float) -> None:
+    """Has a person approve a training whose estimate, with the `seconds` of the run so far, is above operation.budget.
+
+    `work` is the working folder of the training, which keeps the approval. Raises ConfigError in a terminal, and
+    Prefect's Pause in a run of a deployment.
+    """
+    budget, price = settings.operation.budget, price_here(settings.operation)
+    if budget is None or price is None or (work / APPROVED).exists():
+        return
+    case = BudgetCase(ground_of(base, tokens), settings.method, settings.training, settings.compute, devices.machine())
+    rate = calibration.measured(base, tokens, case)
+    if rate is None:
+        log.info("  operation.budget=%g: timing a few training steps", budget)
+        with on_devices(settings.compute.devices):
+            rate = calibration.calibrate(base, tokens, case)
+    spent, takes = price.of(seconds), estimate(case, rate).seconds or (0.0, 0.0)
+    low, high = (price.of(each, settings.compute.devices) for each in takes)
+    total = spent + high
+    said = (
+        f"about {money(total)}: {money(spent)} so far, and {span(low, high)} for {duration(takes[1])} of training at "
+        f"{price.said}, by {rate.source}"
+    )
+    if total <= budget:
+        log.info("  within operation.budget=%g: up to the end of its training the run costs %s", budget, said)
+        return
+    over = f"operation.budget={budget:g}: up to the end of its training the run would cost {said}"
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or run.deployment_id is None:
+        least = math.ceil(total * 110) / 100  # a tenth more than the estimate
+        raise ConfigError(f"{over}; nothing has trained; to approve it, add --set operation.budget={least:g}")
+    question = f"{over}.\n\nResume the run to approve it, or cancel the run."
+    log.warning("%s; it is suspended until somebody resumes it in Prefect", over)
+    answer = suspend_flow_run(
+        wait_for_input=BudgetForm.with_initial_data(description=question), timeout=THIRTY_DAYS, key="budget"
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    (work / APPROVED).write_text(json.dumps({"by": answer.by, "cost": total}), encoding="utf-8")
+    log.info("  the cost was approved by %s", answer.by)
+
+
+def _short(name: str) -> str:
+    """The word of a card's name that says which it is: h100 of "NVIDIA H100 80GB HBM3"."""
+    words = [word for word in name.lower().split() if word not in ("nvidia", "geforce", "tesla")]
+    return next((word for word in words if any(map(str.isdigit, word))), name.lower())

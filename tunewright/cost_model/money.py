@@ -1,0 +1,48 @@
+"""Money: the time of a device at the price of its hour, which a team sets in operation.prices."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from tunewright.modeling.compute import Device
+
+
+class Price(NamedTuple):
+    """The price of an hour of one device, in the currency of operation.prices."""
+
+    hour: float
+    device: str  # its key in operation.prices
+
+    def of(self, seconds: float, devices: int = 1) -> float:
+        """The cost of so many seconds on so many devices."""
+        return self.hour * seconds * devices / 3600
+
+    @property
+    def said(self) -> str:
+        """Such as "2.50 an hour of h100"."""
+        return f"{money(self.hour)} an hour of {self.device}"
+
+
+def price_of(device: Device, prices: Mapping[str, float]) -> Price | None:
+    """The price of a device by its name: the longest key that is in it counts. None where no key is.
+
+    Such as the price of h100 for "NVIDIA H100 80GB HBM3".
+    """
+    flat = device.name.lower().replace(" ", "-")
+    keys = [key for key in prices if key.lower().replace(" ", "-") in flat]
+    return Price(prices[max(keys, key=len)], max(keys, key=len)) if keys else None
+
+
+def without_price(device: Device) -> str:
+    """A note for where a device has no price."""
+    return f"operation.prices has no price of {device.name}, so nothing is said of money"
+
+
+def money(amount: float) -> str:
+    """An amount with two decimals, or two digits where it is less than .1: "1,250.00", "31.20", "0.0042"."""
+    return f"{amount:,.2f}" if amount >= 0.1 or not amount else f"{amount:.2g}"
+
+
+def span(low: float, high: float) -> str:
+    """An amount from so much to so much; one alone where both read the same."""
+    least, most = money(low), money(high)
+    return least if least == most else f"{least} to {most}"
