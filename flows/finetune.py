@@ -135,7 +135,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     )
     candidate = Candidate(
         run=made,
-        page=call(verdict_page)(run=made),
+        page=call(verdict_page)(run=made, price=budget.price_here(s.operation), num_devices=s.compute.devices),
         lineage={file.path: file.digest for file in read.files},
         data_version=before.number,
         challenged=opponent.version if opponent else "",

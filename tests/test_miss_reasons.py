@@ -80,6 +80,7 @@ def of_checks(*names: str, **options: Any) -> dict[str, Any]:
             {"candidate.settings.gate.margin": 1},
             "gate.margin: 0 -> 1",
         ),
+        ("verdict_page", {"price": None}, {"price": [0.4, "cpu"]}, "operation.prices"),
         ("verdict_page", {"run.name": "a"}, {"run.name": "b"}, 'registry.name: "a" -> "b"'),
         ("check", {"rows": f"ingest {ONE}"}, {"rows": f"ingest {OTHER}"}, "the output of ingest changed"),
         (

@@ -34,6 +34,7 @@ from tunewright.artifacts import (
     VerdictPage,
 )
 from tunewright.config import Gate, Guardrail
+from tunewright.cost_model.money import Price
 from tunewright.metrics import choose
 from tunewright.metrics.intervals import RAISE_LIMIT
 from tunewright.reports.curves import TrainingWarning
@@ -88,6 +89,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         losses: Sequence[float] = LOSSES,
         gate: Gate = Gate(guardrails=()),  # noqa: B008 it is frozen
         metrics: tuple[str, ...] = ("auto",),
+        price: Price | None = None,
         cut: Sequence[int] = (),
         num_tokens: int = 3,
         checks: dict[str, Any] | None = None,
@@ -248,7 +250,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
             if judge
             else None,
         )
-        return verdict_page.fn(run=run)
+        return verdict_page.fn(run=run, price=price, num_devices=2)
 
     return make
 
@@ -289,6 +291,16 @@ class Read(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.texts).split())
+
+
+def test_with_a_price_the_page_says_what_each_stage_cost(make: Make) -> None:
+    page = page_of(make(RIGHT, ["a"] * 80, price=Price(900.0, "cpu")))
+    costs = re.findall(r'<td class="number">[^<]+</td><td class="number">([^<]+)</td><td class="soft said">', page)
+    assert (costs[0], costs[6]) == ("0.50", "1.00")  # the seventh stage trained, on two devices
+    total = re.search(r"in total, which cost ([\d.]+) at 900\.00 an hour of cpu\.", page)
+    assert total
+    assert float(total[1]) == pytest.approx(sum(map(float, costs)), abs=0.02)
+    assert 'class="number">Cost<' not in page_of(make(RIGHT, ["a"] * 80))
 
 
 def test_the_page_says_the_verdict_and_loads_nothing(make: Make) -> None:

@@ -8,12 +8,13 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect.runtime import flow_run
 
 from tunewright.artifacts import Adapter, Answers, Artifact, Rows, RunArtifacts, VerdictPage
 from tunewright.artifacts.payloads import OTHER_ROWS, Comparison, LeakProof, Slice
+from tunewright.cost_model.money import Price, money
 from tunewright.machine import addresses
 from tunewright.metrics.catalogue import CONSTANT, baseline, constant_answer
 from tunewright.metrics.catalogue import general_tables as of_each
@@ -42,16 +43,25 @@ LOST_TASKS = 10  # that are shown
 TASK_CHARS = 300
 
 
+class StageCosts(NamedTuple):
+    """The seconds of each stage as it was made, in their order, what is known of its work, and what it cost."""
+
+    stages: list[dict[str, Any]]
+    total: str  # such as "0.12 at 0.40 an hour of cpu"; empty without a price
+
+
 @stage("{run.name}", libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
-def verdict_page(folder: Path, run: RunArtifacts) -> VerdictPage:
+def verdict_page(folder: Path, run: RunArtifacts, price: Price | None = None, num_devices: int = 1) -> VerdictPage:
     """report.html, the page of a run, and suggestions.json, what it says to try next.
 
-    The page says how many seconds the stages took when they ran, which is why it is no part of the content hash.
+    The page says how many seconds the stages took when they ran, which is why it is no part of the content hash, and
+    with the `price` of an hour what they cost; `num_devices` trained.
     """
     case = Case.of(run)
     made, picked = Mistakes(case), shown(case)
     tried = suggestions(case, made)
-    (folder / "report.html").write_text(render(case, made, picked, tried, _run()), encoding="utf-8")
+    took = _costs(case, price, num_devices)
+    (folder / "report.html").write_text(render(case, made, picked, tried, _run(), took), encoding="utf-8")
     said = [each._asdict() for each in tried]
     (folder / "suggestions.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return VerdictPage(num_rows=len(picked.rows), suggestions=tuple(f"{each.advice}: {each.because}" for each in tried))
@@ -63,11 +73,13 @@ def _run() -> tuple[str, str]:
     return (str(flow_run.name), addresses.prefect_run(str(flow_run.id))) if is_kept else ("", "")
 
 
-def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion], run: tuple[str, str]) -> str:
+def render(
+    case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion], run: tuple[str, str], took: StageCosts
+) -> str:
     """The page; every text in it is escaped. `run` is the name and the address of the run that makes it, or empty."""
     decided, verdict = case.decided, case.verdict
     name, _, said = verdict.sentence.partition(": ")
-    drawn, took = charts(case.curves), _costs(case)
+    drawn = charts(case.curves)
     return template(Path(__file__).with_name("page.html")).render(
         case=case,
         run=run,
@@ -98,9 +110,10 @@ def render(case: Case, made: Mistakes, shown: Shown, tried: Sequence[Suggestion]
         account=case.account,
         reasons=list(case.reasons.items())[:REASONS],
         leaks=leak_sentence(LeakProof.load(case.splits), case.unique),
-        costs=took,
+        costs=took.stages,
+        total_cost=took.total,
         method=METHODS[case.adapter.method],
-        total=duration(sum(each["seconds"] for each in took)),
+        total=duration(sum(each["seconds"] for each in took.stages)),
         title=title,
         in_part=in_part,
         words=words,
@@ -201,14 +214,16 @@ def _forgotten(case: Case) -> dict[str, Any] | None:
     }
 
 
-def _costs(case: Case) -> list[dict[str, Any]]:
-    """The seconds of each stage as it was made, in their order, and what is known of its work."""
-    found = []
+def _costs(case: Case, price: Price | None, num_devices: int) -> StageCosts:
+    found, paid = [], 0.0
     for name, record in case.steps():
         seconds = json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
         time = duration(seconds) if seconds >= 1 else "under 1 s"
-        found.append({"stage": name, "seconds": seconds, "time": time, "said": _work(case, record)})
-    return found
+        cost = price.of(seconds, num_devices if isinstance(record, Adapter) else 1) if price else 0.0
+        paid += cost
+        said = {"time": time, "cost": money(cost) if price else "", "said": _work(case, record)}
+        found.append({"stage": name, "seconds": seconds} | said)
+    return StageCosts(found, f"{money(paid)} at {price.said}" if price else "")
 
 
 def _work(case: Case, record: Artifact) -> str:

@@ -37,6 +37,8 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "judge.model": "judge.model",
     "judge.rows": "judge.rows",
     "verdict_page.run.name": "registry.name",
+    "verdict_page.price": "operation.prices",
+    "verdict_page.num_devices": "compute.devices",
     "verdict_page.run.approval": "gate.approval",
     "register.candidate.run.name": "registry.name",
     "register.candidate.run.approval": "gate.approval",
