@@ -126,6 +126,7 @@ def test_a_budget_without_a_price_of_this_device_is_refused_with_its_key(monkeyp
     budget.require_price(Operation(prices={"h100": 2.5}))  # nothing is held against it
     with pytest.raises(ValueError, match="budget has no effect without prices"):
         Operation(budget=3)
-    for prices in ({"cpu": 0}, {"cpu": -1}, {" ": 1}, {"cpu": float("inf")}):
+    refused: list[dict[str, float]] = [{"cpu": 0}, {"cpu": -1}, {" ": 1}, {"cpu": float("inf")}]
+    for prices in refused:
         with pytest.raises(ValueError, match="prices"):
             Operation(prices=prices)

@@ -122,7 +122,7 @@ class Run(Calls):
         """Adds the data to the accepted versions."""
         data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
 
-    def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None) -> None:
+    def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
         """Raises what budget.require_approval raises; asks for nothing where the training is done."""
         if settings.operation.budget is None or "train" not in self.stages:
             return

@@ -167,7 +167,7 @@ class Calls(ABC):
         return champion(registry, self.digest(adapter), base, load_base.fn, splits_digest=self.digest(splits))
 
     @abstractmethod
-    def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None) -> None:
+    def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
         """Has a person approve a training that would cost more than operation.budget (flows/budget.py)."""
 
     def require_metrics(self, settings: Settings, splits: Splits, schema: str) -> None:
