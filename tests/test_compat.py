@@ -1,10 +1,14 @@
 """The private parts of libraries are as this project takes them to be."""
 
 import asyncio
+import importlib.metadata
 import inspect
+import json
 import logging
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -189,3 +193,29 @@ async def _get(client: httpx.AsyncClient, address: str) -> None:
 def test_prefect_says_of_a_run_that_was_stopped_what_the_watcher_looks_for(ended_by: BaseException) -> None:
     state = asyncio.run(exception_to_crashed_state(ended_by))
     assert (state.message or "").startswith(STOPPED)
+
+
+def test_bitsandbytes_and_trl_are_imported_without_what_takes_a_second() -> None:
+    program = """
+import importlib.metadata, json, sys, torch
+from tunewright import compat
+compiled, listed = torch.compile, importlib.metadata.packages_distributions
+compat.import_bitsandbytes()
+compat.import_trl()
+import bitsandbytes.functional as F
+from trl.import_utils import PACKAGE_DISTRIBUTION_MAPPING, _is_package_available
+found = ["bitsandbytes" in sys.modules, "torch._inductor.compile_fx" in sys.modules]
+restored = [torch.compile is compiled, importlib.metadata.packages_distributions is listed]
+versions = [_is_package_available(name, return_version=True)[1] for name in ("peft", "a_module_that_is_not_there")]
+weights = torch.linspace(-1, 1, 128)
+quantized, state = F.quantize_4bit(weights, quant_type="nf4")
+back = F.dequantize_4bit(quantized, state)
+print(json.dumps([found, restored, dict(PACKAGE_DISTRIBUTION_MAPPING), versions, float((back - weights).abs().max())]))
+"""
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    found, restored, listed, versions, error = json.loads(said.splitlines()[-1])
+    assert found == [True, False]
+    assert restored == [True, True]
+    assert listed == {}  # as nothing was read
+    assert versions == [importlib.metadata.version("peft"), "N/A"]
+    assert 0 < error < 0.2

@@ -4,6 +4,8 @@ Libraries are imported in the functions: this module lies below all others.
 """
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,40 @@ def tell_first_states_at_once() -> None:
         return bool(has_event) and is_tight(occurred, initial_state)
 
     events._timing_is_tight = follows
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes without torch's compiler, which takes a second: a function is compiled at its first call."""
+    import functools
+    import sys
+    from unittest.mock import patch
+
+    import torch
+
+    compiled = torch.compile
+
+    def later(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        @functools.cache
+        def at_first_call() -> Callable[..., Any]:
+            return compiled(function, **options)
+
+        return functools.wraps(function)(lambda *args, **kwargs: at_first_call()(*args, **kwargs))
+
+    if sys.modules.get("bitsandbytes", later) is later and importlib.util.find_spec("bitsandbytes"):
+        with patch.object(torch, "compile", later):
+            importlib.import_module("bitsandbytes")
+
+
+def import_trl() -> None:
+    """Import TRL without a list of all packages, which takes a second: each is taken to be named as its module is."""
+    from unittest.mock import patch
+
+    class Names(dict[str, list[str]]):
+        def __missing__(self, module: str) -> list[str]:
+            return [module]
+
+    with patch.object(importlib.metadata, "packages_distributions", Names):
+        importlib.import_module("trl.import_utils")
 
 
 def attention_of(model: Any) -> str:

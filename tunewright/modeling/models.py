@@ -11,6 +11,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from tunewright import compat
 from tunewright.artifacts import Base
 from tunewright.config import as_called, or_meant
 from tunewright.config.outside import without_secrets
@@ -117,6 +118,8 @@ def load_model(base: Base, model: Path | None = None, **options: Any) -> Any:
     import torch
 
     options.setdefault("dtype", torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    if model is not None:  # an adapter, for which PEFT imports it
+        compat.import_bitsandbytes()
     loaded = load_weights(base.weights, model, **options)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tunewright import config
+from tunewright import compat, config
 from tunewright.errors import ConfigError
 from tunewright.machine import end_with_parent, num_cores
 from tunewright.store import locks
@@ -56,6 +56,7 @@ def _fit(job: Job, folder: Path) -> int:
         sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType] PEFT would import it, for 0.7 s
     import torch
 
+    compat.import_trl()
     from tunewright.tasks.train.trainer.fit import fit
 
     torch.set_num_threads(job.compute.threads or max(1, num_cores() // job.compute.devices))
