@@ -789,7 +789,11 @@ def test_where_general_tasks_are_forgotten_nothing_advises_more_training(
         "general": {"base": [1.0] * 20, "candidate": lost},
     }
     gate = Gate(general_tasks=allowed, general_loss=None)
-    advice = make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), gate=gate, **given).suggestions
+    page = make(wrong(RIGHT, range(8)), wrong(RIGHT, range(60)), gate=gate, **given)
+    advice = page.suggestions
+    warning = "The loss still falls; try more training.max_steps or a higher training.learning_rate"
+    assert page.without_opposite(warning) == "The loss still falls"
+    assert page.model_copy(update={"is_gentler": False}).without_opposite(warning) == warning
     assert re.match(
         r"Train more gently: a lower training\.learning_rate or fewer training\.max_steps; or add general rows, in a "
         r"source with use_as: replay: share of general tasks correct against the base: ",

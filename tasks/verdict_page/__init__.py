@@ -27,7 +27,7 @@ from tunewright.store.caching import MANIFEST
 from tunewright.store.stage import stage
 from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case, title
 from tunewright.tasks.verdict_page.drawing import DrawnInterval, own_panel, panels, plain, scale_of, words
-from tunewright.tasks.verdict_page.suggestions import Suggestion, suggestions, with_advice
+from tunewright.tasks.verdict_page.suggestions import GENTLER, Suggestion, suggestions, with_advice
 from tunewright.tasks.verdict_page.wins import Mistakes, Shown, shown
 
 __all__ = ["verdict_page"]
@@ -64,7 +64,11 @@ def verdict_page(folder: Path, run: RunArtifacts, price: Price | None = None, nu
     (folder / "report.html").write_text(render(case, made, picked, tried, _run(), took), encoding="utf-8")
     said = [each._asdict() for each in tried]
     (folder / "suggestions.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return VerdictPage(num_rows=len(picked.rows), suggestions=tuple(f"{each.advice}: {each.because}" for each in tried))
+    return VerdictPage(
+        num_rows=len(picked.rows),
+        suggestions=tuple(f"{each.advice}: {each.because}" for each in tried),
+        is_gentler=any(each.advice.startswith(GENTLER) for each in tried),
+    )
 
 
 def _run() -> tuple[str, str]:

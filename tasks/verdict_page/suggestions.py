@@ -31,6 +31,7 @@ from tunewright.tasks.verdict_page.findings import (
 from tunewright.tasks.verdict_page.wins import Mistakes
 
 MOST = 8
+GENTLER = "Train more gently"
 QUARANTINED = 0.05  # of the records read, from which on it is much
 
 
@@ -106,7 +107,7 @@ def broken_guardrails(case: Case) -> Found:
         if each in forgot or each.metric not in {*GENERAL, *(("stopped",) if learned_nothing(case) else ())}:
             seen = interval(each.difference, signed=True, threshold=each.threshold)
             yield Suggestion(
-                f"Train more gently: a lower training.learning_rate{ways}",
+                f"{GENTLER}: a lower training.learning_rate{ways}",
                 f"{words(each.metric)} against the {_opponent(each)}: {seen}, allowed: at most "
                 f"{exactly(-each.threshold)} worse",
                 "intervals",

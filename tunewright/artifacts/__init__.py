@@ -119,6 +119,7 @@ GENERAL_SCHEMA = pa.schema(
 )
 
 
+TRAIN_MORE = "; try more "  # begins the advice in a warning about training that wants more of it
 SELDOM = 0.5  # agreement of a judge with itself, under which the order of the answers says more than they do
 GUESSING = 0.9  # of the loss of guessing; a model that knows no more than how frequent tokens are is at about 0.7
 GENERAL_SAID = {
@@ -447,11 +448,11 @@ class VerdictPage(Artifact, frozen=True):
 
     num_rows: int  # test rows that it shows with their answers
     suggestions: tuple[str, ...]  # what to try next, each with the figures that it stands on
+    is_gentler: bool = False  # whether it is among them to train more gently
 
     def without_opposite(self, warning: str) -> str:
         """A warning about training, without its advice to train more where the page advises to train more gently."""
-        is_gentler = any(each.startswith("Train more gently") for each in self.suggestions)
-        return warning.partition("; try more ")[0] if is_gentler else warning
+        return warning.partition(TRAIN_MORE)[0] if self.is_gentler else warning
 
 
 class Registered(Artifact, frozen=True):
