@@ -39,8 +39,8 @@ def test_the_price_of_a_device_is_that_of_the_longest_key_in_its_name(
 
 
 def test_amounts_of_all_sizes_can_be_read() -> None:
-    shown = [money(amount) for amount in (0, 0.000421, 0.0999, 0.1, 31.204, 1250)]
-    assert shown == ["0.00", "0.00042", "0.1", "0.10", "31.20", "1,250.00"]
+    shown = [money(amount) for amount in (0, 0.0000421, 0.0989, 0.1, 31.204, 1250)]
+    assert shown == ["0.00", "0.000042", "0.099", "0.10", "31.20", "1,250.00"]
     assert span(2.001, 2.002) == "2.00"
     assert span(0.5, 2) == "0.50 to 2.00"
     assert Price(3.6, "cpu").of(10, 2) == pytest.approx(0.02)

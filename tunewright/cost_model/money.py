@@ -1,6 +1,7 @@
 """Money: the time of a device at the price of its hour, which a team sets in operation.prices."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import NamedTuple
 
 from tunewright.modeling.compute import Device
@@ -39,7 +40,7 @@ def without_price(device: Device) -> str:
 
 def money(amount: float) -> str:
     """An amount with two decimals, or two digits where it is less than .1: "1,250.00", "31.20", "0.0042"."""
-    return f"{amount:,.2f}" if amount >= 0.1 or not amount else f"{amount:.2g}"
+    return f"{amount:,.2f}" if amount >= 0.1 or not amount else f"{Decimal(f'{amount:.2g}'):f}"
 
 
 def span(low: float, high: float) -> str:
