@@ -2,9 +2,10 @@
 
 Near duplicates have similar prompts, the same numbers in them, the same tools and the same answer: rows that differ in
 a number, a tool or their answer say different things, however alike they look. Answers are the same if they are equal
-but for case and white space; similar ones are not, since in slots and labels one word of the answer is all that
-differs. In a prompt of under twelve words one word can be all that differs too, so all of them must be equal. A row
-that its source puts on the test or validation split always stays: split quarantines the training row that repeats it.
+but for white space at their end; similar ones are not, since in slots and labels one word of the answer is all that
+differs, and in code an indentation. In a prompt of under twelve words one word can be all that differs too, so all of
+them must be equal. A row that its source puts on the test or validation split always stays: split quarantines the
+training row that repeats it.
 
 Semantic duplicates, on request, say the same in other words (tunewright/similarity/semantic.py).
 """

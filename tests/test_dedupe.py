@@ -132,10 +132,34 @@ def test_removing_twice_removes_nothing_more(given_rows: list[tuple[list[str], s
 
 
 def test_case_and_white_space_are_an_exact_duplicate_and_a_changed_word_a_near_one() -> None:
-    rows = [chat(LONG), chat(f" {LONG.upper()}\n", "CARD_arrival"), chat(LONG.replace("house", "flat"))]
+    rows = [chat(LONG), chat(f" {LONG.upper()}\n", "card_arrival \n"), chat(LONG.replace("house", "flat"))]
     assert removed_rows(rows) == {1: (0, "exact_duplicate"), 2: (0, "near_duplicate")}
     assert removed_rows(rows, Dedupe(near=False)) == {1: (0, "exact_duplicate")}
     assert removed_rows(rows, Dedupe(threshold=1)) == {1: (0, "exact_duplicate")}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("for x in y:\n    f(x)\n    return x", "for x in y:\n    f(x)\nreturn x"),
+        ("    return x", "return x"),
+        ("SELECT 'Open'", "SELECT 'open'"),
+        ("Größe", "größe"),
+        ("a  b", "a b"),
+        ("a\tb", "a b"),
+        ("1", "\uff11"),
+    ],
+)
+def test_answers_that_differ_in_case_or_indentation_are_different(one: str, other: str) -> None:
+    assert removed_rows([chat(LONG, one), chat(LONG, other), chat(LONG.replace("house", "flat"), other)]) == {
+        2: (1, "near_duplicate")
+    }
+    assert removed_rows([chat(LONG, one), chat(LONG.upper(), f"{one} \n")]) == {1: (0, "exact_duplicate")}
+
+
+def test_the_kind_of_line_break_makes_no_other_answer() -> None:
+    assert removed_rows([chat(LONG, "a\nb\r"), chat(LONG, "a\r\nb")]) == {1: (0, "exact_duplicate")}
+    assert removed_rows([chat(LONG, "a\nb"), chat(LONG, "a\rb")]) == {}
 
 
 def test_a_duplicate_of_a_removed_row_repeats_the_row_that_stays() -> None:

@@ -105,7 +105,7 @@ def test_rows_that_differ_in_a_number_or_a_word_that_reverses_them_stay(prompts:
 
 
 def test_rows_that_differ_in_their_answer_stay(model: str) -> None:
-    rows = [chat("lost my card", "card"), chat("lost my plastic", "phone"), chat("mislaid my card", " CARD\n")]
+    rows = [chat("lost my card", "card"), chat("lost my plastic", "phone"), chat("mislaid my card", "card\n")]
     assert found(rows, model).partner.tolist() == [-1, -1, 0]
 
 

@@ -119,6 +119,16 @@ def message_hashes(folded: Folded) -> np.ndarray:
     return hash_messages(folded.data, folded.starts[:-1], folded.starts[1:])
 
 
+def exact_hashes(messages: pa.Array) -> np.ndarray:
+    """(2, messages) uint64: two hashes of each message as it is, but for white space at its end."""
+    from tunewright.similarity.hashing import hash_exactly
+
+    contents = pc.fill_null(messages.flatten().field("content"), "").cast(pa.large_string())
+    _, offsets, data = contents.buffers()
+    starts = np.frombuffer(offsets, np.int64)[contents.offset : contents.offset + len(contents) + 1]
+    return hash_exactly(np.frombuffer(data or b"", np.uint8), starts[:-1], starts[1:])
+
+
 def answers(folded: Folded) -> np.ndarray:
     """(rows,) uint64: the normalized last message of each row."""
     from tunewright.similarity.hashing import hash_messages
@@ -141,13 +151,15 @@ def hashed_conversations(
 ) -> tuple[Folded, np.ndarray, np.ndarray]:
     """The folded conversations of a messages column; the hashes of its messages; (rows, 2) those of the conversations.
 
-    The hashes of two conversations are equal where one is an exact duplicate of the other: with `chats`, the column of
-    that name, their tools, reasoning and weights are equal as well.
+    The hashes of two conversations are equal where one is an exact duplicate of the other: their prompts are equal but
+    for case and white space, and their answers as they are, since case and indentation make other code. With `chats`,
+    the column of that name, their tools, reasoning and weights are equal as well.
     """
     folded = fold_messages(messages)
     lists = messages.combine_chunks() if isinstance(messages, pa.ChunkedArray) else messages
     roles = pc.index_in(lists.flatten().field("role"), pa.array(ROLES))  # pyright: ignore[reportAttributeAccessIssue]
-    of_messages = message_hashes(folded)
+    are_answers = np.asarray(roles) == ROLES.index("assistant")
+    of_messages = np.where(are_answers, exact_hashes(lists), message_hashes(folded))
     hashes = conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), of_messages)
     if chats is not None and chats.null_count < len(chats):
         hashes = hashes ^ of_chats(chats, identity_of)[:, None]

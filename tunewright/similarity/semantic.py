@@ -15,7 +15,7 @@ import pyarrow as pa
 from tunewright.similarity.embedding import LENGTH, StaticModel
 from tunewright.similarity.engine import over_batches, read_pieces
 from tunewright.similarity.folding import fold_messages, fold_texts
-from tunewright.similarity.prompts import answers, cut, joined, kept_segments, segments, with_tools, words
+from tunewright.similarity.prompts import cut, exact_hashes, joined, kept_segments, segments, with_tools, words
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch, Russian, Chinese. Of a pair such as on and off one is
 # enough: where the other stands instead, there is one less.
@@ -57,13 +57,13 @@ def hash_kinds(batch: pa.Table, left_out: np.ndarray) -> np.ndarray:
     from tunewright.similarity.hashing import hash_sequences
 
     folded = fold_messages(batch["messages"])
-    prompts = cut(folded)
+    prompts, said_last = cut(folded), exact_hashes(batch["messages"].combine_chunks())[0, folded.answers]
     rows, kept = prompts.segments.indptr, kept_segments(prompts.segments, left_out)
     said, numbers = prompts.words.of_rows(rows, kept), prompts.numbers.of_rows(rows, kept)
     known = _reversing()
     reverses = known[np.minimum(np.searchsorted(known, said.hashes), len(known) - 1)] == said.hashes
     reversing = np.concatenate([[0], np.cumsum(reverses)])[said.indptr]
-    return joined(hash_sequences(*numbers), np.diff(reversing).astype(np.uint64), with_tools(batch, answers(folded)))
+    return joined(hash_sequences(*numbers), np.diff(reversing).astype(np.uint64), with_tools(batch, said_last))
 
 
 def prompt_texts(batch: pa.Table, left_out: np.ndarray) -> list[str]:
