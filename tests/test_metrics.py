@@ -33,6 +33,9 @@ FENCED = '```json\n{"a": 1}\n```'
     [
         ("exact_match", " yes\n", "yes", 1.0),
         ("exact_match", NFD, NFC, 1.0),
+        ("exact_match", "\ttotal = 0", "    total = 0", 0.0),  # an indentation
+        ("exact_match", "total = 0", "    total = 0", 0.0),
+        ("exact_match", "\n    total = 0\n", "    total = 0", 1.0),
         ("exact_match", "Yes", "yes", 0.0),
         ("exact_match", "yes.", "yes", 0.0),
         ("exact_match", "", "yes", 0.0),

@@ -18,8 +18,12 @@ Field = tuple[str, str]  # a path such as /slots/[] and a value as JSON
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1.0 where both are equal after Unicode NFC and without the space around them; case and signs count."""
-    return float(plain(answer) == plain(reference))
+    """1.0 where both are equal after Unicode NFC and without the space around them; case and signs count.
+
+    White space before a reference counts too: it is an indentation.
+    """
+    same = plain(answer) == plain(reference)
+    return float(same and (not reference[:1].isspace() or _indentation(answer) == _indentation(reference)))
 
 
 def normalized_match(answer: str, reference: str) -> float:
@@ -77,6 +81,12 @@ def length_ratio(answer: str, reference: str) -> float:
     """
     answer, reference = plain(answer), plain(reference)
     return len(answer) / max(1, len(reference)) if answer or reference else 1.0
+
+
+def _indentation(text: str) -> str:
+    """The blanks and tabs before the first line that is not empty."""
+    before = text[: len(text) - len(text.lstrip())]
+    return before[before.rfind("\n") + 1 :]
 
 
 def plain(text: str) -> str:
