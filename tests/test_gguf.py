@@ -1,5 +1,6 @@
 """A GGUF file, made by llama.cpp's converter, answers as the registered version does; or nothing is written."""
 
+import json
 import logging
 import re
 import shutil
@@ -22,7 +23,7 @@ from tunewright.cli.main import app
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.export import gguf, ollama, parity, weights
 from tunewright.modeling import models
-from tunewright.serving import package_file
+from tunewright.serving import OVERWRITTEN, package_file
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,8 @@ def test_a_gguf_file_is_converted_into_a_folder_that_is_a_base(
     result = CliRunner().invoke(app, ["convert", "bases/tiny.gguf", "new/tiny"])
     assert result.exit_code == 0, result.output
     assert "model: {base: new/tiny}" in result.output
+    settings = json.loads(Path("new/tiny/tokenizer_config.json").read_text(encoding="utf-8"))
+    assert not set(settings) & set(OVERWRITTEN)  # what depends on the environment: made again, it has the same bytes
     assert models.identity("new/tiny")
     ours, theirs = (
         models.load_model(base.model_copy(update={"location": at}))

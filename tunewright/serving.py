@@ -82,6 +82,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    file = folder / "tokenizer_config.json"  # has what transformers writes there from its environment: made again, it
+    settings = json.loads(file.read_text(encoding="utf-8")).items()  # would be another file
+    kept = {name: value for name, value in settings if name not in OVERWRITTEN}
+    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def download(reference: str, revision: str | None) -> Path:
