@@ -118,6 +118,26 @@ def test_an_answer_of_weight_0_is_marked_and_nothing_is_kept_behind_the_last_tra
     assert [message.get("weight") for message in conversation] == [None, 0, None, None]
 
 
+def test_a_call_of_sharegpt_has_a_weight_as_all_answers_have() -> None:
+    turns: list[dict[str, Any]] = [
+        {"from": "human", "value": "Is it raining?"},
+        {"from": "function_call", "value": '{"name": "get_weather", "arguments": {"city": "Bonn"}}', "weight": 0},
+        {"from": "observation", "value": "rain"},
+        {"from": "gpt", "value": "Yes."},
+    ]
+    heavy, unknown = [*turns], [*turns]
+    heavy[1] = turns[1] | {"weight": 2}
+    unknown[0] = {"from": "robot", "value": "a"}
+    records = [{"conversations": each, "tools": TOOLS} for each in (turns, heavy, unknown)]
+    kept, refused = read("\n".join(map(json.dumps, records)).encode())
+    assert [message.get("weight") for message in conversation_of(kept[0])] == [None, 0, None, None]
+    accepted = "system, developer, user, assistant, human, gpt, tool, function, observation, function_call"
+    assert [row["detail"] for row in refused] == [
+        "conversations[1].weight is 2; accepted: 0, 1",
+        f"conversations[0].from is 'robot'; accepted: {accepted}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("messages", "more", "reason", "detail"),
     [

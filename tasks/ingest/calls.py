@@ -75,8 +75,9 @@ def read_turn(turn: Record, role: str, content: str, where: str) -> Message:
     if role == CALLING:
         calls = _parsed(content, f"{where}value", "bad_arguments")
         given = calls if isinstance(calls, list) else [calls]
-        return {"role": "assistant", "content": "", "tool_calls": _calls(given, where, "value")}
-    message: Message = {"role": role, "content": content}
+        message: Message = {"role": "assistant", "content": "", "tool_calls": _calls(given, where, "value")}
+        return message | _weight(turn, where)
+    message = {"role": role, "content": content}
     calls, older = turn.get("tool_calls"), turn.get("function_call")
     if calls not in EMPTY or older not in EMPTY:
         if role != "assistant":
@@ -93,12 +94,17 @@ def read_turn(turn: Record, role: str, content: str, where: str) -> Message:
             if role == "assistant":
                 message["reasoning_content"] = reasoning
                 break
-    if (weight := turn.get("weight")) not in (None, 1):
-        if isinstance(weight, bool) or weight != 0:
-            raise RefusedRecord("unsupported_field", f"{where}weight is {quoted(weight)}; accepted: 0, 1")
-        if role == "assistant":
-            message["weight"] = 0
-    return message
+    weight = _weight(turn, where)
+    return message | weight if role == "assistant" else message
+
+
+def _weight(turn: Record, where: str) -> Message:
+    """The weight of an answer that is not to be trained, {} of any other. Raises RefusedRecord."""
+    if (weight := turn.get("weight")) in (None, 1):
+        return {}
+    if isinstance(weight, bool) or weight != 0:
+        raise RefusedRecord("unsupported_field", f"{where}weight is {quoted(weight)}; accepted: 0, 1")
+    return {"weight": 0}
 
 
 def _calls(given: Sequence[Any], where: str, field: str) -> list[dict[str, Any]]:

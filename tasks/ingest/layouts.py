@@ -177,8 +177,9 @@ def _turns(record: Record, field: str, role_field: str, content_field: str, role
         if len(turn) > 2:
             _loses_nothing(turn, where)
         role = _text(turn, role_field, where)
-        if role not in roles and role not in (*RESULTS, *([CALLING] if roles is SHAREGPT_ROLES else [])):
-            accepted = ", ".join((*roles, "tool"))
+        others = (*RESULTS, *([CALLING] if roles is SHAREGPT_ROLES else []))
+        if role not in roles and role not in others:
+            accepted = ", ".join((*roles, *others))
             raise RefusedRecord("unknown_role", f"{where}{role_field} is {quoted(role)}; accepted: {accepted}")
         if role in roles and ((len(turn) == 2 and content_field in turn) or not says_more(turn, role)):
             messages.append({"role": roles[role], "content": _content(turn, content_field, where)})
