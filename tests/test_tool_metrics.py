@@ -83,6 +83,9 @@ def test_auto_chooses_by_the_rows_tools_and_the_references() -> None:
     assert both.decides == "tool_call"
     assert {"tool_name", "tool_arguments", "needless_call", "tool_schema", "token_f1"} <= {*both.names}
     assert both.says().startswith("the references are tool calls (2 of 3), else short texts")
+    few = metrics.choose(["auto"], [WEATHER, *["It rains."] * 5], has_tools=True)
+    assert (few.decides, "tool_call" in few.names) == ("token_f1", True)
+    assert few.says().startswith("the references are short texts (median 3 words and signs), else tool calls (1 of 6)")
     calls = metrics.choose(["auto", "needless_call"], [WEATHER, TIME], has_tools=True)
     assert calls.left_out == {"needless_call": "every reference calls a tool"}
     assert calls.says().startswith("the references are tool calls (2 of 2): measured are tool_call, ")

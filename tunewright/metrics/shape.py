@@ -19,6 +19,7 @@ from tunewright.tools.conversation import Message, conversation_of, is_trained, 
 
 SHORT = 12  # median words and signs of the references, at most: names, dates, phrases
 MOST = 0.95  # share of the references that are of a kind, from which on the others are faults
+CALLS_DECIDE = 0.2  # share of the references that call a tool, from which on calls say most of a model
 NOT_JSON, NOT_VALID, WITHOUT_NUMBER = "are not JSON", "do not satisfy evaluation.json_schema", "have no number"
 
 # What is measured of each shape, the first one that can decide being what decides.
@@ -45,8 +46,10 @@ class AnswerShape:
     @cached_property
     def kinds(self) -> list[str]:
         """The keys of FITTING that hold, what says most first."""
-        if self.has_tools and len(self._texts) < len(self.references):
-            return ["tool calls", *([self._kind_of_texts] if self._texts else [])]
+        if num_calls := len(self.references) - len(self._texts):
+            of_texts = [self._kind_of_texts] if self._texts else []
+            is_seldom = num_calls < CALLS_DECIDE * len(self.references)
+            return [*of_texts, "tool calls"] if is_seldom else ["tool calls", *of_texts]
         found = ["labels"] if self.labels else []
         if _are_few(self._not_json):
             return [*found, "JSON"]
