@@ -29,7 +29,13 @@ def number_of(error: KeyboardInterrupt) -> int:
 def said(number: int) -> str:
     """The line for a command that Ctrl-C or SIGTERM ended, with how to go on where its next call resumes."""
     is_resumed = next((each for each in sys.argv[1:] if not each.startswith("-")), "") in RESUMED
-    following = "".join(f"; {each}" for each in (*(["the next run resumes from here"] if is_resumed else []), *_kept))
+    following = "".join(
+        f"; {each}"
+        for each in (
+            *(["the next run resumes from the last finished stage or checkpoint"] if is_resumed else []),
+            *_kept,
+        )
+    )
     if number == signal.SIGTERM:
         return "ended by SIGTERM" + ", not finished" * bool(following) + following
     return f"interrupted{following}"

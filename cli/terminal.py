@@ -127,7 +127,11 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         lines = [f"findings{where}:", *findings]
         console.print(Text("\n  ".join(lines), "dim"))
     # Before a verdict has measured it, the warning of split has said it.
-    if outcome.splits and outcome.verdict and (few := too_few_test_rows(outcome.splits, outcome.verdict)):
+    if (
+        outcome.splits
+        and outcome.verdict
+        and (few := too_few_test_rows(outcome.splits, outcome.verdict, outcome.tokens))
+    ):
         console.print(Text(few, "yellow"))
     for said in user_provided_splits(outcome.checked) if outcome.checked else ():
         console.print(said, style="yellow")

@@ -90,7 +90,10 @@ def _show(console: Console, found: "Verification") -> None:
     said = {
         "ok": (("Verified", "bold green"), f": {which} is what was registered"),
         "altered": (("Altered", "bold red"), f": {which} is not what was registered"),
-        "unknown": (("Not verified", "bold yellow"), f": {which} has no evidence"),
+        "unknown": (
+            ("Not verified", "bold yellow"),
+            f": {', '.join(found.unchecked)} of {which} cannot be checked here",
+        ),
         "changed": (
             ("Verified", "bold green"),
             f": {which} is what was registered; its source files have changed since",

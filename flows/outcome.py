@@ -20,7 +20,7 @@ from tunewright.reports.account import Account
 from tunewright.reports.pages import counted, number, percent
 from tunewright.reports.progress import duration
 from tunewright.tasks.decide.sentences import who
-from tunewright.tasks.split.proof import TOO_SMALL, counted_in_words
+from tunewright.tasks.split.proof import LEAST_VISIBLE, TOO_SMALL, counted_in_words, visible_difference
 
 VERDICTS = {"promote": "Promoted", "keep": "Not promoted", "inconclusive": "Inconclusive", "invalid": "Invalid"}
 STANDS = {  # of a candidate that was promoted, where a person decides or decided
@@ -273,16 +273,25 @@ def _found(failed: ExpectationResult, results: CheckResults) -> str:
     return failed.fault if failed.of_set else f"{failed.fault}, {rows}"
 
 
-def too_few_test_rows(splits: artifacts.Splits, verdict: artifacts.Verdict | None = None) -> str:
-    """Which gain so few test rows show at least: what the verdict measured, before it an estimate; or "" if enough."""
-    if TOO_SMALL not in splits.findings or (verdict and verdict.decision == "promote"):  # they did show a gain
+def too_few_test_rows(
+    splits: artifacts.Splits, verdict: artifacts.Verdict | None = None, tokens: artifacts.Tokens | None = None
+) -> str:
+    """Which gain so few test rows show at least: what the verdict measured, before it an estimate; or "" if enough.
+
+    With `tokens`, of the rows that render left.
+    """
+    left = tokens.num_test if tokens else splits.num_test
+    groups = LeakProof.load(splits).test_clusters * left / splits.num_test if left < splits.num_test else None
+    least = visible_difference(max(1, round(groups))) if groups else 0.0
+    is_enough = TOO_SMALL not in splits.findings and least <= LEAST_VISIBLE
+    if is_enough or (verdict and verdict.decision == "promote"):  # they did show a gain
         return ""
-    rows = counted(splits.num_test, "test row")
+    rows = counted(left, "test row")
     if verdict and verdict.smallest_visible is not None:
         over = f" over {who(verdict.visible_against, verdict.metric)}" if verdict.visible_against else ""
         gain = f"smallest detectable gain in {verdict.metric}{over}: {number(verdict.smallest_visible)}"
         return f"warning: only {rows}, {gain} (80 % power)"
-    return few_test_rows(rows, LeakProof.load(splits).smallest_visible_difference)
+    return few_test_rows(rows, least or LeakProof.load(splits).smallest_visible_difference)
 
 
 def few_test_rows(rows: str, least: float, assumes: str = "") -> str:

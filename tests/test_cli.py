@@ -653,7 +653,7 @@ def test_sigterm_ends_a_run_and_its_trainer_with_one_line_and_the_next_run_goes_
         ]
         started.terminate()
         stdout, stderr = started.communicate(timeout=60)
-    line = "ended by SIGTERM, not finished; the next run resumes from here"
+    line = "ended by SIGTERM, not finished; the next run resumes from the last finished stage or checkpoint"
     assert started.returncode == 128 + signal.SIGTERM
     assert [each for each in stderr.splitlines() if each.strip()][-1] == f"error: {line}"
     assert json.loads(stdout.splitlines()[-1]) == {"error": line, "exit_code": 143}

@@ -16,7 +16,7 @@ from tunewright.cli import interrupts
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "deployments" / "demo.yaml")
 INTERRUPTED = "error: interrupted\n"
-RESUMED = "error: interrupted; the next run resumes from here\n"
+RESUMED = "error: interrupted; the next run resumes from the last finished stage or checkpoint\n"
 AT_IMPORT = """
 import os, signal, sys
 

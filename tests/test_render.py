@@ -191,6 +191,12 @@ def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, mak
         (6, "answer_truncated"),
     ]
     assert tokens.reasons == {"answer_truncated": 2, "nothing_trained": 1}
+    (warned,) = tokens.warned
+    assert re.fullmatch(
+        r"2 of 6 rows \(33 %\) are longer than model\.max_length=50 tokens and are quarantined, 1 of the 2 test rows "
+        r"among them, so that the verdict says nothing of such rows; raise model\.max_length to \d+ to train on them",
+        warned,
+    )
     assert (tokens.num_train, tokens.num_validation, tokens.num_test, tokens.num_quarantined) == (1, 1, 1, 3)
     assert tokens.longest == max(len(row["input_ids"]) for split in SPLITS for row in rows(tokens, split))
     assert tokens.num_trained_tokens == sum(label != -100 for label in rows(tokens)[0]["labels"])
@@ -233,7 +239,8 @@ def test_an_answer_that_begins_with_blanks_is_quarantined_with_the_true_reason(
     assert (refused["line"], refused["reason"]) == (5, "joined_tokens")
     assert re.match(
         r"message 2 begins with the blanks '\\n ', which the tokenizer joins with .*assistant\\n.* "
-        r"remove them from the answer",
+        r"remove them from the answer where they mean nothing, and else set model.chat_template to one that ends the "
+        r"prompt with a special token",
         refused["detail"],
     )
     assert (tokens.num_train, tokens.num_quarantined) == (4, 1)

@@ -8,7 +8,17 @@ import pytest
 from make_payloads import EXPECTATION, make_check_results, make_decontamination, make_proof
 from rich.console import Console
 
-from tunewright.artifacts import CheckedRows, Prompts, Registered, Rows, Splits, UniqueRows, Verdict, VerdictPage
+from tunewright.artifacts import (
+    CheckedRows,
+    Prompts,
+    Registered,
+    Rows,
+    Splits,
+    Tokens,
+    UniqueRows,
+    Verdict,
+    VerdictPage,
+)
 from tunewright.cli import terminal
 from tunewright.flows.calls import Step
 from tunewright.flows.outcome import Outcome, too_few_test_rows, worth_a_look
@@ -164,6 +174,12 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     measured = "warning: only 50 test rows, smallest detectable gain in exact_match over the base: .30 (80 % power)"
     assert too_few_test_rows(few, verdict) == measured
     assert too_few_test_rows(few, verdict.model_copy(update={"decision": "promote"})) == "", "a gain was shown"
+    make_proof(smallest_visible_difference=0.05, test_clusters=500).save(tmp_path)
+    many = splits.model_copy(update={"folder": tmp_path, "num_test": 500, "findings": {}})
+    tokens = Tokens.model_construct(num_test=500)
+    assert too_few_test_rows(many, tokens=tokens) == ""
+    told = too_few_test_rows(many, tokens=Tokens.model_construct(num_test=20))
+    assert told.startswith("warning: only 20 test rows, smallest detectable gain in the share of right answers about .")
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

@@ -223,7 +223,8 @@ def _few_test_rows(
     """
     splits = made.get("split")
     if isinstance(splits, Splits):
-        said = too_few_test_rows(splits)
+        tokens = made.get("render")
+        said = too_few_test_rows(splits, tokens=tokens if isinstance(tokens, Tokens) else None)
         return [said] if said else []
     has_others = any(file.format == "hub" or is_remote(file.path) for file in files if not file.held_out)
     if sample is None or (sample.source == "sample" and has_others):

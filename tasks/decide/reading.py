@@ -231,7 +231,9 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
             spoken.code if (spoken := language(own) or language_of_prompt(turns)) else "unknown"
             for own, turns in zip(prompts, asked, strict=True)
         ],
-        "length": _lengths(list(map(len, prompts))),
+        "length": _lengths(
+            list(map(len, prompts)), "characters beside the shared text" if len(common) else "characters"
+        ),
     }
     if has_calls:
         found["reference"] = ["with a call" if calls(text) else "without a call" for text in said]
@@ -240,8 +242,8 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     return {kind: dict(zip(rows, names, strict=True)) for kind, names in found.items()}
 
 
-def _lengths(num_characters: Sequence[int]) -> list[str]:
-    """The third that each prompt is in, by its characters."""
+def _lengths(num_characters: Sequence[int], unit: str) -> list[str]:
+    """The third that each prompt is in, by the characters of its own text."""
     short, middle = np.quantile(num_characters, [1 / 3, 2 / 3], method="inverted_cdf").tolist()
-    names = (f"to {short:,} characters", f"{short + 1:,} to {middle:,} characters", f"over {middle:,} characters")
-    return [names[int(length > short) + int(length > middle)] for length in num_characters]
+    names = (f"to {short:,}", f"{short + 1:,} to {middle:,}", f"over {middle:,}")
+    return [f"{names[int(length > short) + int(length > middle)]} {unit}" for length in num_characters]

@@ -7,8 +7,9 @@ contract.json says what a server must agree with to ask as the model was trained
 
 import importlib.metadata
 import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from tunewright.config import Checks, Model
 from tunewright.errors import DataError
 from tunewright.modeling.chat import DATE, Chat, Reasoning, Tokenized, Untrainable, tokenize
 from tunewright.modeling.models import check_served, load_tokenizer
+from tunewright.reports.pages import percent
 from tunewright.serving import context_length
 from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
@@ -31,6 +33,8 @@ from tunewright.tasks.render.report import measure, preview, write_report
 from tunewright.tools.conversation import conversation_of
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
+
+log = logging.getLogger("tunewright")
 
 SPLITS = ("train", "validation", "test")
 BATCH = 1_000  # rows in memory at once
@@ -149,6 +153,22 @@ def _emptied(split: str, refused: list[dict[str, Any]], bound: Bound, on_long: s
     return f"render leaves no row in {split}: {why}"
 
 
+def _many_long(
+    refused: Mapping[str, list[dict[str, Any]]], splits: Splits, bound: Bound, most: float
+) -> tuple[str, ...]:
+    """A warning where more than this share of the rows is too long: what is left may be another kind of rows."""
+    long = {name: [row["length"] for row in rows if row["reason"] == TOO_LONG] for name, rows in refused.items()}
+    lengths = [length for each in long.values() for length in each]
+    num_rows = splits.num_train + splits.num_validation + splits.num_test
+    if len(lengths) <= most * num_rows:
+        return ()
+    return (
+        f"{len(lengths):,} of {num_rows:,} rows ({percent(len(lengths) / num_rows)}) are longer than {bound} and are "
+        f"quarantined, {len(long['test']):,} of the {splits.num_test:,} test rows among them, so that the verdict says "
+        f"nothing of such rows; {bound.cure(max(lengths), 'quarantine')}",
+    )
+
+
 def lengths_in_words(lengths: Sequence[int]) -> str:
     """The shortest, the longest and the median of some lengths."""
     shortest, longest = min(lengths), max(lengths)
@@ -204,6 +224,9 @@ def render(
     if model.on_long == "error":
         _stop_for_long(quarantine, num_rows, bound)
     others = [row for row in quarantine if row["reason"] != TOO_LONG]
+    warned = _many_long(refused, splits, bound, max_quarantined_share)
+    for said in warned:
+        log.warning("render: %s", said)
     if len(others) > max_quarantined_share * num_rows:
         raise DataError(
             f"{len(others)} of {num_rows} rows cannot be trained with the tokenizer and chat template of model.base, "
@@ -229,4 +252,5 @@ def render(
         longest_answer=max(measured.longest_answer for measured in counts.values()),
         num_replay=int(counts["train"].is_replay.sum()),
         reasoning=model.reasoning,
+        warned=warned,
     )

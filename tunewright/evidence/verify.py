@@ -55,12 +55,17 @@ class Verification(NamedTuple):
     def state(self) -> State:
         """The worst of all checks; without evidence or a verdict it is worse than with source files that changed."""
         states = {check.state for check in self.checks}
-        has_evidence = all(check.state != "unknown" for check in self.checks if check.what in ("evidence", "verdict"))
         if "altered" in states:
             return "altered"
-        if not has_evidence:
+        if self.unchecked:
             return "unknown"
         return "changed" if "changed" in states else "ok"
+
+    @property
+    def unchecked(self) -> list[str]:
+        """The evidence or the verdict, where that cannot be checked here; its check says why."""
+        needed = [check for check in self.checks if check.what in ("evidence", "verdict")]
+        return [f"the {check.what}" for check in needed if check.state == "unknown"]
 
 
 def verify(registry: Registry, number: str | None, decide: Decide) -> Verification:

@@ -177,7 +177,8 @@ def _joined(turn: Turn, answer: str) -> str:
     return (
         f"message {turn.number + 1} {begins}, which the tokenizer joins with the end of the prompt, "
         f"{_short(turn.prompt[-20:])}, into other tokens than a server sends"
-        + ("; remove them from the answer" if blank else "")
+        + ("; remove them from the answer where they mean nothing, and else " if blank else "; ")
+        + "set model.chat_template to one that ends the prompt with a special token"
     )
 
 
