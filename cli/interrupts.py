@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 RESUMED = ("run", "compare")  # commands whose next call resumes what was interrupted
+GOES_ON = "the next run resumes from the last finished stage or checkpoint"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _kept: list[str] = []  # what an interrupted command has, and how to go on
@@ -29,13 +30,7 @@ def number_of(error: KeyboardInterrupt) -> int:
 def said(number: int) -> str:
     """The line for a command that Ctrl-C or SIGTERM ended, with how to go on where its next call resumes."""
     is_resumed = next((each for each in sys.argv[1:] if not each.startswith("-")), "") in RESUMED
-    following = "".join(
-        f"; {each}"
-        for each in (
-            *(["the next run resumes from the last finished stage or checkpoint"] if is_resumed else []),
-            *_kept,
-        )
-    )
+    following = "".join(f"; {each}" for each in (*([GOES_ON] if is_resumed else []), *_kept))
     if number == signal.SIGTERM:
         return "ended by SIGTERM" + ", not finished" * bool(following) + following
     return f"interrupted{following}"

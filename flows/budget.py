@@ -20,12 +20,12 @@ from tunewright.cost_model import BudgetCase, devices, estimate, on_devices
 from tunewright.cost_model.case import ground_of
 from tunewright.cost_model.money import Price, money, price_of, span
 from tunewright.errors import ConfigError
+from tunewright.flows.release import THIRTY_DAYS
 from tunewright.reports.progress import duration
 from tunewright.tasks.train import calibration
 
 log = logging.getLogger("tunewright")
 
-THIRTY_DAYS = 30 * 24 * 60 * 60  # seconds; after them the flow run fails
 APPROVED = "approved.json"  # in the working folder of a training, so that it is asked for once
 
 

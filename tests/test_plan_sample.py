@@ -68,6 +68,24 @@ def test_a_plan_before_anything_was_read_stands_on_the_first_rows_as_they_will_t
     assert costs.chosen.work.longest < 60
 
 
+@pytest.mark.parametrize("after_ingest", [False, True])
+def test_a_row_that_check_will_quarantine_for_its_length_does_not_enlarge_the_plan(
+    tiny_base: Base, after_ingest: bool
+) -> None:
+    long = {"instruction": "a question", "input": "", "output": "word " * 5000}
+    write("a.jsonl", *map(record, range(50)), long)
+    data = Data(sources=(Source(path="a.jsonl"),))
+    if after_ingest:
+        ingest.fn(data=data, files=source_files(data), needs=())
+    costs = planned(tiny_base).costs
+    assert costs
+    assert costs.rows_from.endswith("; 1 of them is left out, as check will quarantine it (length_out_of_bounds)"), (
+        costs.rows_from
+    )
+    assert costs.chosen.work.longest < 60
+    assert not [note for note in costs.notes if "longer than" in note]
+
+
 def test_a_plan_counts_the_records_that_ingest_will_quarantine(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, Base, Rows, Splits
-from tunewright.config import Model, Settings, Split
+from tunewright.config import Checks, Model, Settings, Split
 from tunewright.cost_model import shapes, work
+from tunewright.data_checks.suite import LengthArguments, suite
 from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Tokenized, tokenize
 from tunewright.modeling.models import TOKENIZER_FILES, load_tokenizer
@@ -68,16 +69,21 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         looked_of = drawn + given.get("train", 0) + given.get("replay", 0)
         train, num_validation, num_test = _shared(settings.split, drawn - repeated, given)
         before = max(1.0, looked_of)
-    is_all = first.is_all if source == "sample" and first else len(conversations) >= looked_of
+    num_looked_at = len(conversations)
+    if source != "split":
+        conversations = _checked(conversations, settings.checks)
+    is_all = first.is_all if source == "sample" and first else num_looked_at >= looked_of
     row = "training row" if source == "split" else "row"
-    rows_of = f"{row} of" if len(conversations) == 1 else f"{len(conversations):,} {row}s of"
+    rows_of = f"{row} of" if num_looked_at == 1 else f"{num_looked_at:,} {row}s of"
     which = f"{'the' if is_all else 'the first'} {rows_of} {'the sources' if source == 'sample' else source}"
     limit = settings.data.limit
-    is_drawn = source == "sample" and limit is not None and len(conversations) > looked_of
+    is_drawn = source == "sample" and limit is not None and num_looked_at > looked_of
     draws = f"data.limit draws {looked_of:,.0f} from all rows" if is_drawn else ""
     own = [f"{given[split]:,.0f} with use_as: {split}" for split in ("validation", "test") if given.get(split)]
     refused = _quarantined(first) if source == "sample" and first else ""
-    notes = [draws, f"besides these, {' and '.join(own)}" if own else "", refused, _left_out(round(repeated))]
+    out_of_bounds = _out_of_bounds(num_looked_at - len(conversations))
+    besides = f"besides these, {' and '.join(own)}" if own else ""
+    notes = [draws, besides, refused, out_of_bounds, _left_out(round(repeated))]
     rest = "".join(f"; {note}" for note in notes if note)
     with tempfile.TemporaryDirectory() as folder:
         if base is None and any(map(tools_of, conversations)):
@@ -100,7 +106,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             else "render will stop"
         )
         too_long = (
-            f"{f'{len(long):,} of ' if len(conversations) > 1 else ''}{which}{f' ({draws})' if draws else ''} "
+            f"{f'{len(long):,} of ' if num_looked_at > 1 else ''}{which}{f' ({draws})' if draws else ''} "
             f"{'is' if is_one else 'are'} longer than {bound}, so {ends}: "
             f"{'it has' if is_one else 'they have'} {lengths_in_words(long)}; "
             f"{bound.cure(max(long), settings.model.on_long)}"
@@ -119,6 +125,31 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         is_refused=bool(long) and (stops_for_some or (is_all and not kept)),
         repeated=repeated / before,
     )
+
+
+def _checked(conversations: Sequence[list[Message]], checks: Checks) -> list[list[Message]]:
+    """The conversations whose lengths check does not quarantine; all of them where none would be left."""
+    bounds = [
+        entry.arguments
+        for entry in suite(checks.expectations)
+        if isinstance(entry.arguments, LengthArguments) and entry.severity == "warning"
+    ]
+    return [each for each in conversations if all(_is_within(each, its) for its in bounds)] or [*conversations]
+
+
+def _is_within(messages: Sequence[Message], bounds: LengthArguments) -> bool:
+    lengths = [(text["role"], len(text["content"])) for text in texts_of(messages)]
+    prompt = sum(length for _, length in lengths[:-1])
+    return prompt <= bounds.max_prompt_chars and all(
+        length <= bounds.max_answer_chars for role, length in lengths if role == "assistant"
+    )
+
+
+def _out_of_bounds(number: int) -> str:
+    """Say how many of the rows check will quarantine for their length; "" where there are none."""
+    are, them = ("is", "it") if number == 1 else ("are", "them")
+    said = f"{number:,} of them {are} left out, as check will quarantine {them} (length_out_of_bounds)"
+    return said if number else ""
 
 
 def _shared(split: Split, drawn: float, given: Mapping[str, float]) -> tuple[int, int, int]:
