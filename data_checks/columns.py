@@ -1,11 +1,11 @@
 """The plain columns that expectations look at, derived from the conversations of one batch of rows."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tunewright.data_checks.answers import cut_off, no_json, placeholder, refusal, stripped
 from tunewright.data_checks.language import Language, language
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Turn = dict[str, str | None]
+Said = TypeVar("Said", bound=Mapping[str, str | None])  # a turn, with a content or perhaps without
 
 LANGUAGES, CONFIDENCE = ("prompt_language", "answer_language"), "_confidence"
 
@@ -125,7 +126,7 @@ def derive(
     return pd.DataFrame(columns, columns=names)
 
 
-def prompt_and_answer(turns: Sequence[Turn]) -> tuple[Sequence[Turn], Turn | None]:
+def prompt_and_answer(turns: Sequence[Said]) -> tuple[Sequence[Said], Said | None]:
     """The turns before the last answer, and that answer: all turns and None where the assistant says nothing."""
     for position in reversed(range(len(turns))):
         if turns[position]["role"] == "assistant":

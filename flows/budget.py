@@ -9,16 +9,16 @@ import logging
 import math
 from pathlib import Path
 
-from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
+from prefect.runtime import deployment
 from pydantic import Field
 
 from tunewright.artifacts import Base, Tokens
 from tunewright.config import Operation, Settings
 from tunewright.cost_model import BudgetCase, devices, estimate, on_devices
 from tunewright.cost_model.case import ground_of
-from tunewright.cost_model.money import Price, money, price_of, span
+from tunewright.cost_model.money import Price, money, price_of, span, without_price
 from tunewright.errors import ConfigError
 from tunewright.flows.release import THIRTY_DAYS
 from tunewright.reports.progress import duration
@@ -42,13 +42,15 @@ def price_here(operation: Operation) -> Price | None:
 
 def require_price(operation: Operation) -> None:
     """Raises ConfigError where a budget is set, and this machine's device has no price."""
-    if operation.budget is None or price_here(operation):
+    if operation.budget is None:
         return
     device = devices.machine().device
+    if price_of(device, operation.prices):
+        return
     accepted = "cpu" if device.kind == "cpu" else f"a part of its name, such as {_short(device.name)}"
     raise ConfigError(
-        f"operation.budget={operation.budget:g}: operation.prices has no price of {device.name}, which this run "
-        f"trains on; accepted as its key: {accepted}"
+        f"operation.budget={operation.budget:g}: {without_price(device)}, which this run trains on; accepted as its "
+        f"key: {accepted}"
     )
 
 
@@ -58,29 +60,30 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
     `work` is the working folder of the training, which keeps the approval. Raises ConfigError in a terminal, and
     Prefect's Pause in a run of a deployment.
     """
-    budget, price = settings.operation.budget, price_here(settings.operation)
+    budget, here = settings.operation.budget, devices.machine()
+    price = price_of(here.device, settings.operation.prices)
     if budget is None or price is None or (work / APPROVED).exists():
         return
-    case = BudgetCase(ground_of(base, tokens), settings.method, settings.training, settings.compute, devices.machine())
+    case = BudgetCase(ground_of(base, tokens), settings.method, settings.training, settings.compute, here)
     rate = calibration.measured(base, tokens, case)
     if rate is None:
         log.info("  operation.budget=%g: timing a few training steps", budget)
         with on_devices(settings.compute.devices):
             rate = calibration.calibrate(base, tokens, case)
-    spent, takes = price.of(seconds), estimate(case, rate).seconds or (0.0, 0.0)
-    low, high = (price.of(each, settings.compute.devices) for each in takes)
-    total = spent + high
+    would = estimate(case, rate)
+    cost = would.cost(price)
+    assert would.seconds and cost, "as the rate is known"
+    spent = price.of(seconds)
+    total = spent + cost[1]
     said = (
-        f"about {money(total)}: {money(spent)} so far, and {span(low, high)} for {duration(takes[1])} of training at "
-        f"{price.said}, by {rate.source}"
+        f"about {money(total)}: {money(spent)} so far, and {span(*cost)} for {duration(would.seconds[1])} of training "
+        f"at {price.said}, by {rate.source}"
     )
     if total <= budget:
         log.info("  within operation.budget=%g: up to the end of its training the run costs %s", budget, said)
         return
     over = f"operation.budget={budget:g}: up to the end of its training the run would cost {said}"
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    if run is None or run.deployment_id is None:
+    if not deployment.id:
         least = math.ceil(total * 110) / 100  # a tenth more than the estimate
         raise ConfigError(f"{over}; nothing has trained; to approve it, add --set operation.budget={least:g}")
     question = f"{over}.\n\nResume the run to approve it, or cancel the run."

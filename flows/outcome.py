@@ -133,15 +133,13 @@ class Outcome(BaseModel, frozen=True):
         """
         if not self.price.hour:
             return {}
-        took = {step.name: step.seconds if step.state == "ran" else step.saved for step in self.steps}
 
         def of(step: Step, seconds: float) -> float:
             return self.price.of(seconds, self.num_devices if step.stage == "train" else 1)
 
+        costs = {step.name: of(step, step.seconds if step.state == "ran" else step.saved) for step in self.steps}
         answers = {
-            name: 1000 / answers.num_rows * self.price.of(took[f"evaluate {name}"])
-            if answers.api is None
-            else answers.api.price
+            name: 1000 / answers.num_rows * costs[f"evaluate {name}"] if answers.api is None else answers.api.price
             for name, answers in self.answers.items()
             if answers.num_rows
         }
@@ -150,7 +148,7 @@ class Outcome(BaseModel, frozen=True):
             "hour": self.price.hour,
             "run": sum(of(step, step.seconds) for step in self.steps),
             "saved": sum(of(step, step.saved) for step in self.steps),
-            "training": self.price.of(took["train"], self.num_devices) if "train" in took else None,
+            "training": costs.get("train"),
             "thousand_answers": {name: price for name, price in answers.items() if price is not None},
         }
 
@@ -281,8 +279,9 @@ def too_few_test_rows(
     With `tokens`, of the rows that render left.
     """
     left = tokens.num_test if tokens else splits.num_test
-    groups = LeakProof.load(splits).test_clusters * left / splits.num_test if left < splits.num_test else None
-    least = visible_difference(max(1, round(groups))) if groups else 0.0
+    least = 0.0  # where none was left out, split has found whether they are enough
+    if left < splits.num_test:
+        least = visible_difference(max(1, round(LeakProof.load(splits).test_clusters * left / splits.num_test)))
     is_enough = TOO_SMALL not in splits.findings and least <= LEAST_VISIBLE
     if is_enough or (verdict and verdict.decision == "promote"):  # they did show a gain
         return ""

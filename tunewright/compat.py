@@ -55,7 +55,7 @@ def import_bitsandbytes() -> None:
 
         return functools.wraps(function)(lambda *args, **kwargs: at_first_call()(*args, **kwargs))
 
-    if sys.modules.get("bitsandbytes", later) is later and importlib.util.find_spec("bitsandbytes"):
+    if "bitsandbytes" not in sys.modules and importlib.util.find_spec("bitsandbytes"):
         with patch.object(torch, "compile", later):
             importlib.import_module("bitsandbytes")
 

@@ -82,9 +82,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    file = folder / "tokenizer_config.json"  # has what transformers writes there from its environment: made again, it
-    settings = json.loads(file.read_text(encoding="utf-8")).items()  # would be another file
-    kept = {name: value for name, value in settings if name not in OVERWRITTEN}
+    file = folder / "tokenizer_config.json"
+    kept = _without_environment(file)  # else it would be another file when it is made again
     file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -186,13 +185,17 @@ def weights_digest(folder: Path, *, quick: bool = False) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _without_environment(file: Path) -> dict[str, Any]:
+    """The settings of tokenizer_config.json without what transformers writes there from its environment."""
+    settings = json.loads(file.read_bytes()).items()
+    return {name: value for name, value in settings if name not in OVERWRITTEN}
+
+
 def _content(file: Path) -> str:
     """The sha256 of a file; of tokenizer_config.json without what transformers writes there from its environment."""
     if file.name == "tokenizer_config.json":
         with contextlib.suppress(ValueError, RecursionError, AttributeError):  # no JSON, or no object: as it is
-            settings = json.loads(file.read_bytes()).items()
-            kept = {name: value for name, value in settings if name not in OVERWRITTEN}
-            return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+            return hashlib.sha256(json.dumps(_without_environment(file)).encode()).hexdigest()
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -57,10 +57,7 @@ class Costs:
 
     def cost(self, one: Estimate) -> tuple[float, float] | None:
         """The least and the most that a training costs; None where its time or the price is unknown."""
-        if self.price is None or one.seconds is None:
-            return None
-        low, high = one.seconds
-        return self.price.of(low, one.chosen.devices), self.price.of(high, one.chosen.devices)
+        return one.cost(self.price) if self.price else None
 
     @property
     def is_most(self) -> bool:
@@ -311,7 +308,7 @@ def _costs(case: BudgetCase, rates: _Rates, operation: Operation, notes: Sequenc
         warning = f"if rows were as long as model.max_length={case.ground.longest} allows: {warning}"
     price = price_of(case.machine.device, operation.prices)
     if operation.prices and price is None:
-        notes = [*notes, without_price(case.machine.device)]
+        notes = [*notes, f"{without_price(case.machine.device)}, so nothing is said of money"]
     costs = Costs(
         machine=case.machine,
         chosen=chosen,

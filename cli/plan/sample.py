@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import Artifact, Base, Rows, Splits
 from tunewright.config import Checks, Model, Settings, Split
 from tunewright.cost_model import shapes, work
+from tunewright.data_checks.columns import prompt_and_answer
 from tunewright.data_checks.suite import LengthArguments, suite
 from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Tokenized, tokenize
@@ -138,11 +139,11 @@ def _checked(conversations: Sequence[list[Message]], checks: Checks) -> list[lis
 
 
 def _is_within(messages: Sequence[Message], bounds: LengthArguments) -> bool:
-    lengths = [(text["role"], len(text["content"])) for text in texts_of(messages)]
-    prompt = sum(length for _, length in lengths[:-1])
-    return prompt <= bounds.max_prompt_chars and all(
-        length <= bounds.max_answer_chars for role, length in lengths if role == "assistant"
-    )
+    turns = texts_of(messages)
+    prompt, _ = prompt_and_answer(turns)
+    answers = [len(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+    is_prompt_within = sum(len(turn["content"]) for turn in prompt) <= bounds.max_prompt_chars
+    return is_prompt_within and max(answers, default=0) <= bounds.max_answer_chars
 
 
 def _out_of_bounds(number: int) -> str:

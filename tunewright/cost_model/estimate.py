@@ -13,6 +13,7 @@ from tunewright.cost_model.case import FREE_SHARE, BudgetCase, ground_of
 from tunewright.cost_model.devices import machine
 from tunewright.cost_model.learning import learning
 from tunewright.cost_model.memory import Memory, disk_bytes, evaluation_bytes
+from tunewright.cost_model.money import Price
 from tunewright.cost_model.timing import FORWARD_SHARE, Rate, seconds
 from tunewright.cost_model.work import EpochWork
 from tunewright.errors import ConfigError
@@ -43,6 +44,13 @@ class Estimate(BaseModel, frozen=True):
     def fits(self) -> bool:
         """Whether the peak leaves what a prediction may be wrong by."""
         return self.peak <= FREE_SHARE * self.free
+
+    def cost(self, price: Price) -> tuple[float, float] | None:
+        """The least and the most that the training costs; None where its time is unknown."""
+        if self.seconds is None:
+            return None
+        low, high = self.seconds
+        return price.of(low, self.chosen.devices), price.of(high, self.chosen.devices)
 
 
 def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:

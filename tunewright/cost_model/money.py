@@ -34,8 +34,8 @@ def price_of(device: Device, prices: Mapping[str, float]) -> Price | None:
 
 
 def without_price(device: Device) -> str:
-    """A note for where a device has no price."""
-    return f"operation.prices has no price of {device.name}, so nothing is said of money"
+    """The beginning of a sentence about a device that has no price."""
+    return f"operation.prices has no price of {device.name}"
 
 
 def money(amount: float) -> str:

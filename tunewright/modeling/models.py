@@ -118,7 +118,7 @@ def load_model(base: Base, model: Path | None = None, **options: Any) -> Any:
     import torch
 
     options.setdefault("dtype", torch.bfloat16 if torch.cuda.is_available() else torch.float32)
-    if model is not None:  # an adapter, for which PEFT imports it
+    if model is not None and (model / "adapter_config.json").is_file():  # PEFT imports it
         compat.import_bitsandbytes()
     loaded = load_weights(base.weights, model, **options)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -80,9 +80,15 @@ def _folded(contents: pa.Array, rows: np.ndarray) -> Folded:
     texts = pa.array([fold(text) for text in contents.filter(other).to_pylist()], contents.type)
     if len(texts):
         contents = pc.replace_with_mask(contents, other, texts)  # pyright: ignore[reportAttributeAccessIssue]
+    data, starts = bytes_of(contents)
+    return Folded(data=data, starts=starts, rows=rows)
+
+
+def bytes_of(contents: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(bytes,) uint8 where Arrow holds texts (large_string without nulls), and (texts + 1,) where each begins."""
     _, offsets, data = contents.buffers()
     starts = np.frombuffer(offsets, np.int64)[contents.offset : contents.offset + len(contents) + 1]
-    return Folded(data=np.frombuffer(data or b"", np.uint8), starts=starts, rows=rows)
+    return np.frombuffer(data or b"", np.uint8), starts
 
 
 @cache

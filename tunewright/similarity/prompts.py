@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tunewright.similarity.folding import Folded, character_classes, fold_messages
+from tunewright.similarity.folding import Folded, bytes_of, character_classes, fold_messages
 from tunewright.tools.conversation import identity_of, tools_hash
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -119,14 +119,12 @@ def message_hashes(folded: Folded) -> np.ndarray:
     return hash_messages(folded.data, folded.starts[:-1], folded.starts[1:])
 
 
-def exact_hashes(messages: pa.Array) -> np.ndarray:
-    """(2, messages) uint64: two hashes of each message as it is, but for white space at its end."""
+def exact_hashes(messages: pa.Array, which: np.ndarray) -> np.ndarray:
+    """(2, which) uint64: two hashes of each of these messages (positions) as it is, but for white space at its end."""
     from tunewright.similarity.hashing import hash_exactly
 
-    contents = pc.fill_null(messages.flatten().field("content"), "").cast(pa.large_string())
-    _, offsets, data = contents.buffers()
-    starts = np.frombuffer(offsets, np.int64)[contents.offset : contents.offset + len(contents) + 1]
-    return hash_exactly(np.frombuffer(data or b"", np.uint8), starts[:-1], starts[1:])
+    data, starts = bytes_of(pc.fill_null(messages.flatten().field("content"), "").cast(pa.large_string()))
+    return hash_exactly(data, starts[:-1][which], starts[1:][which])
 
 
 def answers(folded: Folded) -> np.ndarray:
@@ -158,8 +156,8 @@ def hashed_conversations(
     folded = fold_messages(messages)
     lists = messages.combine_chunks() if isinstance(messages, pa.ChunkedArray) else messages
     roles = pc.index_in(lists.flatten().field("role"), pa.array(ROLES))  # pyright: ignore[reportAttributeAccessIssue]
-    are_answers = np.asarray(roles) == ROLES.index("assistant")
-    of_messages = np.where(are_answers, exact_hashes(lists), message_hashes(folded))
+    of_messages, said = message_hashes(folded), np.flatnonzero(np.asarray(roles) == ROLES.index("assistant"))
+    of_messages[:, said] = exact_hashes(lists, said)
     hashes = conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), of_messages)
     if chats is not None and chats.null_count < len(chats):
         hashes = hashes ^ of_chats(chats, identity_of)[:, None]

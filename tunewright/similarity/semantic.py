@@ -57,7 +57,7 @@ def hash_kinds(batch: pa.Table, left_out: np.ndarray) -> np.ndarray:
     from tunewright.similarity.hashing import hash_sequences
 
     folded = fold_messages(batch["messages"])
-    prompts, said_last = cut(folded), exact_hashes(batch["messages"].combine_chunks())[0, folded.answers]
+    prompts, said_last = cut(folded), exact_hashes(batch["messages"].combine_chunks(), folded.answers)[0]
     rows, kept = prompts.segments.indptr, kept_segments(prompts.segments, left_out)
     said, numbers = prompts.words.of_rows(rows, kept), prompts.numbers.of_rows(rows, kept)
     known = _reversing()
