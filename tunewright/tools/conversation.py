@@ -1,8 +1,9 @@
-"""A conversation that says more than role and content: tools, calls, reasoning, and answers that are not trained.
+"""A conversation that says more than role and content: tools, calls, reasoning, weights, and a rejected answer.
 
 A row of texts alone is a list of messages, as ever. One of these also has the column `chat` (ROW_SCHEMA), JSON of its
 tools and messages as chat templates take them; its column `messages` then has each call as text, so that whatever
-compares, checks or shows texts sees the calls.
+compares, checks or shows texts sees the calls. A preference pair ends with the chosen answer, and `rejected` is the
+answer to the same prompt that was not preferred.
 """
 
 import json
@@ -15,22 +16,38 @@ Tool = dict[str, Any]  # {"type": "function", "function": {"name", "description"
 
 
 class Conversation(list[Message]):
-    """Messages as chat templates take them, and the tools that they may call. Slices are plain lists."""
+    """Messages as chat templates take them, the tools that they may call, and the rejected answer of a preference pair.
 
-    def __init__(self, messages: Iterable[Message] = (), tools: Sequence[Tool] = ()) -> None:
+    Slices are plain lists.
+    """
+
+    def __init__(
+        self, messages: Iterable[Message] = (), tools: Sequence[Tool] = (), rejected: str | None = None
+    ) -> None:
         super().__init__(messages)
         self.tools = list(tools)
+        self.rejected = rejected  # beside the last message, which was preferred; None where the row is no pair
 
     def __add__(self, others: list[Message]) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         return type(self)([*self, *others], self.tools)
 
     def __radd__(self, others: list[Message]) -> Self:
-        return type(self)([*others, *self], self.tools)
+        return type(self)([*others, *self], self.tools, self.rejected)
 
 
 def tools_of(messages: Sequence[Message]) -> list[Tool]:
     """The tools of a conversation; none of a plain list."""
     return messages.tools if isinstance(messages, Conversation) else []
+
+
+def rejected_of(messages: Sequence[Message]) -> str | None:
+    """The rejected answer of a preference pair; None of any other conversation."""
+    return messages.rejected if isinstance(messages, Conversation) else None
+
+
+def with_rejected(pair: Conversation) -> Conversation:
+    """The conversation of a preference pair that ends with its rejected answer."""
+    return Conversation([*pair[:-1], {"role": "assistant", "content": pair.rejected}], pair.tools)
 
 
 def before(messages: Sequence[Message], number: int) -> Sequence[Message]:
@@ -43,7 +60,10 @@ def chat_of(messages: Sequence[Message]) -> str | None:
     """The column `chat` of a row; None where role and content say all."""
     if not isinstance(messages, Conversation):
         return None
-    return json.dumps({"tools": messages.tools, "messages": list(messages)}, ensure_ascii=False)
+    held: dict[str, Any] = {"tools": messages.tools, "messages": list(messages)}
+    if messages.rejected is not None:
+        held["rejected"] = messages.rejected
+    return json.dumps(held, ensure_ascii=False)
 
 
 def conversation_of(row: Mapping[str, Any]) -> list[Message]:
@@ -51,7 +71,7 @@ def conversation_of(row: Mapping[str, Any]) -> list[Message]:
     if not (chat := row.get("chat")):
         return row["messages"]
     held = json.loads(chat)
-    return Conversation(held["messages"], held["tools"])
+    return Conversation(held["messages"], held["tools"], held.get("rejected"))
 
 
 def identity_of(chat: str) -> str:
