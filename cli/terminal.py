@@ -52,12 +52,12 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.says_cost:
         console.print(outcome.says_cost, style="dim")
     _show_account(console, outcome)
-    if outcome.adapter:
-        trained = curves.read(outcome.adapter.folder)
-        console.print(f"\n{training_sentence(outcome.adapter, trained)}")
-        if trained.too_few and not outcome.adapter.warnings:
+    for adapter in outcome.trainings:
+        trained = curves.read(adapter.folder)
+        console.print(f"\n{training_sentence(adapter, trained)}")
+        if trained.too_few and not adapter.warnings:
             console.print(trained.too_few)
-        for warning in outcome.adapter.warnings:
+        for warning in adapter.warnings:
             console.print(Text(outcome.page.without_opposite(warning) if outcome.page else warning, "yellow"))
     if outcome.answers:
         _show_scores(console, outcome)
@@ -180,6 +180,7 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.tokens:
         looks.append(("tokens and masks", outcome.tokens.path("report.html")))
     if outcome.adapter:
+        looks += [(f"curves, {each.stage}", each.path("curves.html")) for each in outcome.trainings[:-1]]
         looks.append(("curves", outcome.adapter.path("curves.html")))
     looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]
     nexts = [_next_run(outcome, what), *([f"tunewright data {what}"] if outcome.splits else [])]

@@ -16,7 +16,19 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import deployment
 
 from tunewright import config
-from tunewright.artifacts import Answers, Base, Contender, EndingRule, Judged, Prompts, RunArtifacts, Splits, Tokens
+from tunewright.artifacts import (
+    Adapter,
+    Answers,
+    Base,
+    Contender,
+    EndingRule,
+    Judged,
+    Prompts,
+    RunArtifacts,
+    Scan,
+    Splits,
+    Tokens,
+)
 from tunewright.config import Gate, Settings, Stage
 from tunewright.errors import AnotherChampion
 from tunewright.flows import budget, finished, report
@@ -47,6 +59,7 @@ from tunewright.tasks.forgetting import forgetting
 from tunewright.tasks.ingest import ingest, watching
 from tunewright.tasks.judge import judge as ask_judge
 from tunewright.tasks.lm_eval import lm_eval
+from tunewright.tasks.prefer import prefer
 from tunewright.tasks.prompt import prompt
 from tunewright.tasks.register import register
 from tunewright.tasks.render import render
@@ -84,7 +97,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=s.checks.max_quarantined_share)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
     call.approve_cost(s, base, tokens, best)
-    adapter = call(train)(tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=best)
+    sft, adapter = _trained(s, call, tokens, base, best)
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     measured = (Contender(name="base", base=base), tuned)
@@ -124,6 +137,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         tokens=tokens,
         base=base,
         adapter=adapter,
+        sft=sft,
         answers=tuple(answers.values()),
         verdict=verdict,
         test_set_uses=verdict.test_set_uses,
@@ -142,6 +156,20 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         settings=s.model_copy(update={"operation": config.Operation()}),  # which shapes no result
     )
     call.request_approval(call(register)(candidate=candidate), s.registry)
+
+
+def _trained(
+    s: Settings, call: Run | Plan, tokens: Tokens, base: Base, best: Scan | None
+) -> tuple[Adapter | None, Adapter]:
+    """The training on answers, where one on preference pairs follows it; and the last training."""
+    rest = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": best}
+    begins_with_sft, pairs = s.preference.begins_with_sft, s.preference.method != "none"
+    sft = call(train)(training=s.training, **rest) if begins_with_sft or not pairs else None
+    if not pairs:
+        assert sft
+        return None, sft
+    steps = s.preference.schedule(s.training)
+    return sft, call(prefer)(preference=s.preference.of_loss(), training=steps, begins_as=sft, **rest)
 
 
 def _prompted(
@@ -194,6 +222,7 @@ def finetune(
     model: config.Model,
     method: config.Method = config.Method(),
     training: config.Training = config.Training(),
+    preference: config.Preference = config.Preference(),
     compute: config.Compute = config.Compute(),
     evaluation: config.Evaluation = config.Evaluation(),
     lm_eval: config.LmEval = config.LmEval(),

@@ -32,6 +32,7 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
     "withdrawn": "Withdrawn",
 }
 
+TRAININGS = ("train", "prefer")
 UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that automations on a verdict fire once
 GIVEN = "given_"  # begins the codes of findings on user-provided splits (data_checks/given.py)
 
@@ -46,7 +47,7 @@ class Outcome(BaseModel, frozen=True):
     splits: artifacts.Splits | None
     tokens: artifacts.Tokens | None
     scan: artifacts.Scan | None = None
-    adapter: artifacts.Adapter | None
+    trainings: tuple[artifacts.Adapter, ...] = ()  # on answers, then on preference pairs
     prompts: artifacts.Prompts | None = None
     answers: dict[str, artifacts.Answers]
     verdict: artifacts.Verdict | None
@@ -69,10 +70,16 @@ class Outcome(BaseModel, frozen=True):
         }
         if settings and (price := price_here(settings.operation)):
             records |= {"price": price, "num_devices": settings.compute.devices}
+        records["trainings"] = tuple(step.record for step in steps if isinstance(step.record, artifacts.Adapter))
         outcome = cls(steps=tuple(steps), answers={answer.contender: answer for answer in answers}, **records)
         if account := outcome.account():
             account.add_up()
         return outcome
+
+    @property
+    def adapter(self) -> artifacts.Adapter | None:
+        """What the last training came to; None where the run ended before."""
+        return self.trainings[-1] if self.trainings else None
 
     @property
     def failed(self) -> list[str]:
@@ -135,7 +142,7 @@ class Outcome(BaseModel, frozen=True):
             return {}
 
         def of(step: Step, seconds: float) -> float:
-            return self.price.of(seconds, self.num_devices if step.stage == "train" else 1)
+            return self.price.of(seconds, self.num_devices if step.stage in TRAININGS else 1)
 
         costs = {step.name: of(step, step.seconds if step.state == "ran" else step.saved) for step in self.steps}
         answers = {
@@ -148,7 +155,7 @@ class Outcome(BaseModel, frozen=True):
             "hour": self.price.hour,
             "run": sum(of(step, step.seconds) for step in self.steps),
             "saved": sum(of(step, step.saved) for step in self.steps),
-            "training": costs.get("train"),
+            "training": sum(costs.get(stage, 0.0) for stage in TRAININGS) if self.trainings else None,
             "thousand_answers": {name: price for name, price in answers.items() if price is not None},
         }
 
@@ -234,7 +241,8 @@ class Outcome(BaseModel, frozen=True):
             "reasons": self.reasons() if account else None,
             "findings": self.findings() if self.checked else None,
             "rotation": self.rotation or None,
-            "training": _training(self.adapter) if self.adapter else None,
+            "training": next((_training(each) for each in self.trainings if not each.preference), None),
+            "preference": next((_training(each) for each in self.trainings if each.preference), None),
             "scores": self._scores() or None,
             "answered_in_part": self._answered_in_part() or None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
@@ -307,11 +315,16 @@ def user_provided_splits(checked: artifacts.CheckedRows) -> Sequence[str]:
 
 def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
     names = ("method", "steps", "best_step", "best_by", "best_value", "best_validation_loss", "stopped_early")
-    return {name: getattr(adapter, name) for name in names} | {
-        "seconds": adapter.train_seconds,
-        "warnings": list(adapter.warnings),
-        "curves": str(adapter.path("curves.html")),
-    }
+    by_pairs = {"method": f"{adapter.method}, {adapter.preference}"} if adapter.preference else {}
+    return (
+        {name: getattr(adapter, name) for name in names}
+        | by_pairs
+        | {
+            "seconds": adapter.train_seconds,
+            "warnings": list(adapter.warnings),
+            "curves": str(adapter.path("curves.html")),
+        }
+    )
 
 
 def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:

@@ -65,10 +65,11 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
         create_markdown_artifact(shown, key="split", description="The splits, with the leakage check")
     if outcome.scan:
         create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Trained modules (Spectrum)")
-    if outcome.adapter:
-        trained = curves.read(outcome.adapter.folder)
-        said = training_sentence(outcome.adapter, trained)
-        create_markdown_artifact(training(outcome.adapter, trained), key="training", description=said)
+    for adapter in outcome.trainings:
+        trained = curves.read(adapter.folder)
+        said = training_sentence(adapter, trained)
+        key = "preference" if adapter.preference else "training"
+        create_markdown_artifact(training(adapter, trained), key=key, description=said)
     if outcome.answers:
         create_table_artifact(score_rows(outcome), key="scores", description="Scores on the test rows")
     if outcome.verdict is None:
@@ -130,6 +131,8 @@ def training_sentence(adapter: Adapter, found: curves.Curves) -> str:
     """Describe at which step training ended and why, and which step is the best; `found` are its curves."""
     metric = "" if adapter.best_by == "loss" else f", {adapter.best_by} {adapter.best_value:.4g}"
     end = "stopped early after" if adapter.stopped_early else "trained"
+    if adapter.preference:
+        end = f"preference training ({adapter.preference}): {end}"
     epochs = f" ({found.in_epochs})" if found.in_epochs else ""
     return (
         f"{end[:1].upper()}{end[1:]} {counted(adapter.steps, 'step')}{epochs} in {duration(adapter.train_seconds)}, "

@@ -28,6 +28,8 @@ import pytest
 from tunewright.artifacts import QUARANTINE_SCHEMA, ROW_SCHEMA, SPLIT_SCHEMA, Base, Registered, Rows, Splits
 from tunewright.config.environment import RARE_COLLECTIONS
 from tunewright.store import locks
+from tunewright.tools.conversation import Conversation as WholeConversation
+from tunewright.tools.conversation import chat_of, texts_of
 
 Message = dict[str, str]
 Conversation = Sequence[str] | Sequence[Message]  # plain texts are turns of user, assistant, user, ...
@@ -475,7 +477,8 @@ def write_splits(
         rows = []
         for given in conversations:
             line += 1
-            rows.append(_row(messages(given), "data.jsonl", line) | {"cluster": line})
+            whole = given if isinstance(given, WholeConversation) else messages(given)
+            rows.append(_row(texts_of(whole), "data.jsonl", line) | {"chat": chat_of(whole), "cluster": line})
         pq.write_table(pa.Table.from_pylist(rows, SPLIT_SCHEMA), folder / f"{split}.parquet")
     pq.write_table(QUARANTINE_SCHEMA.empty_table(), folder / "quarantine.parquet")
     return Splits(

@@ -8,7 +8,7 @@ from tunewright.flows.inputs import Inputs
 from tunewright.metrics import AnswerShape
 from tunewright.metrics.shape import last_answer, misfit, wanted
 from tunewright.tasks.ingest.sampling import Sample
-from tunewright.tools.conversation import tools_of
+from tunewright.tools.conversation import rejected_of, tools_of
 
 
 def misfits(settings: Settings, read: Inputs, made: dict[str, Artifact | None], first: Sample | None) -> list[str]:
@@ -28,7 +28,8 @@ def misfits(settings: Settings, read: Inputs, made: dict[str, Artifact | None], 
         return []
     which = f"the first {len(answers):,} rows" if len(answers) > 1 else "the first row"
     has_tools = any(map(tools_of, conversations))
-    said = misfit(settings, answers, answers, read.schema, which, has_tools=has_tools)
+    num_pairs = sum(rejected_of(each) is not None for each in conversations)
+    said = misfit(settings, answers, answers, read.schema, which, has_tools=has_tools, num_pairs=num_pairs)
     by_itself = {"json_valid", "json_field_f1", "numeric", "schema_valid"} & {name for _, name in wanted(settings)}
     each = [AnswerShape([answer], schema=read.schema) for answer in dict.fromkeys(answers)]
     if said and any(all(shape.misfit(name) for shape in each) for name in by_itself):

@@ -26,6 +26,8 @@ from tunewright.tasks.evaluate.blocks import in_blocks, part_of, whole
 
 __all__ = ["ANSWER_SCHEMA", "evaluate", "scored"]
 
+OF_LIKELIHOODS = ("perplexity", "preference_accuracy", "preference_margin")
+
 log = logging.getLogger("tunewright")
 
 
@@ -76,14 +78,18 @@ def evaluate(
         _show_limit(asked(contender, tokens), evaluation.limit)
     test = pq.read_table(asked(contender, tokens))
     references, has_tools = test.column("reference").to_pylist(), test["tools"].null_count < len(test)
-    choice = metrics.choose(evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools)
+    num_pairs = len(test) - test["rejected_ids"].null_count
+    choice = metrics.choose(
+        evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools, num_pairs=num_pairs
+    )
     if contender.name == "base":  # of all the same
         log.info("  %s; evaluation.metrics adds others, gate.metric decides by another", choice.says())
     by_api = ApiAnswers(contender, evaluation) if contender.api else None
     if by_api:
         choice = replace(
-            choice, names=tuple(name for name in choice.names if name != "perplexity")
-        )  # which takes the likelihoods of the references
+            choice, names=tuple(name for name in choice.names if name not in OF_LIKELIHOODS)
+        )  # which no API tells
+        rule = None if rule and rule.metric in OF_LIKELIHOODS else rule
     with one_contender(contender.name):
         if contender.prompts:
             answer = by_api.answer if by_api else partial(part_of, contender, tokens, evaluation)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,9 @@ from tunewright.errors import TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer, merged
 from tunewright.reports.progress import Countdown
 from tunewright.store.caching import cached
+
+if TYPE_CHECKING:
+    from tunewright.generation import Answer
 
 LIBRARIES = ("torch", "transformers", "peft", "pyarrow")
 ROWS = 1_000  # whose tokens are in memory at once
@@ -38,6 +41,9 @@ ANSWER_SCHEMA = pa.schema(
         ("nll", pa.float64()),  # negative log-likelihood of the reference's tokens, summed, in nats
         ("num_reference_tokens", pa.int64()),  # of the reference, the stop token counted
         ("tools", pa.string()),  # JSON of the definitions of the row's tools; null without any
+        # Of a preference pair the mean log-likelihood of the reference's tokens less that of the rejected answer's, in
+        # nats per token; null elsewhere.
+        ("margin", pa.float64()),
     ]
 )
 
@@ -124,6 +130,7 @@ def answered(
     written: list[dict[str, Any]] = []
     for start in range(0, len(test), ROWS):
         rows = test.slice(start, ROWS).to_pylist()
+        pairs = _rejected(model, rows, batch)
         answers = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in rows]
         greedy.answer(answers, on_progress=lambda number, before=start: countdown.tell(before + number))
         written += [
@@ -135,7 +142,23 @@ def answered(
                 "num_tokens": len(answer.tokens),
                 "nll": answer.nll,
                 "num_reference_tokens": len(answer.reference),
+                "margin": pairs[at].mean_nll - answer.mean_nll if at in pairs else None,
             }
-            for row, answer in zip(rows, answers, strict=True)
+            for at, (row, answer) in enumerate(zip(rows, answers, strict=True))
         ]
     return pa.Table.from_pylist(written, ANSWER_SCHEMA)
+
+
+def _rejected(model: Any, rows: Sequence[dict[str, Any]], batch: int) -> dict[int, "Answer"]:
+    """The rejected answers of the rows that are preference pairs, by their places, each with its likelihood."""
+    from tunewright.generation import Answer, Greedy
+
+    pairs = {
+        at: Answer(list(row["input_ids"][: row["prompt_length"]]), list(row["rejected_ids"]))
+        for at, row in enumerate(rows)
+        if row["rejected_ids"] is not None
+    }
+    if pairs:
+        greedy = Greedy(model, stops=(), max_new_tokens=1, batch=batch)
+        greedy.answer([*pairs.values()], generate=False)
+    return pairs

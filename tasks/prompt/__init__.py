@@ -41,6 +41,7 @@ TRIED = {"few_shot": 32, "retrieval": 16}  # validation rows that each prompt is
 DRAWS = 3  # of the shots of few_shot
 WORDS = {"bm25": "BM25", "embedding": "embeddings"}
 BATCH = 16
+REJECTED = ("rejected_ids", "rejected")
 COLUMNS = ["row_id", "file", "line", "cluster", "messages", "chat"]
 ROWS = 1_000  # in memory at once
 
@@ -139,6 +140,7 @@ def write(file: Path, asking: Asking, shots: Sequence[list[int]]) -> dict[str, A
             written = asking.ask(rows, wanted)
             names: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in ("row_id", "cluster")}
             names["replay"] = [False] * len(rows)
+            names |= {name: rows[name].to_pylist() for name in REJECTED}
             rest = [name for name in TOKEN_SCHEMA.names if name not in names]
             columns = {name: [vars(row.tokens)[name] for row in written] for name in rest}
             writer.write_table(pa.table(names | columns, TOKEN_SCHEMA))
@@ -157,11 +159,14 @@ def write_messages(file: Path, asking: Asking, shots: Sequence[list[int]]) -> No
 
 
 def _asked(splits: Splits, tokens: Tokens, split: str) -> pa.Table:
-    """The rows of a split that render kept, in their order."""
-    kept = pq.read_table(tokens.path(f"{split}.parquet"), columns=["row_id"])["row_id"]
+    """The rows of a split that render kept, in their order, with the rejected answers that it made of pairs."""
+    kept = pq.read_table(tokens.path(f"{split}.parquet"), columns=["row_id", *REJECTED])
     rows = pq.read_table(splits.path(f"{split}.parquet"), columns=COLUMNS)
-    is_kept = pc.is_in(rows["row_id"], value_set=kept.combine_chunks())  # pyright: ignore[reportAttributeAccessIssue]
-    return rows.filter(is_kept)
+    ids = kept["row_id"].combine_chunks()
+    rows = rows.filter(pc.is_in(rows["row_id"], value_set=ids))  # pyright: ignore[reportAttributeAccessIssue]
+    for name in REJECTED:
+        rows = rows.append_column(name, kept[name])
+    return rows
 
 
 def _pool(rows: Path, tokens: Path, number: int) -> pa.Table:

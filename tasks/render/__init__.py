@@ -30,7 +30,7 @@ from tunewright.serving import context_length
 from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
 from tunewright.tasks.render.report import measure, preview, write_report
-from tunewright.tools.conversation import conversation_of
+from tunewright.tools.conversation import Conversation, Message, conversation_of, rejected_of, with_rejected
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
@@ -96,9 +96,13 @@ def render_split(
     with pq.ParquetWriter(target, TOKEN_SCHEMA) as writer:
         for batch in pq.ParquetFile(rows).iter_batches(BATCH):
             read, kept = batch.to_pylist(), []
-            written = tokenize(chat, [*map(conversation_of, read)], last_only=last_only, reasoning=reasoning)
-            for row, tokens in zip(read, written, strict=True):
-                fit = _fits(tokens, limit)
+            conversations = [*map(conversation_of, read)]
+            written = tokenize(chat, conversations, last_only=last_only, reasoning=reasoning)
+            rejected = _rejected(chat, conversations, limit, reasoning)
+            for at, (row, tokens) in enumerate(zip(read, written, strict=True)):
+                fit, other = _fits(tokens, limit), rejected.get(at)
+                if isinstance(other, Untrainable) and not isinstance(fit, Untrainable):
+                    fit = other
                 if isinstance(fit, Untrainable):
                     entry = {name: row[name] for name in ("file", "line", "byte", "row_id") if name in row}
                     entry |= {"text": json.dumps(row["messages"], ensure_ascii=False)[:500]}
@@ -106,9 +110,30 @@ def render_split(
                     refused.append(entry | {"reason": fit.reason, "detail": fit.detail, "length": length})
                 else:
                     named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["use_as"] == "replay"}
-                    kept.append(named | vars(fit))
+                    kept.append(named | vars(fit) | _columns_of(other))
             writer.write_table(pa.Table.from_pylist(kept, TOKEN_SCHEMA))
     return refused
+
+
+def _rejected(
+    chat: Chat, conversations: Sequence[Sequence[Message]], limit: int, reasoning: Reasoning
+) -> dict[int, Tokenized | Untrainable]:
+    """The conversations of preference pairs with their rejected answers, by their places; or why one is untrainable."""
+    pairs = {at: each for at, each in enumerate(conversations) if rejected_of(each) is not None}
+    ends = [with_rejected(each) for each in pairs.values() if isinstance(each, Conversation)]
+    fits = (_fits(tokens, limit) for tokens in tokenize(chat, ends, last_only=True, reasoning=reasoning))
+    return {
+        at: Untrainable(fit.reason, f"the rejected answer: {fit.detail}") if isinstance(fit, Untrainable) else fit
+        for at, fit in zip(pairs, fits, strict=True)
+    }
+
+
+def _columns_of(rejected: Tokenized | Untrainable | None) -> dict[str, Any]:
+    """The columns that a preference pair has besides those of its chosen answer."""
+    if not isinstance(rejected, Tokenized):
+        return {}
+    ids = [label for label in rejected.labels[rejected.prompt_length :] if label != IGNORED]
+    return {"rejected_ids": ids, "rejected": rejected.reference}
 
 
 def _where(row: dict[str, Any]) -> str:
@@ -186,6 +211,11 @@ def _have_tools(rows: Path) -> bool:
     return any(chat and json.loads(chat)["tools"] for batch in chats for chat in batch["chat"].drop_null().to_pylist())
 
 
+def _num_pairs(rows: Path) -> int:
+    column = pq.read_table(rows, columns=["rejected"])["rejected"]
+    return len(column) - column.null_count
+
+
 def _texts(splits: Splits) -> list[str]:
     batches = pq.ParquetFile(splits.path("test.parquet")).iter_batches(100, columns=["messages"])
     rows = [row for batch in islice(batches, 1) for row in batch.to_pylist()]
@@ -238,6 +268,7 @@ def render(
         if not measured.num_rows:
             raise DataError(_emptied(name, refused[name], bound, model.on_long), see=("quarantine.parquet",))
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
+    num_pairs = {name: _num_pairs(folder / f"{name}.parquet") for name in SPLITS}
     terms = contract(chat, base)
     terms.save(folder)
     write_report(folder, chat.tokenizer, counts, terms, reasons, bound.limit, splits.path("train.parquet"))
@@ -251,6 +282,9 @@ def render(
         longest=int(max(measured.whole.max() for measured in counts.values())),
         longest_answer=max(measured.longest_answer for measured in counts.values()),
         num_replay=int(counts["train"].is_replay.sum()),
+        num_pairs=num_pairs["train"],
+        num_validation_pairs=num_pairs["validation"],
+        num_test_pairs=num_pairs["test"],
         reasoning=model.reasoning,
         warned=warned,
     )

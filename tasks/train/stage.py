@@ -21,7 +21,7 @@ from typing import Any
 from tunewright import cost_model, machine
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
-from tunewright.config import Compute, Method, Training
+from tunewright.config import Compute, Method, Preference, Training
 from tunewright.errors import (
     NO_SPACE,
     ConfigError,
@@ -46,6 +46,14 @@ from tunewright.tasks.train.trainer import (
 
 log = logging.getLogger("tunewright")
 
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "safetensors")
+VOLATILE = (
+    "curves",
+    "metrics",
+    "status",
+    "summary",
+    "trainer",
+)  # files that two trainings to the same weights differ in
 SECONDS = "seconds.json"
 POLL_SECONDS = 0.5
 ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
@@ -202,11 +210,7 @@ def _error(work: Path) -> str:
     return "no output" if not lines or lines[-1].startswith(ATTEMPT) else lines[-1]
 
 
-@stage(
-    "{method.kind} lr={training.learning_rate}",
-    libraries=("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "safetensors"),
-    volatile=("curves", "metrics", "status", "summary", "trainer"),
-)
+@stage("{method.kind} lr={training.learning_rate}", libraries=LIBRARIES, volatile=VOLATILE)
 def train(
     folder: Path,
     tokens: Tokens,
@@ -217,10 +221,26 @@ def train(
     scan: Scan | None = None,
 ) -> Adapter:
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
+    return trained(folder, tokens, base, method, training, compute, scan)
+
+
+def trained(
+    folder: Path,
+    tokens: Tokens,
+    base: Base,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    scan: Scan | None,
+    preference: Preference | None = None,
+    begins_as: Adapter | None = None,
+) -> Adapter:
+    """As `train`: on rows, or with `preference` on pairs; from the base on, or from where another training ended."""
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     with cost_model.on_devices(compute.devices):
-        micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
+        pairs = preference is not None
+        micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute, pairs=pairs)
         if shortage:
             log.warning("  %s", shortage)
         job = trainer.Job.of(
@@ -232,13 +252,16 @@ def train(
             training=training,
             compute=compute,
             micro_batch=micro_batch,
+            preference=preference,
+            begins_as=begins_as.path("model") if begins_as else None,
         )
-        log.info(
-            "  loading %s; %s, %s",
-            base.reference,
-            counted(tokens.num_train, "training row"),
-            counted(tokens.num_validation, "validation row"),
+        rows = (
+            counted(tokens.num_pairs, "training pair") if pairs else counted(tokens.num_train, "training row"),
+            counted(tokens.num_validation_pairs, "validation pair")
+            if pairs
+            else counted(tokens.num_validation, "validation row"),
         )
+        log.info("  loading %s; %s, %s", base.reference, *rows)
         with shared_checkpoints.kept(work):
             earlier = seconds_in(work)
             run_trainer(job, work)
@@ -254,6 +277,7 @@ def train(
     summary = TrainingSummary.load_from(folder)
     return Adapter(
         method=method.kind,
+        preference=preference.method if preference else "",
         **summary.model_dump(include=OF_SUMMARY),
         warnings=tuple(warning.sentence for warning in warnings),
         train_seconds=round(seconds, 1),

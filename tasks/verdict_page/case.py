@@ -49,8 +49,8 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def curves(self) -> curves.Curves:
-        """The curves of training."""
-        return curves.read(self.adapter.folder)
+        """The curves of the training on answers, or of the only training."""
+        return curves.read(self.trainings[0].folder)
 
     @cached_property
     def training_warnings(self) -> list[TrainingWarning]:
@@ -139,7 +139,8 @@ class Case(RunArtifacts, frozen=True):
 
     def steps(self) -> Iterator[tuple[str, Artifact]]:
         """The stages and what they handed on, in their order."""
-        for record in (self.rows, self.base, self.checked, self.unique, self.splits, self.tokens, self.adapter):
+        read = (self.rows, self.base, self.checked, self.unique, self.splits, self.tokens)
+        for record in (*read, *self.trainings):
             yield record.stage, record
         if self.prompts:
             yield self.prompts.stage, self.prompts

@@ -104,6 +104,8 @@ TOKEN_SCHEMA = pa.schema(
         ("reference", pa.string()),  # the text of the last answer
         ("replay", pa.bool_()),  # whether it is a general row that was mixed in, whose answer says nothing of the task
         ("tools", pa.string()),  # JSON of the definitions of its tools; null without any
+        ("rejected_ids", pa.list_(pa.int32())),  # of a preference pair the rejected answer with its stop token, or null
+        ("rejected", pa.string()),  # its text
     ]
 )
 
@@ -221,6 +223,9 @@ class Tokens(Artifact, frozen=True):
     longest: int
     longest_answer: int = 0  # the last one of a row, with its stop token; rows for replay left out
     num_replay: int = 0  # of the training rows
+    num_pairs: int = 0  # of the training rows, that have a rejected answer
+    num_validation_pairs: int = 0
+    num_test_pairs: int = 0
     reasoning: Literal["trained", "masked", "dropped"] = "trained"  # as it was rendered
 
 
@@ -235,6 +240,7 @@ class Adapter(Artifact, frozen=True):
     """train: model/ (adapter or full weights), contract.json, metrics.jsonl, summary.json and curves.html."""
 
     method: str
+    preference: str = ""  # preference.method, of a training on preference pairs
     steps: int
     best_step: int
     best_by: str
@@ -427,7 +433,8 @@ class RunArtifacts(BaseModel, frozen=True):
     splits: Splits
     tokens: Tokens
     base: Base
-    adapter: Adapter
+    adapter: Adapter  # of the last training
+    sft: Adapter | None = None  # the training on answers, where one on preference pairs followed it
     answers: tuple[Answers, ...]
     verdict: Verdict
     test_set_uses: int  # the verdict's, for the key, since it is counted after the stage
@@ -436,6 +443,11 @@ class RunArtifacts(BaseModel, frozen=True):
     general: tuple[General, ...] = ()
     prompts: Prompts | None = None  # of the contenders that are the base with a prompt
     judged: Judged | None = None
+
+    @property
+    def trainings(self) -> tuple[Adapter, ...]:
+        """The trainings, the first one first."""
+        return (self.sft, self.adapter) if self.sft else (self.adapter,)
 
     @property
     def counted_verdict(self) -> Verdict:

@@ -28,6 +28,8 @@ Metric = Literal[
     "tool_arguments",
     "needless_call",
     "tool_schema",
+    "preference_accuracy",
+    "preference_margin",
     "perplexity",
     "stopped",
     "length_ratio",
@@ -37,6 +39,7 @@ OWN_METRIC = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 WITH_EACH_ANSWER = ("stopped", "perplexity")  # can be told of all answers, whatever else is measured
 CANNOT_DECIDE: dict[str, str] = {
     "macro_f1": "is one score of all rows, but the paired decision needs a score per row; accuracy has one",
+    "preference_margin": "has no upper end, so a few rows can decide; preference_accuracy counts each row once",
     "length_ratio": "is best at 1, so neither higher nor lower is better",
 }
 

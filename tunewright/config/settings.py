@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from tunewright.config.data import Checks, Data, Dedupe, Split
 from tunewright.config.evaluation import WITH_EACH_ANSWER, Evaluation, Judge, LmEval, cannot_decide
 from tunewright.config.gate import Gate, Registry
+from tunewright.config.preference import Preference
 from tunewright.config.section import Section
 from tunewright.config.training import Compute, Method, Model, Training
 
@@ -91,6 +92,7 @@ Stage = Literal[
     "render",
     "scan",
     "train",
+    "prefer",
     "prompt",
     "evaluate",
     "forgetting",
@@ -113,6 +115,7 @@ class Settings(Section):
     split: Split = Split()
     method: Method = Method()
     training: Training = Training()
+    preference: Preference = Preference()
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
     lm_eval: LmEval = LmEval()

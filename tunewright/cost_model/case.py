@@ -40,14 +40,18 @@ class Ground:
         return sum(len(row["input_ids"]) for row in self.rows) / len(self.rows)
 
 
-def ground_of(base: Base, tokens: Tokens) -> Ground:
-    """A base and render's rows, to estimate from."""
-    return ground_of_render(shape_in(base.weights), config_in(base.weights), tokens)
+def ground_of(base: Base, tokens: Tokens, *, pairs: bool = False) -> Ground:
+    """A base and render's rows, or preference pairs, to estimate from."""
+    return ground_of_render(shape_in(base.weights), config_in(base.weights), tokens, pairs=pairs)
 
 
-def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens) -> Ground:
-    """A base's shape and render's rows, to estimate from."""
+def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens, *, pairs: bool = False) -> Ground:
+    """A base's shape and render's rows, or preference pairs, to estimate from."""
     file = tokens.path("train.parquet")
+    if pairs:
+        rows = work.pairs_of_render(file)
+        longest = max(len(row["input_ids"]) for row in rows)
+        return Ground(shape, config, "render", tokens.num_pairs, tokens.num_validation_pairs, rows, longest)
     number, rows = work.rows_of_render(file)
     return Ground(
         shape=shape,

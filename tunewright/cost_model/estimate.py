@@ -154,14 +154,14 @@ def shortage(would: Estimate, others: Sequence[str]) -> str:
 
 
 def before_training(
-    base: Base, tokens: Tokens, method: Method, training: Training, compute: Compute
+    base: Base, tokens: Tokens, method: Method, training: Training, compute: Compute, *, pairs: bool = False
 ) -> tuple[int, str]:
     """The rows on this machine's device at once that training begins with, and a warning where they may not fit.
 
-    A base that cannot be reckoned with trains as it is set.
+    With `pairs` they are preference pairs. A base that cannot be reckoned with trains as it is set.
     """
     try:
-        case = BudgetCase(ground_of(base, tokens), method, training, compute, machine())
+        case = BudgetCase(ground_of(base, tokens, pairs=pairs), method, training, compute, machine())
     except ValueError:  # what its files say is not known here
         return training.micro_batch if isinstance(training.micro_batch, int) else training.batch, ""
     would = estimate(case)

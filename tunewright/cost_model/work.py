@@ -6,7 +6,7 @@ stand for them.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from tunewright.artifacts import IGNORED
 from tunewright.cost_model.memory import Load
 from tunewright.modeling.micro_batching import Layout, Row, cut, num_tokens, shared_prefix, side_by_side
+from tunewright.modeling.pairs import as_row
 from tunewright.tools.conversation import Message, conversation_of
 
 # Counted; estimated from some of the rows that a stage made, or that the files have; or the longest there can be.
@@ -49,14 +50,25 @@ def tokens_of_render(file: Path) -> int:
 
 def rows_of_render(file: Path) -> tuple[int, list[Row]]:
     """Return the number of rows of render, and some drawn from all over the file: input_ids and labels."""
+    return pq.ParquetFile(file).metadata.num_rows, _some_of(file, ["input_ids", "labels"])
+
+
+def _some_of(file: Path, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows that are drawn from all over the file."""
     parquet = pq.ParquetFile(file)
     num_groups = parquet.num_row_groups
     few = min(num_groups, max(1, MOST_ROWS * num_groups // max(1, parquet.metadata.num_rows)))
     groups = [at * num_groups // few for at in range(few)]
-    table = parquet.read_row_groups(groups, columns=["input_ids", "labels"])
+    table = parquet.read_row_groups(groups, columns=columns)
     num_read = min(len(table), MOST_ROWS)
     drawn = np.random.default_rng(0).choice(num_read, min(num_read, SAMPLE), replace=False)
-    return parquet.metadata.num_rows, table.take(np.sort(drawn)).to_pylist()
+    return table.take(np.sort(drawn)).to_pylist()
+
+
+def pairs_of_render(file: Path) -> list[Row]:
+    """Return the preference pairs of render, each as one row with its prompt and both answers."""
+    columns = ["input_ids", "labels", "prompt_length", "rejected_ids"]
+    return [as_row(pair, branches=True) for pair in _some_of(file, columns) if pair["rejected_ids"] is not None]
 
 
 def conversations_in(file: Path) -> tuple[int, list[list[Message]]]:

@@ -41,6 +41,7 @@ FILES = {  # stage -> what the verdict rests on of it; what it made of texts sta
     "split": ("proof.json", ASSIGNMENTS_FILE),
     "render": ("contract.json",),
     "train": ("metrics.jsonl", "summary.json"),
+    "prefer": ("metrics.jsonl", "summary.json"),
     "evaluate": ("scores.json",),
     "forgetting": ("general.parquet",),
     "lm_eval": ("general.parquet",),
@@ -134,7 +135,7 @@ def write(folder: Path, candidate: Candidate) -> str:
 
 def artifacts_of(run: RunArtifacts) -> Iterator[Artifact]:
     """All artifacts of a run, in the order of the stages."""
-    yield from (run.base, run.rows, run.checked, run.unique, run.splits, run.tokens, run.adapter)
+    yield from (run.base, run.rows, run.checked, run.unique, run.splits, run.tokens, *run.trainings)
     yield from filter(None, (run.prompts, *run.answers, *run.general, run.verdict, run.judged))
 
 

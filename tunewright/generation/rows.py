@@ -32,6 +32,11 @@ class Answer:
         return cls(prompt=list(input_ids[:prompt_length]), reference=list(input_ids[prompt_length:end]))
 
     @property
+    def mean_nll(self) -> float:
+        """The negative log-likelihood of the reference per token, in nats."""
+        return self.nll / len(self.reference)
+
+    @property
     def num_read(self) -> int:
         """The tokens that are read to verify it: the last of the reference is only predicted."""
         return len(self.prompt) + len(self.reference) - 1

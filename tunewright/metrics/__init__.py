@@ -52,6 +52,10 @@ def load(name: str, shape: AnswerShape | None = None) -> Any:
     match name:
         case "perplexity":
             return classes.Perplexity(name)
+        case "preference_accuracy":
+            return classes.PreferenceAccuracy(name)
+        case "preference_margin":
+            return classes.PreferenceMargin(name)
         case "stopped":
             return classes.Stopped(name)
         case "macro_f1" if shape:

@@ -129,6 +129,14 @@ CATALOGUE: dict[str, Description] = {
         Description("tool_arguments", "share of equal arguments"),
         Description("needless_call", "share of needless tool calls", higher_is_better=False),
         Description("tool_schema", "share of answers whose calls fit the tools' schemas"),
+        Description("preference_accuracy", "share of pairs in which the chosen answer is the likelier one per token"),
+        Description(
+            "preference_margin",
+            "lead of chosen over rejected answers in nats per token",
+            unit="nats per token",
+            low=-math.inf,
+            high=math.inf,
+        ),
         # A row's score is its mean negative log-likelihood; the score over all rows is the exponential of that.
         Description("perplexity", "loss in nats per token", False, "nats per token", 0.0, math.inf),
         Description("stopped", "share of answers that end with the stop token"),

@@ -109,6 +109,29 @@ class Perplexity(InMemory):
         return {"perplexity": math.exp(math.fsum(predictions) / sum(references)), "rows": rows}
 
 
+class PreferenceMargin(InMemory):
+    """The mean over preference pairs of how much likelier the chosen answer is than the rejected, in nats per token."""
+
+    columns = ("margin", "margin")
+    kinds = ("float64", "float64")
+
+    def _compute(self, *, predictions: Any = None, **_: Any) -> dict[str, Any]:
+        rows = [self.score(margin) for margin in predictions]
+        return {self.named: fmean(rows), "rows": rows}
+
+    def score(self, margin: float) -> float:
+        """The score of a row with this margin."""
+        return margin
+
+
+class PreferenceAccuracy(PreferenceMargin):
+    """The share of preference pairs in which the chosen answer is likelier per token than the rejected one."""
+
+    def score(self, margin: float) -> float:
+        """The score of a row with this margin."""
+        return float(margin > 0)
+
+
 class Stopped(InMemory):
     """The share of answers that ended by a stop token of the model's own, not by evaluation.max_new_tokens."""
 

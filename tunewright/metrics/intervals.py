@@ -261,7 +261,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def measured(answers: pa.Table) -> list[str]:
     """The metrics that the answers have a score a row of."""
-    named = [field.name for field in answers.schema if pa.types.is_float64(field.type) and field.name != "nll"]
+    scored = [field.name for field in answers.schema if pa.types.is_float64(field.type)]
+    named = [name for name in scored if name not in ("nll", "margin")]  # of which metrics are made
     return sorted({*named, "perplexity", "stopped"})
 
 

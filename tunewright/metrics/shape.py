@@ -15,7 +15,7 @@ from tunewright.metrics.labels import LABELS_ARE, closed_set
 from tunewright.metrics.numbers import is_number, last_number
 from tunewright.metrics.schemas import schema_valid
 from tunewright.metrics.texts import json_valid, tokens
-from tunewright.tools.conversation import Message, conversation_of, is_trained, text_of, tools_of
+from tunewright.tools.conversation import Message, conversation_of, is_trained, rejected_of, text_of, tools_of
 
 SHORT = 12  # median words and signs of the references, at most: names, dates, phrases
 MOST = 0.95  # share of the references that are of a kind, from which on the others are faults
@@ -31,6 +31,7 @@ FITTING = {
     "short texts": ("token_f1", "exact_match", "normalized_match", "chrf"),
     "long texts": ("chrf", "rouge_l", "token_f1"),
 }
+OF_PAIRS = ("preference_accuracy", "preference_margin")  # which decide where the answers are long texts
 ALWAYS = ("perplexity", "stopped", "length_ratio")
 
 
@@ -42,6 +43,7 @@ class AnswerShape:
     labels: tuple[str, ...] = ()  # the closed set that they are of, or empty
     schema: str = ""  # the JSON Schema that they should satisfy
     has_tools: bool = False  # whether rows have tools; what looks like a call in others is a text
+    num_pairs: int = 0  # rows with a rejected answer
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -93,7 +95,9 @@ class AnswerShape:
         of_kinds = [name for kind in self.kinds for name in FITTING[kind]]
         schema = ["schema_valid"] if self.schema else []
         unneeded = ["needless_call"] if self.has_tools and self._texts else []
-        fitting = list(dict.fromkeys([*of_kinds, *unneeded, *schema, *ALWAYS]))
+        pairs = OF_PAIRS if self.num_pairs and self.num_pairs == len(self.references) else ()
+        of_answers = [*pairs, *of_kinds] if self.kinds == ["long texts"] else [*of_kinds, *pairs]
+        fitting = list(dict.fromkeys([*of_answers, *unneeded, *schema, *ALWAYS]))
         return fitting if self._texts or not self.has_tools else [name for name in fitting if name != "needless_call"]
 
     def misfit(self, name: str) -> str:
@@ -108,6 +112,9 @@ class AnswerShape:
             if name in ("tool_call", "tool_arguments") and len(self._texts) == len(self.references):
                 return "no reference calls a tool"
             return "every reference calls a tool" if name == "needless_call" and not self._texts else ""
+        if name in OF_PAIRS:
+            number, lacking = len(self.references), len(self.references) - self.num_pairs
+            return f"{lacking} of {number} rows have no rejected answer" if lacking else ""
         if name == "numeric":
             return self._if_many(self._without_number, WITHOUT_NUMBER)
         if name == "schema_valid":
@@ -170,13 +177,15 @@ def choose(
     schema: str = "",
     *,
     has_tools: bool = False,
+    num_pairs: int = 0,
 ) -> Choice:
     """Choose the metrics for `asked` (names, and auto for those that fit) and the references of the test rows.
 
-    `answers` are those of the training rows, from which labels are known, `schema` is the text of a JSON Schema, and
-    `has_tools` is whether rows have tools. Raises ConfigError if none of the metrics can be measured.
+    `answers` are those of the training rows, from which labels are known, `schema` is the text of a JSON Schema,
+    `has_tools` is whether rows have tools, and `num_pairs` how many have a rejected answer. Raises ConfigError if none
+    of the metrics can be measured.
     """
-    shape = AnswerShape(references, closed_set(answers, references), schema, has_tools)
+    shape = AnswerShape(references, closed_set(answers, references), schema, has_tools, num_pairs)
     fitting = shape.fitting()
     wanted = dict.fromkeys(name for each in asked for name in (fitting if each == "auto" else [each]))
     misfits = {name: shape.misfit(name) for name in wanted}
@@ -201,7 +210,9 @@ def require_metrics(settings: Settings, splits: Splits, schema: str) -> None:
     tested = [conversation_of(row) for row in _rows(splits, "test", "messages", "chat")]
     trained = (last_answer(conversation_of(row)) for row in _rows(splits, "train", "messages", "chat", "use_as"))
     has_tools = any(map(tools_of, tested))
-    if said := misfit(settings, [*map(last_answer, tested)], trained, schema, "the test rows", has_tools=has_tools):
+    references, num_pairs = [*map(last_answer, tested)], sum(rejected_of(each) is not None for each in tested)
+    which = "the test rows"
+    if said := misfit(settings, references, trained, schema, which, has_tools=has_tools, num_pairs=num_pairs):
         raise ConfigError(said)
 
 
@@ -213,13 +224,15 @@ def misfit(
     which: str,
     *,
     has_tools: bool = False,
+    num_pairs: int = 0,
 ) -> str:
     """The first key of the gate whose metric means nothing beside these references, why, and what to do; or "".
 
     `answers` are those of the training rows, and `which` says of what the references are.
     """
     try:
-        choice = choose(settings.measured().metrics, references, answers, schema, has_tools=has_tools)
+        metrics = settings.measured().metrics
+        choice = choose(metrics, references, answers, schema, has_tools=has_tools, num_pairs=num_pairs)
     except ConfigError as error:  # nothing that is asked for fits
         return str(error)
     fits = ", ".join(name for name in choice.names if name not in CANNOT_DECIDE)

@@ -28,6 +28,21 @@ CURVES = {
     "eval_token_f1": "validation/token_f1",
     "eval_chrf": "validation/chrf",
 }
+OF_PAIRS = {  # the same of a training on preference pairs
+    "loss": "preference/loss",
+    "learning_rate": "preference/learning_rate",
+    "grad_norm": "preference/grad_norm",
+    "reward_chosen": "preference/reward_chosen",
+    "reward_rejected": "preference/reward_rejected",
+    "reward_margin": "preference/reward_margin",
+    "reward_accuracy": "preference/reward_accuracy",
+    "tokens_per_second": "preference/tokens_per_second",
+    "rows_per_second": "preference/pairs_per_second",
+    "memory_bytes": "preference/memory_gigabytes",
+    "eval_loss": "preference/validation_loss",
+    "eval_reward_margin": "preference/validation_reward_margin",
+    "eval_reward_accuracy": "preference/validation_reward_accuracy",
+}
 GIGABYTE = 1e9
 SPLIT = "tunewright.split"  # tag: the key of the artifact with the splits
 PROGRESS = "progress"  # tag, while a run goes on: its stage, and how far that is
@@ -160,12 +175,13 @@ class CurveThinning:
 
 def points_of(line: Mapping[str, Any]) -> list[Point]:
     """The points of a line of metrics.jsonl, without what is not finite, as MLflow cannot draw it."""
+    names = OF_PAIRS if {"reward_margin", "eval_reward_margin"} & line.keys() else CURVES
     return _rounded(
         [
             Point(
                 key, line[name] / GIGABYTE if name == "memory_bytes" else line[name], line["step"], line.get("time", 0)
             )
-            for name, key in CURVES.items()
+            for name, key in names.items()
             if name in line
         ]
     )
@@ -235,11 +251,12 @@ def comparisons(candidate: Candidate) -> list[Point]:
         for name, scores in sorted(verdict.general.items())
         for what, value in scores.items()
     ]
-    adapter = candidate.run.adapter
-    points.append(Point("validation/best_loss", adapter.best_validation_loss, adapter.best_step))
-    if adapter.best_by != "loss":
-        points.append(Point(f"validation/best_{adapter.best_by}", adapter.best_value, adapter.best_step))
-    points.append(Point("train/seconds", adapter.train_seconds, 0))
+    for adapter in candidate.run.trainings:
+        place, seconds = ("preference/validation", "preference") if adapter.preference else ("validation", "train")
+        points.append(Point(f"{place}/best_loss", adapter.best_validation_loss, adapter.best_step))
+        if adapter.best_by != "loss":
+            points.append(Point(f"{place}/best_{adapter.best_by}", adapter.best_value, adapter.best_step))
+        points.append(Point(f"{seconds}/seconds", adapter.train_seconds, 0))
     return _rounded(points)
 
 
@@ -257,7 +274,7 @@ def _rounded(points: list[Point]) -> list[Point]:
 def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     """The model card, in Markdown; its first line is the verdict in plain words, since lists show no more of it."""
     run = candidate.run
-    adapter, base, splits, tokens = run.adapter, run.base, run.splits, run.tokens
+    base, splits, tokens = run.base, run.splits, run.tokens
     metrics = sorted(candidate.own_answers.scores)
     scores = []
     for each in candidate.run.answers:
@@ -283,9 +300,13 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"- {candidate.run.counted_verdict.says_uses()} "
         f"(gate.max_test_set_uses={candidate.settings.gate.max_test_set_uses}: a warning follows beyond that)",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
-        f"- Method: {adapter.method}, {counted(adapter.steps, 'step')}, best at {adapter.best_step} "
-        f"(validation loss {adapter.best_validation_loss:.4g}){', stopped early' if adapter.stopped_early else ''}",
-        *(f"- In training: {candidate.page.without_opposite(warning)}" for warning in adapter.warnings),
+        *(
+            f"- {f'Preference training: {each.preference}' if each.preference else f'Method: {each.method}'}, "
+            f"{counted(each.steps, 'step')}, best at {each.best_step} "
+            f"(validation loss {each.best_validation_loss:.4g}){', stopped early' if each.stopped_early else ''}"
+            for each in run.trainings
+        ),
+        *(f"- In training: {candidate.page.without_opposite(w)}" for each in run.trainings for w in each.warnings),
         f"- Rows: {tokens.num_train} train, {tokens.num_validation} validation, "
         f"{tokens.num_test} test (used only for the decision); "
         f"{data} ({splits.digest[:12]}), from "

@@ -94,13 +94,15 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     link = addresses.prefect_run(str(flow_run.id)) if flow_run.id else ""  # where the flow run's server outlives it
     origin = f"\n\n[The run in Prefect: {flow_run.name}]({link})" if link else ""
     stages = (candidate.run.base, candidate.run.rows, candidate.run.adapter, candidate.run.verdict)
-    points = curves(candidate.run.adapter.path("metrics.jsonl"), candidate.settings.registry.curve_points)
+    most, trainings = candidate.settings.registry.curve_points, candidate.run.trainings
+    points = [point for each in trainings for point in curves(each.path("metrics.jsonl"), most)]
     evaluations = sum(point.key == CURVES["eval_loss"] for point in points)
+    warnings = [warning for each in trainings for warning in each.warnings]
     tags = {
         "verdict": shown(candidate.run.verdict.in_words),
         "test_set_uses": str(candidate.run.test_set_uses),
         "gain": candidate.run.verdict.gain,
-        "training": "; ".join(candidate.run.adapter.warnings)[:500] or no_warnings(evaluations),
+        "training": "; ".join(warnings)[:500] or no_warnings(evaluations),
         NOTE: f"{card(candidate, run.info.experiment_id, run.info.run_id)}{origin}",
         **({WARNINGS: "\n".join(candidate.run.warnings)[:5_000]} if candidate.run.warnings else {}),
         **candidate.data,
@@ -152,7 +154,8 @@ def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None
 
 def _log_files(client: "MlflowClient", candidate: Candidate, run_id: str) -> None:
     client.log_artifact(run_id, str(candidate.run.verdict.path("verdict.json")))
-    client.log_artifact(run_id, str(candidate.run.adapter.path("curves.html")), "reports/train")
+    for adapter in candidate.run.trainings:
+        client.log_artifact(run_id, str(adapter.path("curves.html")), f"reports/{adapter.stage}")
     for answers in candidate.run.answers:
         client.log_artifact(run_id, str(answers.path("answers.parquet")), f"answers/{answers.contender}")
     for artifact in (*candidate.reports, candidate.page):

@@ -1,4 +1,4 @@
-"""The trainer process: SFTTrainer on rows that are tokenized already, with early stopping and sealed checkpoints.
+"""The trainer process: SFTTrainer on rows or pairs that are tokenized already, with early stopping and checkpoints.
 
 It is started by the stage as `python -m tunewright.tasks.train.trainer JOB PARENT_PID`, writes what happens to files
 beside the job, and ends with one of the exit codes below; only FINISHED means that training reached its planned end.
@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from tunewright.artifacts.payloads import Contract
-from tunewright.config import Compute, Method, Training
+from tunewright.config import Compute, Method, Preference, Training
 
 FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
 
@@ -32,6 +32,8 @@ class Job(BaseModel, frozen=True):
     training: Training
     compute: Compute
     micro_batch: int
+    preference: Preference | None = None  # of a training on pairs, whose steps are those of `training` as well
+    begins_as: Path | None = None  # the model/ folder of the training that it goes on from; None begins as the base
 
     @classmethod
     def of(cls, weights: Path, tokens: Path, **settings: Any) -> Self:

@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import pyarrow.compute as pc
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl.trainer.sft_config import SFTConfig
 
 from tunewright.artifacts.payloads import TrainingSummary
+from tunewright.errors import ConfigError
 from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.batches import Collator
 from tunewright.modeling.methods.adapter import BEGAN_AS
+from tunewright.modeling.objectives import AnswerObjective, PairObjective
+from tunewright.modeling.preferences import PairCollator
 from tunewright.serving import TRAINED
-from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks
+from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks, reference
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.preparing import prepare
 from tunewright.tasks.train.trainer.record import Record, Recorder
@@ -39,15 +43,15 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_a
 def fit(job: Job, folder: Path) -> int:
     """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
     training = job.training
-    splits = [pq.read_table(file, columns=["row_id", "input_ids", "labels"]) for file in (job.train, job.validation)]
-    longest = max(pc.max(pc.list_value_length(split["input_ids"])).as_py() for split in splits)  # pyright: ignore
+    splits = [_read(file, pairs=job.preference is not None) for file in (job.train, job.validation)]
+    longest = max(map(_longest, splits))
     rows, validation = map(datasets.Dataset, splits)
     set_seed(training.seed)
     config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
     device = compute.device_here()
     chosen = compute.choose(config, job.method, training, job.compute, longest, device)
     examples = rows["input_ids"] if job.method.init == "eva" else None  # lists only of the rows that are taken
-    model = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples)
+    model = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples, job.begins_as)
     prepare(model, chosen)
 
     steps_an_epoch = math.ceil(len(rows) / training.batch)
@@ -60,8 +64,12 @@ def fit(job: Job, folder: Path) -> int:
     scores = None
     if training.best_by != "loss":
         scores = Scores(job.validation, tokenizer, job.stop_token_ids, training.best_by, job.micro_batch)
+    a_group = micro_batching.group_cost(device.kind, compiled=chosen.compile)
+    cutting = (job.micro_batch, job.compute.max_tokens, a_group, ranks.own(), ranks.number())
+    collator = (PairCollator if job.preference else Collator)(chosen.layout, job.pad_token_id, *cutting)
     trainer = ObservedTrainer(
         training=training,
+        objective=PairObjective(job.preference) if job.preference else AnswerObjective(),
         lora_plus=job.method.lora_plus,
         watch=watch,
         is_interrupted=record.is_interrupted,
@@ -103,19 +111,12 @@ def fit(job: Job, folder: Path) -> int:
         train_dataset=rows,
         eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=with_rows(
-            Collator(
-                chosen.layout,
-                job.pad_token_id,
-                job.micro_batch,
-                job.compute.max_tokens,
-                micro_batching.group_cost(device.kind, compiled=chosen.compile),
-                ranks.own(),
-                ranks.number(),
-            )
-        ),
+        data_collator=with_rows(collator),
         callbacks=[Recorder(record, watch, training)],
     )
+    if job.preference and job.preference.needs_reference and isinstance(collator, PairCollator):
+        pairs = reference.added(folder, trainer, collator, (rows, validation), record.beat)
+        trainer.train_dataset, trainer.eval_dataset = pairs
     learning, total = methods.trained_share(model)
     record.start(
         evaluate_every=every,
@@ -153,6 +154,25 @@ def fit(job: Job, folder: Path) -> int:
         skipped_checkpoints=tuple(record.skipped),
     ).save(folder)
     return FINISHED
+
+
+def _read(file: Path, *, pairs: bool) -> pa.Table:
+    """The rows of a file of render's; of pairs those that are one. Raises ConfigError where none is."""
+    columns = ["row_id", "input_ids", "labels"]
+    if not pairs:
+        return pq.read_table(file, columns=columns)
+    found = pq.read_table(file, columns=[*columns, "prompt_length", "rejected_ids"])
+    found = found.filter(found["rejected_ids"].is_valid())
+    if not len(found):
+        raise ConfigError(f"preference.method: no row of {file.name} has a rejected answer; accepted: none")
+    return found
+
+
+def _longest(rows: pa.Table) -> int:
+    """The most tokens of a row; of a pair those of its prompt and both answers."""
+    columns = [name for name in ("input_ids", "rejected_ids") if name in rows.column_names]
+    lengths = [rows[name].combine_chunks().value_lengths().to_numpy() for name in columns]
+    return int(np.sum(lengths, axis=0).max())
 
 
 def save(

@@ -1,11 +1,12 @@
-"""SFTTrainer with our batches and our loss; each step is watched, and an evaluation can be interrupted.
+"""SFTTrainer with our batches and our losses; each step is watched, and an evaluation can be interrupted.
 
 An evaluation scores answers as well, where training.best_by asks for it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from tunewright import compat
 from tunewright.config import Training
-from tunewright.modeling.batches import answer_loss, num_labels
+from tunewright.modeling.batches import answer_likelihoods
 from tunewright.modeling.methods.adapter import lora_plus_optimizer
+from tunewright.modeling.objectives import AnswerObjective, Objective
 from tunewright.tasks.train.trainer import checkpoints, ranks, record
 from tunewright.tasks.train.trainer.record import STATE, keep_evaluation
 from tunewright.tasks.train.trainer.watch import Row, Scores, Watch
@@ -28,12 +30,13 @@ from tunewright.tasks.train.trainer.watch import Row, Scores, Watch
 class AnswerTrainer(SFTTrainer):
     """SFTTrainer whose batch is all of an optimizer step: {"micro_batches": [...]}, one after another on the device.
 
-    The loss is divided by the labels of the whole step, so that the update is the same however its rows are cut, and
-    shared out to ranks.
+    The loss is divided by the labels, or pairs, of the whole step, so that the update is the same however its rows are
+    cut, and shared out to ranks.
     """
 
-    def __init__(self, *, lora_plus: float | None = None, **rest: Any) -> None:
+    def __init__(self, *, lora_plus: float | None = None, objective: Objective | None = None, **rest: Any) -> None:
         self.lora_plus = lora_plus
+        self.objective = objective or AnswerObjective()
         super().__init__(**rest)
         if self.is_fsdp_enabled and self.args.bf16:  # gradients are summed over the ranks in float32
             plugin: Any = self.accelerator.state.fsdp_plugin
@@ -60,9 +63,9 @@ class AnswerTrainer(SFTTrainer):
         return super().create_optimizer(model)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of each micro-batch; the mean loss over all labels of the step."""
+        """Forward and backward of each micro-batch; the mean loss over all items of the step."""
         model.train()
-        num_items = ranks.total(sum(map(num_labels, inputs["micro_batches"])))
+        num_items = [*map(ranks.total, self._sizes(inputs["micro_batches"]))]
         total = torch.zeros((), device=self.args.device)
         *before, last = inputs["micro_batches"]
         with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
@@ -71,22 +74,37 @@ class AnswerTrainer(SFTTrainer):
         total += self._backward(model, last, num_items)
         return total if ranks.number() == 1 else total.fill_(ranks.total(total.item()))
 
-    def _backward(self, model: Any, batch: Any, num_items: float) -> torch.Tensor:
-        loss = self._loss(model, batch, num_items)
+    def _sizes(self, batches: Sequence[Any]) -> list[float]:
+        """The items of each term of the loss, of all micro-batches."""
+        return [sum(sizes) for sizes in zip(*map(self.objective.sizes, batches), strict=True)]
+
+    def _backward(self, model: Any, batch: Any, num_items: Sequence[float]) -> torch.Tensor:
+        loss: Any = sum(self._terms(model, batch, num_items))
         self.accelerator.backward(loss * ranks.number())  # the gradients that are applied are the mean of the ranks'
         return loss.detach()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean loss over all labels of the micro-batches."""
-        num_items = sum(map(num_labels, inputs["micro_batches"]))
-        return sum(self._loss(model, batch, num_items) for batch in inputs["micro_batches"])
+        """The mean loss over all items of the micro-batches."""
+        num_items = self._sizes(inputs["micro_batches"])
+        return sum(term for batch in inputs["micro_batches"] for term in self._terms(model, batch, num_items))
 
-    def _loss(self, model: Any, batch: Any, num_items: float) -> torch.Tensor:
+    def _terms(self, model: Any, batch: Any, num_items: Sequence[float]) -> Sequence[torch.Tensor]:
         batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
-            return answer_loss(compat.forward_in_autocast(model), batch, num_items)
+            return self.objective.terms(compat.forward_in_autocast(model), batch, num_items)
+
+    @torch.no_grad()
+    def likelihoods(self, batch: Any, number: int) -> torch.Tensor:
+        """The log-likelihood of each of so many answers: [number] in nats, before training begins."""
+        model: Any = self.model_wrapped
+        if model is self.model:
+            model = self.model_wrapped = self.accelerator.prepare(self.model)  # train() does not wrap it a second time
+        model.eval()
+        batch = self._prepare_inputs(batch)
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            return answer_likelihoods(compat.forward_in_autocast(model), batch, number)
 
     def learned(self) -> dict[str, torch.Tensor] | None:
         """The tensors that learned, put together at the first rank; None where each rank has all of them."""
@@ -99,17 +117,26 @@ class AnswerTrainer(SFTTrainer):
 
     @torch.no_grad()
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
-        """The mean loss over all labelled tokens; transformers would take the mean of the batches' means."""
+        """The mean loss over all labelled tokens, or pairs; transformers would take the mean of the batches' means."""
         model: Any = self.model_wrapped
         model.eval()
-        total = num_items = 0.0
+        totals, sizes = list[float](), list[float]()
+        self.objective.figures()  # of training steps
         for inputs in dataloader:
             for batch in inputs["micro_batches"]:
-                total += self._loss(model, batch, 1).item()
-                num_items += num_labels(batch)
-        total, num_items = ranks.total(total), ranks.total(num_items)
-        metrics = {f"{metric_key_prefix}_loss": total / max(1, num_items)}
-        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=int(num_items))
+                own = self.objective.sizes(batch)
+                terms = [term.item() for term in self._terms(model, batch, [1.0] * len(own))]
+                totals = [a + b for a, b in zip_longest(totals, terms, fillvalue=0.0)]
+                sizes = [a + b for a, b in zip_longest(sizes, own, fillvalue=0.0)]
+        totals, sizes = [*map(ranks.total, totals)], [*map(ranks.total, sizes)]
+        loss = sum(total / max(1, size) for total, size in zip(totals, sizes, strict=False))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **self.figures()}.items()}
+        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=int(sum(sizes[:1])))
+
+    def figures(self) -> dict[str, float]:
+        """The means of what the objective measured beside the loss since the last call, over all ranks."""
+        found = self.objective.figures()
+        return {name: ranks.total(total) / max(1, ranks.total(number)) for name, (total, number) in found.items()}
 
 
 class ObservedTrainer(AnswerTrainer):
@@ -145,6 +172,10 @@ class ObservedTrainer(AnswerTrainer):
             raise ValueError("training ended without an evaluation")
         self._load_from_checkpoint(str(checkpoints.at(Path(str(self.args.output_dir)), best.step)))
         return best
+
+    def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
+        """With what the objective measured in the step."""
+        super().log(logs | self.figures() if "loss" in logs else logs, *rest, **more)
 
     def _evaluations(self) -> list[record.ValidationResult]:
         return record.evaluations(self.state.log_history, self.training)

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from tunewright.artifacts import training_log
 from tunewright.config import Training
+from tunewright.modeling.objectives import REWARDS
 from tunewright.tasks.train.trainer import ALIVE, checkpoints, ranks
 from tunewright.tasks.train.trainer.watch import Watch
 
@@ -62,7 +63,7 @@ def _last_better(
 
 STATE = "trainer_state.json"  # in a checkpoint, by transformers
 BEAT_SECONDS = 1.0  # between two signs of life
-FIGURES = ("loss", "grad_norm", "learning_rate", "epoch")
+FIGURES = ("loss", *REWARDS, "grad_norm", "learning_rate", "epoch")
 
 
 class Record:
@@ -176,7 +177,7 @@ class Recorder(TrainerCallback):
                 self.watch.fail(f"the validation loss is {logs['eval_loss']}", state.global_step)
             if state.global_step in self.record.evaluated:
                 return  # made up for after all, in a run that was killed before it could keep that
-            names = ("epoch", "eval_loss", f"eval_{self.training.best_by}")
+            names = ("epoch", "eval_loss", f"eval_{self.training.best_by}", *(f"eval_{name}" for name in REWARDS))
             figures = {name: logs[name] for name in names if name in logs} | {"seconds": logs.get("eval_runtime")}
             self.record.line(state.global_step, state.max_steps, **figures)
 

@@ -17,7 +17,18 @@ from tunewright.modeling.batches.attention import ATTENTION
 from tunewright.modeling.batches.layouts import AttentionGroup, Batch, flash, packed, padded
 from tunewright.modeling.micro_batching import GROUP, Layout, Row, cut, shared_out
 
-__all__ = ["ATTENTION", "AttentionGroup", "Batch", "Collator", "answer_loss", "flash", "num_labels", "packed", "padded"]
+__all__ = [
+    "ATTENTION",
+    "AttentionGroup",
+    "Batch",
+    "Collator",
+    "answer_likelihoods",
+    "answer_loss",
+    "flash",
+    "num_labels",
+    "packed",
+    "padded",
+]
 PIECE = 256  # positions whose probabilities over the vocabulary are held in float32 at once
 
 
@@ -76,11 +87,22 @@ def num_labels(batch: Batch) -> int:
 
 def answer_loss(model: Any, batch: Batch, num_items: float | None = None) -> torch.Tensor:
     """The mean cross-entropy over the batch's labels, or their sum over `num_items`: a scalar in nats per token."""
-    logits = model(**batch["inputs"], use_cache=False).logits.flatten(0, 1)
-    labels = batch["labels"].to(logits.device).flatten()
+    logits, labels = _scored(model, batch)
     if num_items is None:
         num_items = num_labels(batch)
     return _CrossEntropy.apply(logits, labels, 1 / max(1, num_items))
+
+
+def answer_likelihoods(model: Any, batch: Batch, number: int) -> torch.Tensor:
+    """The log-likelihood of each of so many answers, summed over its tokens: [number] in nats, in float32."""
+    logits, labels = _scored(model, batch)
+    return _LogLikelihoods.apply(logits, labels, batch["answers"].to(logits.device).flatten(), number)
+
+
+def _scored(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of the scored positions [positions, vocabulary], and their labels [positions]."""
+    logits = model(**batch["inputs"], use_cache=False).logits.flatten(0, 1)
+    return logits, batch["labels"].to(logits.device).flatten()
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -112,3 +134,32 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(outer[0]), None, None
+
+
+class _LogLikelihoods(torch.autograd.Function):
+    """The sums of the log-likelihoods of each answer's labels in float32, piece by piece as in _CrossEntropy."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, answers: torch.Tensor, number: int
+    ) -> torch.Tensor:
+        sums = torch.zeros(number, device=logits.device)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for at in range(0, len(labels), PIECE):
+            target = labels[at : at + PIECE, None]
+            scored = target != IGNORED
+            target = target.clamp(min=0)
+            likelihoods = torch.log_softmax(logits[at : at + PIECE], dim=-1, dtype=torch.float32)
+            sums.index_add_(0, answers[at : at + PIECE], (likelihoods.gather(1, target) * scored).squeeze(1))
+            if gradient is not None:
+                probabilities = likelihoods.exp_().neg_()
+                probabilities.scatter_add_(1, target, torch.ones_like(target, dtype=torch.float32))
+                torch.mul(probabilities, scored, out=probabilities)
+                gradient[at : at + PIECE] = probabilities
+        ctx.gradient, ctx.answers = gradient, answers
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(outer[0][ctx.answers, None]), None, None, None

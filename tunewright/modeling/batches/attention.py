@@ -4,6 +4,7 @@ Rows of like length are laid out side by side, so that no row is compared with a
 less the prefix, and only here is there any padding.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def attention(
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("logit soft-capping and attention sinks are not supported")
-    longest, total = groups[0]["visible"].shape
+    longest, total = groups[0]["visible"].shape[-2:]
     lengths = [total - longest, *(len(group["token_rows"]) for group in groups)]
     options: dict[str, Any] = {
         "scale": scaling or query.shape[-1] ** -0.5,
@@ -49,7 +50,7 @@ def attention(
         states[0].split(lengths, dim=1) for states in (query, key, value)
     )
     # On a CPU torch's fused attention loses where scores are few: it calls a bfloat16 product for each small block.
-    scores = query.shape[1] * sum(len(group["row_tokens"]) * group["visible"].numel() for group in groups)
+    scores = query.shape[1] * sum(len(group["row_tokens"]) * math.prod(group["visible"].shape[-2:]) for group in groups)
     is_small = query.device.type == "cpu" and query.dtype == torch.bfloat16 and scores <= SCORES
     attend = _attend if is_small else _fused
     attended = []
@@ -91,7 +92,8 @@ def _fused(
 ) -> torch.Tensor:
     """scaled_dot_product_attention; the query heads of a key head are together."""
     groups = query.shape[1] // key.shape[1]
-    if query.shape[2] == key.shape[2]:  # no prefix: what a mask would say, kernels know, and need half the time
+    # No prefix and no branch: what a mask would say, kernels know, and need half the time.
+    if query.shape[2] == key.shape[2] and attn_mask.dim() == 2:
         options["is_causal"] = True
     else:
         options["attn_mask"] = attn_mask
@@ -113,11 +115,13 @@ def _attend(
 ) -> torch.Tensor:
     """scaled_dot_product_attention as two batched products; the query heads of a key head are one matrix."""
     rows, heads, longest, size = query.shape
-    kv_heads, total = key.shape[1:3]
+    kv_heads = key.shape[1]
     groups = heads // kv_heads
-    bias = torch.zeros(longest, total, dtype=query.dtype, device=query.device).masked_fill_(~attn_mask, float("-inf"))
+    bias = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~attn_mask, float("-inf"))
+    # Of all rows alike, or of each row for each of its key heads.
+    bias = bias.repeat(groups, 1) if bias.dim() == 2 else bias.repeat(1, kv_heads, groups, 1).flatten(0, 1)
     stacked = query.reshape(rows * kv_heads, groups * longest, size)
-    scores = torch.baddbmm(bias.repeat(groups, 1), stacked, key.flatten(0, 1).transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(bias, stacked, key.flatten(0, 1).transpose(1, 2), alpha=scale)
     weights = functional.dropout(scores.softmax(dim=-1), dropout_p)
     return torch.bmm(weights, value.flatten(0, 1)).view(rows, heads, longest, value.shape[3])
 

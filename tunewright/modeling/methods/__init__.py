@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.config import Method
 from tunewright.modeling import architecture
 from tunewright.modeling.methods.modules import num_in_experts, without_adapter
-from tunewright.serving import as_stored
+from tunewright.serving import TRAINED, as_stored
 
 if TYPE_CHECKING:
     from tunewright.modeling.compute import Chosen
@@ -28,13 +28,16 @@ def load_trainable(
     chosen: "Chosen",
     modules: Sequence[str] = (),
     examples: Sequence[Sequence[int]] | None = None,
+    begins_as: Path | None = None,
 ) -> Any:
     """The base in the folder `weights`, ready to train by `method`.
 
     `modules` are the names of those that learn with spectrum; `examples` the token ids of training rows, which
-    init=eva looks at. Raises ValueError where the base has no such modules or layers.
+    init=eva looks at. `begins_as` is what a training before this one saved by the same method, which goes on from it.
+    Raises ValueError where the base has no such modules or layers.
     """
     import torch
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     from tunewright.modeling.methods.adapter import add_adapter
@@ -44,7 +47,8 @@ def load_trainable(
     options["dtype"] = torch.float32 if method.kind == "full" else precision
     if method.kind == "qlora":
         options["quantization_config"] = _quantization(weights, method, precision, sharded=chosen.sharded)
-    model: Any = as_stored(AutoModelForCausalLM.from_pretrained(weights, **options))
+    read = begins_as if begins_as is not None and method.kind == "full" else weights
+    model: Any = as_stored(AutoModelForCausalLM.from_pretrained(read, **options))
     if method.kind != "full" and (beside := num_in_experts(model)):
         log.warning(
             "the base is a mixture of experts: method.kind=%s does not train%s its %s expert weights, only the other "
@@ -57,6 +61,8 @@ def load_trainable(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if method.kind == "spectrum":
+        if begins_as is not None:
+            model.load_state_dict(load_file(begins_as / TRAINED), strict=False)
         model.requires_grad_(False)
         for name in modules:
             model.get_submodule(name).float().requires_grad_(True)
@@ -64,7 +70,7 @@ def load_trainable(
         return model
     if method.kind == "lora" and torch.cuda.is_available():
         model.to("cuda")  # what an adapter starts from is decomposed there in a fraction of the time
-    return add_adapter(model, method, precision, examples)
+    return add_adapter(model, method, precision, examples, begins_as)
 
 
 def _quantization(weights: Path, method: Method, precision: Any, *, sharded: bool) -> Any:

@@ -10,10 +10,11 @@ asked for (the paper's rho = 1), so that a plan's figures hold.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import EvaConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.eva import initialize_lora_eva_weights
@@ -79,8 +80,32 @@ PISSA = "pissa_niter_16"  # iterations of a fast decomposition: seconds instead 
 BEGAN_AS = "adapter_began_as"  # the attribute of the model that keeps an adapter which was taken out of its weights
 
 
-def add_adapter(model: Any, method: Method, precision: torch.dtype, examples: Sequence[Sequence[int]] | None) -> Any:
-    """The model with an adapter that learns, in float32, and everything else frozen; `precision` is multiplied in."""
+def add_adapter(
+    model: Any,
+    method: Method,
+    precision: torch.dtype,
+    examples: Sequence[Sequence[int]] | None,
+    begins_as: Path | None = None,
+) -> Any:
+    """The model with an adapter that learns, in float32, and everything else frozen; `precision` is multiplied in.
+
+    The adapter is the one in the folder `begins_as`, if there is one, and else a new one.
+    """
+    if begins_as is None:
+        model = _with_new(model, method, examples)
+    else:
+        model = PeftModel.from_pretrained(model, begins_as, is_trainable=True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    # Under autocast the small adapter weights are cast to bfloat16; PEFT would cast every activation to float32.
+    for module in model.modules() if precision != torch.float32 else ():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+def _with_new(model: Any, method: Method, examples: Sequence[Sequence[int]] | None) -> Any:
     from_activations = method.init == "eva"
     config = LoraConfig(
         r=method.rank,
@@ -99,13 +124,6 @@ def add_adapter(model: Any, method: Method, precision: torch.dtype, examples: Se
         config.init_lora_weights, config.eva_config = True, None  # loaded, it is an adapter like any other
     if method.init in {"pissa", "olora"}:
         _take_out(model, method)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    # Under autocast the small adapter weights are cast to bfloat16; PEFT would cast every activation to float32.
-    for module in model.modules() if precision != torch.float32 else ():
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
 

@@ -1,0 +1,88 @@
+"""The losses that training lowers: on answers, or on preference pairs.
+
+A loss is a sum of terms, each of them over what it is the mean of: labels or pairs of a whole optimizer step, however
+that is cut into micro-batches and shared out to devices.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from tunewright.config import Preference
+from tunewright.modeling import preferences
+from tunewright.modeling.batches import Batch, answer_likelihoods, answer_loss, num_labels
+
+REWARDS = ("reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")  # that are measured of pairs
+
+
+class Objective(Protocol):
+    """A loss."""
+
+    def sizes(self, batch: Any) -> Sequence[float]:
+        """Of a micro-batch, the number of items that each term is the mean of."""
+        ...
+
+    def terms(self, model: Any, batch: Any, totals: Sequence[float]) -> Sequence[torch.Tensor]:
+        """Each term's sum over a micro-batch, divided by the number of its items in `totals`: scalars."""
+        ...
+
+    def figures(self) -> Mapping[str, tuple[float, float]]:
+        """What was measured beside the loss since the last call: name -> (sum, number)."""
+        ...
+
+
+class AnswerObjective:
+    """The cross-entropy of the labelled tokens, in nats per token."""
+
+    def sizes(self, batch: Batch) -> tuple[float]:
+        """The number of labels."""
+        return (num_labels(batch),)
+
+    def terms(self, model: Any, batch: Batch, totals: Sequence[float]) -> tuple[torch.Tensor]:
+        """The one term."""
+        return (answer_loss(model, batch, totals[0]),)
+
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """Nothing besides the loss."""
+        return {}
+
+
+class PairObjective:
+    """The loss on preference pairs, and beside it the loss on the chosen answers where the settings add it."""
+
+    def __init__(self, settings: Preference) -> None:
+        self.settings = settings
+        self.measured = dict.fromkeys(REWARDS, 0.0)
+        self.num_pairs = 0
+
+    def sizes(self, batch: preferences.PairBatch) -> tuple[float, float]:
+        """The number of pairs, and of the tokens of chosen answers."""
+        return len(batch["sizes"]), int(batch["sizes"][:, 0].sum())
+
+    def terms(self, model: Any, batch: preferences.PairBatch, totals: Sequence[float]) -> tuple[torch.Tensor, ...]:
+        """The loss on pairs, and that on the chosen answers with its weight, which may be 0."""
+        number = len(batch["sizes"])
+        found = answer_likelihoods(model, batch, 2 * max(1, number)).view(-1, 2)
+        if not number:  # of another rank's idle micro-batch: no gradient, of the same parameters
+            return found[:, 0].sum() * 0, found[:, 1].sum() * 0
+        of = preferences.Compared(found, batch["reference"], batch["sizes"], self.settings)
+        self._measure(of)
+        of_pairs = preferences.LOSSES[self.settings.loss] if self.settings.method == "dpo" else preferences.odds_ratio
+        weight = self.settings.sft_weight if self.settings.method == "dpo" else 1.0
+        return of_pairs(of).sum() / totals[0], -weight * found[:, 0].sum() / totals[1]
+
+    @torch.no_grad()
+    def _measure(self, of: preferences.Compared) -> None:
+        """Adds the rewards of pairs; without a reference the reward is the mean log-likelihood per token."""
+        rewards = of.rewards if self.settings.needs_reference else of.settings.beta * of.policy / of.sizes
+        chosen, rejected = rewards.unbind(1)
+        self.num_pairs += len(rewards)
+        for name, each in zip(REWARDS, (chosen, rejected, chosen - rejected, (chosen > rejected).float()), strict=True):
+            self.measured[name] += each.sum().item()
+
+    def figures(self) -> Mapping[str, tuple[float, float]]:
+        """The mean rewards of both answers, their margin, and the share of pairs in which the chosen one has more."""
+        found = {name: (total, self.num_pairs) for name, total in self.measured.items()}
+        self.measured, self.num_pairs = dict.fromkeys(REWARDS, 0.0), 0
+        return found
