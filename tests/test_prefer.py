@@ -1,17 +1,22 @@
 """Training on preference pairs: it moves the model to the chosen answers, resumes to the same bytes, and is TRL's."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import MakeSplits
+from safetensors.torch import load_file
+from trained import in_this_process, kill_trainer_after
 
-from tunewright.artifacts import Adapter, Base, Tokens
+from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Preference, Training
-from tunewright.store.caching import digest_of
+from tunewright.errors import ConfigError, TrainerDied
 from tunewright.tasks.prefer import prefer
 from tunewright.tasks.render import render
+from tunewright.tasks.train import stage as train_stage
 from tunewright.tasks.train.stage import train
 from tunewright.tools.conversation import Conversation
 
@@ -46,6 +51,47 @@ def test_pairs_are_trained_from_where_sft_ended(tokens: Tokens, tiny_base: Base,
     assert steps[0]["loss"] == pytest.approx(0.6931, abs=0.01)
     last = [line for line in lines(made) if "eval_loss" in line][-1]
     assert last["eval_reward_margin"] > 0.1 and last["eval_reward_accuracy"] == 1.0
-    assert digest_of(made.path("model") / "adapter_model.safetensors") != digest_of(
-        first.path("model") / "adapter_model.safetensors"
-    )
+    assert made.digest != first.digest
+    assert (made.preference, first.preference) == ("dpo", "")
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo"])
+def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
+    method: Any, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Preference(method=method, learning_rate=0.01, max_steps=24)
+    given = (tokens, tiny_base, SMALL, settings, settings.schedule(SFT), ONE_THREAD)
+    with monkeypatch.context() as patch:
+        patch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
+        undisturbed = prefer.fn(*given)
+    killer = kill_trainer_after(home, '"step": 7', signal.SIGKILL, "prefer")
+    with pytest.raises(TrainerDied, match="SIGKILL"):
+        prefer.fn(*given)
+    killer.join()
+    resumed = prefer.fn(*given)
+    assert 6 <= json.loads(resumed.path("status.json").read_text())["resumed_from"] < 24
+    assert resumed.digest == undisturbed.digest
+
+
+@pytest.mark.parametrize("kind", ["qlora", "full", "spectrum"])
+def test_each_kind_of_method_goes_on_from_its_sft(
+    kind: Any, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_stage, "_attempt", in_this_process)
+    method = Method(kind=kind, rank=2, alpha=4) if kind == "qlora" else Method(kind=kind)
+    chosen = Scan(num_modules=1, chosen=("model.layers.0.mlp.down_proj",)) if kind == "spectrum" else None
+    rest = (ONE_THREAD.model_copy(update={"precision": "float32"}), chosen)
+    first = train.fn(tokens, tiny_base, method, SFT, *rest)
+    settings = Preference(method="dpo", learning_rate=1e-8, max_steps=1)
+    made = prefer.fn(tokens, tiny_base, method, settings, settings.schedule(SFT), *rest, begins_as=first)
+    before, after = (load_file(next(each.path("model").glob("*.safetensors"))) for each in (first, made))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.allclose(after[name].float(), tensor.float(), atol=1e-6), f"{name} began elsewhere"
+
+
+def test_rows_without_pairs_are_refused_in_a_line(tiny_base: Base, make_splits: MakeSplits, home: Path) -> None:
+    rows = [[f"the question number {i}", f"the answer {i % 3}"] for i in range(18)]
+    tokens = render.fn(make_splits(rows[:12], rows[12:15], rows[15:]), tiny_base, Model(base="tiny", max_length=256))
+    with pytest.raises(ConfigError, match=r"preference\.method=dpo: no training row has a rejected answer"):
+        prefer.fn(tokens, tiny_base, SMALL, DPO, DPO.schedule(SFT), ONE_THREAD)

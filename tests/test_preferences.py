@@ -30,7 +30,11 @@ def make_pairs(number: int = 7, longest: int = 9) -> list[Pair]:
 
     pairs = []
     for _ in range(number):
-        prompt, chosen, rejected = [5, 6, 7, 8, *tokens(1, 12)], [*tokens(0, longest), STOP], [*tokens(0, longest), STOP]
+        prompt, chosen, rejected = (
+            [5, 6, 7, 8, *tokens(1, 12)],
+            [*tokens(0, longest), STOP],
+            [*tokens(0, longest), STOP],
+        )
         pairs.append(
             {
                 "input_ids": [*prompt, *chosen, BEHIND],

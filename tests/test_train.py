@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import MakeSplits, Once
 from safetensors.torch import load_file
-from trained import done_once, in_this_process
+from trained import done_once, in_this_process, kill_trainer_after
 
 from tunewright.artifacts import Adapter, Base, Tokens
 from tunewright.config import Compute, Method, Model, Training
@@ -58,36 +56,6 @@ def weights(adapter: Adapter) -> str:
 
 def curve(adapter: Adapter) -> list[dict[str, Any]]:
     return [json.loads(line) for line in adapter.path("metrics.jsonl").read_text().splitlines()]
-
-
-def kill_trainer_after(home: Path, line: str, sent: signal.Signals) -> threading.Thread:
-    """Sends a signal to the trainer once its metrics hold `line`."""
-
-    def wait_and_kill() -> None:
-        while True:
-            for metrics in home.glob("work/train/*/metrics.jsonl"):
-                if line in metrics.read_text():
-                    os.kill(trainer_process(), sent)
-                    return
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=wait_and_kill, daemon=True)
-    thread.start()
-    return thread
-
-
-def trainer_process() -> int:
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command, parent = (
-                (folder / "cmdline").read_bytes(),
-                (folder / "stat").read_text().rpartition(")")[2].split()[1],
-            )
-        except OSError:
-            continue
-        if b"tunewright.tasks.train.trainer" in command and int(parent) == os.getpid():
-            return int(folder.name)
-    raise AssertionError("no trainer runs")
 
 
 def test_a_run_ends_at_its_planned_step_with_the_best_weights_and_its_curves(tokens: Tokens, tiny_base: Base) -> None:

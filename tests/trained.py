@@ -4,10 +4,12 @@ A training is deterministic, so that the first of those with the same settings, 
 """
 
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -93,3 +95,33 @@ def reproduce_here(patch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(returncode=0)
 
     patch.setattr("tunewright.cli.reproduce.subprocess", SimpleNamespace(run=process, DEVNULL=subprocess.DEVNULL))
+
+
+def kill_trainer_after(home: Path, line: str, sent: signal.Signals, stage: str = "train") -> threading.Thread:
+    """Sends a signal to the trainer once its metrics hold `line`."""
+
+    def wait_and_kill() -> None:
+        while True:
+            for metrics in home.glob(f"work/{stage}/*/metrics.jsonl"):
+                if line in metrics.read_text():
+                    os.kill(trainer_process(), sent)
+                    return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=wait_and_kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def trainer_process() -> int:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, parent = (
+                (folder / "cmdline").read_bytes(),
+                (folder / "stat").read_text().rpartition(")")[2].split()[1],
+            )
+        except OSError:
+            continue
+        if b"tunewright.tasks.train.trainer" in command and int(parent) == os.getpid():
+            return int(folder.name)
+    raise AssertionError("no trainer runs")

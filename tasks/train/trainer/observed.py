@@ -37,15 +37,13 @@ class AnswerTrainer(SFTTrainer):
     def __init__(self, *, lora_plus: float | None = None, objective: Objective | None = None, **rest: Any) -> None:
         self.lora_plus = lora_plus
         self.objective = objective or AnswerObjective()
+        learning = [(each, each.data.float()) for each in rest["model"].parameters() if each.requires_grad]
         super().__init__(**rest)
         if self.is_fsdp_enabled and self.args.bf16:  # gradients are summed over the ranks in float32
             plugin: Any = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
-        # TRL rounds the adapter of a packed base to bfloat16 at the start, and a resumed one would be float32.
-        trained: Any = self.model
-        for parameter in trained.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        for parameter, as_it_was in learning:  # TRL rounds the adapter of a packed base to bfloat16
+            parameter.data = as_it_was.to(parameter.device)
 
     def get_train_dataloader(self) -> Any:
         """All rows of each step, of which the collator takes this rank's micro-batches."""
