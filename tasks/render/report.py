@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tunewright.artifacts import IGNORED, Tokens
 from tunewright.artifacts.payloads import Contract
+from tunewright.modeling.pairs import answers_of
 from tunewright.reports.pages import percent, template
 
 NUM_EXAMPLES = 6
@@ -91,6 +92,18 @@ def _printable(text: str) -> str:
     return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def answer_tokens(tokenizer: Any, prompt: list[int], answer: list[int]) -> list[str]:
+    """The text of each token of an answer: what it adds to the text before it."""
+    texts = []
+    before = tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    for at in range(1, len(answer) + 1):
+        ids = [*prompt, *answer[:at]]
+        longer = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        texts.append(_printable(longer[len(before) :]))
+        before = longer
+    return texts
+
+
 def choose_examples(counts: TokenCounts) -> dict[int, str]:
     """Rows worth a look, by position, and why: the first, the longest, one with several answers; others without why."""
     chosen = {0: "the first training row"}
@@ -108,7 +121,8 @@ def _examples(file: Path, tokenizer: Any, counts: TokenCounts, split: Path) -> l
     import pyarrow.dataset as ds  # with pandas
 
     chosen = choose_examples(counts)
-    rows = ds.dataset(file).take(list(chosen), columns=["row_id", "input_ids", "labels"]).to_pylist()
+    columns = ["row_id", "input_ids", "labels", "prompt_length", "rejected_ids"]
+    rows = ds.dataset(file).take(list(chosen), columns=columns).to_pylist()
     named = ds.field("row_id").isin([row["row_id"] for row in rows])
     found = ds.dataset(split).to_table(columns=["row_id", "file", "line"], filter=named).to_pylist()
     places = {row["row_id"]: _printable(f"{row['file']} line {row['line']}") for row in found}
@@ -120,9 +134,19 @@ def _examples(file: Path, tokenizer: Any, counts: TokenCounts, split: Path) -> l
             "num_tokens": len(row["input_ids"]),
             "num_trained": int(counts.trained[position]),
             "segments": segments(tokenizer, row["input_ids"], row["labels"]),
+            "answers": _both_answers(tokenizer, row),
         }
         for (position, why), row in zip(chosen.items(), rows, strict=True)
     ]
+
+
+def _both_answers(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[str]]:
+    """The tokens of the chosen and of the rejected answer; {} of a row that is no preference pair."""
+    if row["rejected_ids"] is None:
+        return {}
+    prompt = row["input_ids"][: row["prompt_length"]]
+    both = zip(("chosen", "rejected"), answers_of(row), strict=True)
+    return {name: answer_tokens(tokenizer, prompt, answer) for name, answer in both}
 
 
 def _percentiles(values: np.ndarray) -> dict[str, int]:
@@ -193,4 +217,7 @@ def _coloured(example: dict[str, Any]) -> Text:
                 piece = f"[... {len(piece) - MOST_UNTRAINED:,} characters ...]".join(ends)
             text.append(piece, style=f"not bold {style}" if "bold" not in style else style)
         text.append(MARKS[-1] if is_trained else "")
+    if rejected := example["answers"].get("rejected"):
+        text.append(f"\nrejected answer ({len(rejected)} tokens): ", style="not bold dim")
+        text.append("".join(rejected), style="not bold red")
     return text

@@ -141,6 +141,9 @@ class Countdown:
             follower.comes_to(sentence)
 
 
+UNSAID = ("eval_reward_chosen", "eval_reward_rejected")  # whose difference, the margin, is said
+
+
 class Progress:
     """Progress of the trainer in a work folder."""
 
@@ -201,7 +204,7 @@ class Progress:
         step, planned = self._place()
         parts = [f"loss {self.steps[-1]['loss']:.4f}"] if self.steps else []
         for name, value in (self.evaluations[-1] if self.evaluations else {}).items():
-            if name.startswith("eval_"):
+            if name.startswith("eval_") and name not in UNSAID:
                 at = "" if self.evaluations[-1]["step"] == step else f" at step {self.evaluations[-1]['step']}"
                 parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}{at}")
         rates = [line["tokens_per_second"] for line in self.steps[-RECENT:]]

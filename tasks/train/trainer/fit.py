@@ -126,6 +126,7 @@ def fit(job: Job, folder: Path) -> int:
         parameters=total,
         max_steps=training.max_steps,
         method=job.method.kind,
+        needs_reference=bool(job.preference and job.preference.needs_reference),
     )
     best = trainer.go_on(resumed)
     if best is None:

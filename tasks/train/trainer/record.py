@@ -162,7 +162,8 @@ class Recorder(TrainerCallback):
             figures: dict[str, Any] = {name: logs[name] for name in FIGURES if name in logs}
             if not math.isfinite(figures.get("grad_norm", 0.0)):
                 self.watch.fail(f"the gradient norm is {figures['grad_norm']}", state.global_step)
-            num_rows, num_tokens = len(self.watch.rows), sum(len(row["input_ids"]) for row in self.watch.rows)
+            num_rows = len(self.watch.rows)
+            num_tokens = sum(len(row["input_ids"]) + len(row.get("rejected_ids", ())) for row in self.watch.rows)
             figures |= {
                 "seconds": round(self.seconds, 4),
                 "rows_per_second": round(num_rows / self.seconds, 3),

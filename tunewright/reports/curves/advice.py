@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tunewright.config import Training
 from tunewright.reports.curves.reading import Curves, number
+from tunewright.reports.pages import percent
 
 Series = Sequence[tuple[int, float]]
 
@@ -24,6 +25,8 @@ CALM = 0.35  # relative standard deviation of the loss of single steps
 IMPOSSIBLE = 15  # nats per token: one token in 3 million, a guess in any vocabulary
 AROUND = 15  # steps before and after one, which its gradient norm is compared with
 EPOCHS = Training().epochs
+HALF = 0.5  # of the validation pairs that chance ranks right
+FALLEN = 0.5  # of the margin that the chosen answers' own fall is, from which on it is told
 LEVEL = 0.005  # change of the validation loss, relative, that is none
 
 
@@ -58,11 +61,9 @@ class Window(NamedTuple):
 def warnings(curves: Curves) -> list[TrainingWarning]:
     """Return the warnings, gravest first; of the rules on the course of the loss only the first that applies."""
     rules: tuple[Callable[[Curves], TrainingWarning | None], ...] = (
-        divergence,
-        no_learning,
-        overfitting,
-        plateau,
-        unfinished,
+        (unpreferred, unlikelier, overfitting)
+        if curves.is_of_pairs
+        else (divergence, no_learning, overfitting, plateau, unfinished)
     )
     course = next((found for rule in rules if (found := rule(curves))), None)
     return [found for found in (course, gradient_spikes(curves)) if found]
@@ -79,6 +80,29 @@ def windows(series: Series, most: int = WINDOWS) -> list[Window]:
             error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
             found.append(Window(part[0][0], part[-1][0], statistics.fmean(values), error))
     return found
+
+
+def unpreferred(curves: Curves) -> TrainingWarning | None:
+    """In the best evaluation the model preferred the chosen answer, more than at its beginning, no oftener than not."""
+    found = [line for line in curves.evaluations if line["step"] == curves.best_step]
+    if not found or found[0]["eval_reward_accuracy"] > HALF:
+        return None
+    seen = f"at step {curves.best_step} {percent(found[0]['eval_reward_accuracy'])} of the validation pairs are ranked"
+    advice = "try 3 to 10 times preference.learning_rate, or look at pairs on the page of tokens and masks"
+    return TrainingWarning("no preference learnt", 0, f"{seen} right, which chance does too", advice)
+
+
+def unlikelier(curves: Curves) -> TrainingWarning | None:
+    """The margin came from rejected answers that fell further, while the chosen ones became less likely as well."""
+    found = [line for line in curves.evaluations if line["step"] == curves.best_step]
+    if not found or not curves.status.get("needs_reference"):
+        return None
+    chosen, margin = found[0]["eval_reward_chosen"], found[0]["eval_reward_margin"]
+    if chosen > -FALLEN * margin:
+        return None
+    seen = f"at step {curves.best_step} the reward of chosen answers is {number(chosen)}, with a margin of"
+    advice = "add preference.sft_weight=1, or raise preference.beta, if answers get worse"
+    return TrainingWarning("chosen answers became less likely", 0, f"{seen} {number(margin)}", advice)
 
 
 def divergence(curves: Curves) -> TrainingWarning | None:
@@ -144,7 +168,7 @@ def overfitting(curves: Curves) -> TrainingWarning | None:
         f"{number(statistics.fmean(before))} to {number(statistics.fmean(later))}"
     )
     size = f" or {curves.sized_by}" if curves.sized_by else ""
-    advice = f"try fewer {curves.planned_by}, a lower training.learning_rate{size}, or more rows"
+    advice = f"try fewer {curves.planned_by}, a lower {curves.section}.learning_rate{size}, or more rows"
     return TrainingWarning("overfitting", step, seen, advice)
 
 
@@ -223,5 +247,6 @@ def gradient_spikes(curves: Curves) -> TrainingWarning | None:
     step, largest, usual = max(spikes, key=lambda spike: spike[1])
     times = "once" if len(spikes) == 1 else f"{len(spikes)} times"
     seen = f"{times}, up to {number(largest)} at step {step} (median of the steps around it: {number(usual)})"
-    advice = "check the rows of these steps, or try a lower training.learning_rate or more training.warmup"
+    rate = f"{curves.section}.learning_rate"
+    advice = f"check the rows of these steps, or try a lower {rate} or more training.warmup"
     return TrainingWarning("gradient spikes", spikes[0][0], seen, advice)

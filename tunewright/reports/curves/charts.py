@@ -19,6 +19,10 @@ FIGURES = {
     "eval_exact_match": ("Validation exact match", ""),
     "eval_token_f1": ("Validation Token F1", ""),
     "eval_chrf": ("Validation chrF", ""),
+    "eval_reward_accuracy": ("Validation pairs ranked right", ""),
+    "eval_reward_margin": ("Validation reward margin", ""),
+    "eval_reward_chosen": ("Validation reward of chosen answers", ""),
+    "eval_reward_rejected": ("Validation reward of rejected answers", ""),
     "learning_rate": ("Learning rate", ""),
     "grad_norm": ("Gradient norm, before clipping", ""),
     "tokens_per_second": ("Speed", "tokens/s"),
@@ -102,7 +106,15 @@ def _losses(curves: Curves) -> Chart:
         Polyline("train", scale.points(smooth), []),
         Polyline("look", scale.points(evaluations), _dots(scale, evaluations, "validation loss")),
     ]
-    return _chart(curves, "Loss, nats per token", "", scale, lines, train, "training loss")
+    return _chart(
+        curves,
+        "Loss on pairs" if curves.is_of_pairs else "Loss, nats per token",
+        "",
+        scale,
+        lines,
+        train,
+        "training loss",
+    )
 
 
 def _single(curves: Curves, title: str, unit: str, series: Series, *, dotted: bool) -> Chart:

@@ -31,9 +31,19 @@ class Curves:
         return self.steps[-1]["planned"] if self.steps else 0
 
     @property
+    def is_of_pairs(self) -> bool:
+        """Whether it is a training on preference pairs."""
+        return any("reward_margin" in line for line in self.steps)
+
+    @property
+    def section(self) -> str:
+        """The section of the settings of its steps."""
+        return "preference" if self.is_of_pairs else "training"
+
+    @property
     def planned_by(self) -> str:
         """The setting that says how long to train."""
-        return "training.max_steps" if self.status.get("max_steps") else "training.epochs"
+        return f"{self.section}.max_steps" if self.status.get("max_steps") else f"{self.section}.epochs"
 
     @property
     def sized_by(self) -> str:
