@@ -10,7 +10,7 @@ from tunewright.artifacts import Artifact, Base, Splits, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import STAGES, Compute, Data, Method, Operation, Settings, Training
+from tunewright.config import STAGES, Compute, Data, Method, Settings, Training
 from tunewright.cost_model import (
     BudgetCase,
     Estimate,
@@ -18,6 +18,7 @@ from tunewright.cost_model import (
     devices,
     estimate,
     ground_of_render,
+    on_pairs,
     remedies,
     shapes,
     shortage,
@@ -50,6 +51,7 @@ class Costs:
     machine: devices.Machine
     chosen: Estimate
     others: Sequence[Estimate]
+    pairs: Estimate | None = None  # of the training on preference pairs that follows the chosen one
     warning: str
     notes: Sequence[str]
     rows_from: str = ""  # where rows are estimated, from what
@@ -121,7 +123,8 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
     notes += _sent_out(settings, made, sample)
-    costs = _costs(case, rates, settings.operation, notes, sample.said if sample else "")
+    pairs = on_pairs(case, settings.preference)
+    costs = _costs(case, pairs, rates, settings, notes, sample.said if sample else "")
     return Planned(steps=steps, costs=costs)
 
 
@@ -183,7 +186,10 @@ def _ground(
     if found := sampled(settings, base_here(settings, base), of, first):
         longest = max(len(row["input_ids"]) for row in found.rows)
         ground = Ground(shape, config, found.source, found.num_rows, found.num_validation, found.rows, longest)
-        return ground, found
+        pairs = work.pairs_of(found.rows)
+        share = len(pairs) / len(found.rows)
+        number, num_validation = (round(share * each) for each in (found.num_rows, found.num_validation))
+        return replace(ground, pairs=pairs, num_pairs=number, num_validation_pairs=num_validation), found
     batch, longest = settings.training.batch, settings.model.max_length
     rows = [work.stand_in(longest, number) for number in range(batch)]  # what nothing is known of could be
     return Ground(shape, config, "settings", batch, 0, rows, longest), None
@@ -290,7 +296,17 @@ class _Rates:
         return found or rate_of(machine.teraflops, self.case.compute.devices)
 
 
-def _costs(case: BudgetCase, rates: _Rates, operation: Operation, notes: Sequence[str], rows_from: str) -> Costs:
+def _costs(
+    case: BudgetCase,
+    pairs: BudgetCase | None,
+    rates: _Rates,
+    settings: Settings,
+    notes: Sequence[str],
+    rows_from: str,
+) -> Costs:
+    operation = settings.operation
+    if pairs and not settings.preference.begins_with_sft:
+        case, pairs = pairs, None
     chosen = estimate(case, rates.of(case.method))
     others = []
     for kind in KINDS:
@@ -317,9 +333,10 @@ def _costs(case: BudgetCase, rates: _Rates, operation: Operation, notes: Sequenc
         notes=notes,
         rows_from=rows_from,
         price=price,
+        pairs=estimate(pairs, rates.of(pairs.method)) if pairs else None,
     )
-    most = costs.cost(chosen)
-    if operation.budget is not None and most and most[1] > operation.budget:
+    most = [cost[1] for one in (chosen, costs.pairs) if one and (cost := costs.cost(one))]
+    if operation.budget is not None and sum(most) > operation.budget:
         said = f"the training may cost more than operation.budget={operation.budget:g}: the run asks for approval first"
         return replace(costs, notes=[*notes, said])
     return costs
@@ -340,6 +357,7 @@ def as_json(planned: Planned) -> dict[str, Any]:
         "rows_from": costs.rows_from,
         "at_most": costs.is_most,
         "methods": methods,
+        **({"preference": one_as_json(costs.pairs) | _money_as_json(costs, costs.pairs)} if costs.pairs else {}),
     }
     return {"training": estimated | {"warning": costs.warning, "notes": list(costs.notes)}}
 

@@ -17,14 +17,14 @@ from tunewright.cost_model import shapes, work
 from tunewright.data_checks.columns import prompt_and_answer
 from tunewright.data_checks.suite import LengthArguments, suite
 from tunewright.modeling import chat_templates
-from tunewright.modeling.chat import Chat, Tokenized, tokenize
+from tunewright.modeling.chat import Chat, Tokenized, tokenize, tokenize_rejected
 from tunewright.modeling.models import TOKENIZER_FILES, load_tokenizer
 from tunewright.reports.pages import counted
 from tunewright.serving import package_file
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest.sampling import MOST_BYTES, Sample, repeated_share
 from tunewright.tasks.render import bound_of, lengths_in_words
-from tunewright.tools.conversation import Message, conversation_of, texts_of, tools_of
+from tunewright.tools.conversation import Message, conversation_of, rejected_of, texts_of, tools_of
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
 
@@ -93,7 +93,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         bound = bound_of(base, settings.model) if base and rows else None
     numbers = max(1, train), num_validation, num_test
     if not rows or not bound:
-        guessed = [work.guessed(_as_texts(messages, settings.model)) for messages in conversations]
+        guessed = [_guessed(messages, settings.model) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
         return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
@@ -266,6 +266,14 @@ def _as_texts(messages: Sequence[Message], model: Model) -> list[dict[str, str]]
     return texts
 
 
+def _guessed(messages: Sequence[Message], model: Model) -> work.Row:
+    row, rejected = work.guessed(_as_texts(messages, model)), rejected_of(messages)
+    if rejected is None:
+        return row
+    other = work.guessed([{"role": "assistant", "content": rejected}])
+    return {**row, "rejected_ids": other["input_ids"][other["prompt_length"] :]}
+
+
 def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, model: Model) -> list[work.Row] | None:
     """The conversations that can be trained as tokens; None where that cannot be said without the base."""
     if base is None:
@@ -277,7 +285,11 @@ def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, mod
     if any(map(tools_of, conversations)):
         chat.require_tools(model.chat_template)
     made = tokenize(chat, conversations, last_only=False, reasoning=model.reasoning)
-    rows: list[work.Row] = [
-        {"input_ids": each.input_ids, "labels": each.labels} for each in made if isinstance(each, Tokenized)
-    ]
+    rejected = tokenize_rejected(chat, conversations, model.reasoning)
+    rows: list[work.Row] = []
+    for at, each in enumerate(made):
+        if isinstance(each, Tokenized):
+            row = {"input_ids": each.input_ids, "labels": each.labels, "prompt_length": each.prompt_length}
+            other = rejected.get(at)
+            rows.append(row | ({"rejected_ids": other.answer_ids} if isinstance(other, Tokenized) else {}))
     return rows or None

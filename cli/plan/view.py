@@ -79,6 +79,7 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
             f"{_most(costs)}{_bytes(one.peak)} at peak{of_each}, {_bytes(one.free)} free; {of}: {parts}",
         ),
         *_rows(costs),
+        *([("preference", _pairs(costs.pairs))] if costs.pairs else []),
         ("compute", _compute(one)),
         ("disk", f"{_bytes(one.disk)} during training"),
         *(("note", note) for note in (*costs.notes, *one.notes)),
@@ -102,6 +103,13 @@ def _rows(costs: Costs) -> list[tuple[str, str]]:
     cost = costs.cost(one)
     paid = [("cost", f"training: about {span(*cost)}, at {costs.price.said}")] if cost and costs.price else []
     return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one)), *paid]
+
+
+def _pairs(one: Estimate) -> str:
+    number = f"{'' if one.work.source == 'render' else 'about '}{one.work.num_rows:,}"
+    said = f"then {one.num_steps:,} steps on {number} pairs, micro-batches of {one.micro_batch}; "
+    said += f"{_bytes(one.peak)} at peak{'' if one.fits else ', which may not fit'}"
+    return f"{said}; about {_duration(one.seconds)}" if one.seconds else said
 
 
 def _compute(one: Estimate) -> str:

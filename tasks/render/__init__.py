@@ -23,14 +23,14 @@ from tunewright.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base,
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Checks, Model
 from tunewright.errors import DataError
-from tunewright.modeling.chat import DATE, Chat, Reasoning, Tokenized, Untrainable, tokenize
+from tunewright.modeling.chat import DATE, Chat, Reasoning, Tokenized, Untrainable, tokenize, tokenize_rejected
 from tunewright.modeling.models import check_served, load_tokenizer
 from tunewright.reports.pages import percent
 from tunewright.serving import context_length
 from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
 from tunewright.tasks.render.report import measure, preview, write_report
-from tunewright.tools.conversation import Conversation, Message, conversation_of, rejected_of, with_rejected
+from tunewright.tools.conversation import Message, conversation_of
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
@@ -119,12 +119,10 @@ def _rejected(
     chat: Chat, conversations: Sequence[Sequence[Message]], limit: int, reasoning: Reasoning
 ) -> dict[int, Tokenized | Untrainable]:
     """The conversations of preference pairs with their rejected answers, by their places; or why one is untrainable."""
-    pairs = {at: each for at, each in enumerate(conversations) if rejected_of(each) is not None}
-    ends = [with_rejected(each) for each in pairs.values() if isinstance(each, Conversation)]
-    fits = (_fits(tokens, limit) for tokens in tokenize(chat, ends, last_only=True, reasoning=reasoning))
+    fits = {at: _fits(tokens, limit) for at, tokens in tokenize_rejected(chat, conversations, reasoning).items()}
     return {
         at: Untrainable(fit.reason, f"the rejected answer: {fit.detail}") if isinstance(fit, Untrainable) else fit
-        for at, fit in zip(pairs, fits, strict=True)
+        for at, fit in fits.items()
     }
 
 
@@ -132,8 +130,7 @@ def _columns_of(rejected: Tokenized | Untrainable | None) -> dict[str, Any]:
     """The columns that a preference pair has besides those of its chosen answer."""
     if not isinstance(rejected, Tokenized):
         return {}
-    ids = [label for label in rejected.labels[rejected.prompt_length :] if label != IGNORED]
-    return {"rejected_ids": ids, "rejected": rejected.reference}
+    return {"rejected_ids": rejected.answer_ids, "rejected": rejected.reference}
 
 
 def _where(row: dict[str, Any]) -> str:

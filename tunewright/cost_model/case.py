@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tunewright.artifacts import Base, Tokens
-from tunewright.config import Compute, Method, Training
+from tunewright.config import Compute, Method, Preference, Training
 from tunewright.cost_model import work
 from tunewright.cost_model.devices import Machine
 from tunewright.cost_model.memory import Load, Memory, memory
@@ -31,6 +31,15 @@ class Ground:
     rows: Sequence[Row]  # some of those that train
     longest: int  # tokens of the longest row of all
     num_tokens: int | None = None  # of all rows that train, where they were counted
+    pairs: Sequence[Row] = ()  # some of the preference pairs that train, each with both answers
+    num_pairs: int = 0
+    num_validation_pairs: int = 0
+
+    def of_pairs(self) -> "Ground":
+        """The base and the pairs, of which there has to be one."""
+        longest = max(len(row["input_ids"]) for row in self.pairs)
+        numbers = self.num_pairs, self.num_validation_pairs
+        return Ground(self.shape, self.config, self.source, *numbers, self.pairs, longest)
 
     @property
     def row_tokens(self) -> float:
@@ -40,18 +49,14 @@ class Ground:
         return sum(len(row["input_ids"]) for row in self.rows) / len(self.rows)
 
 
-def ground_of(base: Base, tokens: Tokens, *, pairs: bool = False) -> Ground:
-    """A base and render's rows, or preference pairs, to estimate from."""
-    return ground_of_render(shape_in(base.weights), config_in(base.weights), tokens, pairs=pairs)
+def ground_of(base: Base, tokens: Tokens) -> Ground:
+    """A base and render's rows, to estimate from."""
+    return ground_of_render(shape_in(base.weights), config_in(base.weights), tokens)
 
 
-def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens, *, pairs: bool = False) -> Ground:
-    """A base's shape and render's rows, or preference pairs, to estimate from."""
+def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens) -> Ground:
+    """A base's shape and render's rows, to estimate from."""
     file = tokens.path("train.parquet")
-    if pairs:
-        rows = work.pairs_of_render(file)
-        longest = max(len(row["input_ids"]) for row in rows)
-        return Ground(shape, config, "render", tokens.num_pairs, tokens.num_validation_pairs, rows, longest)
     number, rows = work.rows_of_render(file)
     return Ground(
         shape=shape,
@@ -62,6 +67,9 @@ def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens, *, pairs
         rows=rows,
         longest=tokens.longest,
         num_tokens=work.tokens_of_render(file),
+        pairs=work.pairs_of_render(file) if tokens.num_pairs else (),
+        num_pairs=tokens.num_pairs,
+        num_validation_pairs=tokens.num_validation_pairs,
     )
 
 
@@ -74,6 +82,7 @@ class BudgetCase:
     training: Training
     compute: Compute
     machine: Machine
+    reads_reference: bool = False  # whether all rows are read once before the first step
 
     @cached_property
     def chosen(self) -> Chosen:
@@ -142,3 +151,11 @@ class BudgetCase:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
+
+
+def on_pairs(case: BudgetCase, preference: Preference) -> BudgetCase | None:
+    """The training on preference pairs of the same run; None where there is none."""
+    if preference.method == "none" or not case.ground.pairs:
+        return None
+    steps = preference.schedule(case.training)
+    return replace(case, ground=case.ground.of_pairs(), training=steps, reads_reference=preference.needs_reference)

@@ -64,6 +64,9 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
     every = case.training.evaluate_every or math.ceil(steps_an_epoch / 2)  # as tasks/train/trainer/fit.py has it
     validated = FORWARD_SHARE[method.kind] * ground.num_validation / case.batch
     total = case.flops_a_step(cut) * (num_steps + validated * math.ceil(num_steps / min(every, num_steps)))
+    if case.reads_reference:
+        read = (ground.num_rows + ground.num_validation) / case.batch
+        total += FORWARD_SHARE[method.kind] * read * case.flops_a_step(cut)
     passes = sum(map(len, cut)) / len(cut) / chosen.devices
     evaluation = evaluation_bytes(shape, method, case.machine.device.kind)
     return Estimate(
@@ -161,7 +164,8 @@ def before_training(
     With `pairs` they are preference pairs. A base that cannot be reckoned with trains as it is set.
     """
     try:
-        case = BudgetCase(ground_of(base, tokens, pairs=pairs), method, training, compute, machine())
+        ground = ground_of(base, tokens)
+        case = BudgetCase(ground.of_pairs() if pairs else ground, method, training, compute, machine())
     except ValueError:  # what its files say is not known here
         return training.micro_batch if isinstance(training.micro_batch, int) else training.batch, ""
     would = estimate(case)

@@ -67,8 +67,12 @@ def _some_of(file: Path, columns: list[str]) -> list[dict[str, Any]]:
 
 def pairs_of_render(file: Path) -> list[Row]:
     """Return the preference pairs of render, each as one row with its prompt and both answers."""
-    columns = ["input_ids", "labels", "prompt_length", "rejected_ids"]
-    return [as_row(pair, branches=True) for pair in _some_of(file, columns) if pair["rejected_ids"] is not None]
+    return pairs_of(_some_of(file, ["input_ids", "labels", "prompt_length", "rejected_ids"]))
+
+
+def pairs_of(rows: Sequence[Row]) -> list[Row]:
+    """Those of the rows that are preference pairs, each as one row with its prompt and both answers."""
+    return [as_row(row, branches=True) for row in rows if row.get("rejected_ids") is not None]
 
 
 def conversations_in(file: Path) -> tuple[int, list[list[Message]]]:
@@ -88,6 +92,7 @@ def guessed(messages: Sequence[Mapping[str, str]]) -> Row:
         marker = crc32(role.encode())
         row["input_ids"] += [marker] * (MARKERS - 1) + ids + [marker]
         learned = [*ids, marker] if role == "assistant" else [IGNORED] * (len(ids) + 1)  # an empty answer's stop token
+        row["prompt_length"] = len(row["input_ids"]) - len(learned)
         row["labels"] += [IGNORED] * (MARKERS - 1) + learned
     return row
 

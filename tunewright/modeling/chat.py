@@ -14,7 +14,15 @@ from tunewright.machine import bounded
 from tunewright.machine.bounded import Unreadable
 from tunewright.modeling import chat_templates
 from tunewright.modeling.labels import Tokenized, Turn, Untrainable, label
-from tunewright.tools.conversation import Conversation, Message, before, is_trained, tools_of
+from tunewright.tools.conversation import (
+    Conversation,
+    Message,
+    before,
+    is_trained,
+    rejected_of,
+    tools_of,
+    with_rejected,
+)
 
 DATE = "26 Jul 2024"  # what a template that writes today's date gets, so that rows do not change overnight
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro +%}}"
@@ -259,6 +267,15 @@ def tokenize(
     masks = reasoning == "masked" and not last_only
     made |= {row: label(chat, conversations[row], turns[row], whole[row], ids[row], masks) for row in whole}
     return [made[row] for row in range(len(conversations))]
+
+
+def tokenize_rejected(
+    chat: ChatFormat, conversations: Sequence[Sequence[Message]], reasoning: Reasoning = "trained"
+) -> dict[int, Tokenized | Untrainable]:
+    """Those of the conversations that are preference pairs, by their places, as they end with their rejected answer."""
+    pairs = {at: each for at, each in enumerate(conversations) if rejected_of(each) is not None}
+    ends = [with_rejected(each) for each in pairs.values() if isinstance(each, Conversation)]
+    return dict(zip(pairs, tokenize(chat, ends, last_only=True, reasoning=reasoning), strict=True))
 
 
 def ask(chat: ChatFormat, conversations: Sequence[Sequence[Message]]) -> list[list[int] | Untrainable]:

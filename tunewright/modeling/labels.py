@@ -27,6 +27,11 @@ class Tokenized:
     reference: str
     tools: str | None = None  # JSON of the definitions of its tools
 
+    @property
+    def answer_ids(self) -> list[int]:
+        """The tokens of the last answer, with its stop token."""
+        return [label for label in self.labels[self.prompt_length :] if label != IGNORED]
+
 
 @dataclass(frozen=True)
 class Untrainable:
