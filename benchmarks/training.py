@@ -38,22 +38,7 @@ def compare(tokens: Path, options: argparse.Namespace) -> dict[str, Any]:
     command += [
         f"--{name}={getattr(options, name)}" for name in ("batch", "steps", "turns", "rows", "threads", "evaluated")
     ]
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(Path(__file__).parents[1])}
-    processes = {
-        side: subprocess.Popen(
-            [*command, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        for side in SIDES
-    }
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for turn in range(options.turns + 1):
-        for side, process in processes.items():
-            elapsed = _ask(side, process)["seconds"]
-            if turn:  # the first warms up
-                seconds[side].append(elapsed)
-    results = {side: _ask(side, process) for side, process in processes.items()}
-    for process in processes.values():
-        process.wait()
+    seconds, results = take_turns(command, SIDES, options.turns)
     rate = {side: options.batch * options.steps / statistics.median(taken) for side, taken in seconds.items()}
     return {
         "rows": tokens.name,
@@ -69,6 +54,29 @@ def compare(tokens: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def take_turns(
+    command: Sequence[str], sides: Sequence[str], turns: int
+) -> tuple[dict[str, list[float]], dict[str, dict[str, Any]]]:
+    """Has a process of each side train turn by turn: the seconds of each turn, and what each side says at its end."""
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(Path(__file__).parents[1])}
+    processes = {
+        side: subprocess.Popen(
+            [*command, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for side in sides
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(turns + 1):
+        for side, process in processes.items():
+            elapsed = _ask(side, process)["seconds"]
+            if turn:  # the first warms up
+                seconds[side].append(elapsed)
+    results = {side: _ask(side, process) for side, process in processes.items()}
+    for process in processes.values():
+        process.wait()
+    return seconds, results
+
+
 def _ask(side: str, process: "subprocess.Popen[str]") -> dict[str, Any]:
     assert process.stdin and process.stdout
     with contextlib.suppress(BrokenPipeError):  # it has ended, which is said below
@@ -80,7 +88,7 @@ def _ask(side: str, process: "subprocess.Popen[str]") -> dict[str, Any]:
     raise SystemExit(f"{side} ended with {process.wait()}; -9 is want of memory, of which a lower --batch takes less")
 
 
-def take_turns(options: argparse.Namespace) -> Any:
+def turns_of(options: argparse.Namespace) -> Any:
     """A callback that waits for its turn, trains `steps` steps, and says how long they took."""
     from transformers import TrainerCallback
 
@@ -114,7 +122,7 @@ def run_side(options: argparse.Namespace) -> None:
         for name in ("train", "validation")
     }
     rows = side["train"][: options.rows]
-    turns = take_turns(options)
+    turns = turns_of(options)
     trainer = our_trainer(rows, options) if options.side == "ours" else trl_trainer(rows, options)
     trainer.add_callback(turns)
     trainer.train()

@@ -315,7 +315,7 @@ def user_provided_splits(checked: artifacts.CheckedRows) -> Sequence[str]:
 
 def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
     names = ("method", "steps", "best_step", "best_by", "best_value", "best_validation_loss", "stopped_early")
-    by_pairs = {"method": f"{adapter.method}, {adapter.preference}"} if adapter.preference else {}
+    by_pairs = {"method": adapter.preference} if adapter.preference else {}
     return (
         {name: getattr(adapter, name) for name in names}
         | by_pairs
