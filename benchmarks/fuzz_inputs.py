@@ -118,6 +118,9 @@ RECORDS: tuple[dict[str, Any], ...] = (  # the layouts that ingest reads
     {"instruction": "Say hello", "input": "to me", "output": "Hello", "source": "s"},
     {"prompt": "a", "completion": "b", "time": 1_700_000_000},
     {"prompt": _turns("user", "role", "content"), "completion": _turns("assistant", "role", "content")},
+    {"chosen": _turns("user assistant", "role", "content"), "rejected": "\n\nHuman: text of user\n\nAssistant: b"},
+    {"conversations": _turns("human", "from", "value"), "chosen": {"from": "gpt", "value": "a"}, "rejected": "b"},
+    {"prompt": "a", "answers": ["b", "c"], "scores": [1, 2.5]},
 )
 SOME_RECORDS: st.SearchStrategy[list[Any]] = st.lists(
     st.sampled_from(RECORDS).flatmap(altered_once) | st.sampled_from(RECORDS).flatmap(altered), min_size=1, max_size=4

@@ -4,10 +4,11 @@ The messages of a row are in memory while its batch is looked at, and only there
 """
 
 import hashlib
+import json
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
     none; equal texts have equal hashes. num_turns is null where there are no messages at all.
     """
     conversations = batch["messages"].to_pylist()
-    chats = batch["chat"].to_pylist() if "chat" in batch.schema.names else [None] * len(batch)
+    texts = batch["chat"].to_pylist() if "chat" in batch.schema.names else [None] * len(batch)
+    chats = [json.loads(text) if text else {} for text in texts]
     derived = derive(
         conversations, ask.special_tokens, ask.columns, [more_texts(chat) if chat else () for chat in chats]
     )
@@ -157,10 +159,10 @@ def _texts(turns: Sequence[Turn]) -> tuple[str, str | None]:
     return "\n".join(turn["content"] or "" for turn in prompt), answer["content"] if answer else None
 
 
-def _hashes(turns: Sequence[Turn] | None, chat: str | None) -> tuple[int | None, int | None]:
+def _hashes(turns: Sequence[Turn] | None, chat: Mapping[str, Any]) -> tuple[int | None, int | None]:
     prompt, answer = prompt_and_answer(turns or [])
     asked = repr([(turn["role"], turn["content"]) for turn in prompt])
-    asked += tools_hash(chat) if chat else ""
+    asked += tools_hash(chat["tools"]) if chat else ""
     return _hash(asked) if prompt and answer else None, _hash(answer["content"] or "") if answer else None
 
 

@@ -1,11 +1,11 @@
 """Rows that repeat an earlier row: exactly, or nearly and verified; each removal names the kept row that it repeats.
 
-Near duplicates have similar prompts, the same numbers in them, the same tools and the same answer: rows that differ in
-a number, a tool or their answer say different things, however alike they look. Answers are the same if they are equal
-but for white space at their end; similar ones are not, since in slots and labels one word of the answer is all that
-differs, and in code an indentation. In a prompt of under twelve words one word can be all that differs too, so all of
-them must be equal. A row that its source puts on the test or validation split always stays: split quarantines the
-training row that repeats it.
+Near duplicates have similar prompts, the same numbers in them, the same tools and the same answer, of preference pairs
+both answers: rows that differ in a number, a tool or an answer say different things, however alike they look. Answers
+are the same if they are equal but for white space at their end; similar ones are not, since in slots and labels one
+word of the answer is all that differs, and in code an indentation. In a prompt of under twelve words one word can be
+all that differs too, so all of them must be equal. A row that its source puts on the test or validation split always
+stays: split quarantines the training row that repeats it.
 
 Semantic duplicates, on request, say the same in other words (tunewright/similarity/semantic.py).
 """
@@ -37,7 +37,7 @@ from tunewright.similarity.prompts import (
     segment_texts,
     segments,
     shingles,
-    with_tools,
+    with_chats,
     write_boilerplate,
 )
 from tunewright.similarity.semantic import find_leaders
@@ -73,14 +73,14 @@ class Read(NamedTuple):
 
     conversations: np.ndarray  # (rows, 2)
     prompts: ComparedPrompts
-    answers: np.ndarray  # (rows,) and of the tools
+    answers: np.ndarray  # (rows,) and of the tools and of rejected answers
 
 
 def read(batch: pa.Table) -> Read:
     """The rows of a batch."""
     chats = batch["chat"] if "chat" in batch.column_names else None
     folded, messages, conversations = hashed_conversations(batch["messages"], chats)
-    return Read(conversations, cut(folded), with_tools(batch, messages[0, folded.answers]))
+    return Read(conversations, cut(folded), with_chats(batch, messages[0, folded.answers]))
 
 
 def first_pass(rows: Read) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

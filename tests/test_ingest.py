@@ -340,7 +340,7 @@ def test_parquet_nulls_other_types_and_bad_text_are_refused_by_row() -> None:
     pq.write_table(pa.table(mixed), "mixed.parquet")
     assert len(tables(run("mixed.parquet"))[0]) == 2
     pq.write_table(pa.table({"question": ["a"]}), "unknown.parquet")
-    with pytest.raises(DataError, match=r"no known column in \['question'\]; accepted: completion, "):
+    with pytest.raises(DataError, match=r"no known column in \['question'\]; accepted: answers, "):
         run("unknown.parquet")
     pq.write_table(pa.table({"prompt": [b"bytes", b"x"], "completion": ["b", "c"]}), "bytes.parquet")
     with pytest.raises(DataError, match="2 wrong_type"):

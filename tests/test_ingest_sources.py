@@ -84,9 +84,9 @@ def test_a_source_that_names_nothing_readable_is_a_config_error(path: str, messa
         ),
         (
             {"columns": {"frage": "prompt"}},
-            r"frage is not a known field; did you mean \{prompt: frage\}\? accepted: compl",
+            r"frage is not a known field; did you mean \{prompt: frage\}\? accepted: answers, chosen, compl",
         ),
-        ({"columns": {"question": "a"}}, "question is not a known field; accepted: completion, conversations, group, "),
+        ({"columns": {"question": "a"}}, "question is not a known field; accepted: answers, chosen, completion, "),
         ({"revision": "main"}, "revision=main: only a hub data set"),
     ],
 )

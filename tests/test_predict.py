@@ -330,7 +330,7 @@ def test_what_is_refused_names_what_was_typed() -> None:
         ("own.yaml",): "FILE own.yaml: ends in '.yaml'; accepted: .jsonl, ",
         ("gone.jsonl",): "FILE gone.jsonl: no such file in ",
         ("two.csv", "--columns", "instruction"): '--columns "instruction": accepted: OURS=THEIRS, such as instruct',
-        ("two.csv", "--columns", "ask=question"): "--columns: ask is not a known field; accepted: completion, ",
+        ("two.csv", "--columns", "ask=question"): "--columns: ask is not a known field; accepted: answers, chosen, ",
         (
             "two.csv",
             "--columns",

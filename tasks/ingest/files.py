@@ -29,7 +29,8 @@ FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "text", "hub"]
 NAMED: tuple[FileFormat, ...] = ("json", "csv", "parquet", "arrow")  # by the ending of the same name
 FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", **{f".{name}": name for name in NAMED}}
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
-ASKED, ANSWERED = ("instruction", "prompt", "input"), ("output", "completion")  # fields of ours
+ASKED = ("instruction", "prompt", "input")  # fields of ours
+ANSWERED = ("output", "completion", "chosen", "rejected", "answers")
 SIMILAR = 0.75  # of two names without their endings, from where one may be a misspelling of the other
 
 MOST_LOOKED_AT = 10_000  # files of a level of folders, for a hint
@@ -158,6 +159,9 @@ def _fits(source: RecordFiles, setting: str, held_out: bool) -> None:
                 f"{setting}.columns: {asked} and {answer} are both {source.columns[asked]}, so each answer would "
                 "stand in its prompt; accepted: a field for each"
             )
+    if source.columns.get("chosen", 1) == source.columns.get("rejected", 2):
+        both = f"{setting}.columns: chosen and rejected are both {source.columns['chosen']}"
+        raise ConfigError(f"{both}, so no answer would be better; accepted: a field for each")
     if source.revision and not hub.is_hub(source.path):
         raise ConfigError(f"{setting}.revision={source.revision}: only a hub data set (hub:org/name) has revisions")
     saved = is_saved(Path(source.path).expanduser())

@@ -15,12 +15,14 @@ from tunewright.artifacts import HELD_OUT_SCHEMA
 from tunewright.config import Data, Layout, Repair
 from tunewright.errors import DataError
 from tunewright.tasks.ingest.files import SourceFile, named, unchanged
-from tunewright.tasks.ingest.layouts import REQUIRED, Message, encodable, layout_of, to_messages, to_question
+from tunewright.tasks.ingest.layouts import MORE, REQUIRED, layout_of, to_messages, to_question
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.readers import encoding_advice, read, without_guess
 from tunewright.tasks.ingest.rows import as_record, columns_in, repaired
 from tunewright.tasks.ingest.tables import TableWriter, Tally
+from tunewright.tasks.ingest.turns import encodable
+from tunewright.tools.conversation import Message, rejected_of
 
 TURN_LABELS = frozenset({"role", "from", "type"})  # who says it, not what is said
 # What data sets of no layout of ours call their answers.
@@ -102,16 +104,16 @@ def _in_layout(record: Record) -> HeldOut | None:
         messages = to_question(there, layout)
     except RefusedRecord:
         return None
-    of_layout = {*REQUIRED[layout], "system", *(["input"] if layout == "alpaca" else [])}
+    of_layout = {*REQUIRED[layout], "system", *MORE.get(layout, ())}
     other = {field: value for field, value in there.items() if field not in of_layout}
     return _conversation(messages, list(_texts(other)), layout)
 
 
 def _conversation(messages: list[Message], other: list[str], layout: Layout) -> HeldOut:
-    """A conversation whose last message is the answer where the assistant says it."""
+    """A conversation whose last message is the answer where the assistant says it, and a rejected answer is one too."""
     said = [message["content"] for message in messages]
     end = len(said) - (messages[-1]["role"] == "assistant")
-    return HeldOut(said[:end], other, [text for text in said[end:] if text], layout)
+    return HeldOut(said[:end], other, [text for text in (*said[end:], rejected_of(messages)) if text], layout)
 
 
 def _texts(value: Any) -> Iterator[str]:

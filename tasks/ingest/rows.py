@@ -9,9 +9,10 @@ from typing import Any
 
 from tunewright.config import Layout, Repair
 from tunewright.tasks.ingest.files import SourceFile
-from tunewright.tasks.ingest.layouts import Message, Renamed, layout_of, optional_text, refuse_another, to_messages
+from tunewright.tasks.ingest.layouts import layout_of, refuse_another, to_messages
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
-from tunewright.tools.conversation import Conversation, chat_of, identity_of, texts_of
+from tunewright.tasks.ingest.turns import Renamed, optional_text
+from tunewright.tools.conversation import Conversation, Message, chat_of, identity_of, texts_of
 
 # Other numbers are years, days or moments written without a mark, or in another unit.
 SECONDS = (1e8, 4_102_444_800)  # since 1970: from 1973 to the year 2100
@@ -45,6 +46,8 @@ def to_row(
         made.update(of_turn)
         if len(turn) > 2:
             turn.update(_repaired_within({name: turn[name] for name in turn if name in REPAIRED}, repairs, made))
+    if isinstance(messages, Conversation):
+        messages.rejected = _repaired_within(messages.rejected, repairs, made)
     has_more = isinstance(messages, Conversation)
     row = (
         row_id_of(messages),

@@ -20,13 +20,12 @@ from tunewright.errors import DataError
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest import Need, find_columns, judge, reasons, stop_on_empty_split, stop_on_needs
 from tunewright.tasks.ingest.files import SourceFile, is_remote
-from tunewright.tasks.ingest.layouts import Message
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.readers import Item, read
 from tunewright.tasks.ingest.rows import to_row
 from tunewright.tasks.ingest.tables import Tables, Tally
-from tunewright.tools.conversation import conversation_of
+from tunewright.tools.conversation import Message, conversation_of
 
 ROWS = 1_000  # that are parsed, of all files together
 MOST_BYTES = 64_000_000  # that are looked through for the number of records, of all files together

@@ -18,7 +18,7 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 
 ROW_SCHEMA = pa.schema(
     [
-        ("row_id", pa.string()),  # sha256 of the canonical JSON of the messages, and of their tools
+        ("row_id", pa.string()),  # sha256 of the canonical JSON of the messages, and of all that `chat` has
         ("source", pa.string()),  # the row's own `source` field, or the file's name
         ("file", pa.string()),
         ("line", pa.int64()),  # counted from 1; for an array or Parquet the number of the record
@@ -28,7 +28,10 @@ ROW_SCHEMA = pa.schema(
         ("use_as", pa.string()),  # of the source's settings, also replay; null where split decides
         ("repairs", pa.string()),  # what was repaired in its texts, such as "mojibake, nfc"; null for nothing
         ("messages", MESSAGES),  # a call is text of its message here
-        ("chat", pa.string()),  # JSON of tools and messages, where messages alone do not say all; else null
+        (
+            "chat",
+            pa.string(),
+        ),  # JSON of tools, messages and a rejected answer where messages do not say all
     ]
 )
 

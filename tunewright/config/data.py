@@ -8,7 +8,7 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 from tunewright.config import outside
 from tunewright.config.section import LocalPath, Section
 
-Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages"]
+Layout = Literal["auto", "alpaca", "prompt_completion", "sharegpt", "messages", "preference", "ranked"]
 Format = Literal["auto", "jsonl", "json", "csv", "parquet", "arrow"]
 Repair = Literal["mojibake", "nfc"]
 Severity = Literal["critical", "warning", "info", "skip"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tunewright.similarity.folding import Folded, bytes_of, character_classes, fold_messages
-from tunewright.tools.conversation import identity_of, tools_hash
+from tunewright.tools.conversation import answer_hash, identity_of
 
 ROLES = ("system", "user", "assistant", "tool")
 FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are similar
@@ -151,7 +151,7 @@ def hashed_conversations(
 
     The hashes of two conversations are equal where one is an exact duplicate of the other: their prompts are equal but
     for case and white space, and their answers as they are, since case and indentation make other code. With `chats`,
-    the column of that name, their tools, reasoning and weights are equal as well.
+    the column of that name, their tools, reasoning, weights and rejected answers are equal as well.
     """
     folded = fold_messages(messages)
     lists = messages.combine_chunks() if isinstance(messages, pa.ChunkedArray) else messages
@@ -170,10 +170,10 @@ def of_chats(chats: pa.ChunkedArray | pa.Array, identity: Callable[[str], str]) 
     return np.fromiter(told, np.uint64, len(chats))
 
 
-def with_tools(batch: pa.Table, answers: np.ndarray) -> np.ndarray:
-    """The hashes of answers (rows,), other ones where the rows of a batch have other tools (its column `chat`)."""
+def with_chats(batch: pa.Table, answers: np.ndarray) -> np.ndarray:
+    """The hashes of answers (rows,), other ones where rows have other tools or rejected answers (the column `chat`)."""
     chats = batch["chat"] if "chat" in batch.column_names else None
-    return answers if chats is None or chats.null_count == len(chats) else answers ^ of_chats(chats, tools_hash)
+    return answers if chats is None or chats.null_count == len(chats) else answers ^ of_chats(chats, answer_hash)
 
 
 def distinct_segments(found: Runs | Segments) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tunewright.similarity.embedding import LENGTH, StaticModel
 from tunewright.similarity.engine import over_batches, read_pieces
 from tunewright.similarity.folding import fold_messages, fold_texts
-from tunewright.similarity.prompts import cut, exact_hashes, joined, kept_segments, segments, with_tools, words
+from tunewright.similarity.prompts import cut, exact_hashes, joined, kept_segments, segments, with_chats, words
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch, Russian, Chinese. Of a pair such as on and off one is
 # enough: where the other stands instead, there is one less.
@@ -63,7 +63,7 @@ def hash_kinds(batch: pa.Table, left_out: np.ndarray) -> np.ndarray:
     known = _reversing()
     reverses = known[np.minimum(np.searchsorted(known, said.hashes), len(known) - 1)] == said.hashes
     reversing = np.concatenate([[0], np.cumsum(reverses)])[said.indptr]
-    return joined(hash_sequences(*numbers), np.diff(reversing).astype(np.uint64), with_tools(batch, said_last))
+    return joined(hash_sequences(*numbers), np.diff(reversing).astype(np.uint64), with_chats(batch, said_last))
 
 
 def prompt_texts(batch: pa.Table, left_out: np.ndarray) -> list[str]:

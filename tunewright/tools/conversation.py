@@ -80,10 +80,16 @@ def identity_of(chat: str) -> str:
     return sha256(json.dumps(held, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def tools_hash(chat: str) -> str:
-    """The sha256 of the tools in a column `chat`, in whatever order and with their fields in whatever order."""
-    tools = sorted(json.dumps(tool, sort_keys=True) for tool in json.loads(chat)["tools"])
-    return sha256("\n".join(tools).encode()).hexdigest()
+def answer_hash(chat: str) -> str:
+    """The sha256 of the tools in a column `chat`, and of its rejected answer but for white space at the end."""
+    held = json.loads(chat)
+    tools = tools_hash(held["tools"])
+    return sha256(f"{tools}\n{held['rejected'].rstrip()}".encode()).hexdigest() if "rejected" in held else tools
+
+
+def tools_hash(tools: Sequence[Tool]) -> str:
+    """The sha256 of tools, in whatever order and with their fields in whatever order."""
+    return sha256("\n".join(sorted(json.dumps(tool, sort_keys=True) for tool in tools)).encode()).hexdigest()
 
 
 def texts_of(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -103,13 +109,19 @@ def call_text(name: str, arguments: Mapping[str, Any]) -> str:
     return f"<tool_call>\n{said}\n</tool_call>"
 
 
+def shown_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The column `messages` of a row, and its rejected answer behind them as a turn of the role `rejected`."""
+    rejected = json.loads(row["chat"]).get("rejected") if row["chat"] else None
+    return row["messages"] if rejected is None else [*row["messages"], {"role": "rejected", "content": rejected}]
+
+
 def is_trained(message: Message) -> bool:
     """Whether a message is an answer that the model learns."""
     return message["role"] == "assistant" and message.get("weight") != 0
 
 
-def more_texts(chat: str) -> list[str]:
-    """Return the texts of `chat` that `messages` has not: reasoning, and the definitions of tools."""
-    held = json.loads(chat)
+def more_texts(held: Mapping[str, Any]) -> list[str]:
+    """Return the texts of a parsed `chat` that `messages` has not: reasoning, definitions of tools, `rejected`."""
     reasoning = [message["reasoning_content"] for message in held["messages"] if message.get("reasoning_content")]
-    return [*reasoning, *(json.dumps(tool, ensure_ascii=False) for tool in held["tools"])]
+    rejected = [held["rejected"]] if "rejected" in held else []
+    return [*reasoning, *(json.dumps(tool, ensure_ascii=False) for tool in held["tools"]), *rejected]

@@ -1,0 +1,173 @@
+"""Preference pairs: a prompt, the answer to it that was chosen, and one that was rejected.
+
+A record gives its prompt in fields of its own, or both answers as whole conversations, as lists of messages or as texts
+in the form of Anthropic's HH-RLHF. Or it has several answers, ranked or with scores, of which the best and the worst
+are taken.
+"""
+
+import re
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+from tunewright.config import Layout
+from tunewright.tasks.ingest.calls import EMPTY
+from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
+from tunewright.tasks.ingest.turns import (
+    encodable,
+    form_of,
+    instruction,
+    own_name,
+    side,
+    text_of_field,
+    turn,
+    turns,
+    value_of,
+)
+from tunewright.tools.conversation import Conversation, Message
+
+PAIR = ("chosen", "rejected")
+PROMPTS = ("prompt", "instruction", "conversations", "messages")  # fields that can hold the prompt of a pair
+SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # opens a turn of HH-RLHF
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def preference(record: Record) -> Conversation:
+    """The conversation that ends with the chosen answer, and the rejected one. Raises RefusedRecord."""
+    prompts = _prompts(record)
+    chosen, rejected = (_conversation(record, field, prompts) for field in PAIR)
+    if chosen[:-1] != rejected[:-1]:
+        pairs = enumerate(zip(chosen, rejected, strict=False))
+        first = next((at for at, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
+        raise RefusedRecord(
+            "prompts_differ",
+            f"chosen has {len(chosen)} messages and rejected {len(rejected)}, and message {first + 1} is not the same; "
+            "accepted: conversations that differ in the last answer alone",
+        )
+    return _pair(chosen, _only_text(rejected[-1], own_name(record, "rejected")))
+
+
+def ranked(record: Record) -> Conversation:
+    """The conversation that ends with the best of several answers, and the worst of them. Raises RefusedRecord."""
+    asked, answers = prompt(record), value_of(record, "answers")
+    if not isinstance(answers, list):
+        raise RefusedRecord("wrong_type", f"answers is {kind(answers)}, not an array")
+    for at, answer in enumerate(answers):
+        if not isinstance(answer, str):
+            raise RefusedRecord("wrong_type", f"answers[{at}] is {kind(answer)}, not a string")
+        encodable(answer, f"answers[{at}]")
+    if len(answers) < len(PAIR):
+        raise RefusedRecord("too_few_answers", f"answers has {len(answers)}; accepted: two or more, the best first")
+    best, worst = _best_and_worst(record.get("scores"), len(answers))
+    return _pair([*asked, {"role": "assistant", "content": answers[best]}], answers[worst])
+
+
+def prompt(record: Record) -> list[Message]:
+    """The prompt of a record that has it in a field of its own. Raises RefusedRecord."""
+    prompts = _prompts(record)
+    return prompts[0][1] if prompts else side(record, "prompt", "user")
+
+
+def has_both(record: Record, layout: Layout) -> bool:
+    """Whether a record in one of the two layouts has a better and a worse answer."""
+    answers = record.get("answers")
+    if layout == "ranked":
+        return isinstance(answers, list) and len(answers) > 1
+    return all(record.get(field) not in EMPTY for field in PAIR)
+
+
+def _prompts(record: Record) -> list[tuple[str, list[Message]]]:
+    """(field, messages) of each field that has the prompt; messages that end with an answer are none.
+
+    Raises RefusedRecord where there are two different ones.
+    """
+    found: list[tuple[str, list[Message]]] = []
+    for field in PROMPTS:
+        if record.get(field) not in EMPTY:
+            asked = _asked(record, field)
+            if field in ("prompt", "instruction") or asked[-1]["role"] != "assistant":
+                found.append((field, asked))
+    for field, asked in found[1:]:
+        if asked != found[0][1]:
+            said = f"it has {found[0][0]} and {field}, which are different prompts; accepted: one of them"
+            raise RefusedRecord("two_layouts", said)
+    return found
+
+
+def _asked(record: Record, field: str) -> list[Message]:
+    if field == "instruction":
+        return instruction(record)
+    return side(record, field, "user") if field == "prompt" else turns(record, field, form_of(record[field]))
+
+
+def _conversation(record: Record, field: str, prompts: Sequence[tuple[str, list[Message]]]) -> list[Message]:
+    """The conversation that ends with the answer in a field: the field has all of it, or the answer to the prompt."""
+    named, said = own_name(record, field), _said(record, field, has_prompt=bool(prompts))
+    if (role := said[-1]["role"]) != "assistant":
+        raise RefusedRecord("last_not_assistant", f"{named} ends with a message of {role}; accepted: the assistant's")
+    if len(said) == 1 and not prompts:
+        raise RefusedRecord(
+            "missing_prompt",
+            f"{named} is an answer and the record has no prompt; accepted: a field {' or '.join(PROMPTS)}, or whole "
+            "conversations: lists of messages, or texts with turns of Human: and Assistant: behind blank lines",
+        )
+    if len(said) == 1:
+        return [*prompts[0][1], *said]
+    for name, asked in prompts:
+        if not any(said[at : at + len(asked)] == asked for at in range(len(said) - len(asked))):
+            raise RefusedRecord(
+                "prompts_differ",
+                f"{named} has {len(said)} messages, and {name} is not among them; accepted: the answer alone, or the "
+                "prompt and the answer",
+            )
+    return said
+
+
+def _said(record: Record, field: str, *, has_prompt: bool) -> list[Message]:
+    """The messages in a field, one where it is an answer alone; without a prompt a text may be a whole conversation."""
+    given = value_of(record, field)
+    if isinstance(given, str):
+        text = text_of_field(record, field)
+        if has_prompt or not SPEAKER.match(text):
+            return [{"role": "assistant", "content": text}]
+        _, *parts = SPEAKER.split(text)
+        spoken = zip(parts[::2], parts[1::2], strict=True)
+        return [{"role": SPEAKERS[speaker], "content": content} for speaker, content in spoken]
+    if isinstance(given, dict):
+        return [turn(given, f"{field}.", form_of(given))[0]]
+    if isinstance(given, list):
+        return turns(record, field, form_of(given))
+    accepted = "a text, a message, or a list of messages"
+    raise RefusedRecord("wrong_type", f"{own_name(record, field)} is {kind(given)}; accepted: {accepted}")
+
+
+def _only_text(answer: Message, named: str) -> str:
+    """The text of a rejected answer, which may say no more. Raises RefusedRecord."""
+    if more := next((name for name in answer if name not in ("role", "content")), None):
+        said = f"{named} has {more}; accepted: a text alone, as that is all a row holds of a rejected answer"
+        raise RefusedRecord("unsupported_field", said)
+    return answer["content"]
+
+
+def _pair(messages: Sequence[Message], rejected: str) -> Conversation:
+    if messages[-1].get("weight") == 0:
+        raise RefusedRecord("nothing_trained", "the chosen answer has weight 0; accepted: 1")
+    return Conversation(messages, rejected=rejected)
+
+
+def _best_and_worst(scores: Any, number: int) -> tuple[int, int]:
+    """The places of the answers with the highest and the lowest score; without scores the first and the last."""
+    if scores in EMPTY:
+        return 0, number - 1
+    if not isinstance(scores, list):
+        raise RefusedRecord("bad_scores", f"scores is {kind(scores)}; accepted: a list of numbers, one for each answer")
+    for at, score in enumerate(scores):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not -inf < score < inf:
+            raise RefusedRecord("bad_scores", f"scores[{at}] is {quoted(score)}; accepted: a finite number")
+    if len(scores) != number:
+        said = f"scores has {len(scores)} numbers for {number} answers; accepted: one for each answer"
+        raise RefusedRecord("bad_scores", said)
+    if min(scores) == max(scores):
+        said = f"all scores are {quoted(scores[0])}, so no answer is better; accepted: two different scores or more"
+        raise RefusedRecord("bad_scores", said)
+    return scores.index(max(scores)), scores.index(min(scores))
