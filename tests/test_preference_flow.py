@@ -1,0 +1,130 @@
+"""The pipeline on preference pairs: SFT, then the pairs, then a verdict by the pairs that were held out."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import Harness, Once
+from mlflow import MlflowClient
+from prefect import State
+from trained import done_once
+
+from tunewright.artifacts import Base
+from tunewright.artifacts.payloads import LeakProof
+from tunewright.config import (
+    Compute,
+    Data,
+    Evaluation,
+    Gate,
+    Method,
+    Model,
+    Preference,
+    Registry,
+    Settings,
+    Source,
+    Split,
+    Training,
+)
+from tunewright.flows.finetune import finetune, plan
+from tunewright.flows.outcome import Outcome
+from tunewright.registry.tracking import connected
+
+PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake", "in a shop")
+THINGS = ("parcel", "red shoes", "broken lamp", "late letter", "green chair", "old phone", "yellow bag", "small table")
+ROWS = [
+    {
+        "prompt": f"what about the {thing} {place} of order {10 * i + j}",
+        "chosen": f"We looked for the {thing} {place} and found that it goes out to you on Monday before noon, "
+        f"with a note on order {10 * i + j}.",
+        "rejected": f"It may or may not be the {thing}, who knows, ask again another time about number {10 * i + j}, "
+        "there is no rush here.",
+    }
+    for i, thing in enumerate(THINGS)
+    for j, place in enumerate(PLACES)
+]
+
+
+@pytest.fixture(scope="module")
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness():
+        yield
+
+
+@pytest.fixture
+def settings(tiny_base: Base) -> Settings:
+    return Settings(
+        data=Data(sources=(Source(path="pairs.jsonl"),)),
+        model=Model(base=tiny_base.reference, max_length=256),
+        split=Split(test=0.3, decontaminate="report"),
+        method=Method(rank=2, alpha=4),
+        training=Training(learning_rate=0.01, max_steps=4, batch=8, evaluate_every=2),
+        preference=Preference(method="dpo", learning_rate=0.01, max_steps=6),
+        compute=Compute(threads=1),
+        evaluation=Evaluation(max_new_tokens=4, contenders=(), forgetting=False),
+        gate=Gate(confidence=0.8, guardrails=()),
+        registry=Registry(name="pairs"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _place(
+    server: None, home: Path, once: Once, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done_once(once, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    home.mkdir(exist_ok=True)
+    shutil.copy(mlflow_database, home)
+    Path("pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+
+
+def run(settings: Settings) -> State[Any]:
+    sections = {name: getattr(settings, name) for name in Settings.model_fields}
+    return finetune(**sections, until="register", refresh=(), return_state=True)
+
+
+def test_pairs_come_to_a_verdict_and_another_beta_trains_them_alone(settings: Settings) -> None:
+    done = Outcome.of(run(settings).result())
+    assert [each.stage for each in done.trainings] == ["train", "prefer"]
+    assert done.verdict and done.verdict.metric == "preference_accuracy"
+    base, candidate = (done.answers[name] for name in ("base", "candidate"))
+    for answers in (base, candidate):
+        table = pq.read_table(answers.path("answers.parquet"))
+        margins = table["margin"].to_pylist()
+        assert answers.scores["preference_accuracy"] == sum(margin > 0 for margin in margins) / len(margins)
+        assert answers.scores["preference_margin"] == pytest.approx(sum(margins) / len(margins))
+    assert candidate.scores["preference_margin"] > base.scores["preference_margin"]
+    assert done.splits and LeakProof.load(done.splits).largest_similarity < Split().threshold
+    printed = done.as_json()
+    assert (printed["training"]["method"], printed["preference"]["method"]) == ("lora", "dpo")
+
+    assert done.registered
+    with connected(settings.registry) as client:
+        assert isinstance(client, MlflowClient)
+        curve = client.get_metric_history(done.registered.run_id, "preference/reward_margin")
+        assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
+        there = client.get_run(done.registered.run_id).data.metrics
+        assert {"train/loss", "preference/loss", "preference/validation_reward_accuracy"} <= there.keys()
+        assert "preference/validation/best_loss" in there and "validation/best_loss" in there
+
+    assert {step.state for step in plan(settings, "register", ())} == {"cached"}
+    other = settings.model_copy(update={"preference": settings.preference.model_copy(update={"beta": 0.5})})
+    would = {step.name: step.state for step in plan(other, "register", ())}
+    assert (would["render"], would["train"], would["prefer"]) == ("cached", "cached", "run")
+
+
+def test_without_preference_training_pairs_are_measured_alone(settings: Settings) -> None:
+    done = Outcome.of(run(settings.model_copy(update={"preference": Preference()})).result())
+    assert [each.stage for each in done.trainings] == ["train"]
+    assert done.verdict and done.verdict.metric == "preference_accuracy"
+    assert "preference" not in done.as_json()
+
+
+def test_orpo_trains_once(settings: Settings) -> None:
+    preference = Preference(method="orpo", learning_rate=0.01, max_steps=6)
+    done = Outcome.of(run(settings.model_copy(update={"preference": preference})).result())
+    assert [each.stage for each in done.trainings] == ["prefer"]
+    assert "training" not in done.as_json()
