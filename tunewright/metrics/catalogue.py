@@ -129,10 +129,11 @@ CATALOGUE: dict[str, Description] = {
         Description("tool_arguments", "share of equal arguments"),
         Description("needless_call", "share of needless tool calls", higher_is_better=False),
         Description("tool_schema", "share of answers whose calls fit the tools' schemas"),
-        Description("preference_accuracy", "share of pairs in which the chosen answer is the likelier one per token"),
+        # Of a row whether, and by how much, the chosen answer is likelier per token than the rejected one.
+        Description("preference_accuracy", "preference accuracy"),
         Description(
             "preference_margin",
-            "lead of chosen over rejected answers in nats per token",
+            "preference margin",
             unit="nats per token",
             low=-math.inf,
             high=math.inf,
