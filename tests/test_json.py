@@ -78,12 +78,16 @@ SELDOM = {
         "rotation",  # the same
         *("answered_in_part", "answered_in_part.<contender>"),  # of a prompt that is ended
         *("answered_in_part.<contender>.num_rows", "answered_in_part.<contender>.num_unanswered"),
+        *("preference", "preference.method"),  # with preference.method (tests/test_preference_flow.py)
         *("judged", "judged.model", "judged.num_rows"),  # with a judge
         *("judged.preferred", "judged.preferred.<opponent>"),
         *("judged.agreement", "judged.agreement.<opponent>"),
         *("judged.unreadable", "judged.unreadable.<opponent>"),
     },
-    "plan": {"stages[].note", "unknown"},  # the base is not here, or cannot be read
+    "plan": {
+        *("stages[].note", "unknown"),  # the base is not here, or cannot be read
+        "training.preference",  # with preference.method
+    },
     "deploy": {"tested", "not_sent"},  # with --test-message
     "export": {"pushed.url", "pushed.is_public", "pushed.removed"},  # with --push
     "data, one row": {
@@ -93,7 +97,13 @@ SELDOM = {
     },
 }
 WHOLE = {  # objects and items whose keys stand in the meaning, or in the settings
-    *("training.methods[].computed_with", "deployments[].operation", "deployments[].automations"),
+    *(
+        "preference",
+        "training.preference",
+        "training.methods[].computed_with",
+        "deployments[].operation",
+        "deployments[].automations",
+    ),
     *("versions[].rows", "versions[].checked", "versions[].unique", "versions[].splits", "versions[].replaced"),
     *("outdated", "life[].partner", "life[].inherited_from", "life[].also_in_cluster", "removed"),
 }
