@@ -41,8 +41,8 @@ class Gate(Section):
     metric: Annotated[Literal["auto", Metric] | OwnMetric, AfterValidator(deciding)] = Field(
         default="auto",
         description="The metric of the decision; auto is the first that fits the answers: "
-        "tool_call for tool calls, exact_match for labels, json_field_f1, numeric, token_f1 for short texts, for long ones "
-        "chrf, or preference_accuracy if all have a rejected answer",
+        "tool_call for tool calls, exact_match for labels, json_field_f1, numeric, token_f1 for short texts, and for "
+        "long ones chrf, or preference_accuracy if all have a rejected answer",
     )
     margin: float = Field(
         default=0.0,

@@ -20,7 +20,7 @@ class Objective(Protocol):
     """A loss."""
 
     def sizes(self, batch: Any) -> Sequence[float]:
-        """Of a micro-batch, the number of items that each term is the mean of."""
+        """The number of items of a micro-batch that each term is the mean of."""
         ...
 
     def terms(self, model: Any, batch: Any, totals: Sequence[float]) -> Sequence[torch.Tensor]:
@@ -28,7 +28,7 @@ class Objective(Protocol):
         ...
 
     def figures(self) -> Mapping[str, tuple[float, float]]:
-        """What was measured beside the loss since the last call: name -> (sum, number)."""
+        """The figures measured beside the loss since the last call: name -> (sum, number)."""
         ...
 
 

@@ -54,7 +54,7 @@ class PairCollator(Collator):
 
 
 class Compared(NamedTuple):
-    """What a loss on pairs is made of."""
+    """The log-likelihoods of pairs that a loss is made of."""
 
     policy: torch.Tensor  # the log-likelihoods by the model in training
     reference: torch.Tensor

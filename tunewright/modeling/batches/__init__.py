@@ -7,7 +7,7 @@ packed, for FlashAttention.
 The rows of an optimizer step are cut into micro-batches; however they are cut and laid out, the update is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -105,6 +105,16 @@ def _scored(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, batch["labels"].to(logits.device).flatten()
 
 
+def _pieces(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(first position, labels [positions, 1], which are scored, log-likelihoods of all tokens), a piece at a time."""
+    for at in range(0, len(labels), PIECE):
+        target = labels[at : at + PIECE, None]
+        likelihoods = torch.log_softmax(logits[at : at + PIECE], dim=-1, dtype=torch.float32)
+        yield at, target.clamp(min=0), target != IGNORED, likelihoods
+
+
 class _CrossEntropy(torch.autograd.Function):
     """The sum of the cross-entropies in float32, scaled, piece by piece.
 
@@ -116,11 +126,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
         total = torch.zeros((), device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        for at in range(0, len(labels), PIECE):
-            target = labels[at : at + PIECE, None]
-            scored = target != IGNORED
-            target = target.clamp(min=0)
-            likelihoods = torch.log_softmax(logits[at : at + PIECE], dim=-1, dtype=torch.float32)
+        for at, target, scored, likelihoods in _pieces(logits, labels):
             total -= (likelihoods.gather(1, target) * scored).sum()
             if gradient is not None:
                 probabilities = likelihoods.exp_()
@@ -145,11 +151,7 @@ class _LogLikelihoods(torch.autograd.Function):
     ) -> torch.Tensor:
         sums = torch.zeros(number, device=logits.device)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        for at in range(0, len(labels), PIECE):
-            target = labels[at : at + PIECE, None]
-            scored = target != IGNORED
-            target = target.clamp(min=0)
-            likelihoods = torch.log_softmax(logits[at : at + PIECE], dim=-1, dtype=torch.float32)
+        for at, target, scored, likelihoods in _pieces(logits, labels):
             sums.index_add_(0, answers[at : at + PIECE], (likelihoods.gather(1, target) * scored).squeeze(1))
             if gradient is not None:
                 probabilities = likelihoods.exp_().neg_()

@@ -32,7 +32,7 @@ class Curves:
 
     @property
     def is_of_pairs(self) -> bool:
-        """Whether it is a training on preference pairs."""
+        """Whether the training was on preference pairs."""
         return any("reward_margin" in line for line in self.steps)
 
     @property
