@@ -18,7 +18,7 @@ from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
 from tunewright.registry.address import tracking_uri
 
-SECTIONS = ("method", "training", "compute")
+SECTIONS = ("method", "training", "preference", "compute")
 MOST_VARIANTS = 64
 
 
@@ -62,6 +62,10 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
         if twin := next((other for other, known in found.items() if known.settings == settings), None):
             raise ConfigError(f"--vary: {twin} and {name} are the same settings; leave one out")
         found[name] = Variant(assignments, settings)
+    if len({each.settings.ranked_by for each in found.values()}) > 1:
+        raise ConfigError(
+            "--vary preference.method: with none there is no training on pairs to compare; accepted: dpo, orpo"
+        )
     return found
 
 
@@ -82,7 +86,7 @@ def _values(pipeline: Pipeline, key: str, varied: str) -> list[str]:
     values = _split(varied.partition("=")[2])
     if len(values) < 2 or not all(values):
         raise ConfigError(f"--vary {varied}: accepted: section.field=value,value with two values or more")
-    measure = pipeline.settings.training.best_by
+    measure = pipeline.settings.ranked_by
     if key == "training.best_by":
         raise ConfigError(f"--vary {key}: it is what the variants are ranked by; --set {key}=... changes it for all")
     if key == "model.base" and measure == "loss":

@@ -88,7 +88,8 @@ def warnings_once() -> Iterator[WarningsOnce]:
 def variant(name: str, settings: Settings) -> State[Any]:
     """Trains one variant. Its final state is named after what came of it."""
     try:
-        steps = run(settings, "train", (), is_variant=True)
+        last = "train" if settings.preference.method == "none" else "prefer"
+        steps = run(settings, last, (), is_variant=True)
     except Pruned as error:
         return Completed(name="Pruned", message=str(error))
     except TrainingError as error:
@@ -116,12 +117,13 @@ def compare(
         for name, each in variants.items()
     }
     first = settings.training.seed
+    (measure,) = {each.ranked_by for each in variants.values()}  # cli/compare.py lets no two be
     trials: list[Trial] = []
     left = list(variants)
     with in_use.of_terminal(terminal_run()), warnings_once() as once:
         for seed in range(first, first + seeds):
             # Of one seed: a mean of the seeds that look good would be no mean.
-            study = Study(settings.training.best_by, prunes=prune and seed == first)
+            study = Study(measure, prunes=prune and seed == first)
             for number, name in enumerate(left, 1):
                 log.info("variant %d of %d, seed %d: %s", number, len(left), seed, name)
                 once.begin(name)

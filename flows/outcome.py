@@ -78,7 +78,7 @@ class Outcome(BaseModel, frozen=True):
 
     @property
     def adapter(self) -> artifacts.Adapter | None:
-        """What the last training came to; None where the run ended before."""
+        """The last training; None where the run ended before."""
         return self.trainings[-1] if self.trainings else None
 
     @property

@@ -29,6 +29,7 @@ from tunewright.config import (
     Split,
     Training,
 )
+from tunewright.flows.compare import compare
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
 from tunewright.registry.tracking import connected
@@ -128,3 +129,17 @@ def test_orpo_trains_once(settings: Settings) -> None:
     done = Outcome.of(run(settings.model_copy(update={"preference": preference})).result())
     assert [each.stage for each in done.trainings] == ["prefer"]
     assert "training" not in done.as_json()
+
+
+def test_variants_are_ranked_by_the_share_of_validation_pairs(settings: Settings) -> None:
+    variants = {
+        f"beta={beta}": settings.model_copy(
+            update={"preference": settings.preference.model_copy(update={"beta": beta})}
+        )
+        for beta in (0.05, 0.5)
+    }
+    found = compare(settings, variants, return_state=True).result()
+    assert {trial.measure for ranked in found.ranked for trial in ranked.trials} == {"reward_accuracy"}
+    for ranked in found.ranked:
+        (trial,) = ranked.trials
+        assert trial.evaluations and trial.value in {each.value for each in trial.evaluations}

@@ -77,6 +77,8 @@ class Course:
 
     def __call__(self, line: Line) -> None:
         """Takes in an evaluation, a line of metrics.jsonl. Raises Pruned where it is enough."""
+        if f"eval_{self.measure}" not in line:
+            return  # of the training on answers, which one on pairs follows
         if self.evaluations and line["step"] <= self.evaluations[-1].step:
             return  # seen before: the training went on from a checkpoint
         evaluation = self._take(line)
@@ -92,15 +94,16 @@ class Course:
         self.evaluations.clear()
         for line in curves.evaluations:
             self._take(line)
-        self.study.tell(self.trial, adapter.best_value)
+        best = next(each.value for each in self.evaluations if each.step == adapter.best_step)
+        self.study.tell(self.trial, best)
         return Trial(
             variant=variant,
             seed=seed,
             measure=self.measure,
             state="finished",
             evaluations=tuple(self.evaluations),
-            said=f"validation {in_words(self.measure)} {adapter.best_value:.4g} at step {adapter.best_step}",
-            value=adapter.best_value,
+            said=f"validation {in_words(self.measure)} {best:.4g} at step {adapter.best_step}",
+            value=best,
             best_step=adapter.best_step,
             seconds=adapter.train_seconds,
             learning=curves.status["learning_parameters"],

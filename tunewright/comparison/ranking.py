@@ -37,7 +37,7 @@ class Trial(BaseModel, frozen=True):
 
     variant: str  # its changes as the command line has them, "method.rank=8 training.learning_rate=1e-4"
     seed: int
-    measure: str  # training.best_by
+    measure: str  # Settings.ranked_by
     state: State
     evaluations: tuple[ValidationPoint, ...]
     said: str  # what came of it: where it is the best, or why it was pruned or failed
@@ -46,7 +46,7 @@ class Trial(BaseModel, frozen=True):
     seconds: float | None = None
     learning: int | None = None  # parameters
     peak_bytes: int | None = None
-    folder: Path | None = None  # train's artifact
+    folder: Path | None = None  # of the last training
 
 
 def in_words(measure: str) -> str:

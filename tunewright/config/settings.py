@@ -172,6 +172,14 @@ class Settings(Section):
             )
         return self
 
+    @property
+    def ranked_by(self) -> str:
+        """The measure of the validation rows by which trainings of these settings compare.
+
+        Of pairs it is the share that is ranked right: a loss on pairs depends on the loss and its beta.
+        """
+        return self.training.best_by if self.preference.method == "none" else "reward_accuracy"
+
     def measured(self) -> Evaluation:
         """Return the evaluation of each contender, with the metrics of the gate if its metrics are automatic.
 

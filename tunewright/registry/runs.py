@@ -20,7 +20,17 @@ from tunewright.machine import addresses
 from tunewright.registry import live_run
 from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_state import NOTE
-from tunewright.registry.candidate import CURVES, Candidate, Point, card, comparisons, curves, opinions, parameters
+from tunewright.registry.candidate import (
+    CURVES,
+    OF_PAIRS,
+    Candidate,
+    Point,
+    card,
+    comparisons,
+    curves,
+    opinions,
+    parameters,
+)
 from tunewright.registry.run_writer import (
     BATCH,
     CONTEXT,
@@ -214,7 +224,7 @@ def _points(trial: Trial, most: int) -> list[Point]:
     """All curves of a training that finished, and of the others what was seen of the validation rows."""
     if trial.folder is None or trial.value is None:
         return [
-            Point(CURVES[f"eval_{trial.measure}"], evaluation.value, evaluation.step)
+            Point((CURVES | OF_PAIRS)[f"eval_{trial.measure}"], evaluation.value, evaluation.step)
             for evaluation in trial.evaluations
         ]
     figures = {
