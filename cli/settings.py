@@ -56,6 +56,7 @@ def _near(key: str, every: Sequence[Setting]) -> str:
         if last
         else []
     )
+    near = [other for other in near if section and other.startswith(f"{section}.")] or near
     if near := near or get_close_matches(key, keys, 3, 0.8):
         return meant(near).strip()
     if section in Parameters.model_fields:

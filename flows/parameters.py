@@ -254,6 +254,7 @@ def _unknown_field(location: Sequence[str | int]) -> str:
     short = [f"{place}{each}" for place, each in names if initials(each) == name]
     close = get_close_matches(name, [each for _, each in names], 1, CLOSE)
     near = exact or short or [f"{place}{each}" for place, each in names if each in close]
+    near = [each for each in near if each.startswith(f"{location[0]}.")] or near  # of the section that is named
     return unknown(key, name, fields, near, is_sure=model is Parameters and bool(exact))
 
 
