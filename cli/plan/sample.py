@@ -24,7 +24,7 @@ from tunewright.serving import package_file
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest.sampling import MOST_BYTES, Sample, repeated_share
 from tunewright.tasks.render import bound_of, lengths_in_words
-from tunewright.tools.conversation import Message, conversation_of, texts_of, tools_of
+from tunewright.tools.conversation import Message, conversation_of, rejected_of, texts_of, tools_of
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
 
@@ -141,9 +141,11 @@ def _checked(conversations: Sequence[list[Message]], checks: Checks) -> list[lis
 def _is_within(messages: Sequence[Message], bounds: LengthArguments) -> bool:
     turns = texts_of(messages)
     prompt, _ = prompt_and_answer(turns)
-    answers = [len(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+    answers = [len(turn["content"]) for turn in turns if turn["role"] == "assistant"] + [
+        len(rejected_of(messages) or "")
+    ]
     is_prompt_within = sum(len(turn["content"]) for turn in prompt) <= bounds.max_prompt_chars
-    return is_prompt_within and max(answers, default=0) <= bounds.max_answer_chars
+    return is_prompt_within and max(answers) <= bounds.max_answer_chars
 
 
 def _out_of_bounds(number: int) -> str:
