@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BATCH = 20_000  # rows
 BATCH_BYTES = 32_000_000  # of the columns that are read, in memory
 MAX_PROCESSES = 8  # each holds about 400 MB
+HASHES = ("prompt_hash", "answer_hash", "rejected_hash")
 
 _ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 
@@ -115,17 +116,17 @@ def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
 
 
 def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
-    """One batch: the columns of its row table without messages, those of columns.py that are asked for and two hashes.
+    """One batch: the columns of its row table without messages, those of columns.py that are asked for, and HASHES.
 
-    `prompt_hash` and `answer_hash` are of what stands before the last answer and of that answer, null where there is
-    none; equal texts have equal hashes. num_turns is null where there are no messages at all.
+    They are of what stands before the last answer, of that answer and of the rejected one, null where there is none;
+    equal texts have equal hashes. num_turns is null where there are no messages at all.
     """
     conversations = batch["messages"].to_pylist()
     texts = batch["chat"].to_pylist() if "chat" in batch.schema.names else [None] * len(batch)
     chats = [json.loads(text) if text else {} for text in texts]
-    derived = derive(
-        conversations, ask.special_tokens, ask.columns, [more_texts(chat) if chat else () for chat in chats]
-    )
+    more = [more_texts(chat) if chat else () for chat in chats]
+    rejected = [chat.get("rejected") for chat in chats]
+    derived = derive(conversations, ask.special_tokens, ask.columns, more, rejected)
     derived["num_turns"] = derived["num_turns"].where(np.array([turns is not None for turns in conversations], bool))
     held = [name for name in ("messages", "chat") if name in batch.schema.names]
     small = pa.Table.from_batches([batch]).drop_columns(held)
@@ -134,8 +135,8 @@ def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
             type_ = _ARROW[next(t for t in (*get_args(hint), hint) if t in _ARROW)]
             small = small.append_column(name, pa.array(derived[name], type_, from_pandas=True))
     hashes = list(map(_hashes, conversations, chats))
-    for position, name in enumerate(("prompt_hash", "answer_hash")):
-        small = small.append_column(name, pa.array([pair[position] for pair in hashes], pa.int64()))
+    for position, name in enumerate(HASHES):
+        small = small.append_column(name, pa.array([of_row[position] for of_row in hashes], pa.int64()))
     return Looked(small, _outcomes(small, conversations, ask.of_texts) if ask.of_texts else [])
 
 
@@ -159,11 +160,17 @@ def _texts(turns: Sequence[Turn]) -> tuple[str, str | None]:
     return "\n".join(turn["content"] or "" for turn in prompt), answer["content"] if answer else None
 
 
-def _hashes(turns: Sequence[Turn] | None, chat: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def _hashes(turns: Sequence[Turn] | None, chat: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
     prompt, answer = prompt_and_answer(turns or [])
+    rejected = chat.get("rejected")
     asked = repr([(turn["role"], turn["content"]) for turn in prompt])
-    asked += tools_hash(chat["tools"]) if chat else ""
-    return _hash(asked) if prompt and answer else None, _hash(answer["content"] or "") if answer else None
+    if chat and (chat["tools"] or rejected is None):  # a pair without tools has the prompt of a row of texts
+        asked += tools_hash(chat["tools"])
+    return (
+        _hash(asked) if prompt and answer else None,
+        _hash(answer["content"] or "") if answer else None,
+        None if rejected is None else _hash(rejected),
+    )
 
 
 def _hash(text: str) -> int:
@@ -199,7 +206,7 @@ def rows_at(file: Path, positions: Iterable[int]) -> Iterator[tuple[int, dict[st
     """The rows at these positions of a row table, with their positions, in order; a batch at a time."""
     wanted = deque(sorted(set(positions)))
     start = 0
-    for batch in row_batches(file, ["file", "line", "byte", "row_id", "messages"]):
+    for batch in row_batches(file, ["file", "line", "byte", "row_id", "messages", "chat"]):
         while wanted and wanted[0] < start + len(batch):
             position = wanted.popleft()
             yield position, batch.slice(position - start, 1).to_pylist()[0]

@@ -84,6 +84,9 @@ class Columns(NamedTuple):
     refusal: str | None  # how the first answer that refuses begins: "I'm sorry, but I can't help"
     cut_off: str | None  # why an answer, the first such, stops before its end: "a code fence is left open"
     no_json: str | None  # why the last answer is no JSON object or array: "Expecting ',' delimiter at character 40"
+    chosen_chars: int | None  # of a preference pair's last answer, without the space around it; None of other rows
+    rejected_chars: int | None  # likewise, of its rejected answer
+    identical: str | None  # that answer, where both are equal but for white space
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,13 @@ class TurnTexts:
     texts: list[str]
     asked: list[str]  # by the user
     answers: list[str]
-    whole: str  # all texts, one below the other, with reasoning and the definitions of tools
+    rejected: str | None  # of a preference pair
+    whole: str  # all texts, one below the other, with reasoning, the definitions of tools and the rejected answer
+
+    @property
+    def said(self) -> list[str]:
+        """The texts of the turns and the rejected answer."""
+        return self.texts if self.rejected is None else [*self.texts, self.rejected]
 
 
 def derive(
@@ -102,21 +111,25 @@ def derive(
     special_tokens: Sequence[str],
     wanted: Collection[str] | None = None,
     more: Sequence[Sequence[str]] = (),
+    rejected: Sequence[str | None] = (),
 ) -> "pd.DataFrame":
     """A frame with the fields of Columns, or those of them that are `wanted`, one line a conversation, in order.
 
-    `more` has the texts of each that are no message's.
+    `more` has the texts of each that are no message's, `rejected` the one of a preference pair that is among them.
     """
     import pandas as pd  # a third of a second, and a run that checks nothing needs none
 
     special = _any_of(special_tokens)
 
     def special_token(row: TurnTexts) -> str | None:
-        return next((found[0] for text in row.texts if (found := special.search(text))), None)
+        return next((found[0] for text in row.said if (found := special.search(text))), None)
 
     derived = _COLUMNS | {"special_token": special_token}
     names = [name for name in Columns._fields if wanted is None or name in wanted]
-    rows = [_conversation(turns or [], texts) for turns, texts in zip_longest(conversations, more, fillvalue=())]
+    rows = [
+        _conversation(turns or [], texts or (), other)
+        for turns, texts, other in zip_longest(conversations, more, rejected)
+    ]
     # One column after the other is faster than one row after the other: a detector stays in the processor's caches.
     columns = {name: list(map(derived[name], rows)) for name in {name.removesuffix(CONFIDENCE) for name in names}}
     for name in {*LANGUAGES} & {*columns}:
@@ -134,11 +147,17 @@ def prompt_and_answer(turns: Sequence[Said]) -> tuple[Sequence[Said], Said | Non
     return turns, None
 
 
-def _conversation(turns: Sequence[Turn], more: Sequence[str]) -> TurnTexts:
+def _conversation(turns: Sequence[Turn], more: Sequence[str], rejected: str | None) -> TurnTexts:
     texts = [turn["content"] or "" for turn in turns]
     asked = [text for turn, text in zip(turns, texts, strict=True) if turn["role"] == "user"]
     answers = [text for turn, text in zip(turns, texts, strict=True) if turn["role"] == "assistant"]
-    return TurnTexts(turns, texts, asked, answers, "\n".join([*texts, *more]))
+    return TurnTexts(turns, texts, asked, answers, rejected, "\n".join([*texts, *more]))
+
+
+def _identical(row: TurnTexts) -> str | None:
+    if row.rejected is None or not row.answers or row.answers[-1].split() != row.rejected.split():
+        return None
+    return row.answers[-1]
 
 
 def language_of_prompt(asked: Sequence[str]) -> Language | None:
@@ -170,7 +189,7 @@ _COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "min_answer_chars": lambda row: min(map(len, row.answers), default=None),
     "max_answer_chars": lambda row: max(map(len, row.answers), default=None),
     "num_replacement_characters": lambda row: row.whole.count("\ufffd"),
-    "mojibake": lambda row: _first(map(mojibake, row.texts)),
+    "mojibake": lambda row: _first(map(mojibake, row.said)),
     "prompt_language": lambda row: language_of_prompt(row.asked),
     "answer_language": lambda row: language(row.answers[-1]) if row.answers else None,
     "secret": lambda row: ", ".join(map(str, secrets(row.whole))) or None,
@@ -178,4 +197,7 @@ _COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "refusal": lambda row: _first(map(refusal, row.answers)),
     "cut_off": lambda row: _first(map(cut_off, row.answers)),
     "no_json": lambda row: no_json(row.answers[-1]) if row.answers else None,
+    "chosen_chars": lambda row: None if row.rejected is None else len(stripped("".join(row.answers[-1:]))),
+    "rejected_chars": lambda row: None if row.rejected is None else len(stripped(row.rejected)),
+    "identical": _identical,
 }

@@ -22,7 +22,7 @@ from tunewright.data_checks.answers import MIN_PROSE, length_cap
 from tunewright.data_checks.own import TEXTS, looks_at_texts, own_expectation
 from tunewright.data_checks.profile import Measure
 from tunewright.data_checks.rules import Expected, Rule, between, expected, matches, nothing
-from tunewright.data_checks.suite import BUILT_IN, ConflictingAnswersArguments, Entry
+from tunewright.data_checks.suite import BUILT_IN, Entry
 
 ANSWER = "assistant(?: tool(?: tool)* assistant)*"  # with the results of the tools that it calls on its way
 ROLES_IN_ORDER = rf"^(?:system )?user(?: {ANSWER} user)*(?: {ANSWER})?$"
@@ -42,18 +42,13 @@ def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expect
 
 
 def conflict_expectations(suite: Sequence[Entry]) -> list[Expected]:
-    """Return the expectations on the number of answers to a prompt, known once all other rows are quarantined."""
+    """Return the expectations on rows with the same prompt, known once all other rows are quarantined."""
     return [
         each
         for entry in suite
-        if isinstance(entry.arguments, ConflictingAnswersArguments)
-        for each in expected(entry, [_too_many_answers(entry.arguments.max_answers)])
+        if entry.name in CONFLICT_RULES
+        for each in expected(entry, CONFLICT_RULES[entry.name](entry.arguments))
     ]
-
-
-def _too_many_answers(most: int) -> Rule:
-    fault = f"the prompt has {{value}} different answers, more than max_answers={most}"
-    return between(fault, "num_answers", most=most)
 
 
 def set_expectations(suite: Sequence[Entry], measures: Mapping[str, Measure]) -> list[Expected]:
@@ -69,12 +64,13 @@ def set_expectations(suite: Sequence[Entry], measures: Mapping[str, Measure]) ->
 def _length_out_of_bounds(entry: Entry, _: pd.DataFrame) -> list[Rule]:
     a: Any = entry.arguments
     prompt, least, most = a.max_prompt_chars, a.min_answer_chars, a.max_answer_chars
-    answer = "an answer has {value} characters"
+    answer, rejected = (f"{said} has {{value}} characters" for said in ("an answer", "the rejected answer"))
     over = f"the prompt has {{value}} characters, more than max_prompt_chars={prompt}"
     return [
         between(over, "prompt_chars", most=prompt),
         between(f"{answer}, fewer than min_answer_chars={least}", "min_answer_chars", least=least),
         between(f"{answer}, more than max_answer_chars={most}", "max_answer_chars", most=most),
+        between(f"{rejected}, more than max_answer_chars={most}", "rejected_chars", most=most),
     ]
 
 
@@ -153,6 +149,12 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
     "last_not_assistant": lambda *_: [matches("the last turn is not an answer: {value}", "roles", ENDS_WITH_ANSWER)],
     "empty_prompt": lambda *_: [between("a user turn is empty or only white space", "shortest_user_turn", least=1)],
     "empty_answer": lambda *_: [between("an answer is empty or only white space", "shortest_answer", least=1)],
+    "empty_rejected": lambda *_: [
+        between("the rejected answer is empty or only white space", "rejected_chars", least=1)
+    ],
+    "identical_pair": lambda *_: [
+        nothing("the rejected answer is the chosen one, but for white space: {value}", "identical")
+    ],
     "placeholder_answer": lambda *_: [nothing("an answer is nothing but a placeholder: {value}", "placeholder")],
     "length_out_of_bounds": _length_out_of_bounds,
     "special_token": lambda *_: [nothing("a text holds a special token of the model: {value}", "special_token")],
@@ -172,6 +174,19 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
     "no_json_answer": _no_json_answer,
 }
 
+CONFLICT_RULES: dict[str, Callable[[Any], list[Rule]]] = {
+    "conflicting_answers": lambda a: [
+        between(
+            f"the prompt has {{value}} different answers, more than max_answers={a.max_answers}",
+            "num_answers",
+            most=a.max_answers,
+        )
+    ],
+    "rejected_elsewhere": lambda _: [
+        nothing("the rejected answer is the chosen one of another row with this prompt: {value}", "contradicted_by")
+    ],
+}
+
 SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
     "source_balance": lambda a, _: [
         _share("one of several sources has {value:.1%} of the rows", "largest_source_share", a.max_share)
@@ -183,6 +198,15 @@ SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
             "smallest_label_rows",
             least=a.min_rows,
         ),
+    ],
+    "length_bias": lambda a, _: [
+        between(
+            f"the {longer} answer is the longer one in {{value:.1%}} of the pairs of different lengths, over "
+            f"max_share={a.max_share:g}: the model may learn length in place of quality",
+            f"{longer}_longer_share",
+            most=a.max_share,
+        )
+        for longer in ("chosen", "rejected")
     ],
     "duplicate_rows": lambda a, _: [
         _share("{value:.1%} of the rows equal an earlier one", "duplicate_share", a.max_share)
@@ -200,4 +224,4 @@ SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
     ],
 }
 
-assert {*ROW_RULES, *SET_RULES, "conflicting_answers"} == set(BUILT_IN)
+assert {*ROW_RULES, *CONFLICT_RULES, *SET_RULES} == set(BUILT_IN)

@@ -19,6 +19,7 @@ UNKNOWN = "(unknown)"
 MAX_LABELS, MAX_LABEL_SHARE = 100, 0.1  # so many different answers, of so large a share of the rows, are labels
 LABEL_CHARS = 80
 CONFIDENCE = 0.95
+MIN_PAIRS = 50  # of different lengths, from which on the share of those whose chosen answer is longer is looked at
 
 
 class Measure(NamedTuple):
@@ -37,7 +38,7 @@ class RowChanges(NamedTuple):
 
 
 def profile(frame: "pd.DataFrame", labels: Counts | None, listed: "pd.Series") -> Profile:
-    """Counts of `frame`: rows, duplicates, lengths (by doubling lengths), languages, sources and labels.
+    """Counts of `frame`: rows, duplicates, lengths (by doubling lengths), languages, sources, labels and pairs.
 
     `listed` are the sources as the settings list them, of which a new file of a glob is none.
     """
@@ -52,6 +53,7 @@ def profile(frame: "pd.DataFrame", labels: Counts | None, listed: "pd.Series") -
         "listed_sources": counts(listed),
         "is_one_file": listed.nunique() == 1 and is_named_after_file(frame),
         "labels": None if labels is None else dict(labels),
+        "pairs": pairs(frame["chosen_chars"], frame["rejected_chars"]),
     }
 
 
@@ -76,6 +78,13 @@ def lengths(characters: "pd.Series") -> dict[str, Any]:
             str(2 ** (bit - 1) if bit else 0): int((bits == bit).sum()) for bit in range(bits.min(), bits.max() + 1)
         },
     }
+
+
+def pairs(chosen: "pd.Series", rejected: "pd.Series") -> dict[str, int] | None:
+    """The preference pairs among some rows, and which answer is longer in how many of them; None without any."""
+    longer = {"chosen_longer": int((chosen > rejected).sum()), "rejected_longer": int((chosen < rejected).sum())}
+    rows = int(rejected.notna().sum())
+    return {"rows": rows} | longer if rows else None
 
 
 def counts(names: "pd.Series") -> dict[str, int]:
@@ -112,7 +121,15 @@ def measures(now: Profile, before: Profile | None, changed: RowChanges | None) -
         "smallest_label_rows": Measure(min(labels.values()) if labels else None),
         "duplicate_share": Measure(now["duplicate_rows"] / rows if rows else None),
         "changed_share": Measure((changed.added + changed.removed) / changed.before if changed else None),
-    } | dict(_drift(now, before))
+    } | dict([*_longer(now["pairs"]), *_drift(now, before)])
+
+
+def _longer(pairs: Counts | None) -> Iterator[tuple[str, Measure]]:
+    """The share of the pairs of different lengths in which each of the two answers is the longer one."""
+    longer = {name: pairs[name] if pairs else 0 for name in ("chosen_longer", "rejected_longer")}
+    differing = sum(longer.values())
+    for name, number in longer.items():
+        yield f"{name}_share", Measure(number / differing if differing >= MIN_PAIRS else None)
 
 
 def _drift(now: Profile, before: Profile | None) -> Iterator[tuple[str, Measure]]:

@@ -5,10 +5,11 @@ A fault's {value} stands for what a failing row has in the column.
 # pyright: reportPrivateImportUsage=false
 # Great Expectations does not mark its public names as exported.
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pandas as pd
+import pyarrow as pa
 from great_expectations import expectations as gxe
 from great_expectations.expectations.expectation import (
     ColumnMapExpectation,
@@ -17,6 +18,7 @@ from great_expectations.expectations.expectation import (
 )
 from great_expectations.expectations.metadata_types import FailureSeverity
 
+from tunewright.data_checks.batches import HASHES
 from tunewright.data_checks.suite import Entry
 
 
@@ -24,6 +26,27 @@ def num_answers(frame: pd.DataFrame) -> pd.Series:
     """For each row how many different answers its prompt has among the rows of `frame`; null without a prompt."""
     pairs = frame[["prompt_hash", "answer_hash"]].dropna().drop_duplicates()
     return frame["prompt_hash"].map(pairs["prompt_hash"].value_counts()).astype("Int64")
+
+
+def contradictions(frame: pd.DataFrame) -> pd.Series:
+    """For each preference pair the place of a row of `frame` that says the opposite; null where there is none.
+
+    That is a pair with the same prompt and the answers the other way round, or a row that is no pair and has the
+    rejected answer. Where a pair prefers the rejected answer to a third one, both are true: answers may be ranked.
+    """
+    pairs = frame[frame["rejected_hash"].notna()]
+    told = frame[frame["prompt_hash"].isin(pairs["prompt_hash"])]
+    lines = zip(told["file"], told["line"], strict=True)
+    places = {key: f"{file} line {line}" for key, (file, line) in zip(_hashes(told), lines, strict=True)}
+    found = [
+        (places.get((prompt, rejected, chosen)) or places.get((prompt, rejected, None))) if chosen != rejected else None
+        for prompt, chosen, rejected in _hashes(pairs)
+    ]
+    return pd.Series(found, pairs.index, dtype=object).reindex(frame.index)
+
+
+def _hashes(frame: pd.DataFrame) -> Iterator[tuple[int | None, ...]]:
+    return zip(*(pa.array(frame[name], pa.int64()).to_pylist() for name in HASHES), strict=True)
 
 
 def answers_by_prompt(frame: pd.DataFrame, most: int) -> list[list[int]]:

@@ -134,6 +134,17 @@ class LabelBalance(Arguments):
     min_rows: int = Field(default=10, ge=1, description="Smallest allowed number of rows")
 
 
+class LengthBias(Arguments):
+    """Arguments of length_bias, which needs preference pairs."""
+
+    max_share: float = Field(
+        default=0.8,
+        ge=0.5,
+        le=1,
+        description="Largest allowed share of pairs whose chosen answer is the longer one, or the shorter one",
+    )
+
+
 class Duplicates(Arguments):
     """Arguments of duplicate_rows."""
 
@@ -174,6 +185,8 @@ BUILT_IN: dict[str, BuiltIn] = {
     "last_not_assistant": BuiltIn("warning"),
     "empty_prompt": BuiltIn("warning"),
     "empty_answer": BuiltIn("warning"),
+    "empty_rejected": BuiltIn("warning"),
+    "identical_pair": BuiltIn("warning"),
     "placeholder_answer": BuiltIn("warning"),
     "length_out_of_bounds": BuiltIn("warning", LengthArguments),
     "special_token": BuiltIn("warning"),
@@ -186,8 +199,10 @@ BUILT_IN: dict[str, BuiltIn] = {
     "cut_off_answer": BuiltIn("info"),
     "no_json_answer": BuiltIn("info", JsonAnswers),
     "conflicting_answers": BuiltIn("info", ConflictingAnswersArguments),
+    "rejected_elsewhere": BuiltIn("warning"),
     "source_balance": BuiltIn("info", SourceBalance, of_set=True),
     "label_balance": BuiltIn("info", LabelBalance, of_set=True),
+    "length_bias": BuiltIn("warning", LengthBias, of_set=True),
     "duplicate_rows": BuiltIn("info", Duplicates, of_set=True),
     "length_drift": BuiltIn("info", DriftArguments, of_set=True),
     "language_drift": BuiltIn("info", DriftArguments, of_set=True),

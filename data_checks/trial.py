@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from tunewright.accepted import shown
-from tunewright.data_checks.batches import Ask, look_at
+from tunewright.data_checks.batches import HASHES, Ask, look_at
 from tunewright.data_checks.columns import Columns
 from tunewright.data_checks.own import TEXTS, looks_at_texts, own_expectation, stop_on_column
 from tunewright.data_checks.rules import Expected, columns_of
@@ -16,7 +16,6 @@ from tunewright.data_checks.suite import Entry, SuiteError
 from tunewright.data_checks.validation import ExpectationOutcome, run
 from tunewright.privacy.excerpts import in_a_line
 
-HASHES = ("prompt_hash", "answer_hash")
 SAID = (  # in JSON: on other texts some of Great Expectations' own classes raise, which need not meet any
     ('"Where is my order with the number 1042?"', '"It left on Monday and arrives tomorrow."'),
     ('"How do I reset the password of my account?"', '"Open the settings and choose a new one."'),

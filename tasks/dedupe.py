@@ -42,6 +42,7 @@ from tunewright.similarity.prompts import (
 )
 from tunewright.similarity.semantic import find_leaders
 from tunewright.store.stage import stage
+from tunewright.tools.conversation import shown_turns
 
 REASONS = ("", "exact_duplicate", "near_duplicate", "semantic_duplicate")
 STAYS, EXACT, NEAR, SEMANTIC = range(4)
@@ -192,8 +193,8 @@ def _kinds(file: Path, repeats: Repeats, settings: Dedupe) -> list[duplicates.Re
 def _shown(file: Path, rows: np.ndarray) -> list[duplicates.RowShown]:
     import pyarrow.dataset as ds  # with pandas
 
-    found = ds.dataset(file).take(pa.array(rows), columns=["file", "line", "messages"]).to_pylist()
-    return [duplicates.RowShown(visible(row["file"]), row["line"], visible(excerpt(row["messages"]))) for row in found]
+    found = ds.dataset(file).take(pa.array(rows), columns=["file", "line", "messages", "chat"]).to_pylist()
+    return [duplicates.RowShown(visible(row["file"]), row["line"], visible(excerpt(shown_turns(row)))) for row in found]
 
 
 def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:

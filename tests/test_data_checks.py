@@ -113,7 +113,7 @@ def test_lengths_at_the_bounds_pass_and_one_beyond_fails() -> None:
     bounds = LengthArguments(max_prompt_chars=100, min_answer_chars=1, max_answer_chars=50)
     rows = [said("p" * 100, "a" * 50), said("p", "a"), said("p" * 101, "a"), said("p", ""), said("p", "a" * 51)]
     outcomes = outcomes_of(rows, Entry("length_out_of_bounds", "warning", bounds))
-    assert [outcome.rows.tolist() for outcome in outcomes] == [[2], [3], [4]]
+    assert [outcome.rows.tolist() for outcome in outcomes] == [[2], [3], [4], []]
 
 
 def test_a_missing_column_is_an_error_of_its_own_and_no_ordinary_failure() -> None:

@@ -44,6 +44,7 @@ from tunewright.store.caching import cached
 from tunewright.store.data_versions import accept, before
 from tunewright.tasks.ingest import ingest as ingest_stage
 from tunewright.tasks.ingest import source_files
+from tunewright.tools.conversation import Conversation, chat_of
 
 FILE = "data/a.jsonl"
 Record = dict[str, Any]
@@ -564,3 +565,17 @@ def test_text_of_a_row_is_no_markup(data: PipelineData) -> None:
     record = row(1, "[bold]not bold[/nothing]")
     found = {name: record[name] for name in ("file", "line", "row_id", "messages")}
     assert "[bold]not bold[/nothing]" in shown(data_view.show_row, data, row_json(data, [found]), "x.yaml")
+
+
+def test_a_preference_pair_is_shown_with_its_rejected_answer(home: Path, planned: Plan) -> None:
+    pair = row(1, "A long question. " * 40)
+    pair["chat"] = chat_of(Conversation(pair["messages"], rejected="a bad answer " * 40))
+    planned([ingest([pair, row(2)], [])])
+    data = look_up(SETTINGS)
+    for named in ((row_id(1), None, None), (None, f"{FILE}:1", None), (None, None, "long")):
+        found = row_json(data, find(data, *named))
+        said, _, rejected = found["text"].partition("\nrejected: ")
+        assert said.startswith("user: A long question. ")
+        assert rejected.startswith("a bad answer a bad answer ")
+        assert "rejected: a bad answer" in shown(data_view.show_row, data, found, "x.yaml")
+    assert "rejected" not in row_json(data, find(data, None, f"{FILE}:2", None))["text"]

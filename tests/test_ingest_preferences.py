@@ -80,6 +80,14 @@ def test_every_form_becomes_the_same_row(record: dict[str, Any]) -> None:
     assert (conversation, found["row_id"]) == (expected, row_id_of(expected))
 
 
+def test_the_records_of_the_docs_become_the_same_row() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "your-data.md").read_text(encoding="utf-8")
+    kept, refused = read(page.partition("### Preference pairs")[2].split("```")[1].removeprefix("json\n").encode())
+    assert not refused
+    assert len(kept) == 8
+    assert {found["row_id"] for found in kept} == {row_id_of(Conversation([ASKED, YES], rejected="No."))}
+
+
 @pytest.mark.parametrize(
     "record",
     [

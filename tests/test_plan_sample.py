@@ -68,11 +68,12 @@ def test_a_plan_before_anything_was_read_stands_on_the_first_rows_as_they_will_t
     assert costs.chosen.work.longest < 60
 
 
+@pytest.mark.parametrize("answers", [{"output": "word " * 5000}, {"chosen": "a", "rejected": "word " * 5000}])
 @pytest.mark.parametrize("after_ingest", [False, True])
 def test_a_row_that_check_will_quarantine_for_its_length_does_not_enlarge_the_plan(
-    tiny_base: Base, after_ingest: bool
+    tiny_base: Base, after_ingest: bool, answers: dict[str, str]
 ) -> None:
-    long = {"instruction": "a question", "input": "", "output": "word " * 5000}
+    long = {"instruction": "a question", "input": "", **answers}
     write("a.jsonl", *map(record, range(50)), long)
     data = Data(sources=(Source(path="a.jsonl"),))
     if after_ingest:

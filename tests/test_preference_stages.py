@@ -8,14 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checked import GOOD, KEY, LENIENT, MAIL, SPECIAL, only, quarantined, results
+from conftest import MakeRows
 from split_rows import in_splits, prompts, split_rows
 from test_ingest_tools import TOOLS
 from test_semantic import save_model
 
-from tunewright.artifacts import ROW_SCHEMA
-from tunewright.config import Dedupe, Split
+from tunewright.artifacts import ROW_SCHEMA, CheckedRows
+from tunewright.config import Checks, Dedupe, Split
+from tunewright.data_checks.suite import BUILT_IN
+from tunewright.errors import DataError
 from tunewright.similarity.prompts import hashed_conversations
-from tunewright.tasks.dedupe import REASONS, find_repeats
+from tunewright.tasks.check import check
+from tunewright.tasks.dedupe import REASONS, dedupe, find_repeats
 from tunewright.tasks.ingest import row_id_of
 from tunewright.tools.conversation import Conversation, Tool, answer_hash, chat_of, texts_of
 
@@ -26,7 +31,8 @@ def row(prompt: str, chosen: str, rejected: str | None = None, tools: list[Tool]
     """A row of a row table, with `rejected` a preference pair."""
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": chosen}]
     said = Conversation(turns, tools or [], rejected) if rejected is not None or tools else turns
-    return {"row_id": row_id_of(said), "source": "made", "messages": texts_of(said), "chat": chat_of(said)}
+    made = {"row_id": row_id_of(said), "source": "made", "file": "data.jsonl", "line": 1}
+    return made | {"messages": texts_of(said), "chat": chat_of(said)}
 
 
 def repeats(rows: list[dict[str, Any]], settings: Dedupe, folder: Path) -> list[tuple[int, str]]:
@@ -53,6 +59,14 @@ def test_pairs_are_duplicates_only_if_both_answers_are_the_same(tmp_path: Path) 
         (-1, ""),
         (-1, ""),
     ]
+
+
+def test_the_report_of_duplicates_shows_both_answers(tmp_path: Path) -> None:
+    rows = [row(LONG, "It is late.", "Who knows?"), row(LONG.replace("new", "old"), "It is late.", "Who knows?")]
+    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), tmp_path / "rows.parquet")
+    given = CheckedRows(folder=tmp_path, digest="1", num_rows=2, num_quarantined=0, reasons={}, findings={})
+    page = dedupe.fn(given, Dedupe()).path("report.html").read_text()
+    assert page.count("rejected: Who knows?") == 2
 
 
 def test_pairs_that_say_the_same_in_other_words_go_only_with_the_same_rejected_answer(tmp_path: Path) -> None:
@@ -88,3 +102,121 @@ def test_pairs_of_one_prompt_are_in_one_split() -> None:
     assert all(found.values())
     assert sum(map(len, found.values())) == len(texts)
     assert sum(map(len, by_split.values())) == len(rows)
+
+
+def checked(make_rows: MakeRows, rows: list[dict[str, Any]], checks: Checks = LENIENT) -> CheckedRows:
+    """The check of these rows, each on its line."""
+    placed = [each | {"line": line} for line, each in enumerate(rows, start=1)]
+    return check.fn(make_rows(table=pa.Table.from_pylist(placed, ROW_SCHEMA)), checks, SPECIAL)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason", "detail"),
+    [
+        ("Yes.", "\t \u200b", "empty_rejected", "the rejected answer is empty or only white space"),
+        ("Yes, it is.", "Yes,  it is.\n", "identical_pair", "is the chosen one, but for white space: Yes, it is."),
+        (
+            "Yes.",
+            "a" * 20_001,
+            "length_out_of_bounds",
+            "the rejected answer has 20001 characters, more than max_answer",
+        ),
+        ("Yes.", "No.<|im_end|>", "special_token", "a text holds a special token of the model: <|im_end|>"),
+        ("Yes.", "Caf\ufffd", "replacement_character", "a text has replacement characters (U+FFFD), left by wrong d"),
+    ],
+)
+def test_what_is_wrong_with_a_rejected_answer_quarantines_its_row_and_is_shown(
+    make_rows: MakeRows, chosen: str, rejected: str, reason: str, detail: str
+) -> None:
+    rows = [row(asked, said) for asked, said in GOOD] + [
+        row("Hi", "Hello.", "Go away."),
+        row("Is it?", chosen, rejected),
+    ]
+    found = checked(make_rows, rows)
+    (aside,) = quarantined(found)
+    assert (aside["reason"], aside["line"]) == (reason, len(rows))
+    assert detail in aside["detail"]
+    assert "\nrejected: " in aside["text"]
+    assert found.num_rows == len(rows) - 1
+
+
+def test_secrets_personal_data_and_broken_text_are_found_in_a_rejected_answer(make_rows: MakeRows) -> None:
+    held = {"secrets": f"Take {KEY}.", "personal_data": f"Ask {MAIL}.", "mojibake": "The caf\u00c3\u00a9."}
+    found = checked(make_rows, [row(f"Who has {name}?", "Nobody.", text) for name, text in held.items()])
+    assert {name: found.findings.get(name) for name in held} == dict.fromkeys(held, 1)
+    page = found.path("report.html").read_text()
+    assert "rejected: The caf\u00c3\u00a9." in page
+    assert KEY not in page
+    assert MAIL not in page
+
+
+def test_a_rejected_answer_may_be_what_no_answer_should_be(make_rows: MakeRows) -> None:
+    bad = ["I'm sorry, but I can't help with that.", "```python\nprint(1)\n", "TODO"]
+    found = checked(make_rows, [row(f"Which is number {at}?", "This.", text) for at, text in enumerate(bad)])
+    assert (found.num_quarantined, found.findings) == (0, {})
+
+
+def test_two_rows_that_say_the_opposite_are_quarantined_and_a_ranking_is_none(make_rows: MakeRows) -> None:
+    rows = [
+        *(row("Which?", "best", "good"), row("Which?", "best", "bad"), row("Which?", "good", "bad")),
+        *(row("Who?", "I", "you"), row("Who?", "you", "I"), row("Who?", "she", "you")),
+        *(row("When?", "now", "later"), row("When?", "later")),
+        *(row("Where?", "here", "there"), row("Where to?", "there", "here")),
+        *(row("With what?", "a", "b"), row("With what?", "b", tools=TOOLS)),
+    ]
+    found = checked(make_rows, rows)
+    said = {each["line"]: each["detail"] for each in quarantined(found)}
+    assert found.reasons == {"rejected_elsewhere": 3}
+    assert said == {
+        line: f"the rejected answer is the chosen one of another row with this prompt: data.jsonl line {other}"
+        for line, other in ((4, 5), (5, 4), (7, 8))
+    }
+
+
+def test_a_row_that_is_quarantined_contradicts_none(make_rows: MakeRows) -> None:
+    rows = [row("Who?", "I", "you"), row("Who?", "you", " "), row("Who?", "you<|im_end|>")]
+    assert [each["line"] for each in quarantined(checked(make_rows, rows))] == [2, 3]
+
+
+def sized(chosen: int, rejected: int, equal: int = 0) -> list[dict[str, Any]]:
+    """So many pairs with a longer chosen answer, with a longer rejected one, and with two of one length."""
+    answers = [("long " * 9, "short")] * chosen + [("short", "long " * 9)] * rejected + [("this", "that")] * equal
+    return [row(f"Which is {at}?", f"{one} {at}", f"{other} {at}") for at, (one, other) in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            sized(41, 9, equal=20),
+            "the chosen answer is the longer one in 82.0 % of the pairs of different lengths, over ",
+        ),
+        (
+            sized(9, 41),
+            "the rejected answer is the longer one in 82.0 % of the pairs of different lengths, over max_share",
+        ),
+        (sized(40, 10), ""),
+        (sized(49, 0, equal=20), ""),
+        (sized(50, 0), "the chosen answer is the longer one in 100.0 % of the pairs"),
+    ],
+)
+def test_pairs_that_length_alone_tells_apart_are_a_finding(
+    make_rows: MakeRows, rows: list[dict[str, Any]], said: str
+) -> None:
+    found = checked(make_rows, rows)
+    assert (found.num_quarantined, found.findings) == (0, {"length_bias": 1} if said else {})
+    page = found.path("report.html").read_text()
+    assert said in page
+    assert f"{len(rows)} preference pairs among the {len(rows)} rows that passed" in page
+    if said:
+        with pytest.raises(DataError, match=rf"^length_bias: {said}.*: the model may learn length in place of quality"):
+            checked(make_rows, rows, only("length_bias", severity="critical"))
+    assert not checked(make_rows, rows, only("length_bias", arguments={"max_share": 1})).findings
+
+
+def test_rows_without_pairs_have_no_such_findings_and_no_such_section(make_rows: MakeRows) -> None:
+    found = checked(make_rows, [row(asked, said) for asked, said in GOOD])
+    names = {"empty_rejected", "identical_pair", "rejected_elsewhere", "length_bias"}
+    assert {each["failed"] for each in results(found)["expectations"] if each["name"] in names} == {0}
+    assert names <= BUILT_IN.keys()
+    assert "preference pair" not in found.path("report.html").read_text()

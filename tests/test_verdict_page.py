@@ -346,6 +346,13 @@ def test_a_suggestion_names_a_check_as_it_is_written(make: Make) -> None:
     assert "Label_balance" not in read.text
 
 
+def test_pairs_that_length_tells_apart_have_an_advice_of_their_own(make: Make) -> None:
+    failed = EXPECTATION | {"name": "length_bias", "fault": "the chosen answer is longer", "of_set": True, "failed": 1}
+    read = Read(page_of(make(RIGHT, wrong(RIGHT, range(40)), checks={"expectations": [failed]})))
+    assert "Add pairs whose chosen and rejected answers are about as long" in read.text
+    assert "Check that the data changed as intended" not in read.text
+
+
 def test_no_text_of_rows_answers_or_settings_becomes_markup(make: Make) -> None:
     references = wrong(RIGHT, range(20), HOSTILE)
     made = make(

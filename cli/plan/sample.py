@@ -141,9 +141,11 @@ def _checked(conversations: Sequence[list[Message]], checks: Checks) -> list[lis
 def _is_within(messages: Sequence[Message], bounds: LengthArguments) -> bool:
     turns = texts_of(messages)
     prompt, _ = prompt_and_answer(turns)
-    answers = [len(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+    answers = [len(turn["content"]) for turn in turns if turn["role"] == "assistant"] + [
+        len(rejected_of(messages) or "")
+    ]
     is_prompt_within = sum(len(turn["content"]) for turn in prompt) <= bounds.max_prompt_chars
-    return is_prompt_within and max(answers, default=0) <= bounds.max_answer_chars
+    return is_prompt_within and max(answers) <= bounds.max_answer_chars
 
 
 def _out_of_bounds(number: int) -> str:

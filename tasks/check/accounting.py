@@ -18,6 +18,7 @@ from tunewright.data_checks.rules import answers_by_prompt
 from tunewright.privacy.excerpts import excerpt, in_a_line, masked
 from tunewright.reports.pages import percent
 from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
+from tunewright.tools.conversation import shown_turns
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
 Examples = dict[str, list[Record]]
@@ -133,7 +134,7 @@ def conflicts(file: Path, validated: ValidatedRows) -> list[dict[str, Any]]:
 def record(row: dict[str, Any], reason: str, detail: str) -> Record:
     """Record a row's place, its fault and the beginning of its text."""
     place = {name: row[name] for name in ("file", "line", "byte", "row_id")}
-    return place | {"reason": reason, "detail": detail, "text": excerpt(row["messages"])}
+    return place | {"reason": reason, "detail": detail, "text": excerpt(shown_turns(row))}
 
 
 def refused(file: Path, splits: Mapping[str, str]) -> tuple[dict[str, int], Examples, dict[str, RefusedCounts]]:

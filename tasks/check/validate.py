@@ -30,7 +30,7 @@ from tunewright.data_checks.profile import (
     profile,
     table_of,
 )
-from tunewright.data_checks.rules import columns_of, num_answers
+from tunewright.data_checks.rules import columns_of, contradictions, num_answers
 from tunewright.data_checks.suite import Entry
 from tunewright.data_checks.table import schema_expectations, table_expectations
 from tunewright.data_checks.validation import ExpectationOutcome, joined, run
@@ -45,6 +45,8 @@ COUNTED = {
     "max_answer_chars",
     "prompt_language",
     "answer_language",
+    "chosen_chars",
+    "rejected_chars",
 }
 
 Mask = npt.NDArray[np.bool_]
@@ -109,7 +111,8 @@ def validate_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[s
     stop_if_broken(validated, file)
 
     passing = frame[validated.kept()]
-    frame = frame.assign(num_answers=num_answers(passing).reindex(frame.index))
+    of_prompts = {"num_answers": num_answers(passing), "contradicted_by": contradictions(passing)}
+    frame = frame.assign(**{name: column.reindex(frame.index) for name, column in of_prompts.items()})
     conflicts = conflict_expectations(suite)
     validated = ValidatedRows(frame, [*validated.outcomes, *(run(frame, conflicts) if conflicts else [])])
     stop_if_broken(validated, file)

@@ -33,6 +33,10 @@ from tunewright.tasks.verdict_page.wins import Mistakes
 MOST = 8
 GENTLER = "Train more gently"
 QUARANTINED = 0.05  # of the records read, from which on it is much
+OF_SET = {  # expectation on the whole data set -> advice, where it is not about a change
+    "label_balance": RARE_ANSWERS,
+    "length_bias": "Add pairs whose chosen and rejected answers are about as long",
+}
 
 
 def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
@@ -222,8 +226,7 @@ def data(case: Case) -> Found:
         )
     for each in checks.expectations:
         if each.of_set and each.failed:
-            balance = each.name == "label_balance"
-            advice = RARE_ANSWERS if balance else "Check that the data changed as intended"
+            advice = OF_SET.get(each.name, "Check that the data changed as intended")
             yield Suggestion(advice, f"check {each.name}: {each.fault}", "data")
 
 

@@ -21,11 +21,13 @@ from tunewright.config import called_in
 from tunewright.errors import ConfigError
 from tunewright.store.caching import MANIFEST
 from tunewright.store.refusals import StoppedStage
+from tunewright.tools.conversation import shown_turns
 
 HELD_OUT, QUARANTINE, FINDINGS = "held_out.parquet", "quarantine.parquet", "findings.parquet"
 MOST_MATCHES = 10
 SHOWN_CHARS = 300
 PLACE = ["file", "line", "row_id"]
+OF_ROW = [*PLACE, "messages", "chat"]
 OF_TEXT = {QUARANTINE: [*PLACE, "text"], HELD_OUT: ["file", "line", "text"]}  # records that are no rows
 NO_ROW = {"row_id": None}
 
@@ -61,7 +63,7 @@ class RowQuery:
         if self.row is not None:
             row_id = pc.field("row_id")
             begins_so = (row_id >= self.row) & (row_id < f"{self.row}g")  # after every hex digit
-            return select(rows.path("rows.parquet"), begins_so, [*PLACE, "messages"], MOST_MATCHES + 1)
+            return select(rows.path("rows.parquet"), begins_so, OF_ROW, MOST_MATCHES + 1)
         return by_line(rows, *self.place) if self.place else by_text(rows, self.words)
 
     def refused(self, stopped: StoppedStage) -> list[Found]:
@@ -119,7 +121,7 @@ def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:
     There are more where it returns more than MOST_MATCHES.
     """
     found: list[Found] = []
-    for batch in _batches(rows.path("rows.parquet"), [*PLACE, "messages"]):
+    for batch in _batches(rows.path("rows.parquet"), OF_ROW):
         messages = batch["messages"]
         turns, row_of = messages.flatten().field("content"), pc.call_function("list_parent_indices", [messages])
         hits = np.ones(len(batch), dtype=bool)
@@ -134,9 +136,15 @@ def by_text(rows: Rows, words: Sequence[str]) -> list[Found]:
 
 
 def excerpt(record: Found) -> str:
-    """The beginning of what a record says."""
-    turns = record.get("messages")
-    text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) if turns else record.get("text") or ""
+    """The beginning of what a record says, and of its rejected answer."""
+    if not record.get("messages"):
+        return _beginning(record.get("text") or "")
+    said = [f"{turn['role']}: {turn['content']}" for turn in shown_turns(record)]
+    number = len(record["messages"])
+    return "\n".join(map(_beginning, ["\n".join(said[:number]), *said[number:]]))
+
+
+def _beginning(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
 
 
@@ -155,7 +163,7 @@ def select(file: Path, where: pc.Expression, columns: list[str], most: int) -> l
 def _at(rows: Rows, file: str, line: int) -> list[Found]:
     """The record that begins in a line."""
     here = (pc.field("file") == file) & (pc.field("line") == line)
-    kept = select(rows.path("rows.parquet"), here, [*PLACE, "messages"], 1)
+    kept = select(rows.path("rows.parquet"), here, OF_ROW, 1)
     others = (found for name, columns in OF_TEXT.items() for found in select(rows.path(name), here, columns, 1))
     return kept or [NO_ROW | found for found in others]
 

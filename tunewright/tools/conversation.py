@@ -111,7 +111,7 @@ def call_text(name: str, arguments: Mapping[str, Any]) -> str:
 
 def shown_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """The column `messages` of a row, and its rejected answer behind them as a turn of the role `rejected`."""
-    rejected = json.loads(row["chat"]).get("rejected") if row["chat"] else None
+    rejected = json.loads(chat).get("rejected") if (chat := row.get("chat")) else None
     return row["messages"] if rejected is None else [*row["messages"], {"role": "rejected", "content": rejected}]
 
 
