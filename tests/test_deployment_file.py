@@ -623,7 +623,10 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
             ["gate.margin=1", "trainin.epochs=1"],
             '--set "trainin.epochs=1": trainin: unknown key; did you mean training? accepted: data,',
         ),
-        (["epochs=1"], '--set "epochs=1": epochs: unknown key; did you mean training.epochs or preference.epochs? accepted: data,'),
+        (
+            ["epochs=1"],
+            '--set "epochs=1": epochs: unknown key; did you mean training.epochs or preference.epochs? accepted: data,',
+        ),
         (["training.epochs=three"], '--set "training.epochs=three": training.epochs: "three" is refused; accepted: a '),
         (["training.epochs="], '--set "training.epochs=": training.epochs is empty; accepted: a number ('),
         (["dedupe.near= "], '--set "dedupe.near= ": dedupe.near is empty; accepted: true or false ('),
