@@ -15,7 +15,6 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def run_side(options: argparse.Namespace) -> None:
     print(json.dumps(end), flush=True)
 
 
-def our_trainer(pairs: Sequence[Any], options: argparse.Namespace) -> tuple[Any, float]:
+def our_trainer(pairs: list[dict[str, Any]], options: argparse.Namespace) -> tuple[Any, float]:
     """The trainer that the stage prefer creates with its defaults, and the seconds of the reference for each pair."""
     import datasets
     from transformers import AutoConfig, AutoTokenizer
@@ -120,7 +119,7 @@ def our_trainer(pairs: Sequence[Any], options: argparse.Namespace) -> tuple[Any,
     return trainer, (time.perf_counter() - began) / len(pairs)
 
 
-def trl_trainer(pairs: Sequence[Any], options: argparse.Namespace) -> Any:
+def trl_trainer(pairs: list[dict[str, Any]], options: argparse.Namespace) -> Any:
     """DPOTrainer on the same texts, with its defaults."""
     import datasets
     from peft import LoraConfig

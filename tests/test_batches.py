@@ -111,7 +111,7 @@ def test_a_loss_in_pieces_is_torchs_own(monkeypatch: pytest.MonkeyPatch, precisi
             return type("Output", (), {"logits": logits.to(precision)})
 
         if ours:
-            loss = answer_loss(model, {"inputs": {}, "labels": labels})
+            loss = answer_loss(model, {"inputs": {}, "labels": labels, "answers": labels})
         else:
             scores = logits.to(precision).float().flatten(0, 1)
             loss = torch.nn.functional.cross_entropy(scores, labels.flatten(), ignore_index=IGNORED)

@@ -15,6 +15,7 @@ from trained import done_once
 
 from tunewright.artifacts import Base
 from tunewright.artifacts.payloads import LeakProof
+from tunewright.comparison import VariantComparison
 from tunewright.config import (
     Compute,
     Data,
@@ -138,7 +139,8 @@ def test_variants_are_ranked_by_the_share_of_validation_pairs(settings: Settings
         )
         for beta in (0.05, 0.5)
     }
-    found = compare(settings, variants, return_state=True).result()
+    state: Any = compare(settings, variants, return_state=True)
+    found: VariantComparison = state.result()
     assert {trial.measure for ranked in found.ranked for trial in ranked.trials} == {"reward_accuracy"}
     for ranked in found.ranked:
         (trial,) = ranked.trials

@@ -21,7 +21,7 @@ from tunewright.modeling.preferences import LOSSES, REFERENCE, PairCollator
 STOP, BEHIND = 2, 9  # the stop token of an answer, and what the template writes behind it
 
 
-def make_pairs(number: int = 7, longest: int = 9) -> list[Pair]:
+def make_pairs(number: int = 7, longest: int = 9) -> list[dict[str, Any]]:
     """Pairs whose prompts begin alike; answers of a stop token alone are among them."""
     draw = random.Random(1)
 
@@ -62,7 +62,7 @@ def measured(
     batches = PairCollator(layout, 0, micro_batch)(pairs)["micro_batches"]
     totals = [sum(sizes) for sizes in zip(*map(objective.sizes, batches), strict=True)]
     for batch in batches:
-        own = sum(objective.terms(model, batch, totals))
+        own: Any = sum(objective.terms(model, batch, totals))
         own.backward()
         loss += own.item()
     return loss, torch.cat([p.grad.flatten().clone() for p in model.parameters()])

@@ -53,7 +53,7 @@ def rows_of_render(file: Path) -> tuple[int, list[Row]]:
     return pq.ParquetFile(file).metadata.num_rows, _some_of(file, ["input_ids", "labels"])
 
 
-def _some_of(file: Path, columns: list[str]) -> list[dict[str, Any]]:
+def _some_of(file: Path, columns: list[str]) -> list[Row]:
     """Rows that are drawn from all over the file."""
     parquet = pq.ParquetFile(file)
     num_groups = parquet.num_row_groups
