@@ -95,3 +95,19 @@ def test_rows_without_pairs_are_refused_in_a_line(tiny_base: Base, make_splits: 
     tokens = render.fn(make_splits(rows[:12], rows[12:15], rows[15:]), tiny_base, Model(base="tiny", max_length=256))
     with pytest.raises(ConfigError, match=r"preference\.method=dpo: no training row has a rejected answer"):
         prefer.fn(tokens, tiny_base, SMALL, DPO, DPO.schedule(SFT), ONE_THREAD)
+
+
+def test_two_processes_come_to_the_weights_of_one(tokens: Tokens, tiny_base: Base, home: Path) -> None:
+    found = []
+    for devices in (1, 2):
+        compute = Compute(threads=1, devices=devices, precision="float32")
+        settings = DPO.model_copy(update={"sft_weight": 0.5})
+        made = prefer.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), compute)
+        found.append((made, load_file(made.path("model") / "adapter_model.safetensors")))
+    (one, of_one), (two, of_two) = found
+    for name, tensor in of_one.items():
+        assert torch.allclose(of_two[name], tensor, atol=1e-4), f"{name} differs"
+    assert two.best_value == pytest.approx(one.best_value, rel=1e-3)
+    assert [line["reward_margin"] for line in lines(two) if "loss" in line] == pytest.approx(
+        [line["reward_margin"] for line in lines(one) if "loss" in line], abs=1e-3
+    )

@@ -19,6 +19,7 @@ from tunewright.machine import addresses
 from tunewright.metrics.catalogue import CONSTANT, baseline, constant_answer
 from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.privacy.excerpts import ends
+from tunewright.reports import curves
 from tunewright.reports.account import leak_sentence
 from tunewright.reports.curves.charts import charts
 from tunewright.reports.pages import counted, in_part, interval, number, percent, template
@@ -117,6 +118,7 @@ def render(
         costs=took.stages,
         total_cost=took.total,
         method=METHODS[case.adapter.method],
+        trainings=[(each, curves.read(each.folder)) for each in case.trainings],
         total=duration(sum(each["seconds"] for each in took.stages)),
         title=title,
         in_part=in_part,
