@@ -76,6 +76,14 @@ def test_a_set_out_of_balance_is_a_finding_and_stops_where_that_is_critical(
     assert str(caught.value).startswith(f"{name}: {said}; see ")
 
 
+def test_many_labels_are_checked_as_evaluate_takes_them_for_labels(make_rows: MakeRows) -> None:
+    labels = {f"queue {n}": 10 for n in range(145)} | {f"rare queue {n}": 2 for n in range(31)}
+    first = check.fn(make_rows(table=labelled(labels)), only("label_balance"), SPECIAL)
+    assert first.findings["label_balance"] == 1
+    drifted = labelled({name: 40 if number == 2 else 2 for name, number in labels.items()})
+    assert "label_drift" in check.fn(make_rows(table=drifted), only("label_drift"), SPECIAL, (), first).findings
+
+
 def test_a_balanced_set_passes(make_rows: MakeRows) -> None:
     table = both(labelled({"yes": 30, "no": 30}), labelled({"so": 30}, "b"))
     assert check.fn(make_rows(table=table), Checks(), SPECIAL).findings == {}

@@ -1,7 +1,7 @@
 """Answers that are one of a closed set of labels, known from the answers of the training rows."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import pyarrow.parquet as pq
 
@@ -59,6 +59,13 @@ def training_answers(tokens: Tokens) -> Iterator[str]:
         yield from (row["reference"] for row in batch.to_pylist() if not row["replay"])
 
 
+def are_labels(numbers: Collection[int]) -> bool:
+    """Return whether answers are labels, given how many rows have each different one."""
+    num_rows, once = sum(numbers), sum(number == 1 for number in numbers)
+    is_several = 2 <= len(numbers) <= min(MAX_LABELS, num_rows / ROWS_OF_A_LABEL)
+    return is_several and once <= max(1, SEEN_ONCE * num_rows)
+
+
 def closed_set(answers: Iterable[str], references: Sequence[str]) -> tuple[str, ...]:
     """The labels, in alphabetical order, where training answers and references are of a closed set; else empty.
 
@@ -69,8 +76,7 @@ def closed_set(answers: Iterable[str], references: Sequence[str]) -> tuple[str, 
         counts[plain(answer)] += 1
         if len(counts) > MAX_LABELS:
             return ()
-    num_rows, once = counts.total(), sum(number == 1 for number in counts.values())
     unseen = [reference for reference in map(plain, references) if reference not in counts]
-    if not 2 <= len(counts) <= num_rows / ROWS_OF_A_LABEL or once > max(1, SEEN_ONCE * num_rows):
+    if not are_labels(counts.values()):
         return ()
     return tuple(sorted({*counts, *unseen})) if len(unseen) <= UNSEEN * len(references) else ()
