@@ -275,6 +275,7 @@ def split(
             columns.given,
             before.last,
             exact,
+            before.listed,
             before.num_left,
             earlier.digest if earlier else None,
         ),

@@ -78,6 +78,7 @@ class EarlierSplits(NamedTuple):
     split: np.ndarray  # (rows,) the split that each row had in any version, or NONE
     gone: pa.Table  # ASSIGNMENTS_SCHEMA, of rows with a split that are no longer there
     last: np.ndarray  # (rows,) the split that each row had in the last version, or NONE
+    listed: np.ndarray  # (rows,) whether the last version names the row at all
     num_left: int  # rows of the last version's splits that are no longer there
 
 
@@ -85,7 +86,7 @@ def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> EarlierSplits
     """Read the splits of `earlier`, the last version. Raises ConfigError where it is not whole."""
     if earlier is None:
         none = np.full(len(row_ids), NONE)
-        return EarlierSplits(none, ASSIGNMENTS_SCHEMA.empty_table(), none, 0)
+        return EarlierSplits(none, ASSIGNMENTS_SCHEMA.empty_table(), none, none != NONE, 0)
     file = earlier.path(ASSIGNMENTS_FILE)
     if not file.is_file():
         raise ConfigError(
@@ -93,11 +94,12 @@ def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> EarlierSplits
             "split.sticky=false to split anew"
         )
     table = pq.read_table(file, schema=ASSIGNMENTS_SCHEMA)
+    listed = index_in(row_ids, table["row_id"].combine_chunks()) != NONE
     table = table.filter(pa.array(numbers_of(table["side"]) != NONE))
     placed = index_in(table["because"].combine_chunks(), pa.array(NOT_PLACED)) == NONE
     split, gone = _looked_up(row_ids, table)
     last, left = _looked_up(row_ids, table.filter(pa.array(placed)))
-    return EarlierSplits(split, gone, last, left.num_rows)
+    return EarlierSplits(split, gone, last, listed, left.num_rows)
 
 
 def _looked_up(row_ids: pa.Array, memory: pa.Table) -> tuple[np.ndarray, pa.Table]:

@@ -187,10 +187,14 @@ def versions(
     given: np.ndarray,
     before: np.ndarray,
     exact: frozenset[int],
+    listed: np.ndarray,
     num_gone: int,
     earlier: str | None,
 ) -> EarlierRows:
-    """Count the outcomes of the rows that the last version itself had in a split (`before`, or NONE)."""
+    """Count the outcomes of the rows that the last version itself had in a split (`before`, or NONE).
+
+    `listed` says of each row whether the last version knew it, in a split or not.
+    """
     known = before != NONE
     return EarlierRows(
         earlier=earlier,
@@ -200,6 +204,7 @@ def versions(
         freed_by_a_given_split=int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
         gone=num_gone,
         quarantined=int((known & (split == NONE)).sum()),
+        returned=int((listed & ~known).sum()),
     )
 
 

@@ -141,6 +141,7 @@ class EarlierRows(BaseModel, frozen=True):
     freed_by_a_given_split: int
     gone: int
     quarantined: int = 0
+    returned: int | None = None  # rows that it had in no split; None in records of versions that did not count them
 
 
 class Stratum(BaseModel, frozen=True):
