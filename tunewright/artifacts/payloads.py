@@ -311,6 +311,7 @@ class Decision(BaseModel, frozen=True):
 
 
 OTHER_ROWS = "all others"  # the slice of the rows whose own slices are not listed
+ROWS_OF_A_SLICE = 5  # on average, or labels have no slices
 
 
 class Slice(BaseModel, frozen=True):
