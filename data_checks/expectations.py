@@ -42,7 +42,7 @@ def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expect
 
 
 def conflict_expectations(suite: Sequence[Entry]) -> list[Expected]:
-    """Return the expectations on rows with the same prompt, known once all other rows are quarantined."""
+    """Return the expectations on rows beside each other, known once rows that fail by themselves are quarantined."""
     return [
         each
         for entry in suite
@@ -184,6 +184,9 @@ CONFLICT_RULES: dict[str, Callable[[Any], list[Rule]]] = {
     ],
     "rejected_elsewhere": lambda _: [
         nothing("the rejected answer is the chosen one of another row with this prompt: {value}", "contradicted_by")
+    ],
+    "label_spelling": lambda _: [
+        nothing("the answer is a label in another spelling than most rows have: {value}", "usual_label")
     ],
 }
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tunewright.metrics.labels import are_labels
+
 if TYPE_CHECKING:  # a command that plans or deploys has no use for pandas
     import pandas as pd
 
@@ -16,7 +18,7 @@ Counts = Mapping[str, int]
 NAMES = 100  # of sources or languages that are counted by name
 REST = "(others)"
 UNKNOWN = "(unknown)"
-MAX_LABELS, MAX_LABEL_SHARE = 100, 0.1  # so many different answers, of so large a share of the rows, are labels
+FEW_LABELS, FEW_LABEL_SHARE = 100, 0.1  # so few different answers, of so small a share of the rows, are labels too
 LABEL_CHARS = 80
 CONFIDENCE = 0.95
 MIN_PAIRS = 50  # of different lengths, from which on the share of those whose chosen answer is longer is looked at
@@ -98,12 +100,13 @@ def counts(names: "pd.Series") -> dict[str, int]:
 def labels_at(answers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
     """Return the first place and the count of each different answer; None where the answers are no labels.
 
-    `answers` are hashes. Answers are labels where few are given, again and again: a closed set, if only of one.
+    `answers` are hashes. Answers are labels where evaluate takes them for labels, and where few are given, again and
+    again, if only one or though many rows have one of their own.
     """
     _, first, number = np.unique(answers, return_index=True, return_counts=True)
-    if not 1 <= len(number) <= min(MAX_LABELS, MAX_LABEL_SHARE * len(answers)):
-        return None
-    return first, number
+    if 1 <= len(number) <= min(FEW_LABELS, FEW_LABEL_SHARE * len(answers)) or are_labels(number.tolist()):
+        return first, number
+    return None
 
 
 def label_name(answer: str) -> str:

@@ -200,6 +200,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "no_json_answer": BuiltIn("info", JsonAnswers),
     "conflicting_answers": BuiltIn("info", ConflictingAnswersArguments),
     "rejected_elsewhere": BuiltIn("warning"),
+    "label_spelling": BuiltIn("info"),
     "source_balance": BuiltIn("info", SourceBalance, of_set=True),
     "label_balance": BuiltIn("info", LabelBalance, of_set=True),
     "length_bias": BuiltIn("warning", LengthBias, of_set=True),

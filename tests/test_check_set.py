@@ -1,5 +1,6 @@
 """A set is held against its own balance, and against the version before."""
 
+import html
 import re
 
 import pyarrow as pa
@@ -74,6 +75,29 @@ def test_a_set_out_of_balance_is_a_finding_and_stops_where_that_is_critical(
     with pytest.raises(DataError) as caught:
         check.fn(rows, only(name, severity="critical"), SPECIAL)
     assert str(caught.value).startswith(f"{name}: {said}; see ")
+
+
+def test_many_labels_are_checked_as_evaluate_takes_them_for_labels(make_rows: MakeRows) -> None:
+    labels = {f"queue {n}": 10 for n in range(145)} | {f"rare queue {n}": 2 for n in range(31)}
+    first = check.fn(make_rows(table=labelled(labels)), only("label_balance"), SPECIAL)
+    assert first.findings["label_balance"] == 1
+    drifted = labelled({name: 40 if number == 2 else 2 for name, number in labels.items()})
+    assert "label_drift" in check.fn(make_rows(table=drifted), only("label_drift"), SPECIAL, (), first).findings
+
+
+def test_a_label_in_an_unusual_spelling_is_a_finding_with_its_usual_form(make_rows: MakeRows) -> None:
+    usual = labelled({"claims/theft": 30, "sea/rollover": 30, "air/delay": 30})
+    rows = make_rows(table=both(usual, labelled({"CLAIMS/THEFT": 2, "sea/rollover  ": 1})))
+    checked = check.fn(rows, Checks(), SPECIAL)
+    assert checked.findings["label_spelling"] == 3
+    assert checked.num_quarantined == 0
+    page = html.unescape(checked.path("report.html").read_text())
+    assert "'CLAIMS/THEFT', usually 'claims/theft'" in page
+    assert "'sea/rollover' with other white space" in page
+    refused = check.fn(rows, only("label_spelling", severity="warning"), SPECIAL)
+    assert refused.reasons == {"label_spelling": 3}
+    free = make_rows(table=labelled({f"answer {n}": 1 for n in range(50)} | {"Answer 1": 1}))
+    assert "label_spelling" not in check.fn(free, Checks(), SPECIAL).findings
 
 
 def test_a_balanced_set_passes(make_rows: MakeRows) -> None:

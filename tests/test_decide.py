@@ -721,6 +721,10 @@ def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_
     faulty = better.model_copy(update={"digest": "another", "faults": ("1 of 40 references are not JSON",)})
     (warning,) = verdict_of(splits, faulty, given[1]).warnings
     assert warning == "1 of 40 references are not JSON, so no answer is right there; correct these references"
+    untrained = "2 of 40 references have one of 2 labels that no training row has, such as 'd'"
+    rare = better.model_copy(update={"digest": "a third", "untrained": untrained})
+    (warning,) = verdict_of(splits, rare, given[1]).warnings
+    assert warning == f"{untrained}, so the candidate cannot have learned it; add training rows with it"
 
 
 def test_the_verdict_has_all_that_led_to_it(splits: Splits, tmp_path: Path) -> None:

@@ -415,6 +415,18 @@ def test_a_few_references_that_are_no_json_are_faults_of_theirs() -> None:
     assert checked.shape.faults() == ["1 of 20 references do not satisfy evaluation.json_schema, such as '{\"b\": 1}'"]
 
 
+def test_labels_that_only_some_of_the_rows_have_are_told_apart() -> None:
+    trained = ["a", "b", "c"] * 9
+    assert metrics.choose(["auto"], ["a"] * 9 + ["b"], trained).shape.says() == "3 labels, 2 of them in the test rows"
+    choice = metrics.choose(["auto"], ["a"] * 19 + ["d"] + ["b"] * 20, trained)
+    said = "1 of 40 references has a label that no training row has, such as 'd'"
+    assert choice.says().startswith(f"the references are 4 labels, 3 of them in the test rows; {said}: measured are ")
+    assert choice.shape.untrained() == said
+    assert choice.shape.faults() == []
+    two = metrics.choose(["auto"], ["a"] * 38 + ["d", "e"], trained).shape.untrained()
+    assert two == "2 of 40 references have one of 2 labels that no training row has, such as 'd'"
+
+
 def test_named_metrics_are_taken_as_they_are_but_for_those_that_mean_nothing() -> None:
     choice = metrics.choose(["bleu", "json_valid", "auto"], ["no JSON"] * 2 + ['{"a": 1}'])
     assert choice.names[0] == "bleu"
@@ -465,7 +477,7 @@ def test_blanks_add_nothing_to_the_length_of_all_answers() -> None:
 def test_each_metric_is_described_and_has_no_score_of_no_rows(name: str) -> None:
     assert list(CATALOGUE) == [*METRICS]
     with pytest.raises(ValueError, match="no answers to score"):
-        metrics.measure(name, table([], [], [], []), metrics.AnswerShape([], ("a", "b"), "{}"))
+        metrics.measure(name, table([], [], [], []), metrics.AnswerShape([], ("a", "b"), schema="{}"))
 
 
 HEAD = """

@@ -38,8 +38,12 @@ def test_names_are_in_the_order_of_their_rows_and_what_is_beyond_is_one_sum() ->
         ([1, 2] * 10, True),
         ([1] * 20, True),
         ([1] * 9, False),
-        ([1, 2] * 5 + [3] * 9, False),
-        ([*range(101)] * 20, False),
+        ([1, 2] * 5 + [3] * 9, True),  # of which each is given three times on average, as evaluate has it
+        ([1, 2, 3, 4] * 2, False),
+        ([*range(101)] * 20, True),
+        ([*range(176)] * 8, True),
+        ([*range(150)] * 10 + [*range(150, 230)], False),  # many are given once, so the next one may be new
+        ([*range(1_001)] * 20, False),
         ([], False),
     ],
 )
@@ -86,6 +90,7 @@ def test_there_is_nothing_to_measure_without_labels_other_sources_or_an_earlier_
         "answer_languages": {"en": 4},
         "sources": {"a": 4},
         "labels": None,
+        "pairs": None,
     }
     found = measures(now, None, None)
     assert {name for name, measure in found.items() if measure.value is not None} == {"duplicate_share"}

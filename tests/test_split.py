@@ -252,9 +252,32 @@ def test_a_source_without_a_test_row_is_warned_of_unless_its_rows_are_given_to_a
     rows = [row_of(f"{alike} {WORDS[40 + i]}", source="alike") for i in range(40)]
     (warning,) = [said for said in split_rows([*rows, *others]).warned if "no test row" in said]
     assert warning.startswith("no test row is from 1 source of 2, such as alike of 40 rows, so no score covers it; ")
+    assert warning.endswith("; rows that are near-duplicates or keep their earlier split cannot be drawn one by one")
     assert not any("no test row" in said for said in split_rows(others).warned)
     given = [row | {"use_as": "train"} for row in rows]
     assert not any("no test row" in said for said in split_rows([*given, *others]).warned)
+
+
+def test_labels_without_a_test_row_are_all_counted_and_groups_are_named_as_a_cause() -> None:
+    def row(at: int, text: str) -> dict[str, Any]:
+        label = "rare" if at < 4 else "grouped" if at < 34 else f"label {at % 4}"
+        return row_of(text, answer=label, group="one" if at < 34 else None)
+
+    rows = [row(at, text) for at, text in enumerate(prompts(200, copies=0))]
+    (warning,) = [said for said in split_rows(rows, Split(stratify="label")).warned if "no test row" in said]
+    which = "2 labels of 6, of which 1 has 10 rows or more, such as grouped of 30 rows, so no score covers them"
+    cause = "rows that are near-duplicates, have one group or keep their earlier split cannot be drawn one by one"
+    assert warning == f"no test row is from {which}; {cause}"
+
+
+def test_by_time_labels_without_a_test_row_are_warned_of() -> None:
+    texts = prompts(200, copies=0)
+    rows = [row_of(t, time=f"2026-{i:04}", answer="old" if i < 90 else f"label {i % 2}") for i, t in enumerate(texts)]
+    (warning,) = [said for said in split_rows(rows, Split(by="time")).warned if "no test row" in said]
+    which = "1 label of 3, such as old of 90 rows, so no score covers it"
+    assert warning == f"no test row is from {which}; split.by=time tests only the newest clusters of rows"
+    free = [row_of(text, time=f"2026-{i:04}", answer=f"it is {i}") for i, text in enumerate(texts)]
+    assert not any("no test row" in said for said in split_rows(free, Split(by="time")).warned)
 
 
 def test_free_answers_are_no_labels() -> None:
@@ -280,7 +303,18 @@ def test_by_time_the_newest_rows_test_and_nothing_that_trains_began_later() -> N
     assert abs(splits.num_test - 40) <= 5
     newer = sum(row["time"] > min(began["test"]) for row in by_split["train"])
     assert splits.findings["train_newer_than_test"] == newer > 0
+    (warning,) = [said for said in splits.warned if "newer than the oldest test row" in said]
+    assert "; a cluster (near-duplicates) is as old as its oldest row" in warning
     assert proof(splits)["time"]["spans"]["test"] == [min(began["test"]), max(row["time"] for row in by_split["test"])]
+
+
+def test_by_time_a_group_is_as_old_as_its_first_row_and_the_warning_says_so() -> None:
+    rows = [row_of(t, time=f"2026-{i:04}", group=str(i % 40)) for i, t in enumerate(prompts(200, copies=0))]
+    splits = split_rows(rows, Split(by="time"))
+    assert {row["group"] for row in in_splits(splits)["test"]} == {"36", "37", "38", "39"}
+    (warning,) = [said for said in splits.warned if "newer than the oldest test row" in said]
+    assert "; a cluster (near-duplicates and rows of one group) is as old as its oldest row" in warning
+    assert "map no field to group" in warning
 
 
 def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_used(
@@ -293,7 +327,7 @@ def test_by_time_open_answers_are_no_error_and_the_log_says_that_strata_are_not_
     ]
     with caplog.at_level(logging.INFO, "tunewright"):
         splits = split_rows(rows, Split(by="time", stratify="label"))
-    assert "by time split.stratify=label is not used" in caplog.text
+    assert "split: split.stratify=label is not used with split.by=time" in caplog.text
     assert proof(splits)["balance"]["by"] == "none"
 
 

@@ -478,6 +478,7 @@ def test_a_given_split_takes_its_rows_from_where_they_were_and_frees_the_others(
         "given_elsewhere": 5,
         "freed_by_a_given_split": len(tested),
         "quarantined": 0,
+        "returned": 0,
         "gone": 0,
     }
 
@@ -505,6 +506,10 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
     assert growth_sentence(proof("digest", 80)) == (
         "Since the previous version: 80 rows kept their split, 3 are gone, 12 are new or had no split."
     )
+    apart = make_earlier_rows(earlier="digest", known_rows=80, stayed=80, returned=9)
+    assert growth_sentence(make_proof(versions=apart, quarantined={"contaminated": 2})) == (
+        "Since the previous version: 80 rows kept their split, 3 are new, 9 had been quarantined or removed."
+    )
     moved = "79 rows kept their split, 1 moved to another split, 3 are gone"
     assert moved in growth_sentence(proof("digest", 79))
     assert "79 rows kept their split, 1 is quarantined now, 3 are gone" in growth_sentence(proof("digest", 79, 1))
@@ -521,16 +526,16 @@ def test_what_became_of_rows_counts_since_the_previous_version_alone() -> None:
     back = split_rows(free(rows), earlier=third)
     assert [growth_sentence(LeakProof.load(each)).partition(": ")[2] for each in (second, third, back)] == [
         "60 rows kept their split, 1 is quarantined now, 1 is gone.",
-        "60 rows kept their split, 1 is new or had no split.",
-        "60 rows kept their split, 2 are new or had no split.",
+        "60 rows kept their split, 1 had been quarantined or removed.",
+        "60 rows kept their split, 2 had been quarantined or removed.",
     ]
     assert split_of(back) == split_of(first)
 
 
 def test_a_row_of_the_version_before_that_is_quarantined_now_has_not_moved() -> None:
     split, before = np.array([0, 1, NONE, 2]), np.array([0, 0, 1, NONE])
-    found = versions(split, np.full(4, NONE), before, frozenset(), 0, "digest")
-    assert (found.known_rows, found.stayed, found.quarantined) == (3, 1, 1)
+    found = versions(split, np.full(4, NONE), before, frozenset(), np.array([True, True, True, True]), 0, "digest")
+    assert (found.known_rows, found.stayed, found.quarantined, found.returned) == (3, 1, 1, 1)
 
 
 @st.composite

@@ -68,7 +68,7 @@ def test_rows_with_and_without_tools_are_scored_in_any_order(order: tuple[int, .
     table = pa.table({**columns, "nll": [1.0] * 3, "num_reference_tokens": [1] * 3, "stopped": [True] * 3})
     score, scores = metrics.measure("tool_schema", table)
     assert (score, scores) == (pytest.approx(2 / 3), list(expected))
-    shape = metrics.AnswerShape(["It rains."] * 3, ("It rains.",), "{}", has_tools=True)
+    shape = metrics.AnswerShape(["It rains."] * 3, ("It rains.",), schema="{}", has_tools=True)
     for name in CATALOGUE:
         assert math.isfinite(metrics.measure(name, table, shape)[0]), name
 

@@ -339,6 +339,27 @@ def test_every_link_of_the_page_leads_somewhere_on_it(make: Make) -> None:
         assert {*targets} <= {*ids}
 
 
+def test_answers_that_are_no_label_are_shown_and_further_pairs_are_counted_truthfully(make: Make) -> None:
+    invented = [f"made up {at}" for at in range(23)]
+    page = Read(page_of(make(["write to jane.miller@acme-bank.de", *invented, *RIGHT[24:]], RIGHT))).text
+    assert "made up 1 (no label)" in page
+    assert "jane.miller" not in page
+    said = "Not listed: 4 more pairs of reference and answer, none more frequent than those listed."
+    assert said in page
+    once = Read(page_of(make([*invented[:2], *RIGHT[2:]], RIGHT))).text
+    assert "Not listed" not in once
+
+
+def test_labels_with_too_few_rows_have_no_slices_and_the_page_says_why(make: Make) -> None:
+    many = [f"queue {at % 40}" for at in range(80)]
+    sources = [f"{'long ' * (at % 3 * 9)}question {at}" for at in range(80)]
+    page = Read(page_of(make(wrong(many, range(10)), wrong(many, range(60)), references=many, questions=sources))).text
+    said = "There are none by label: 80 test rows have 40 labels, fewer than 5 rows per label on average."
+    assert said in page
+    few = Read(page_of(make(wrong(RIGHT, range(10)), wrong(RIGHT, range(60)), questions=sources))).text
+    assert "none by label" not in few
+
+
 def test_a_suggestion_names_a_check_as_it_is_written(make: Make) -> None:
     failed = EXPECTATION | {"name": "label_balance", "fault": "one answer is rare", "of_set": True, "failed": 1}
     read = Read(page_of(make(RIGHT, wrong(RIGHT, range(40)), checks={"expectations": [failed]})))

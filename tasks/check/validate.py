@@ -1,11 +1,12 @@
 """Holds rows against the suite: row by row, then prompt by prompt, then as a set."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +113,8 @@ def validate_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[s
 
     passing = frame[validated.kept()]
     of_prompts = {"num_answers": num_answers(passing), "contradicted_by": contradictions(passing)}
+    if any(entry.name == "label_spelling" for entry in suite):
+        of_prompts["usual_label"] = unusual_spellings(file, passing)
     frame = frame.assign(**{name: column.reindex(frame.index) for name, column in of_prompts.items()})
     conflicts = conflict_expectations(suite)
     validated = ValidatedRows(frame, [*validated.outcomes, *(run(frame, conflicts) if conflicts else [])])
@@ -171,7 +174,7 @@ def validate_set(
     `globs` are those that name files; for drift all files of one are a source.
     """
     frame = validated.frame[validated.kept()]
-    described = frame[frame["use_as"].ne("replay").fillna(value=True)]
+    described = _own_rows(frame)
     found = profile(described, labels(file, described), _listed(described, globs))
     earlier = json.loads(before.path("profile.json").read_text(encoding="utf-8")) if before else None
     changed = changed_rows(_row_ids(before), frame["row_id"]) if before else None
@@ -179,6 +182,11 @@ def validate_set(
     asked = set_expectations(suite, measured)
     outcomes = run(table_of(measured), asked) if asked else []
     return ValidatedSet(found, earlier, changed, measured, outcomes)
+
+
+def _own_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `frame` but replay rows."""
+    return frame[frame["use_as"].ne("replay").fillna(value=True)]
 
 
 def _listed(frame: pd.DataFrame, globs: Mapping[str, str]) -> pd.Series:
@@ -192,16 +200,45 @@ def _listed(frame: pd.DataFrame, globs: Mapping[str, str]) -> pd.Series:
 
 def labels(file: Path, frame: pd.DataFrame) -> dict[str, int] | None:
     """Count each answer of the rows of `frame`, where the answers are a closed set of labels."""
+    found = _label_rows(file, frame)
+    if found is None:
+        return None
+    counts: Counter[str] = Counter()
+    for each in found:
+        counts[label_name(masked(each.text))] += each.num_rows
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+class LabelRows(NamedTuple):
+    """One of the different answers, where these are labels."""
+
+    position: int  # of the first row that has it
+    text: str
+    num_rows: int
+
+
+def _label_rows(file: Path, frame: pd.DataFrame) -> list[LabelRows] | None:
     known = frame["answer_hash"].dropna()
     found = labels_at(known.to_numpy(dtype=np.int64))
     if found is None:
         return None
     number_at = dict(zip(known.index[found[0]].tolist(), found[1].tolist(), strict=True))
-    counts: Counter[str] = Counter()
-    for position, row in rows_at(file, number_at):
-        _, answer = prompt_and_answer(row["messages"])
-        counts[label_name(masked((answer or {}).get("content") or ""))] += number_at[position]
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    answers = ((at, prompt_and_answer(row["messages"])[1]) for at, row in rows_at(file, number_at))
+    return [LabelRows(at, (answer or {}).get("content") or "", number_at[at]) for at, answer in answers]
+
+
+def unusual_spellings(file: Path, frame: pd.DataFrame) -> pd.Series:
+    """For each row whose answer is a label in other case or white space than most rows have it, both; else null."""
+    forms = defaultdict[str, list[LabelRows]](list)
+    for each in _label_rows(file, _own_rows(frame)) or ():
+        forms[" ".join(each.text.casefold().split())].append(each)
+    said: dict[int, str] = {}
+    for usual, *others in (sorted(alike, key=lambda each: (-each.num_rows, each.text)) for alike in forms.values()):
+        for each in others:
+            is_blank = each.text.split() == usual.text.split()
+            how = f"{usual.text!r} with other white space" if is_blank else f"{each.text!r}, usually {usual.text!r}"
+            said[int(frame["answer_hash"][each.position])] = how
+    return frame["answer_hash"].map(said).astype(object)
 
 
 def stop_if_broken(validated: ValidatedRows, file: Path) -> None:

@@ -184,6 +184,8 @@ def decide(
     not_measured = {name: why for each in answers for name, why in each.not_measured.items()}  # the same of all
     warned += tuple(f"{name} is not measured: {why}; {CORRECT}, or leave it out" for name, why in not_measured.items())
     warned += tuple(f"{said}, so no answer is right there; {CORRECT}" for said in answers[0].faults)
+    if untrained := answers[0].untrained:
+        warned += (f"{untrained}, so the candidate cannot have learned it; add training rows with it",)
     warned += tuple(_left_out(general, gate))
     details = VerdictDetails(
         **vars(decision),

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Splits, no_replay
-from tunewright.artifacts.payloads import OTHER_ROWS, Interval, Slice
+from tunewright.artifacts.payloads import OTHER_ROWS, ROWS_OF_A_SLICE, Interval, Slice
 from tunewright.metrics import AnswerShape, describe, row_score
 from tunewright.metrics.calls import calls
 from tunewright.metrics.catalogue import PER_ROW, baseline
@@ -36,7 +36,6 @@ TRIED = 400  # training answers, the most frequent, or a sample where none is
 COMPARED = 40  # of them, that each is compared with; the best FINALISTS are compared with all that are tried
 FINALISTS = 10
 CHARACTERS = 60_000  # of those that are tried, beyond which only COMPARED are
-ROWS_OF_A_SLICE = 5  # on average, or labels have no slices
 FEW, SHARE = 3, 0.02  # rows, and share of them, under which cut off answers change no figure that is shown
 FEWEST, ONE_ANSWER, RARER = 10, 0.9, 0.1  # rows; the share with one answer, and how much less often it may be right
 SMALL = 30  # rows; an interval of fewer says little

@@ -113,6 +113,7 @@ def evaluate(
         measured=choice.says(),
         not_measured=choice.left_out,
         faults=tuple(choice.shape.faults()),
+        untrained=choice.shape.untrained(),
         precision=found.precision,
         max_new_tokens=evaluation.limit,
         is_prose="long texts" in choice.shape.kinds,

@@ -28,7 +28,8 @@ from tunewright.artifacts.payloads import Decontamination, LeakProof, PlacedRow
 from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
-from tunewright.metrics.closed_set import stop_if_open
+from tunewright.metrics.closed_set import ROWS_OF_A_STRATUM, count_answers, stop_if_open
+from tunewright.metrics.labels import MAX_LABELS
 from tunewright.reports.pages import counted, percent
 from tunewright.similarity.engine import engine_of, read_pieces
 from tunewright.similarity.folding import fold, fold_messages
@@ -83,7 +84,7 @@ def _stratify(settings: Split) -> Literal["none", "source", "label"]:
     if settings.by != "time":
         return settings.stratify
     if settings.stratify != "none" and "stratify" in settings.model_fields_set:
-        log.info("split: by time split.stratify=%s is not used", settings.stratify)
+        log.info("split: split.stratify=%s is not used with split.by=time", settings.stratify)
     return "none"
 
 
@@ -100,6 +101,29 @@ def _strata(file: Path, columns: RowColumns, stratify: Literal["none", "source",
     of = np.zeros(len(columns), np.int64)
     of[rows] = strata.of
     return replace(strata, of=of)
+
+
+def _untested(
+    file: Path,
+    columns: RowColumns,
+    strata: Strata,
+    split: np.ndarray,
+    stratify: Literal["none", "source", "label"],
+    settings: Split,
+) -> list[str]:
+    """Warn of strata without a test row; by time, where there are none, of labels, if the answers are labels."""
+    if settings.by == "time":
+        num_different, num_rows = count_answers(file)
+        if not 2 <= num_different <= min(MAX_LABELS, num_rows / ROWS_OF_A_STRATUM):
+            return []
+        stratify, strata = "label", _strata(file, columns, "label")
+        cause = "split.by=time tests only the newest clusters of rows"
+    else:
+        group = ", have one group" if columns.has_groups else ""
+        cause = f"rows that are near-duplicates{group} or keep their earlier split cannot be drawn one by one"
+    if stratify == "none":
+        return []
+    return untested(strata, np.where(columns.given == NONE, split, NONE), stratify, cause)
 
 
 def _answers(file: Path) -> Iterator[str]:
@@ -251,6 +275,7 @@ def split(
             columns.given,
             before.last,
             exact,
+            before.listed,
             before.num_left,
             earlier.digest if earlier else None,
         ),
@@ -262,14 +287,15 @@ def split(
     for name in proof.user_provided_splits:
         log.info("split: the %s split is user-provided; split.%s is not used", name, name)
     warnings = [
-        in_words(code, count, proof) + ("" if code == COUNTED_ALONE else "; proof.json has more")
+        in_words(code, count, proof, has_groups=columns.has_groups)
+        + ("" if code == COUNTED_ALONE else "; proof.json has more")
         for code, count in proof.findings.items()
     ]
     warnings += _many_contaminated(contaminated, num_given)
     warnings += largest_cluster(assignment, settings)
     warnings += unmet_shares(assignment, columns.given == NONE, exact, settings)
-    if stratify != "none" and TEST not in exact:
-        warnings += untested(strata, np.where(columns.given == NONE, own_split, NONE), stratify)
+    if TEST not in exact:
+        warnings += _untested(file, columns, strata, own_split, stratify, settings)
     for said in warnings:
         log.warning("split: %s", said)
     proof.save(folder)

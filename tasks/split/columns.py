@@ -40,6 +40,11 @@ class RowColumns:
     def __len__(self) -> int:
         return len(self.row_ids)
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether any row has a group."""
+        return bool((self.group >= 0).any())
+
     def place(self, row: int) -> str:
         """Return the place of a row, as file:line."""
         return f"{self.table['file'][row].as_py()}:{self.table['line'][row].as_py()}"
@@ -73,6 +78,7 @@ class EarlierSplits(NamedTuple):
     split: np.ndarray  # (rows,) the split that each row had in any version, or NONE
     gone: pa.Table  # ASSIGNMENTS_SCHEMA, of rows with a split that are no longer there
     last: np.ndarray  # (rows,) the split that each row had in the last version, or NONE
+    listed: np.ndarray  # (rows,) whether the last version names the row at all
     num_left: int  # rows of the last version's splits that are no longer there
 
 
@@ -80,7 +86,7 @@ def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> EarlierSplits
     """Read the splits of `earlier`, the last version. Raises ConfigError where it is not whole."""
     if earlier is None:
         none = np.full(len(row_ids), NONE)
-        return EarlierSplits(none, ASSIGNMENTS_SCHEMA.empty_table(), none, 0)
+        return EarlierSplits(none, ASSIGNMENTS_SCHEMA.empty_table(), none, none != NONE, 0)
     file = earlier.path(ASSIGNMENTS_FILE)
     if not file.is_file():
         raise ConfigError(
@@ -88,11 +94,12 @@ def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> EarlierSplits
             "split.sticky=false to split anew"
         )
     table = pq.read_table(file, schema=ASSIGNMENTS_SCHEMA)
+    listed = index_in(row_ids, table["row_id"].combine_chunks()) != NONE
     table = table.filter(pa.array(numbers_of(table["side"]) != NONE))
     placed = index_in(table["because"].combine_chunks(), pa.array(NOT_PLACED)) == NONE
     split, gone = _looked_up(row_ids, table)
     last, left = _looked_up(row_ids, table.filter(pa.array(placed)))
-    return EarlierSplits(split, gone, last, left.num_rows)
+    return EarlierSplits(split, gone, last, listed, left.num_rows)
 
 
 def _looked_up(row_ids: pa.Array, memory: pa.Table) -> tuple[np.ndarray, pa.Table]:
@@ -122,20 +129,28 @@ def strata_of(said: Iterable[str], named: Callable[[str], str] = str) -> Strata:
     return Strata(rank[of], order, [first[name][1] for name in order])
 
 
-def untested(strata: Strata, split: np.ndarray, by: str) -> list[str]:
-    """Warn of the strata, `by` source or label, that have no test row though their number of rows asks for one."""
+def untested(strata: Strata, split: np.ndarray, by: str, cause: str) -> list[str]:
+    """Warn of the strata, `by` source or label, without a test row, if one has the rows for a test row.
+
+    `cause` says why that may be.
+    """
     from tunewright.privacy.excerpts import in_a_line
 
     rows, tested = (np.bincount(strata.of[of], minlength=len(strata.names)) for of in (split != NONE, split == TEST))
-    missed = np.flatnonzero((tested == 0) & (rows * tested.sum() >= rows.sum()))
-    if not len(missed):
+    missed = (tested == 0) & (rows > 0)
+    least = -(-int(rows.sum()) // max(int(tested.sum()), 1))  # the rows that a test row stands for
+    large = np.flatnonzero(missed & (rows >= least))
+    if not len(large):
         return []
-    largest = missed[rows[missed].argmax()]
-    which = f"{counted(len(missed), by)} of {len(strata.names):,}"
+    number, largest = int(missed.sum()), large[rows[large].argmax()]
+    which = f"{counted(number, by)} of {int((rows > 0).sum()):,}"
+    if number > len(large):
+        which += f", of which {len(large):,} {'has' if len(large) == 1 else 'have'} {least:,} rows or more"
     size = counted(int(rows[largest]), "row")
+    covered = "it" if number == 1 else "them"
     return [
-        f"no test row is from {which}, such as {in_a_line(strata.said[largest])} of {size}, so no score covers it; its "
-        "rows are near-duplicates of each other or of other rows, or stay in their earlier splits"
+        f"no test row is from {which}, such as {in_a_line(strata.said[largest])} of {size}, so no score covers "
+        f"{covered}; {cause}"
     ]
 
 

@@ -28,6 +28,9 @@ MISSED = 0.05  # of the rows: a share that is missed by less is as near as clust
 SHORT = 0.75  # of the rows that a share asks for, under which clusters alone are worth a warning
 A_FEW = 2  # rows that a share is missed by in any set
 TOO_SMALL = "too_small"
+NEWER = "train_newer_than_test"
+WHY_NEWER = "; a cluster ({what}) is as old as its oldest row, and rows keep their earlier split"
+OF_GROUPS = "; to test on the newest rows of all groups, map no field to group"
 COUNTED_ALONE = "test_in_training_chats"  # the finding that the proof has no more about
 MOST_ROWS = 100  # that are named of a finding
 FINDINGS = {  # which rows are counted under a code, and what is with them
@@ -35,7 +38,7 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     "validation_in_held_out": ("validation row", "share{s} a passage with a record of data.held_out"),
     "test_in_held_out": ("test row", "share{s} a passage with a record of data.held_out"),
     COUNTED_ALONE: ("test row", "end{s} with a question and answer that a training chat has, too"),
-    "train_newer_than_test": ("training row", "{are} newer than the oldest test row"),
+    NEWER: ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
         "test row",
         "{independent}can show only a difference in the share of right answers of more than about {difference} "
@@ -72,8 +75,8 @@ def visible_difference(num_clusters: int) -> float:
     return min(1.0, round((CONFIDENCE + POWER) * math.sqrt(DISCORDANT / num_clusters) + IMAGINED / num_clusters, 4))
 
 
-def in_words(code: str, count: int, proof: LeakProof) -> str:
-    """Describe a finding in a sentence; for a test split that is too small, with the number of its clusters."""
+def in_words(code: str, count: int, proof: LeakProof, *, has_groups: bool = False) -> str:
+    """Describe a finding in a sentence, with its cause where the proof or the settings have it."""
     clusters = proof.test_clusters
     independent = ""
     if clusters != count:
@@ -82,7 +85,11 @@ def in_words(code: str, count: int, proof: LeakProof) -> str:
     difference = number(proof.smallest_visible_difference)
     is_provided = SPLITS[TEST] in proof.user_provided_splits
     advice = "add rows to the source with use_as: test" if is_provided else "use more data or a larger split.test"
-    return counted_in_words(code, count, difference=difference, independent=independent, advice=advice)
+    said = counted_in_words(code, count, difference=difference, independent=independent, advice=advice)
+    if code != NEWER:
+        return said
+    together = "near-duplicates and rows of one group" if has_groups else "near-duplicates"
+    return said + WHY_NEWER.format(what=together) + OF_GROUPS * has_groups
 
 
 def counted_in_words(code: str, count: int, **more: str) -> str:
@@ -106,7 +113,7 @@ def findings(
         "validation_in_held_out": contaminated.in_held_out.get("validation", 0),
         "test_in_held_out": contaminated.in_held_out.get("test", 0),
         COUNTED_ALONE: in_training_chats,
-        "train_newer_than_test": time.train_rows_newer_than_a_test_row if time else 0,
+        NEWER: time.train_rows_newer_than_a_test_row if time else 0,
         TOO_SMALL: num_test if smallest_difference > LEAST_VISIBLE else 0,
     }
     return {code: count for code, count in found.items() if count}
@@ -180,10 +187,14 @@ def versions(
     given: np.ndarray,
     before: np.ndarray,
     exact: frozenset[int],
+    listed: np.ndarray,
     num_gone: int,
     earlier: str | None,
 ) -> EarlierRows:
-    """Count the outcomes of the rows that the last version itself had in a split (`before`, or NONE)."""
+    """Count the outcomes of the rows that the last version itself had in a split (`before`, or NONE).
+
+    `listed` says of each row whether the last version knew it, in a split or not.
+    """
     known = before != NONE
     return EarlierRows(
         earlier=earlier,
@@ -193,6 +204,7 @@ def versions(
         freed_by_a_given_split=int((known & (given == NONE) & np.isin(before, list(exact))).sum()),
         gone=num_gone,
         quarantined=int((known & (split == NONE)).sum()),
+        returned=int((listed & ~known).sum()),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from prefect.runtime import flow_run
 
 from tunewright.artifacts import Adapter, Answers, Artifact, Rows, RunArtifacts, VerdictPage
-from tunewright.artifacts.payloads import OTHER_ROWS, Comparison, LeakProof, Slice
+from tunewright.artifacts.payloads import OTHER_ROWS, ROWS_OF_A_SLICE, Comparison, LeakProof, Slice
 from tunewright.cost_model.money import Price, money
 from tunewright.machine import addresses
 from tunewright.metrics.catalogue import CONSTANT, baseline, constant_answer
@@ -109,6 +109,7 @@ def render(
         mistakes=made,
         forgotten=_forgotten(case),
         slices=_slices(decided.slices),
+        no_label_slices=_no_label_slices(case),
         chart=drawn[0] if drawn else None,
         curves=case.curves,
         warnings=case.training_warnings,
@@ -178,6 +179,15 @@ def _scores(case: Case) -> list[dict[str, Any]]:
             cells.append((score, f"[{number(bounds[0], 3)}, {number(bounds[2], 3)}]" if bounds else ""))
         found.append({"name": metric, "cells": cells, "decides": metric == case.verdict.metric})
     return found
+
+
+def _no_label_slices(case: Case) -> str:
+    """Say why there are no slices by label though the answers are labels; empty where their rows are enough."""
+    num_rows, num_labels = len(case.said), len({reference for reference, _ in case.said})
+    if not case.labels or num_labels * ROWS_OF_A_SLICE <= num_rows:
+        return ""
+    few = f"fewer than {ROWS_OF_A_SLICE} rows per label"
+    return f"There are none by label: {num_rows:,} test rows have {num_labels:,} labels, {few} on average."
 
 
 def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, DrawnInterval, float]]:

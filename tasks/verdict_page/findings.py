@@ -15,7 +15,7 @@ from tunewright.metrics.intervals import RAISE_LIMIT, cut_off, scores
 from tunewright.reports import curves
 from tunewright.reports.pages import number, percent
 from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case
-from tunewright.tasks.verdict_page.wins import MISSING, NONE, Mistakes
+from tunewright.tasks.verdict_page.wins import MISSING, Mistakes
 
 FEW_STEPS = 30  # of a training, under which it is obviously short where nothing was learned
 FEW = 3  # rows, under which a mistake is none of a kind
@@ -122,7 +122,7 @@ def mistakes(case: Case, found: Mistakes) -> Found:
             f"of {num_wrong:,} wrong answers, {worst} is wrong in {wrong:,}, {second} in {less:,}",
             "mistakes",
         )
-    top = next((each for each in found.confusions if each.said not in (NONE, MISSING)), None)
+    top = next((each for each in found.confusions if each.said != MISSING and not each.is_no_label), None)
     if top and _is_much(top.times, num_wrong):
         where = f" in {top.field}" if top.field else ""
         counts = f"; these have {top.trained[1]:,} and {top.trained[0]:,} training rows" if top.trained else ""

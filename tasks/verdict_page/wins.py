@@ -32,8 +32,7 @@ OUTCOMES = {-1: "lost", 1: "won", 0: "tied"}
 UNANSWERED = "unanswered"
 
 Text = Callable[[str], str]
-LISTED = 10
-NONE = "no label"
+LISTED = 20
 MISSING = "nothing"
 
 
@@ -148,6 +147,7 @@ class Confusion(NamedTuple):
     said: str
     times: int
     trained: tuple[int, int] | None  # None where the answers are no closed set
+    is_no_label: bool  # where they are, whether the answer is none of the labels
 
 
 class Mistakes:
@@ -170,7 +170,7 @@ class Mistakes:
         return len(self._confused) - len(self.confusions)
 
     @cached_property
-    def _confused(self) -> Counter[tuple[str, str, str]]:
+    def _confused(self) -> Counter[tuple[str, str, str, bool]]:
         return Counter(_confused(self.wrong, self.case.labels))
 
     @cached_property
@@ -197,7 +197,7 @@ class Mistakes:
         normalized = row_score("normalized_match")
         return sum(normalized(answer, reference) == 1 for reference, answer in self.wrong)
 
-    def _confusion(self, field: str, right: str, said: str, *, times: int) -> Confusion:
+    def _confusion(self, field: str, right: str, said: str, is_no_label: bool, *, times: int) -> Confusion:
         from tunewright.privacy.excerpts import in_a_line
 
         trained = None
@@ -206,20 +206,20 @@ class Mistakes:
             for answer, count in self.case.trained.items():
                 values[_value(parsed(answer), field) if field else plain(answer)] += count
             trained = values[right], values[said]
-        return Confusion(in_a_line(field), in_a_line(right), in_a_line(said), times, trained)
+        return Confusion(in_a_line(field), in_a_line(right), in_a_line(said), times, trained, is_no_label)
 
 
-def _confused(wrong: Iterable[tuple[str, str]], labels: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(field, right, said) of each mistake, where answers are JSON objects or labels."""
+def _confused(wrong: Iterable[tuple[str, str]], labels: Sequence[str]) -> Iterator[tuple[str, str, str, bool]]:
+    """(field, right, said, is no label) of each mistake, where answers are JSON objects or labels."""
     known = Labels(labels)
     for reference, answer in wrong:
         right, said = parsed(reference), parsed(answer)
         if isinstance(right, dict) and isinstance(said, dict):
             fields = (name for name in right if _differs(name, right, said))
-            yield from ((name, _value(right, name), _value(said, name)) for name in fields)
+            yield from ((name, _value(right, name), _value(said, name), False) for name in fields)
         elif labels:
             read = known.read(answer)
-            yield "", plain(reference), NONE if read is None else read
+            yield "", plain(reference), plain(answer) if read is None else read, read is None
 
 
 def _differs(field: str, right: Mapping[str, Any], said: Mapping[str, Any]) -> bool:

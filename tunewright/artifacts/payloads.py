@@ -141,6 +141,7 @@ class EarlierRows(BaseModel, frozen=True):
     freed_by_a_given_split: int
     gone: int
     quarantined: int = 0
+    returned: int | None = None  # rows that it had in no split; None in records of versions that did not count them
 
 
 class Stratum(BaseModel, frozen=True):
@@ -310,6 +311,7 @@ class Decision(BaseModel, frozen=True):
 
 
 OTHER_ROWS = "all others"  # the slice of the rows whose own slices are not listed
+ROWS_OF_A_SLICE = 5  # on average, or labels have no slices
 
 
 class Slice(BaseModel, frozen=True):

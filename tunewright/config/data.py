@@ -192,8 +192,8 @@ class Split(Section):
     )
     by: Literal["cluster", "time"] = Field(
         default="cluster",
-        description="How rows are split: cluster draws clusters of near-duplicates, time tests on the newest, each as "
-        "old as its oldest row",
+        description="How rows are split: cluster draws clusters of near-duplicates, time tests on the newest of "
+        "them, each as old as its oldest row",
     )
     stratify: Literal["none", "source", "label"] = Field(
         default="source",

@@ -1,7 +1,8 @@
-"""Answers that are one of a closed set of labels, known from the answers of the training rows."""
+"""Answers that are one of a closed set of labels, known from the training rows' answers and a few references."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -34,7 +35,7 @@ class Labels:
         return float(self.read(answer) == plain(reference))
 
     def unparseable(self, answer: str, reference: str = "") -> float:
-        """1.0 where the answer is none of the labels."""
+        """1.0 where the answer is none of the labels, of which test rows alone may have a few."""
         return float(self.read(answer) is None)
 
     def macro_f1(self, answers: Sequence[str], references: Sequence[str]) -> float:
@@ -59,8 +60,22 @@ def training_answers(tokens: Tokens) -> Iterator[str]:
         yield from (row["reference"] for row in batch.to_pylist() if not row["replay"])
 
 
-def closed_set(answers: Iterable[str], references: Sequence[str]) -> tuple[str, ...]:
-    """The labels, in alphabetical order, where training answers and references are of a closed set; else empty.
+def are_labels(numbers: Collection[int]) -> bool:
+    """Return whether answers are labels, given how many rows have each different one."""
+    num_rows, once = sum(numbers), sum(number == 1 for number in numbers)
+    is_several = 2 <= len(numbers) <= min(MAX_LABELS, num_rows / ROWS_OF_A_LABEL)
+    return is_several and once <= max(1, SEEN_ONCE * num_rows)
+
+
+class ClosedSet(NamedTuple):
+    """The labels, in alphabetical order, and those of them that no training row has."""
+
+    labels: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
+
+
+def find_labels(answers: Iterable[str], references: Sequence[str]) -> ClosedSet:
+    """The labels where training answers and references are of a closed set; else empty.
 
     They are where at most MAX_LABELS different answers are given, each several times, and the references keep to them.
     """
@@ -68,9 +83,13 @@ def closed_set(answers: Iterable[str], references: Sequence[str]) -> tuple[str, 
     for answer in answers:
         counts[plain(answer)] += 1
         if len(counts) > MAX_LABELS:
-            return ()
-    num_rows, once = counts.total(), sum(number == 1 for number in counts.values())
+            return ClosedSet()
     unseen = [reference for reference in map(plain, references) if reference not in counts]
-    if not 2 <= len(counts) <= num_rows / ROWS_OF_A_LABEL or once > max(1, SEEN_ONCE * num_rows):
-        return ()
-    return tuple(sorted({*counts, *unseen})) if len(unseen) <= UNSEEN * len(references) else ()
+    if not are_labels(counts.values()) or len(unseen) > UNSEEN * len(references):
+        return ClosedSet()
+    return ClosedSet(tuple(sorted({*counts, *unseen})), tuple(sorted({*unseen})))
+
+
+def closed_set(answers: Iterable[str], references: Sequence[str]) -> tuple[str, ...]:
+    """The labels that training answers and references are of, in alphabetical order; empty where they are of none."""
+    return find_labels(answers, references).labels

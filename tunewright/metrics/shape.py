@@ -11,10 +11,10 @@ from tunewright.artifacts import Splits
 from tunewright.config import CANNOT_DECIDE, Settings
 from tunewright.errors import ConfigError
 from tunewright.metrics.calls import calls
-from tunewright.metrics.labels import LABELS_ARE, closed_set
+from tunewright.metrics.labels import LABELS_ARE, find_labels
 from tunewright.metrics.numbers import is_number, last_number
 from tunewright.metrics.schemas import schema_valid
-from tunewright.metrics.texts import json_valid, tokens
+from tunewright.metrics.texts import json_valid, plain, tokens
 from tunewright.tools.conversation import Message, conversation_of, is_trained, rejected_of, text_of, tools_of
 
 SHORT = 12  # median words and signs of the references, at most: names, dates, phrases
@@ -41,6 +41,7 @@ class AnswerShape:
 
     references: Sequence[str]
     labels: tuple[str, ...] = ()  # the closed set that they are of, or empty
+    untrained_labels: tuple[str, ...] = ()  # those that no training row has
     schema: str = ""  # the JSON Schema that they should satisfy
     has_tools: bool = False  # whether rows have tools; what looks like a call in others is a text
     num_pairs: int = 0  # rows with a rejected answer
@@ -74,7 +75,7 @@ class AnswerShape:
         """The kinds in words, with what tells them."""
         said = {
             "tool calls": f"tool calls ({len(self.references) - len(self._texts)} of {len(self.references)})",
-            "labels": f"{len(self.labels)} labels",
+            "labels": f"{len(self.labels)} labels{self._tested}",
             "JSON": "JSON",
             "numbers": "numbers",
             "short texts": f"short texts (median {self._median} words and signs)",
@@ -82,6 +83,21 @@ class AnswerShape:
         }
         joint = ", else " if "tool calls" in self.kinds else ", all "
         return joint.join(said[kind] for kind in self.kinds)
+
+    @property
+    def _tested(self) -> str:
+        """How many of the labels the references have, where these are not all."""
+        tested = len({*map(plain, self.references)})
+        return f", {tested} of them in the test rows" if tested < len(self.labels) else ""
+
+    def untrained(self) -> str:
+        """The references with a label that no training row has, in words; empty without any."""
+        if not self.untrained_labels or "labels" not in self.kinds:
+            return ""
+        rows = [plain(reference) in self.untrained_labels for reference in self.references]
+        number, has = len(self.untrained_labels), "has" if sum(rows) == 1 else "have"
+        label = "a label" if number == 1 else f"one of {number} labels"
+        return self._counted(rows, f"{has} {label} that no training row has")
 
     def faults(self) -> list[str]:
         """The references that are not as nearly all others are, in words: no answer can be right there."""
@@ -167,7 +183,8 @@ class Choice:
         """One sentence for a log: what is measured, and why."""
         left = "".join(f"; {name} is not measured: {why}" for name, why in self.left_out.items())
         faults = "".join(f"; {said}" for said in self.shape.faults())
-        return f"the references are {self.shape.says()}{faults}: measured are {', '.join(self.names)}{left}"
+        untrained = f"; {said}" if (said := self.shape.untrained()) else ""
+        return f"the references are {self.shape.says()}{untrained}{faults}: measured are {', '.join(self.names)}{left}"
 
 
 def choose(
@@ -185,7 +202,7 @@ def choose(
     `has_tools` is whether rows have tools, and `num_pairs` how many have a rejected answer. Raises ConfigError if none
     of the metrics can be measured.
     """
-    shape = AnswerShape(references, closed_set(answers, references), schema, has_tools, num_pairs)
+    shape = AnswerShape(references, *find_labels(answers, references), schema, has_tools, num_pairs)
     fitting = shape.fitting()
     wanted = dict.fromkeys(name for each in asked for name in (fitting if each == "auto" else [each]))
     misfits = {name: shape.misfit(name) for name in wanted}

@@ -110,12 +110,15 @@ def growth_sentence(proof: LeakProof) -> str:
     known = versions.known_rows
     rows = sum(proof.rows.values()) + sum(proof.quarantined.values())
     moved = known - versions.stayed - versions.quarantined
+    returned = versions.returned or 0
+    new, or_not = rows - known - returned, " or had no split" if versions.returned is None else ""
     told = {
         "kept their split": versions.stayed,
         "moved to another split": moved,
         f"{'is' if versions.quarantined == 1 else 'are'} quarantined now": versions.quarantined,
         f"{'is' if versions.gone == 1 else 'are'} gone": versions.gone,
-        f"{'is' if rows - known == 1 else 'are'} new or had no split": rows - known,
+        f"{'is' if new == 1 else 'are'} new{or_not}": new,
+        "had been quarantined or removed": returned,
     }
     first, *others = [(number, said) for said, number in told.items() if number] or [(0, "are left")]
     parts = [f"{counted(first[0], 'row')} {first[1]}", *(f"{number:,} {said}" for number, said in others)]
