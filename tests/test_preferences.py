@@ -1,6 +1,7 @@
 """Losses on preference pairs: the same however the pairs are laid out and cut, and those of TRL."""
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.artifacts import IGNORED, Base
 from tunewright.config import Preference
+from tunewright.errors import ConfigError
+from tunewright.metrics import choose
 from tunewright.modeling.batches import ATTENTION
 from tunewright.modeling.micro_batching import Layout
 from tunewright.modeling.objectives import PairObjective
@@ -185,3 +188,43 @@ def test_the_preference_in_orpo_is_that_of_trl(model: Any, tiny_base: Base, tmp_
     found, gradient = measured(model, pairs, Preference(method="orpo"), "shared")
     assert found == pytest.approx(expected.item(), rel=1e-4)
     assert distance(gradient, of_expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("references", "num_pairs", "decides"),
+    [
+        (["It is a long answer of many words that nobody would call short at all."] * 4, 4, "preference_accuracy"),
+        (["It is a long answer of many words that nobody would call short at all."] * 4, 3, "chrf"),
+        (["12", "13", "14", "15"], 4, "numeric"),
+    ],
+)
+def test_pairs_decide_where_no_metric_of_the_answers_says_much(
+    references: list[str], num_pairs: int, decides: str
+) -> None:
+    choice = choose(["auto"], references, num_pairs=num_pairs)
+    assert choice.decides == decides
+    assert ("preference_margin" in choice.names) == (num_pairs == 4)
+
+
+def test_a_metric_of_pairs_is_refused_where_rows_have_none() -> None:
+    with pytest.raises(
+        ConfigError, match=r"preference_accuracy is not meaningful: 1 of 2 rows have no rejected answer"
+    ):
+        choose(["preference_accuracy"], ["one", "two"], num_pairs=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"beta": 0.2}, "beta=0.2 has no effect with method=none"),
+        (
+            {"method": "orpo", "loss": "ipo"},
+            "loss=ipo has no effect with method=orpo; leave it out, or set method to dpo",
+        ),
+        ({"method": "dpo", "label_smoothing": 0.1}, "label_smoothing=0.1 has no effect with loss=sigmoid"),
+        ({"method": "dpo", "loss": "exo_pair"}, "loss=exo_pair needs label_smoothing above 0"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Preference(**given)

@@ -65,7 +65,8 @@ def test_rows_with_and_without_tools_are_scored_in_any_order(order: tuple[int, .
     rows = [(WEATHER, json.dumps(TOOLS), 1.0), ("It rains.", None, 1.0), (TIME, None, 0.0)]  # a call of no tool it has
     answers, tools, expected = zip(*(rows[at] for at in order), strict=True)
     columns = {"answer": answers, "reference": ["It rains."] * 3, "tools": pa.array(tools, pa.string())}
-    table = pa.table({**columns, "nll": [1.0] * 3, "num_reference_tokens": [1] * 3, "stopped": [True] * 3})
+    likelihoods = {"nll": [1.0] * 3, "margin": [0.5] * 3, "num_reference_tokens": [1] * 3}
+    table = pa.table({**columns, **likelihoods, "stopped": [True] * 3})
     score, scores = metrics.measure("tool_schema", table)
     assert (score, scores) == (pytest.approx(2 / 3), list(expected))
     shape = metrics.AnswerShape(["It rains."] * 3, ("It rains.",), schema="{}", has_tools=True)
