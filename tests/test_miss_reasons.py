@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from tunewright.artifacts import Artifact, Contender, EndingRule, RunArtifacts
-from tunewright.config import STAGES, Checks, Data, Dedupe, Evaluation, Expectation, Settings, Source
+from tunewright.config import STAGES, Checks, Data, Dedupe, Evaluation, Expectation, Settings, Source, Training
 from tunewright.registry.candidate import Candidate
 from tunewright.store.cache_key import flat
 from tunewright.store.miss_reasons import FOLLOWS, MADE, NAMED_BY, SENTENCES, SETTINGS, causes
@@ -191,7 +191,7 @@ def test_every_sentence_and_setting_is_of_an_argument_that_there_is() -> None:
     there = {
         f"{stage}.{name}"
         for stage in STAGES
-        for name, _ in _flat(_arguments(stage), into=(Contender, EndingRule, Evaluation))
+        for name, _ in _flat(_arguments(stage), into=(Contender, EndingRule, Evaluation, Training))
     }
     assert {*SETTINGS, *SENTENCES, *FOLLOWS, *NAMED_BY} - there == set()
 

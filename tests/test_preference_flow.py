@@ -113,9 +113,12 @@ def test_pairs_come_to_a_verdict_and_another_beta_trains_them_alone(settings: Se
         assert "preference/validation/best_loss" in there and "validation/best_loss" in there
 
     assert {step.state for step in plan(settings, "register", ())} == {"cached"}
-    other = settings.model_copy(update={"preference": settings.preference.model_copy(update={"beta": 0.5})})
-    would = {step.name: step.state for step in plan(other, "register", ())}
-    assert (would["render"], would["train"], would["prefer"]) == ("cached", "cached", "run")
+    changes = {"beta": 0.5, "learning_rate": 0.005}
+    other = settings.model_copy(update={"preference": settings.preference.model_copy(update=changes)})
+    would = {step.name: step for step in plan(other, "register", ())}
+    assert (would["render"].state, would["train"].state) == ("cached", "cached")
+    assert would["prefer"].because == ["preference.beta: 0.1 -> 0.5", "preference.learning_rate: 0.01 -> 0.005"]
+    assert would["evaluate candidate"].because == ["runs after prefer"]
 
 
 def test_without_preference_training_pairs_are_measured_alone(settings: Settings) -> None:

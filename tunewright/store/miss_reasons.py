@@ -27,6 +27,9 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "split.engine": "dedupe.engine",
     "render.max_quarantined_share": "checks.max_quarantined_share",
     "scan.share": "method.share",
+    "prefer.training.learning_rate": "preference.learning_rate",
+    "prefer.training.epochs": "preference.epochs",
+    "prefer.training.max_steps": "preference.max_steps",
     "prompt.contenders": "evaluation.contenders",
     "prompt.shots": "evaluation.shots",
     "prompt.max_new_tokens": "evaluation.max_new_tokens",
@@ -83,11 +86,11 @@ NAMED_BY = {  # stage and argument, the content of what a setting names -> the i
     "dedupe.embedding": "settings.semantic_model",
     "prompt.embedding": "embedding_model",
 }
-FOLLOWS = {  # what of these can only change where another stage runs
+FOLLOWS = {  # what of these can only change where another stage runs, or one of two
     "check.special_tokens": "base",
-    "evaluate.contender.model_digest": "train",
-    "forgetting.contender.model_digest": "train",
-    "lm_eval.contender.model_digest": "train",
+    "evaluate.contender.model_digest": "train or prefer",
+    "forgetting.contender.model_digest": "train or prefer",
+    "lm_eval.contender.model_digest": "train or prefer",
     "evaluate.contender.prompts_digest": "prompt",
     "evaluate.rule.metric": "evaluate",
     "evaluate.rule.confidence": "evaluate",
@@ -125,7 +128,7 @@ def causes(
     names = [
         name
         for name, found in made_by.items()
-        if (found[1] if found else FOLLOWS.get(f"{stage}.{name}", "")) not in waits
+        if not {*(found[1] if found else FOLLOWS.get(f"{stage}.{name}", "")).split(" or ")} & {*waits}
         and NAMED_BY.get(f"{stage}.{name}") not in made_by  # another name is cause enough
     ]
     needed = [name for name in names if f"{stage}.{name}" not in NAMED_BY or (before.get(name) and now.get(name))]
