@@ -275,7 +275,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
     calls = Run(settings, until, refresh)
     if "evaluate" in calls.stages:  # before which the champion is looked up
         require_answer(settings.registry)
-    if "train" in calls.stages:
+    if calls.trainings:
         budget.require_price(settings.operation)
     shown = nullcontext() if is_variant else seen_in_mlflow(calls)
     with in_use.by_a_run(), in_use.of_terminal(terminal_run()), looked_at(settings), shown, suppress(Reached):

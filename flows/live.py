@@ -36,7 +36,7 @@ def seen_in_mlflow(calls: "Run") -> Iterator[None]:
     A run that ends before register is there once it trains.
     """
     is_deployed = bool(deployment.id)
-    live = calls.live = LiveRun(opened_by="" if calls.until == "register" else "train")
+    live = calls.live = LiveRun(opened_by="" if calls.until == "register" else next(iter(calls.trainings), "train"))
     with live_run.used(live), making(live.begins), followed(live):
         try:
             yield

@@ -155,7 +155,7 @@ class Outcome(BaseModel, frozen=True):
             "hour": self.price.hour,
             "run": sum(of(step, step.seconds) for step in self.steps),
             "saved": sum(of(step, step.saved) for step in self.steps),
-            "training": sum(costs.get(stage, 0.0) for stage in TRAININGS) if self.trainings else None,
+            "training": sum(trained) if (trained := [costs[stage] for stage in TRAININGS if stage in costs]) else None,
             "thousand_answers": {name: price for name, price in answers.items() if price is not None},
         }
 

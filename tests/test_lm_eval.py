@@ -200,7 +200,8 @@ def verdict(tmp_path: Path, make_splits: MakeSplits):
         table = pa.table(
             {"row_id": rows["row_id"], "cluster": range(40), "prompt": [""] * 40}
             | {"reference": ["yes"] * 40, "tools": [None] * 40, "answer": [""] * 40}
-            | {"stopped": [True] * 40, "num_tokens": [1] * 40, "nll": [1.0] * 40, "num_reference_tokens": [2] * 40},
+            | {"stopped": [True] * 40, "num_tokens": [1] * 40, "nll": [1.0] * 40, "num_reference_tokens": [2] * 40}
+            | {"margin": [None] * 40},
             ANSWER_SCHEMA,
         )
         pq.write_table(table.append_column("chrf", pa.array([score] * 40)), folder / "answers.parquet")

@@ -30,6 +30,8 @@ from tunewright.config import (
     Split,
     Training,
 )
+from tunewright.errors import ConfigError
+from tunewright.flows.calls import stages
 from tunewright.flows.compare import compare
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
@@ -148,3 +150,13 @@ def test_variants_are_ranked_by_the_share_of_validation_pairs(settings: Settings
     for ranked in found.ranked:
         (trial,) = ranked.trials
         assert trial.evaluations and trial.value in {each.value for each in trial.evaluations}
+
+
+def test_a_stage_that_these_settings_leave_out_is_refused(settings: Settings) -> None:
+    orpo = settings.model_copy(update={"preference": Preference(method="orpo")})
+    assert {"train", "prefer"} & {*stages(orpo)} == {"prefer"}
+    assert {"train", "prefer"} <= {*stages(settings)}
+    with pytest.raises(ConfigError, match=r"^train is a stage with preference\.after_sft, or without"):
+        stages(orpo, "train")
+    with pytest.raises(ConfigError, match=r"^prefer is a stage with preference\.method only"):
+        stages(settings.model_copy(update={"preference": Preference()}), "prefer")

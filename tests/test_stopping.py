@@ -330,7 +330,7 @@ def test_eva_lists_no_more_rows_than_it_looks_at(fit: Fit, monkeypatch: pytest.M
     from tunewright.modeling import methods
 
     def load_trainable(*args: Any) -> None:
-        *_, examples = args
+        *_, examples, _ = args
         assert not isinstance(examples, list)
         assert all(isinstance(token, int) for row in examples[::5] for token in row)
         raise LookupError(len(examples))

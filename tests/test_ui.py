@@ -63,7 +63,7 @@ def test_a_run_with_one_changed_setting_from_the_form(up: Up, first: str, page: 
     page.get_by_role("link", name="tiny").first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Custom run").click()
-    rate = page.get_by_label("Learning Rate")
+    rate = page.get_by_label("Learning Rate").first  # of the section training; that of preference is below
     expect(rate).to_have_value("0.001")  # filled in from the file
     rate.fill("0.003")
     rate.blur()  # the form takes a value when it is left

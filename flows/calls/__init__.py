@@ -39,6 +39,7 @@ from tunewright.store.caching import seconds_of
 from tunewright.store.data_versions import Before
 from tunewright.store.stage import cached_part
 from tunewright.store.test_set_uses import Draw
+from tunewright.tasks.prefer import prefer
 from tunewright.tasks.train.stage import train
 
 __all__ = ["Plan", "Reached", "Run", "Step", "as_json", "stages"]
@@ -124,13 +125,18 @@ class Run(Calls):
 
     def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
         """Raises what budget.require_approval raises; asks for nothing where the training is done."""
-        if settings.operation.budget is None or "train" not in self.stages:
+        if settings.operation.budget is None or not self.trainings:
             return
         s = settings
-        found = cached_part(train).look_up(
-            tokens=tokens, base=base, method=s.method, training=s.training, compute=s.compute, scan=scan
-        )
-        if found.record is None or "train" in self.refresh:
+        rest = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
+        found = cached_part(train).look_up(training=s.training, **rest) if "train" in self.trainings else None
+        if "prefer" in self.trainings and (found is None or found.record):
+            steps, sft = s.preference.schedule(s.training), found and found.record
+            found = cached_part(prefer).look_up(
+                preference=s.preference.of_loss(), training=steps, begins_as=sft, **rest
+            )
+        assert found, "one of both trains"
+        if found.record is None or {*self.trainings} & {*self.refresh}:
             budget.require_approval(s, base, tokens, found.work, sum(step.seconds for step in self.steps))
 
     def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:

@@ -64,6 +64,8 @@ A = TypeVar("A", bound=Artifact)
 
 ONLY_WITH = {
     "scan": "method.kind=spectrum",
+    "train": "preference.after_sft, or without preference.method,",
+    "prefer": "preference.method",
     "prompt": "evaluation.contenders or evaluation.api_models",
     "forgetting": "evaluation.forgetting",
     "lm_eval": "lm_eval.tasks",
@@ -82,6 +84,8 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     """
     left_out = {
         "scan": settings.method.kind != "spectrum",
+        "train": settings.preference.method != "none" and not settings.preference.begins_with_sft,
+        "prefer": settings.preference.method == "none",
         "prompt": not (settings.evaluation.contenders or settings.evaluation.api_models),
         "forgetting": not settings.evaluation.forgetting,
         "lm_eval": not settings.lm_eval.tasks,
@@ -129,6 +133,11 @@ class Calls(ABC):
         self.drawn: Draw | None = None
         self.files: tuple[SourceFile, ...] = ()
 
+    @property
+    def trainings(self) -> tuple[Stage, ...]:
+        """The stages of this run that train, in their order."""
+        return tuple(stage for stage in self.stages if stage in ("train", "prefer"))
+
     def draw(self, settings: Settings, read: Inputs) -> Settings:
         """The settings with the split.seed that this run's test rows are drawn with (store/test_set_uses.py)."""
         self.files = read.files
@@ -172,7 +181,7 @@ class Calls(ABC):
 
     def require_metrics(self, settings: Settings, splits: Splits, schema: str) -> None:
         """Raises ConfigError where the gate's metrics do not fit these test rows, before anything is made of them."""
-        if "train" in self.stages and self.digest(splits):
+        if self.trainings and self.digest(splits):
             require_metrics(settings, splits, schema)
 
     def begin_test_use(self, candidate: Adapter, answers: Answers) -> float:
