@@ -1,7 +1,7 @@
-"""Pairs a second of preference training by DPO: ours, and TRL's DPOTrainer with its defaults.
+"""Pairs a second of preference training by DPO: ours, TRL's DPOTrainer with its defaults, and tuned to this machine.
 
-Two real trainers in a process each train the same adapter of the same model on the same pairs, and take turns of a few
-steps, as in benchmarks/training.py. TRL computes the reference in each step; ours does once before the first, and that
+Three real trainers in a process each train the same adapter of the same model on the same pairs, and take turns of a
+few steps, as in benchmarks/training.py. TRL computes the reference in each step; ours does once before the first, and that
 time is counted as for one epoch: for each pair of a step, its share.
 
     .venv/bin/tunewright run deployments/preferences.yaml --until render
@@ -15,13 +15,14 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 from training import arguments_of_all, newest, take_turns, turns_of
 
-SIDES = ("ours", "trl")
+SIDES = ("ours", "trl", "trl_tuned")  # tuned: in ours' precision, without gradient checkpointing
 COLUMNS = ["input_ids", "labels", "prompt_length", "rejected_ids"]
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
@@ -33,7 +34,7 @@ def pairs_of(tokens: Path, number: int) -> list[dict[str, Any]]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Lets both sides take turns."""
+    """Lets the sides take turns."""
     names = ("tokens", "weights", "batch", "steps", "turns", "rows", "threads")
     command = [sys.executable, __file__, *(f"--{name}={getattr(options, name)}" for name in names)]
     seconds, ends = take_turns(command, SIDES, options.turns)
@@ -44,14 +45,16 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "pairs_per_second": {
             side: round(options.batch * options.steps / statistics.median(taken), 2)
-            for side, taken in (("ours", ours), ("trl", seconds["trl"]))
+            for side, taken in (seconds | {"ours": ours}).items()
         },
-        "ratio": round(statistics.median(b / a for a, b in zip(ours, seconds["trl"], strict=True)), 2),
-        "ratio_without_reference": round(
-            statistics.median(b / a for a, b in zip(seconds["ours"], seconds["trl"], strict=True)), 2
-        ),
+        "ratio": {side: _ratio(ours, seconds[side]) for side in SIDES[1:]},
+        "ratio_without_reference": {side: _ratio(seconds["ours"], seconds[side]) for side in SIDES[1:]},
         "loss": {side: round(end["loss"], 4) for side, end in ends.items()},
     }
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return round(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 2)
 
 
 def run_side(options: argparse.Namespace) -> None:
@@ -120,7 +123,7 @@ def our_trainer(pairs: list[dict[str, Any]], options: argparse.Namespace) -> tup
 
 
 def trl_trainer(pairs: list[dict[str, Any]], options: argparse.Namespace) -> Any:
-    """DPOTrainer on the same texts, with its defaults."""
+    """DPOTrainer on the same texts, with its defaults or tuned."""
     import datasets
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -137,9 +140,12 @@ def trl_trainer(pairs: list[dict[str, Any]], options: argparse.Namespace) -> Any
         # It adds the stop token itself.
         ends = {"chosen": chosen, "rejected": rejected}
         texts.append({"prompt": prompt} | {name: text.removesuffix(tokenizer.eos_token) for name, text in ends.items()})
+    from tunewright.modeling.compute import device_here
+
+    tuned: dict[str, Any] = {"bf16": device_here().has_bfloat16, "gradient_checkpointing": False}
     return DPOTrainer(
         model=str(options.weights),
-        args=DPOConfig(**arguments_of_all(options), logging_steps=1),
+        args=DPOConfig(**arguments_of_all(options), logging_steps=1, **(tuned if options.side == "trl_tuned" else {})),
         train_dataset=datasets.Dataset.from_list(texts),
         processing_class=tokenizer,
         peft_config=LoraConfig(**LORA),
