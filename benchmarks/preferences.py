@@ -1,8 +1,8 @@
 """Pairs a second of preference training by DPO: ours, TRL's DPOTrainer with its defaults, and tuned to this machine.
 
 Three real trainers in a process each train the same adapter of the same model on the same pairs, and take turns of a
-few steps, as in benchmarks/training.py. TRL computes the reference in each step; ours does once before the first, and that
-time is counted as for one epoch: for each pair of a step, its share.
+few steps, as in benchmarks/training.py. TRL computes the reference in each step; ours does once before the first, and
+that time is counted as for one epoch: for each pair of a step, its share.
 
     .venv/bin/tunewright run deployments/preferences.yaml --until render
     .venv/bin/python benchmarks/preferences.py
