@@ -33,7 +33,7 @@ from tunewright.config import Gate, Settings, Stage
 from tunewright.errors import AnotherChampion
 from tunewright.flows import budget, finished, report
 from tunewright.flows.announcing import announce_drift, tell_files
-from tunewright.flows.calls import Plan, Reached, Run, Step
+from tunewright.flows.calls import Plan, Reached, Run, Step, training_inputs
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.live import seen_in_mlflow
 from tunewright.flows.parameters import FLOW, identifier, named
@@ -162,14 +162,12 @@ def _trained(
     s: Settings, call: Run | Plan, tokens: Tokens, base: Base, best: Scan | None
 ) -> tuple[Adapter | None, Adapter]:
     """The training on answers, where one on preference pairs follows it; and the last training."""
-    rest = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": best}
-    begins_with_sft, pairs = s.preference.begins_with_sft, s.preference.method != "none"
-    sft = call(train)(training=s.training, **rest) if begins_with_sft or not pairs else None
-    if not pairs:
-        assert sft
+    on_answers, on_pairs = training_inputs(s, tokens, base, best)
+    sft = call(train)(**on_answers) if s.preference.begins_with_sft else None
+    if s.preference.method == "none":
+        assert sft, "without preference training there is no other"
         return None, sft
-    steps = s.preference.schedule(s.training)
-    return sft, call(prefer)(preference=s.preference.of_loss(), training=steps, begins_as=sft, **rest)
+    return sft, call(prefer)(begins_as=sft, **on_pairs)
 
 
 def _prompted(

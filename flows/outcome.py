@@ -12,7 +12,7 @@ from tunewright.artifacts.payloads import CheckResults, ExpectationResult, LeakP
 from tunewright.config import Settings
 from tunewright.cost_model.money import Price, money
 from tunewright.flows.budget import price_here
-from tunewright.flows.calls import Step, as_json
+from tunewright.flows.calls import TRAININGS, Step, as_json
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.registry.address import tracking_uri
 from tunewright.reports import account
@@ -32,7 +32,6 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
     "withdrawn": "Withdrawn",
 }
 
-TRAININGS = ("train", "prefer")
 UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that automations on a verdict fire once
 GIVEN = "given_"  # begins the codes of findings on user-provided splits (data_checks/given.py)
 
@@ -315,16 +314,12 @@ def user_provided_splits(checked: artifacts.CheckedRows) -> Sequence[str]:
 
 def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
     names = ("method", "steps", "best_step", "best_by", "best_value", "best_validation_loss", "stopped_early")
-    by_pairs = {"method": adapter.preference} if adapter.preference else {}
-    return (
-        {name: getattr(adapter, name) for name in names}
-        | by_pairs
-        | {
-            "seconds": adapter.train_seconds,
-            "warnings": list(adapter.warnings),
-            "curves": str(adapter.path("curves.html")),
-        }
-    )
+    return {name: getattr(adapter, name) for name in names} | {
+        "method": adapter.preference or adapter.method,
+        "seconds": adapter.train_seconds,
+        "warnings": list(adapter.warnings),
+        "curves": str(adapter.path("curves.html")),
+    }
 
 
 def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:

@@ -28,7 +28,18 @@ from tunewright.artifacts import (
 from tunewright.config import Gate, Registry, Settings, Stage
 from tunewright.errors import ApiError, ApiRefused
 from tunewright.flows import budget, release
-from tunewright.flows.calls.calls import A, Calls, P, Reached, Step, as_json, naming, stages
+from tunewright.flows.calls.calls import (
+    TRAININGS,
+    A,
+    Calls,
+    P,
+    Reached,
+    Step,
+    as_json,
+    naming,
+    stages,
+    training_inputs,
+)
 from tunewright.flows.calls.plan import Plan
 from tunewright.flows.inputs import Inputs
 from tunewright.flows.live import describe
@@ -42,7 +53,7 @@ from tunewright.store.test_set_uses import Draw
 from tunewright.tasks.prefer import prefer
 from tunewright.tasks.train.stage import train
 
-__all__ = ["Plan", "Reached", "Run", "Step", "as_json", "stages"]
+__all__ = ["TRAININGS", "Plan", "Reached", "Run", "Step", "as_json", "stages", "training_inputs"]
 
 log = logging.getLogger("tunewright")
 
@@ -128,13 +139,10 @@ class Run(Calls):
         if settings.operation.budget is None or not self.trainings:
             return
         s = settings
-        rest = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
-        found = cached_part(train).look_up(training=s.training, **rest) if "train" in self.trainings else None
+        on_answers, on_pairs = training_inputs(s, tokens, base, scan)
+        found = cached_part(train).look_up(**on_answers) if "train" in self.trainings else None
         if "prefer" in self.trainings and (found is None or found.record):
-            steps, sft = s.preference.schedule(s.training), found and found.record
-            found = cached_part(prefer).look_up(
-                preference=s.preference.of_loss(), training=steps, begins_as=sft, **rest
-            )
+            found = cached_part(prefer).look_up(begins_as=found and found.record, **on_pairs)
         assert found, "one of both trains"
         if found.record is None or {*self.trainings} & {*self.refresh}:
             budget.require_approval(s, base, tokens, found.work, sum(step.seconds for step in self.steps))

@@ -62,6 +62,7 @@ log = logging.getLogger("tunewright")
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
 
+TRAININGS: tuple[Stage, ...] = ("train", "prefer")
 ONLY_WITH = {
     "scan": "method.kind=spectrum",
     "train": "preference.after_sft, or without preference.method,",
@@ -71,6 +72,15 @@ ONLY_WITH = {
     "lm_eval": "lm_eval.tasks",
     "judge": "judge.url",
 }
+
+
+def training_inputs(
+    s: Settings, tokens: Tokens, base: Base, scan: Scan | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs of the training on answers, and of the one on preference pairs, which has `begins_as` besides."""
+    both = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
+    on_pairs = {"preference": s.preference.of_loss(), "training": s.preference.schedule(s.training)}
+    return {**both, "training": s.training}, {**both, **on_pairs}
 
 
 class Reached(Exception):
@@ -84,7 +94,7 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     """
     left_out = {
         "scan": settings.method.kind != "spectrum",
-        "train": settings.preference.method != "none" and not settings.preference.begins_with_sft,
+        "train": not settings.preference.begins_with_sft,
         "prefer": settings.preference.method == "none",
         "prompt": not (settings.evaluation.contenders or settings.evaluation.api_models),
         "forgetting": not settings.evaluation.forgetting,
@@ -136,7 +146,7 @@ class Calls(ABC):
     @property
     def trainings(self) -> tuple[Stage, ...]:
         """The stages of this run that train, in their order."""
-        return tuple(stage for stage in self.stages if stage in ("train", "prefer"))
+        return tuple(stage for stage in self.stages if stage in TRAININGS)
 
     def draw(self, settings: Settings, read: Inputs) -> Settings:
         """The settings with the split.seed that this run's test rows are drawn with (store/test_set_uses.py)."""

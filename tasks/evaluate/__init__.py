@@ -19,6 +19,7 @@ from tunewright import metrics
 from tunewright.artifacts import Answers, Contender, EndingRule, Tokens
 from tunewright.config import Evaluation
 from tunewright.metrics.labels import training_answers
+from tunewright.metrics.shape import OF_PAIRS
 from tunewright.store.stage import stage
 from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA, LIBRARIES, asked, one_contender
 from tunewright.tasks.evaluate.apis import ApiAnswers
@@ -26,7 +27,7 @@ from tunewright.tasks.evaluate.blocks import in_blocks, part_of, whole
 
 __all__ = ["ANSWER_SCHEMA", "evaluate", "scored"]
 
-OF_LIKELIHOODS = ("perplexity", "preference_accuracy", "preference_margin")
+OF_LIKELIHOODS = ("perplexity", *OF_PAIRS)
 
 log = logging.getLogger("tunewright")
 

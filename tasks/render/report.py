@@ -17,6 +17,7 @@ from tunewright.modeling.pairs import answers_of
 from tunewright.reports.pages import percent, template
 
 NUM_EXAMPLES = 6
+CONTEXT = 16  # tokens that a token's text is told apart by, as it may be half a character or begin with a space
 MOST_UNTRAINED = 400  # characters of a piece that the terminal shows
 MARKS = ("⟦", "⟧")  # around what is trained, since colours do not reach every eye and every file
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # they could steer a terminal
@@ -93,14 +94,15 @@ def _printable(text: str) -> str:
 
 
 def answer_tokens(tokenizer: Any, prompt: list[int], answer: list[int]) -> list[str]:
-    """The text of each token of an answer: what it adds to the text before it."""
-    texts = []
-    before = tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    for at in range(1, len(answer) + 1):
-        ids = [*prompt, *answer[:at]]
-        longer = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    """The text of each token of an answer: what it adds to the text of the few tokens before it."""
+    ids, texts = [*prompt, *answer], []
+    for at in range(len(prompt), len(ids)):
+        window = ids[max(0, at - CONTEXT) : at + 1]
+        before, longer = (
+            tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for some in (window[:-1], window)
+        )
         texts.append(_printable(longer[len(before) :]))
-        before = longer
     return texts
 
 

@@ -47,13 +47,7 @@ from tunewright.tasks.train.trainer import (
 log = logging.getLogger("tunewright")
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "safetensors")
-VOLATILE = (
-    "curves",
-    "metrics",
-    "status",
-    "summary",
-    "trainer",
-)  # files that two trainings to the same weights differ in
+VOLATILE = ("curves", "metrics", "status", "summary", "trainer")  # which differ where the weights do not
 SECONDS = "seconds.json"
 POLL_SECONDS = 0.5
 ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
@@ -255,12 +249,10 @@ def trained(
             preference=preference,
             begins_as=begins_as.path("model") if begins_as else None,
         )
-        rows = (
-            counted(tokens.num_pairs, "training pair") if pairs else counted(tokens.num_train, "training row"),
-            counted(tokens.num_validation_pairs, "validation pair")
-            if pairs
-            else counted(tokens.num_validation, "validation row"),
-        )
+        numbers, unit = (tokens.num_train, tokens.num_validation), "row"
+        if pairs:
+            numbers, unit = (tokens.num_pairs, tokens.num_validation_pairs), "pair"
+        rows = map(counted, numbers, (f"training {unit}", f"validation {unit}"))
         log.info("  loading %s; %s, %s", base.reference, *rows)
         with shared_checkpoints.kept(work):
             earlier = seconds_in(work)

@@ -22,7 +22,6 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl.trainer.sft_config import SFTConfig
 
 from tunewright.artifacts.payloads import TrainingSummary
-from tunewright.errors import ConfigError
 from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.batches import Collator
 from tunewright.modeling.methods.adapter import BEGAN_AS
@@ -158,15 +157,12 @@ def fit(job: Job, folder: Path) -> int:
 
 
 def _read(file: Path, *, pairs: bool) -> pa.Table:
-    """The rows of a file of render's; of pairs those that are one. Raises ConfigError where none is."""
+    """The rows of a file of render's; with `pairs` those that are one, of which the stage has seen some."""
     columns = ["row_id", "input_ids", "labels"]
     if not pairs:
         return pq.read_table(file, columns=columns)
     found = pq.read_table(file, columns=[*columns, "prompt_length", "rejected_ids"])
-    found = found.filter(found["rejected_ids"].is_valid())
-    if not len(found):
-        raise ConfigError(f"preference.method: no row of {file.name} has a rejected answer; accepted: none")
-    return found
+    return found.filter(found["rejected_ids"].is_valid())
 
 
 def _longest(rows: pa.Table) -> int:
