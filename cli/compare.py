@@ -18,7 +18,7 @@ from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
 from tunewright.registry.address import tracking_uri
 
-SECTIONS = ("method", "training", "preference", "compute")
+SECTIONS = ("method", "training", "preference", "grpo", "compute")
 MOST_VARIANTS = 64
 
 
@@ -62,11 +62,18 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
         if twin := next((other for other, known in found.items() if known.settings == settings), None):
             raise ConfigError(f"--vary: {twin} and {name} are the same settings; leave one out")
         found[name] = Variant(assignments, settings)
-    if len({each.settings.ranked_by for each in found.values()}) > 1:
+    if len({_measured_by(each.settings) for each in found.values()}) > 1:
+        key = next(key for key in ("grpo.rewards", "preference.method", "training.best_by", *keys) if key in keys)
         raise ConfigError(
-            "--vary preference.method: with none there is no training on pairs to compare; accepted: dpo, orpo"
+            f"--vary {key}: the variants would be compared by different measures of the validation rows; accepted: "
+            "variants that all end with a training on references, on pairs (preference.method), or on the same rewards"
         )
     return found
+
+
+def _measured_by(settings: Settings) -> tuple[str, tuple[tuple[str, float], ...]]:
+    """The measure of the validation rows of a variant, and its reward functions."""
+    return settings.ranked_by, tuple(sorted(settings.grpo.rewards.items()))
 
 
 def _split(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from tunewright.artifacts import Base, Tokens
 from tunewright.config import Operation, Settings
-from tunewright.cost_model import BudgetCase, devices, estimate, on_devices, on_pairs
+from tunewright.cost_model import BudgetCase, devices, estimate, on_devices, trainings
 from tunewright.cost_model.case import ground_of
 from tunewright.cost_model.money import Price, money, price_of, span, without_price
 from tunewright.errors import ConfigError
@@ -65,14 +65,12 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
     if budget is None or price is None or (work / APPROVED).exists():
         return
     case = BudgetCase(ground_of(base, tokens), settings.method, settings.training, settings.compute, here)
-    pairs = on_pairs(case, settings.preference)
     rate = calibration.measured(base, tokens, case)
     if rate is None:
         log.info("  operation.budget=%g: timing a few training steps", budget)
         with on_devices(settings.compute.devices):
             rate = calibration.calibrate(base, tokens, case)
-    trainings = [*([case] if settings.preference.begins_with_sft else []), *([pairs] if pairs else [])]
-    would = [estimate(each, rate) for each in trainings]
+    would = [estimate(each, rate) for _, each in trainings(case, settings)]
     low, high = (sum(each.seconds[end] for each in would if each.seconds) for end in (0, 1))
     cost = price.of(low, settings.compute.devices), price.of(high, settings.compute.devices)
     spent = price.of(seconds)

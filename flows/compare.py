@@ -18,7 +18,7 @@ from tunewright.comparison import Course, Study, Trial, VariantComparison
 from tunewright.config import Settings, Stage
 from tunewright.errors import Pruned, TrainingError
 from tunewright.flows import finished
-from tunewright.flows.calls import stages
+from tunewright.flows.calls import TRAININGS, stages
 from tunewright.flows.finetune import run
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import cancel_stopped, comparison_name, terminal_run, variant_name
@@ -89,7 +89,7 @@ def warnings_once() -> Iterator[WarningsOnce]:
 def variant(name: str, settings: Settings) -> State[Any]:
     """Trains one variant. Its final state is named after what came of it."""
     try:
-        last: Stage = "prefer" if "prefer" in stages(settings) else "train"
+        last: Stage = next(stage for stage in reversed(stages(settings)) if stage in TRAININGS)
         steps = run(settings, last, (), is_variant=True)
     except Pruned as error:
         return Completed(name="Pruned", message=str(error))

@@ -62,6 +62,7 @@ from tunewright.tasks.lm_eval import lm_eval
 from tunewright.tasks.prefer import prefer
 from tunewright.tasks.prompt import prompt
 from tunewright.tasks.register import register
+from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.render import render
 from tunewright.tasks.scan import scan
 from tunewright.tasks.split import split
@@ -96,8 +97,8 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     call.require_metrics(s, splits, read.schema)
     tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=s.checks.max_quarantined_share)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
-    call.approve_cost(s, base, tokens, best)
-    sft, adapter = _trained(s, call, tokens, base, best)
+    call.approve_cost(s, read, base, tokens, best)
+    *earlier, adapter = _trained(s, call, read, tokens, base, best)
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     measured = (Contender(name="base", base=base), tuned)
@@ -137,7 +138,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         tokens=tokens,
         base=base,
         adapter=adapter,
-        sft=sft,
+        before=tuple(earlier),
         answers=tuple(answers.values()),
         verdict=verdict,
         test_set_uses=verdict.test_set_uses,
@@ -159,15 +160,16 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
 
 
 def _trained(
-    s: Settings, call: Run | Plan, tokens: Tokens, base: Base, best: Scan | None
-) -> tuple[Adapter | None, Adapter]:
-    """The training on answers, where one on preference pairs follows it; and the last training."""
-    on_answers, on_pairs = training_inputs(s, tokens, base, best)
-    sft = call(train)(**on_answers) if s.preference.begins_with_sft else None
-    if s.preference.method == "none":
-        assert sft, "without preference training there is no other"
-        return None, sft
-    return sft, call(prefer)(begins_as=sft, **on_pairs)
+    s: Settings, call: Run | Plan, read: Inputs, tokens: Tokens, base: Base, best: Scan | None
+) -> tuple[Adapter, ...]:
+    """The trainings in their order: on answers, on preference pairs, and on rewards, as far as they are set."""
+    inputs_of = training_inputs(s, read, tokens, base, best)
+    made = [call(train)(**inputs_of["train"])] if s.trains_on_answers else []
+    if s.preference.method != "none":
+        made.append(call(prefer)(begins_as=made[-1] if made else None, **inputs_of["prefer"]))
+    if s.grpo.rewards:
+        made.append(call(reinforce)(begins_as=made[-1] if made else None, **inputs_of["reinforce"]))
+    return tuple(made)
 
 
 def _prompted(
@@ -221,6 +223,7 @@ def finetune(
     method: config.Method = config.Method(),
     training: config.Training = config.Training(),
     preference: config.Preference = config.Preference(),
+    grpo: config.Grpo = config.Grpo(),
     compute: config.Compute = config.Compute(),
     evaluation: config.Evaluation = config.Evaluation(),
     lm_eval: config.LmEval = config.LmEval(),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from tunewright import config
 from tunewright.config import Settings, Split, outside
 from tunewright.metrics import json_schema, own_metrics
+from tunewright.metrics.rewards import own_rewards
 from tunewright.modeling import chat_templates, models
 from tunewright.similarity import embedding
 from tunewright.store import test_set_uses
@@ -22,7 +23,8 @@ from tunewright.tasks.check import own_expectations
 from tunewright.tasks.ingest import Need, source_files
 from tunewright.tasks.ingest.files import SourceFile
 
-OF_CANDIDATE = ("data", "checks", "dedupe", "split", "model", "method", "training", "compute")  # sections it is made of
+# Sections that a candidate is made of.
+OF_CANDIDATE = ("data", "checks", "dedupe", "split", "model", "method", "training", "preference", "grpo", "compute")
 
 
 class Inputs(NamedTuple):
@@ -35,6 +37,7 @@ class Inputs(NamedTuple):
     embedding: str  # the model of dedupe.semantic
     retrieval: str  # the same model, of prompt
     metrics: tuple[tuple[str, str], ...]  # the team's metrics, of evaluate
+    rewards: tuple[tuple[str, str], ...]  # the team's reward functions, of reinforce
     schema: str  # what evaluation.json_schema holds
     lm_eval: str  # what lm_eval.tasks ask
     needs: tuple[Need, ...] = ()  # what split reads of rows besides their messages, of ingest
@@ -52,6 +55,7 @@ def inputs(settings: Settings) -> Inputs:
     return Inputs(
         own=own_expectations(settings.checks),
         metrics=_own_metrics(settings),
+        rewards=own_rewards(tuple(settings.grpo.rewards)),
         schema=json_schema(settings.evaluation.json_schema),
         lm_eval=lm_eval.identity(settings.lm_eval),
         embedding=embedding.model_identity(settings.dedupe),
@@ -89,6 +93,9 @@ def _stop_outside(settings: Settings) -> None:
     for metric in settings.evaluation.metrics:
         if ":" in metric:
             outside.check_module("evaluation.metrics", metric)
+    for reward in settings.grpo.rewards:
+        if ":" in reward:
+            outside.check_module("grpo.rewards", reward)
     for expectation in settings.checks.expectations:
         if "." in expectation.name:
             outside.check_module("checks.expectations", expectation.name)

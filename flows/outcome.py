@@ -46,7 +46,7 @@ class Outcome(BaseModel, frozen=True):
     splits: artifacts.Splits | None
     tokens: artifacts.Tokens | None
     scan: artifacts.Scan | None = None
-    trainings: tuple[artifacts.Adapter, ...] = ()  # on answers, then on preference pairs
+    trainings: tuple[artifacts.Adapter, ...] = ()  # on answers, on preference pairs and on rewards
     prompts: artifacts.Prompts | None = None
     answers: dict[str, artifacts.Answers]
     verdict: artifacts.Verdict | None
@@ -240,8 +240,7 @@ class Outcome(BaseModel, frozen=True):
             "reasons": self.reasons() if account else None,
             "findings": self.findings() if self.checked else None,
             "rotation": self.rotation or None,
-            "training": next((_training(each) for each in self.trainings if not each.preference), None),
-            "preference": next((_training(each) for each in self.trainings if each.preference), None),
+            **{each.section: _training(each) for each in self.trainings},
             "scores": self._scores() or None,
             "answered_in_part": self._answered_in_part() or None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
@@ -315,7 +314,7 @@ def user_provided_splits(checked: artifacts.CheckedRows) -> Sequence[str]:
 def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
     names = ("method", "steps", "best_step", "best_by", "best_value", "best_validation_loss", "stopped_early")
     return {name: getattr(adapter, name) for name in names} | {
-        "method": adapter.preference or adapter.method,
+        "method": "grpo" if adapter.rewards else adapter.preference or adapter.method,
         "seconds": adapter.train_seconds,
         "warnings": list(adapter.warnings),
         "curves": str(adapter.path("curves.html")),

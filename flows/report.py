@@ -68,8 +68,7 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     for adapter in outcome.trainings:
         trained = curves.read(adapter.folder)
         said = training_sentence(adapter, trained)
-        key = "preference" if adapter.preference else "training"
-        create_markdown_artifact(training(adapter, trained), key=key, description=said)
+        create_markdown_artifact(training(adapter, trained), key=adapter.section, description=said)
     if outcome.answers:
         create_table_artifact(score_rows(outcome), key="scores", description="Scores on the test rows")
     if outcome.verdict is None:
@@ -129,15 +128,14 @@ def _proof(proof: LeakProof, unique: UniqueRows | None, rotation: str) -> str:
 
 def training_sentence(adapter: Adapter, found: curves.Curves) -> str:
     """Describe at which step training ended and why, and which step is the best; `found` are its curves."""
-    metric = "" if adapter.best_by == "loss" else f", {adapter.best_by} {adapter.best_value:.4g}"
     end = "stopped early after" if adapter.stopped_early else "trained"
-    if adapter.preference:
-        end = f"preference training ({adapter.preference}): {end}"
+    if adapter.in_words:
+        end = f"{adapter.in_words}: {end}"
     epochs = f" ({found.in_epochs})" if found.in_epochs else ""
+    best = f"the best step is {adapter.best_step:,}" if adapter.best_step else "the weights before the first are best"
     return (
         f"{end[:1].upper()}{end[1:]} {counted(adapter.steps, 'step')}{epochs} in {duration(adapter.train_seconds)}, "
-        f"ended by {found.ended_by}; the best step is {adapter.best_step:,} (validation loss "
-        f"{adapter.best_validation_loss:.4g}{metric})."
+        f"ended by {found.ended_by}; {best} ({adapter.says_validation})."
     )
 
 
@@ -148,9 +146,10 @@ def training(adapter: Adapter, found: curves.Curves) -> str:
     lines += [
         "" if adapter.warnings else found.nothing,
         "",
-        f"![losses]({curves.picture(found)})",
+        f"![curves]({curves.picture(found)})",
     ]
-    lines += ["", "Blue: training loss, orange: validation loss, green: the best step.", ""]
+    blue, orange = f"training {found.measured}", f"validation {found.measured}"
+    lines += ["", f"Blue: {blue}, orange: {orange}, green: the best step.", ""]
     return "\n".join([*lines, f"All curves: `{adapter.path('curves.html')}`"])
 
 

@@ -35,4 +35,4 @@ def prefer(
                 f"preference.method={preference.method}: no {split} row has a rejected answer (columns chosen and "
                 "rejected of a record); accepted: none, or such rows"
             )
-    return trained(folder, tokens, base, method, training, compute, scan, preference, begins_as)
+    return trained(folder, tokens, base, method, training, compute, scan, preference=preference, begins_as=begins_as)

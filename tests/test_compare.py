@@ -79,11 +79,11 @@ def test_a_whole_section_can_be_varied(tmp_path: Path) -> None:
         (["method.rnk=8,16"], r'^--vary "method.rnk": no such setting; did you mean method.rank\?$'),
         (
             ["lr=0.1,0.2"],
-            r'^--vary "lr": no such setting; did you mean training.learning_rate or preference.learning_rate\?$',
+            r'^--vary "lr": no such setting; did you mean training.learning_rate or .* or grpo.learning_rate\?$',
         ),
         (
             ["lr=0.1", "method.rank=8"],
-            r'^--vary "lr": no such setting; did you mean training.learning_rate or preference.learning_rate\?$',
+            r'^--vary "lr": no such setting; did you mean training.learning_rate or .* or grpo.learning_rate\?$',
         ),
         (["training.learning_rate=1e-4,0.0001"], "are the same settings; leave one out"),
         (["split.seed=1,2"], "--vary split.seed: variants are compared on the same validation rows; accepted:"),

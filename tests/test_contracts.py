@@ -104,6 +104,7 @@ LIBRARY = {  # of each stage: the one that does its work
     "scan": "torch",
     "train": "trl",
     "prefer": "trl",
+    "reinforce": "trl",
     "prompt": "transformers",
     "evaluate": "transformers",
     "forgetting": "transformers",
@@ -148,10 +149,10 @@ def hops(file: Path, library: str) -> int:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_from_the_readme_to_the_library_that_does_the_work_are_few_hops(stage: str) -> None:
-    """At most five for train, one more for prefer, which is its training too, and four for any other stage.
+    """At most five for train, one more for the two that are its training too, and four for any other stage.
 
     The way begins with the first file that the README's table names for the stage, and follows imports of this project.
     """
     (named,) = re.findall(rf"^\| {stage} \| \[(tasks/\S+?)\]", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     file = ROOT / named / "__init__.py" if named.endswith("/") else ROOT / named
-    assert hops(file, LIBRARY[stage]) <= {"train": 5, "prefer": 6}.get(stage, 4)
+    assert hops(file, LIBRARY[stage]) <= {"train": 5, "prefer": 6, "reinforce": 6}.get(stage, 4)

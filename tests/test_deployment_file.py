@@ -625,7 +625,7 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
         ),
         (
             ["epochs=1"],
-            '--set "epochs=1": epochs: unknown key; did you mean training.epochs or preference.epochs? accepted: data,',
+            '--set "epochs=1": epochs: unknown key; did you mean training.epochs or preference.epochs or grpo.epochs?',
         ),
         (["training.epochs=three"], '--set "training.epochs=three": training.epochs: "three" is refused; accepted: a '),
         (["training.epochs="], '--set "training.epochs=": training.epochs is empty; accepted: a number ('),

@@ -79,6 +79,7 @@ SELDOM = {
         *("answered_in_part", "answered_in_part.<contender>"),  # of a prompt that is ended
         *("answered_in_part.<contender>.num_rows", "answered_in_part.<contender>.num_unanswered"),
         *("preference", "preference.method"),  # with preference.method (tests/test_preference_flow.py)
+        *("grpo", "grpo.method", "grpo.best_validation_loss"),  # with grpo.rewards (tests/test_reward_flow.py)
         *("judged", "judged.model", "judged.num_rows"),  # with a judge
         *("judged.preferred", "judged.preferred.<opponent>"),
         *("judged.agreement", "judged.agreement.<opponent>"),
@@ -86,7 +87,7 @@ SELDOM = {
     },
     "plan": {
         *("stages[].note", "unknown"),  # the base is not here, or cannot be read
-        "training.preference",  # with preference.method
+        *("training.preference", "training.grpo"),  # with preference.method and grpo.rewards
     },
     "deploy": {"tested", "not_sent"},  # with --test-message
     "export": {"pushed.url", "pushed.is_public", "pushed.removed"},  # with --push
@@ -99,7 +100,9 @@ SELDOM = {
 WHOLE = {  # objects and items whose keys stand in the meaning, or in the settings
     *(
         "preference",
+        "grpo",
         "training.preference",
+        "training.grpo",
         "training.methods[].computed_with",
         "deployments[].operation",
         "deployments[].automations",

@@ -68,9 +68,9 @@ def test_all_sections_and_stages_are_taken() -> None:
         *(
             ({given: 1}, f"<{given}>: {given}: unknown key; did you mean {key}? accepted: {SECTIONS}")
             for given, key in {
-                "lr": "training.learning_rate or preference.learning_rate",
-                "learning_rat": "training.learning_rate or preference.learning_rate",
-                "epochs": "training.epochs or preference.epochs",
+                "lr": "training.learning_rate or preference.learning_rate or grpo.learning_rate",
+                "learning_rat": "training.learning_rate or preference.learning_rate or grpo.learning_rate",
+                "epochs": "training.epochs or preference.epochs or grpo.epochs",
                 "batch_size": "training.batch",
                 "metric": "gate.metric",
                 "lora_r": "method.rank",

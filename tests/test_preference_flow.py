@@ -156,7 +156,7 @@ def test_a_stage_that_these_settings_leave_out_is_refused(settings: Settings) ->
     orpo = settings.model_copy(update={"preference": Preference(method="orpo")})
     assert {"train", "prefer"} & {*stages(orpo)} == {"prefer"}
     assert {"train", "prefer"} <= {*stages(settings)}
-    with pytest.raises(ConfigError, match=r"^train is a stage with preference\.after_sft, or without"):
+    with pytest.raises(ConfigError, match=r"^train is a stage with preference\.after_sft or grpo\.after_sft only"):
         stages(orpo, "train")
     with pytest.raises(ConfigError, match=r"^prefer is a stage with preference\.method only"):
         stages(settings.model_copy(update={"preference": Preference()}), "prefer")

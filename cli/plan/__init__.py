@@ -1,6 +1,6 @@
 """Look up for `tunewright plan` the stages that would run, and estimate training on this machine or a named device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,10 @@ from tunewright.cost_model import (
     devices,
     estimate,
     ground_of_render,
-    on_pairs,
     remedies,
     shapes,
     shortage,
+    trainings,
     work,
 )
 from tunewright.cost_model.money import Price, price_of, without_price
@@ -51,7 +51,7 @@ class Costs:
     machine: devices.Machine
     chosen: Estimate
     others: Sequence[Estimate]
-    pairs: Estimate | None = None  # of the training on preference pairs that follows the chosen one
+    later: Mapping[str, Estimate]  # of the trainings that follow the chosen one, by the sections of their settings
     warning: str
     notes: Sequence[str]
     rows_from: str = ""  # where rows are estimated, from what
@@ -123,8 +123,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
     notes += _sent_out(settings, made, sample)
-    pairs = on_pairs(case, settings.preference)
-    costs = _costs(case, pairs, rates, settings, notes, sample.said if sample else "")
+    costs = _costs(case, rates, settings, notes, sample.said if sample else "")
     return Planned(steps=steps, costs=costs)
 
 
@@ -298,15 +297,13 @@ class _Rates:
 
 def _costs(
     case: BudgetCase,
-    pairs: BudgetCase | None,
     rates: _Rates,
     settings: Settings,
     notes: Sequence[str],
     rows_from: str,
 ) -> Costs:
     operation = settings.operation
-    if pairs and not settings.preference.begins_with_sft:
-        case, pairs = pairs, None
+    (_, case), *later = trainings(case, settings)
     chosen = estimate(case, rates.of(case.method))
     others = []
     for kind in KINDS:
@@ -333,9 +330,9 @@ def _costs(
         notes=notes,
         rows_from=rows_from,
         price=price,
-        pairs=estimate(pairs, rates.of(pairs.method)) if pairs else None,
+        later={section: estimate(each, rates.of(each.method)) for section, each in later},
     )
-    most = [cost[1] for one in (chosen, costs.pairs) if one and (cost := costs.cost(one))]
+    most = [cost[1] for one in (chosen, *costs.later.values()) if (cost := costs.cost(one))]
     if operation.budget is not None and sum(most) > operation.budget:
         said = f"the training may cost more than operation.budget={operation.budget:g}: the run asks for approval first"
         return replace(costs, notes=[*notes, said])
@@ -357,7 +354,7 @@ def as_json(planned: Planned) -> dict[str, Any]:
         "rows_from": costs.rows_from,
         "at_most": costs.is_most,
         "methods": methods,
-        **({"preference": one_as_json(costs.pairs) | _money_as_json(costs, costs.pairs)} if costs.pairs else {}),
+        **{section: one_as_json(one) | _money_as_json(costs, one) for section, one in costs.later.items()},
     }
     return {"training": estimated | {"warning": costs.warning, "notes": list(costs.notes)}}
 

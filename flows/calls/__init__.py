@@ -51,11 +51,14 @@ from tunewright.store.data_versions import Before
 from tunewright.store.stage import cached_part
 from tunewright.store.test_set_uses import Draw
 from tunewright.tasks.prefer import prefer
+from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.train.stage import train
 
 __all__ = ["TRAININGS", "Plan", "Reached", "Run", "Step", "as_json", "stages", "training_inputs"]
 
 log = logging.getLogger("tunewright")
+
+TRAINED_BY: Mapping[Stage, Task[..., Adapter]] = {"train": train, "prefer": prefer, "reinforce": reinforce}
 
 
 class Run(Calls):
@@ -134,16 +137,18 @@ class Run(Calls):
         """Adds the data to the accepted versions."""
         data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
 
-    def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
+    def approve_cost(self, settings: Settings, read: Inputs, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
         """Raises what budget.require_approval raises; asks for nothing where the training is done."""
         if settings.operation.budget is None or not self.trainings:
             return
         s = settings
-        on_answers, on_pairs = training_inputs(s, tokens, base, scan)
-        found = cached_part(train).look_up(**on_answers) if "train" in self.trainings else None
-        if "prefer" in self.trainings and (found is None or found.record):
-            found = cached_part(prefer).look_up(begins_as=found and found.record, **on_pairs)
-        assert found, "one of both trains"
+        inputs_of, found = training_inputs(s, read, tokens, base, scan), None
+        for name in self.trainings:
+            begins_as = {} if name == "train" else {"begins_as": found and found.record}
+            found = cached_part(TRAINED_BY[name]).look_up(**inputs_of[name], **begins_as)
+            if found.record is None:
+                break
+        assert found, "a run trains"
         if found.record is None or {*self.trainings} & {*self.refresh}:
             budget.require_approval(s, base, tokens, found.work, sum(step.seconds for step in self.steps))
 

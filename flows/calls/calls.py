@@ -62,11 +62,12 @@ log = logging.getLogger("tunewright")
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
 
-TRAININGS: tuple[Stage, ...] = ("train", "prefer")
+TRAININGS: tuple[Stage, ...] = ("train", "prefer", "reinforce")
 ONLY_WITH = {
     "scan": "method.kind=spectrum",
-    "train": "preference.after_sft, or without preference.method,",
+    "train": "preference.after_sft or grpo.after_sft",
     "prefer": "preference.method",
+    "reinforce": "grpo.rewards",
     "prompt": "evaluation.contenders or evaluation.api_models",
     "forgetting": "evaluation.forgetting",
     "lm_eval": "lm_eval.tasks",
@@ -75,12 +76,18 @@ ONLY_WITH = {
 
 
 def training_inputs(
-    s: Settings, tokens: Tokens, base: Base, scan: Scan | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The inputs of the training on answers, and of the one on preference pairs, which has `begins_as` besides."""
-    both = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
+    s: Settings, read: Inputs, tokens: Tokens, base: Base, scan: Scan | None
+) -> dict[str, dict[str, Any]]:
+    """The inputs of each stage that trains; all but the first have `begins_as` besides."""
+    shared = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
     on_pairs = {"preference": s.preference.of_loss(), "training": s.preference.schedule(s.training)}
-    return {**both, "training": s.training}, {**both, **on_pairs}
+    on_rewards = {"grpo": s.grpo.of_answers(), "training": s.grpo.schedule(s.training), "own": read.rewards}
+    on_rewards["schema"] = read.schema if "schema_valid" in s.grpo.rewards else ""
+    return {
+        "train": {**shared, "training": s.training},
+        "prefer": {**shared, **on_pairs},
+        "reinforce": {**shared, **on_rewards},
+    }
 
 
 class Reached(Exception):
@@ -94,8 +101,9 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     """
     left_out = {
         "scan": settings.method.kind != "spectrum",
-        "train": not settings.preference.begins_with_sft,
+        "train": not settings.trains_on_answers,
         "prefer": settings.preference.method == "none",
+        "reinforce": not settings.grpo.rewards,
         "prompt": not (settings.evaluation.contenders or settings.evaluation.api_models),
         "forgetting": not settings.evaluation.forgetting,
         "lm_eval": not settings.lm_eval.tasks,
@@ -186,7 +194,7 @@ class Calls(ABC):
         return champion(registry, self.digest(adapter), base, load_base.fn, splits_digest=self.digest(splits))
 
     @abstractmethod
-    def approve_cost(self, settings: Settings, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
+    def approve_cost(self, settings: Settings, read: Inputs, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
         """Has a person approve a training that would cost more than operation.budget (flows/budget.py)."""
 
     def require_metrics(self, settings: Settings, splits: Splits, schema: str) -> None:

@@ -102,7 +102,7 @@ class Plan(Calls):
     def accept_version(self, *_: Before | Artifact) -> None:
         """Accepts nothing."""
 
-    def approve_cost(self, *_: Settings | Artifact | None) -> None:
+    def approve_cost(self, *_: object) -> None:
         """Asks nobody: the plan says what training costs (cli/plan/)."""
 
     def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:

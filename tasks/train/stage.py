@@ -21,7 +21,7 @@ from typing import Any
 from tunewright import cost_model, machine
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
-from tunewright.config import Compute, Method, Preference, Training
+from tunewright.config import Compute, Grpo, Method, Preference, Training
 from tunewright.errors import (
     NO_SPACE,
     ConfigError,
@@ -226,15 +226,23 @@ def trained(
     training: Training,
     compute: Compute,
     scan: Scan | None,
+    *,
     preference: Preference | None = None,
+    grpo: Grpo | None = None,
+    schema: str = "",
     begins_as: Adapter | None = None,
 ) -> Adapter:
-    """As `train`: on rows, or with `preference` on pairs; from the base on, or from where another training ended."""
+    """As `train`; with `preference` on pairs, and with `grpo` on rewards, of which schema_valid reads `schema`.
+
+    It goes on from where another training ended, or from the base.
+    """
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     with cost_model.on_devices(compute.devices):
         pairs = preference is not None
-        micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute, pairs=pairs)
+        micro_batch, shortage = cost_model.before_training(
+            base, tokens, method, training, compute, pairs=pairs, grpo=grpo
+        )
         if shortage:
             log.warning("  %s", shortage)
         job = trainer.Job.of(
@@ -247,6 +255,8 @@ def trained(
             compute=compute,
             micro_batch=micro_batch,
             preference=preference,
+            grpo=grpo,
+            json_schema=schema,
             begins_as=begins_as.path("model") if begins_as else None,
         )
         numbers, unit = (tokens.num_train, tokens.num_validation), "row"
@@ -270,6 +280,7 @@ def trained(
     return Adapter(
         method=method.kind,
         preference=preference.method if preference else "",
+        rewards=tuple(grpo.rewards) if grpo else (),
         **summary.model_dump(include=OF_SUMMARY),
         warnings=tuple(warning.sentence for warning in warnings),
         train_seconds=round(seconds, 1),

@@ -244,14 +244,35 @@ class Adapter(Artifact, frozen=True):
 
     method: str
     preference: str = ""  # preference.method, of a training on preference pairs
+    rewards: tuple[str, ...] = ()  # the reward functions, of a training on rewards
     steps: int
     best_step: int
     best_by: str
     best_value: float  # of best_by, at the best step
-    best_validation_loss: float  # at the best step
+    best_validation_loss: float  # at the best step; of a training on rewards the negative mean reward
     stopped_early: bool
     warnings: tuple[str, ...] = ()  # in plain words
     train_seconds: float
+
+    @property
+    def section(self) -> Literal["training", "preference", "grpo"]:
+        """The section of the settings of its steps."""
+        return "grpo" if self.rewards else "preference" if self.preference else "training"
+
+    @property
+    def in_words(self) -> str:
+        """Such as "preference training (dpo)"; empty of a training on answers."""
+        if self.rewards:
+            return f"training on rewards ({', '.join(self.rewards)})"
+        return f"preference training ({self.preference})" if self.preference else ""
+
+    @property
+    def says_validation(self) -> str:
+        """The measures of the validation rows at the best step: "validation loss 0.1234, exact_match 0.8"."""
+        if self.rewards:
+            return f"validation reward {self.best_value:.4g}"
+        metric = "" if self.best_by == "loss" else f", {self.best_by} {self.best_value:.4g}"
+        return f"validation loss {self.best_validation_loss:.4g}{metric}"
 
 
 class Prompts(Artifact, frozen=True):
@@ -438,7 +459,7 @@ class RunArtifacts(BaseModel, frozen=True):
     tokens: Tokens
     base: Base
     adapter: Adapter  # of the last training
-    sft: Adapter | None = None  # the training on answers, where one on preference pairs followed it
+    before: tuple[Adapter, ...] = ()  # the trainings before it, in their order
     answers: tuple[Answers, ...]
     verdict: Verdict
     test_set_uses: int  # the verdict's, for the key, since it is counted after the stage
@@ -451,7 +472,7 @@ class RunArtifacts(BaseModel, frozen=True):
     @property
     def trainings(self) -> tuple[Adapter, ...]:
         """The trainings, the first one first."""
-        return (self.sft, self.adapter) if self.sft else (self.adapter,)
+        return *self.before, self.adapter
 
     @property
     def counted_verdict(self) -> Verdict:

@@ -34,6 +34,7 @@ from tunewright.config.environment import (
 )
 from tunewright.config.evaluation import CANNOT_DECIDE, METRICS, Evaluation, Judge, LmEval, Metric, PromptContender
 from tunewright.config.gate import Gate, Guardrail, Registry
+from tunewright.config.grpo import Grpo
 from tunewright.config.preference import Preference
 from tunewright.config.section import CommaSeparated, LocalPath, Section
 from tunewright.config.settings import STAGES, Operation, Settings, Stage

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from tunewright.config.data import Checks, Data, Dedupe, Split
 from tunewright.config.evaluation import WITH_EACH_ANSWER, Evaluation, Judge, LmEval, cannot_decide
 from tunewright.config.gate import Gate, Registry
+from tunewright.config.grpo import Grpo
 from tunewright.config.preference import Preference
 from tunewright.config.section import Section
 from tunewright.config.training import Compute, Method, Model, Training
@@ -93,6 +94,7 @@ Stage = Literal[
     "scan",
     "train",
     "prefer",
+    "reinforce",
     "prompt",
     "evaluate",
     "forgetting",
@@ -116,6 +118,7 @@ class Settings(Section):
     method: Method = Method()
     training: Training = Training()
     preference: Preference = Preference()
+    grpo: Grpo = Grpo()
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
     lm_eval: LmEval = LmEval()
@@ -139,6 +142,24 @@ class Settings(Section):
             key = "evaluation.metrics" if "schema_valid" in measured else "gate.metric"
             raise ValueError(f"{key}: schema_valid needs evaluation.json_schema, the file with the schema")
         return self
+
+    @model_validator(mode="after")
+    def _rewards_can_be_given(self) -> Self:
+        if "schema_valid" in self.grpo.rewards and not self.evaluation.json_schema:
+            raise ValueError("grpo.rewards: schema_valid needs evaluation.json_schema, the file with the schema")
+        if not self.grpo.after_sft and self.preference.method != "none":
+            raise ValueError(
+                f"grpo.after_sft=false has no effect with preference.method={self.preference.method}, after which "
+                "training on rewards comes; leave it out, or set preference.after_sft"
+            )
+        return self
+
+    @property
+    def trains_on_answers(self) -> bool:
+        """Whether the references are trained first (SFT)."""
+        if self.preference.method == "none":
+            return self.grpo.after_sft
+        return self.preference.begins_with_sft
 
     @model_validator(mode="after")
     def _rotation_can_draw(self) -> Self:
@@ -178,6 +199,8 @@ class Settings(Section):
 
         Of pairs it is the share that is ranked right: a loss on pairs depends on the loss and its beta.
         """
+        if self.grpo.rewards:
+            return "reward"
         return self.training.best_by if self.preference.method == "none" else "reward_accuracy"
 
     def measured(self) -> Evaluation:

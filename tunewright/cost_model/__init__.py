@@ -4,7 +4,7 @@ All of it is arithmetic on the base's headers, the settings and the rows (shapes
 takes milliseconds; only calibration.py runs something.
 """
 
-from tunewright.cost_model.case import BudgetCase, Ground, ground_of_render, on_pairs
+from tunewright.cost_model.case import BudgetCase, Ground, ground_of_render, trainings
 from tunewright.cost_model.devices import identities_here
 from tunewright.cost_model.estimate import Estimate, before_training, estimate, remedies, shortage
 from tunewright.cost_model.one_at_a_time import on_devices
@@ -18,7 +18,7 @@ __all__ = [
     "ground_of_render",
     "identities_here",
     "on_devices",
-    "on_pairs",
     "remedies",
     "shortage",
+    "trainings",
 ]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tunewright.artifacts import Base, Tokens
-from tunewright.config import Compute, Method, Preference, Training
+from tunewright.artifacts import IGNORED, Base, Tokens
+from tunewright.config import Compute, Grpo, Method, Settings, Training
 from tunewright.cost_model import work
 from tunewright.cost_model.devices import Machine
 from tunewright.cost_model.memory import Load, Memory, memory
@@ -40,6 +40,13 @@ class Ground:
         longest = max(len(row["input_ids"]) for row in self.pairs)
         numbers = self.num_pairs, self.num_validation_pairs
         return Ground(self.shape, self.config, self.source, *numbers, self.pairs, longest)
+
+    def of_answers(self, grpo: Grpo) -> "Ground":
+        """The base and the answers that are drawn to each prompt, all as long as they may be."""
+        rows = [_answered(row, grpo.max_new_tokens) for row in self.rows]
+        longest = max(len(row["input_ids"]) for row in rows)
+        numbers = self.num_rows * grpo.group, self.num_validation
+        return Ground(self.shape, self.config, self.source, *numbers, rows, longest)
 
     @property
     def row_tokens(self) -> float:
@@ -83,6 +90,7 @@ class BudgetCase:
     compute: Compute
     machine: Machine
     reads_reference: bool = False  # whether all rows are read once before the first step
+    grpo: Grpo | None = None  # of a training on rewards, whose rows are the answers that it draws
 
     @cached_property
     def chosen(self) -> Chosen:
@@ -97,8 +105,10 @@ class BudgetCase:
 
     @cached_property
     def drawn(self) -> list[list[Row]]:
-        """The rows of some steps."""
-        return work.steps(self.ground.rows, self.batch)
+        """The rows of some steps; all answers to a prompt are in one."""
+        group = self.grpo.group if self.grpo else 1
+        steps = work.steps(self.ground.rows, max(1, self.batch // group))
+        return [[row for row in step for _ in range(group)] for step in steps]
 
     @property
     def free_bytes(self) -> int:
@@ -153,9 +163,30 @@ class BudgetCase:
         return low
 
 
-def on_pairs(case: BudgetCase, preference: Preference) -> BudgetCase | None:
-    """The training on preference pairs of the same run; None where there is none."""
-    if preference.method == "none" or not case.ground.pairs:
-        return None
-    steps = preference.schedule(case.training)
-    return replace(case, ground=case.ground.of_pairs(), training=steps, reads_reference=preference.needs_reference)
+def _answered(row: Row, length: int) -> Row:
+    """A row with an answer of so many tokens in place of its last one."""
+    labels = row["labels"]
+    end = next((at for at in range(len(labels), 0, -1) if labels[at - 1] != IGNORED), len(labels))
+    begin = next((at for at in range(end, 0, -1) if labels[at - 1] == IGNORED), 0)
+    answer = [0] * length
+    return {"input_ids": [*row["input_ids"][:begin], *answer], "labels": [IGNORED] * begin + answer}
+
+
+def on_rewards(case: BudgetCase, grpo: Grpo) -> BudgetCase:
+    """The training on rewards, of which an answer is a row."""
+    training = grpo.schedule(case.training)
+    epochs, batch = training.epochs * grpo.iterations, training.batch * grpo.group
+    training = training.model_copy(update={"epochs": epochs, "batch": batch})
+    return replace(case, ground=case.ground.of_answers(grpo), training=training, grpo=grpo)
+
+
+def trainings(case: BudgetCase, settings: Settings) -> list[tuple[str, BudgetCase]]:
+    """The trainings of a run in their order, each with the section of its settings; `case` is the one on answers."""
+    preference = settings.preference
+    found = [("training", case)] if settings.trains_on_answers else []
+    if preference.method != "none" and case.ground.pairs:
+        on_pairs = replace(case, ground=case.ground.of_pairs(), training=preference.schedule(case.training))
+        found.append(("preference", replace(on_pairs, reads_reference=preference.needs_reference)))
+    if settings.grpo.rewards:
+        found.append(("grpo", on_rewards(case, settings.grpo)))
+    return found or [("training", case)]

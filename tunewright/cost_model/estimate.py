@@ -7,9 +7,9 @@ from dataclasses import replace
 from pydantic import BaseModel
 
 from tunewright.artifacts import Base, Tokens
-from tunewright.config import Compute, Method, Training
+from tunewright.config import Compute, Grpo, Method, Training
 from tunewright.cost_model import work
-from tunewright.cost_model.case import FREE_SHARE, BudgetCase, ground_of
+from tunewright.cost_model.case import FREE_SHARE, BudgetCase, ground_of, on_rewards
 from tunewright.cost_model.devices import machine
 from tunewright.cost_model.learning import learning
 from tunewright.cost_model.memory import Memory, disk_bytes, evaluation_bytes
@@ -68,6 +68,9 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
         read = (ground.num_rows + ground.num_validation) / case.batch
         total += FORWARD_SHARE[method.kind] * read * case.flops_a_step(cut)
     passes = sum(map(len, cut)) / len(cut) / chosen.devices
+    if case.grpo:  # each answer is drawn token by token, all of a micro-batch at a time, and learned from
+        total += FORWARD_SHARE[method.kind] * case.flops_a_step(cut) * num_steps / case.grpo.iterations
+        passes += passes * case.grpo.max_new_tokens / case.grpo.iterations
     evaluation = evaluation_bytes(shape, method, case.machine.device.kind)
     return Estimate(
         method=method,
@@ -157,17 +160,27 @@ def shortage(would: Estimate, others: Sequence[str]) -> str:
 
 
 def before_training(
-    base: Base, tokens: Tokens, method: Method, training: Training, compute: Compute, *, pairs: bool = False
+    base: Base,
+    tokens: Tokens,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    *,
+    pairs: bool = False,
+    grpo: Grpo | None = None,
 ) -> tuple[int, str]:
     """The rows on this machine's device at once that training begins with, and a warning where they may not fit.
 
-    With `pairs` they are preference pairs. A base that cannot be reckoned with trains as it is set.
+    With `pairs` they are preference pairs, with `grpo` the answers that are drawn. A base that cannot be reckoned with
+    trains as it is set.
     """
     try:
         ground = ground_of(base, tokens)
         case = BudgetCase(ground.of_pairs() if pairs else ground, method, training, compute, machine())
+        case = on_rewards(case, grpo) if grpo else case
     except ValueError:  # what its files say is not known here
-        return training.micro_batch if isinstance(training.micro_batch, int) else training.batch, ""
+        most = training.batch * (grpo.group if grpo else 1)
+        return training.micro_batch if isinstance(training.micro_batch, int) else most, ""
     would = estimate(case)
     changes = [] if would.fits else remedies(case)
     return would.micro_batch, shortage(would, changes)

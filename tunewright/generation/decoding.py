@@ -153,7 +153,7 @@ class Greedy:
         for piece in self._pieces(len(rows), int(first.min()), ids.shape[1]):
             scored = piece[predicts[:, piece].any(0)]
             logits = self._logits(ids[:, piece], (column < ends)[:, piece], batch, scored - piece[0]).float()
-            likeliest[:, scored] = logits.argmax(-1)
+            likeliest[:, scored] = self._next(logits, rows, scored - first)
             nll[:, scored] = logits.logsumexp(-1) - logits.gather(-1, following[:, scored, None]).squeeze(-1)
         going = []
         for at, row in enumerate(rows):
@@ -178,7 +178,8 @@ class Greedy:
             ids = pad_sequence([torch.tensor(tokens) for tokens in asked], batch_first=True)
             column = torch.arange(ids.shape[1])
             present = column < torch.tensor([len(tokens) for tokens in asked])[:, None]
-            likeliest = self._logits(ids, present, batch, ids.shape[1]).argmax(-1).tolist()
+            places = torch.tensor([len(row.tokens) for row in rows])[:, None] + column
+            likeliest = self._next(self._logits(ids, present, batch, ids.shape[1]), rows, places).tolist()
             said = [agreed(draft.tokens, tokens) for draft, tokens in zip(drafts, likeliest, strict=True)]
             batch.mask[:, -len(column) :] = column < torch.tensor([len(tokens) for tokens in said])[:, None]
             for draft, tokens in zip(drafts, said, strict=True):
@@ -191,6 +192,13 @@ class Greedy:
         for at, row in enumerate(rows):
             row.states = batch.of(at, batch.mask.shape[1])
         return [*rows]
+
+    def _next(self, logits: torch.Tensor, rows: Sequence[Answer], places: torch.Tensor) -> torch.Tensor:
+        """The tokens [rows, columns] that follow by logits [rows, columns, vocabulary].
+
+        `places` [rows, columns] are the places of these tokens in the rows' answers; below 0 it is none of them.
+        """
+        return logits.argmax(-1)
 
     def _drafts(self, rows: Sequence[Answer]) -> list[Draft]:
         """Return each row's draft, cut to the width with the best expected gain for its cost."""

@@ -39,7 +39,7 @@ def answer(
     at_once = batch if pads else 1
     for start in range(0, len(longest_first), at_once):
         some = longest_first[start : start + at_once]
-        _generate(model, some, sorted(stops), max_new_tokens)
+        generate_whole(model, some, sorted(stops), max_new_tokens)
         on_progress(len(rows) - len(longest_first) + start + len(some))
 
 
@@ -54,9 +54,17 @@ def _verify(model: Any, row: Answer) -> list[int]:
     return agreed(row.reference, logits.argmax(-1).tolist())
 
 
-def _generate(model: Any, rows: Sequence[Answer], stops: list[int], max_new_tokens: int) -> None:
+def generate_whole(
+    model: Any, rows: Sequence[Answer], stops: list[int], max_new_tokens: int, temperature: float | None = None
+) -> None:
+    """Fills in tokens and how they stopped; with a temperature they are drawn, from torch's random state."""
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[0], use_cache=True
+        **{"do_sample": False, **sampling},
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=stops[0],
+        use_cache=True,
     )
     width = max(len(row.prompt) for row in rows)
     ids = torch.tensor([[stops[0]] * (width - len(row.prompt)) + row.prompt for row in rows])
@@ -69,3 +77,4 @@ def _generate(model: Any, rows: Sequence[Answer], stops: list[int], max_new_toke
     for row, said in zip(rows, whole[:, width:].tolist(), strict=True):
         end = next((at for at, token in enumerate(said) if token in stops), None)
         row.tokens, row.stopped = said[:end], end is not None
+        row.stop = None if end is None else said[end]

@@ -22,6 +22,7 @@ class Answer:
     reference: list[int]
     tokens: list[int] = field(default_factory=list)  # without the stop token
     stopped: bool = False  # by a stop token of its own
+    stop: int | None = None  # that token
     nll: float = 0.0  # negative log-likelihood of the reference, summed over its tokens, in nats
     states: States = field(default_factory=list)  # of all tokens but the last, while the answer waits to go on
 
@@ -58,7 +59,9 @@ class Answer:
         """Adds what was said, up to where the answer has to end; whether it goes on."""
         for token in said:
             self.stopped = token in stops
-            if not self.stopped:
+            if self.stopped:
+                self.stop = token
+            else:
                 self.tokens.append(token)
             if self.stopped or len(self.tokens) >= max_new_tokens:
                 return False

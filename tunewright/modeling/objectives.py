@@ -1,4 +1,4 @@
-"""The losses that training lowers: on answers, or on preference pairs.
+"""The losses that training lowers: on answers, on preference pairs, or on answers that were drawn and rewarded.
 
 A loss is a sum of terms, each of them over what it is the mean of: labels or pairs of a whole optimizer step, however
 that is cut into micro-batches and shared out to devices.
@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
-from tunewright.config import Preference
-from tunewright.modeling import preferences
-from tunewright.modeling.batches import Batch, answer_likelihoods, answer_loss, num_labels
+from tunewright.artifacts import IGNORED
+from tunewright.config import Grpo, Preference
+from tunewright.modeling import groups, preferences
+from tunewright.modeling.batches import Batch, answer_likelihoods, answer_loss, num_labels, token_likelihoods
 
 REWARDS = ("reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")  # that are measured of pairs
 
@@ -85,4 +86,47 @@ class PairObjective:
         """The mean rewards of both answers, their margin, and the share of pairs in which the chosen one has more."""
         found = {name: (total, self.num_pairs) for name, total in self.measured.items()}
         self.measured, self.num_pairs = dict.fromkeys(REWARDS, 0.0), 0
+        return found
+
+
+class RewardObjective:
+    """The loss on answers that were drawn and rewarded, as TRL's GRPOTrainer has it."""
+
+    def __init__(self, settings: Grpo) -> None:
+        self.settings = settings
+        self.measured: dict[str, tuple[float, float]] = dict.fromkeys(groups.FIGURES, (0.0, 0.0))
+
+    def sizes(self, batch: groups.DrawnBatch) -> tuple[float]:
+        """The number of answers; each has its share of the loss already, since all of a step are drawn together."""
+        return (len(batch["advantages"]),)
+
+    def terms(self, model: Any, batch: groups.DrawnBatch, totals: Sequence[float]) -> tuple[torch.Tensor]:
+        """The one term."""
+        found, answers = token_likelihoods(model, batch, self.settings.temperature), batch["answers"].flatten()
+        is_scored = batch["labels"].flatten() != IGNORED
+        ratio = (found - (found.detach() if self.settings.iterations == 1 else batch["drawn"])).exp()
+        advantages = batch["advantages"][answers]
+        high = self.settings.clip if self.settings.clip_high is None else self.settings.clip_high
+        clipped = ratio.clamp(1 - self.settings.clip, 1 + high)
+        loss = -torch.minimum(ratio * advantages, clipped * advantages)
+        with torch.no_grad():
+            is_clipped = (ratio * advantages > clipped * advantages) & is_scored
+            self._measure("clipped_share", is_clipped, is_scored)
+        if self.settings.beta:
+            gap = batch["reference"] - found
+            divergence = gap.exp() - gap - 1
+            # Weighted by the ratio, its gradient is that of the reverse KL without bias (arXiv 2512.02556).
+            loss = loss + self.settings.beta * ratio * divergence
+            self._measure("kl", divergence.detach() * is_scored, is_scored)
+        return ((loss * is_scored * batch["weights"][answers]).sum(),)
+
+    def _measure(self, name: str, values: torch.Tensor, is_scored: torch.Tensor) -> None:
+        total, number = self.measured[name]
+        self.measured[name] = total + values.sum().item(), number + is_scored.sum().item()
+
+    def figures(self) -> Mapping[str, tuple[float, float]]:
+        """The KL divergence from the reference and the share of clipped tokens, where the settings have them."""
+        has = {"kl": self.settings.beta > 0, "clipped_share": self.settings.iterations > 1}
+        found = {name: value for name, value in self.measured.items() if has[name]}
+        self.measured = dict.fromkeys(groups.FIGURES, (0.0, 0.0))
         return found

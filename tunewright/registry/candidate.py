@@ -43,6 +43,24 @@ OF_PAIRS = {  # the same of a training on preference pairs
     "eval_reward_margin": "preference/validation_reward_margin",
     "eval_reward_accuracy": "preference/validation_reward_accuracy",
 }
+OF_REWARDS = {  # the same of a training on rewards
+    "reward": "grpo/reward",
+    "reward_std": "grpo/reward_std",
+    "no_signal_share": "grpo/no_signal_share",
+    "answer_tokens": "grpo/answer_tokens",
+    "cut_share": "grpo/cut_share",
+    "kl": "grpo/kl",
+    "clipped_share": "grpo/clipped_share",
+    "loss": "grpo/loss",
+    "learning_rate": "grpo/learning_rate",
+    "grad_norm": "grpo/grad_norm",
+    "tokens_per_second": "grpo/tokens_per_second",
+    "rows_per_second": "grpo/answers_per_second",
+    "memory_bytes": "grpo/memory_gigabytes",
+    "eval_reward": "grpo/validation_reward",
+}
+ALL_CURVES = CURVES | OF_PAIRS | OF_REWARDS
+EVALUATED = (CURVES["eval_loss"], OF_PAIRS["eval_loss"], OF_REWARDS["eval_reward"])  # one point an evaluation
 GIGABYTE = 1e9
 SPLIT = "tunewright.split"  # tag: the key of the artifact with the splits
 PROGRESS = "progress"  # tag, while a run goes on: its stage, and how far that is
@@ -175,7 +193,11 @@ class CurveThinning:
 
 def points_of(line: Mapping[str, Any]) -> list[Point]:
     """The points of a line of metrics.jsonl, without what is not finite, as MLflow cannot draw it."""
-    names = OF_PAIRS if {"reward_margin", "eval_reward_margin"} & line.keys() else CURVES
+    names = CURVES
+    if {"reward", "eval_reward"} & line.keys():
+        names = OF_REWARDS
+    elif {"reward_margin", "eval_reward_margin"} & line.keys():
+        names = OF_PAIRS
     return _rounded(
         [
             Point(
@@ -252,8 +274,10 @@ def comparisons(candidate: Candidate) -> list[Point]:
         for what, value in scores.items()
     ]
     for adapter in candidate.run.trainings:
-        place, seconds = ("preference/validation", "preference") if adapter.preference else ("validation", "train")
-        points.append(Point(f"{place}/best_loss", adapter.best_validation_loss, adapter.best_step))
+        places = {"training": "", "preference": "preference/", "grpo": "grpo/"}
+        place, seconds = f"{places[adapter.section]}validation", places[adapter.section].strip("/") or "train"
+        if not adapter.rewards:
+            points.append(Point(f"{place}/best_loss", adapter.best_validation_loss, adapter.best_step))
         if adapter.best_by != "loss":
             points.append(Point(f"{place}/best_{adapter.best_by}", adapter.best_value, adapter.best_step))
         points.append(Point(f"{seconds}/seconds", adapter.train_seconds, 0))
@@ -301,9 +325,9 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         f"(gate.max_test_set_uses={candidate.settings.gate.max_test_set_uses}: a warning follows beyond that)",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",
         *(
-            f"- {f'Preference training: {each.preference}' if each.preference else f'Method: {each.method}'}, "
+            f"- {each.in_words[:1].upper()}{each.in_words[1:] or f'Method: {each.method}'}, "
             f"{counted(each.steps, 'step')}, best at {each.best_step} "
-            f"(validation loss {each.best_validation_loss:.4g}){', stopped early' if each.stopped_early else ''}"
+            f"({each.says_validation}){', stopped early' if each.stopped_early else ''}"
             for each in run.trainings
         ),
         *(f"- In training: {candidate.page.without_opposite(w)}" for each in run.trainings for w in each.warnings),

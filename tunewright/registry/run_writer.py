@@ -15,7 +15,7 @@ from tunewright.artifacts.training_log import GrowingLog
 from tunewright.compat import reopen_run
 from tunewright.config import Registry
 from tunewright.registry.alias_state import NOTE
-from tunewright.registry.candidate import CURVES, OF_PAIRS, PROGRESS, CurveThinning, Point, curves, points_of
+from tunewright.registry.candidate import ALL_CURVES, PROGRESS, CurveThinning, Point, curves, points_of
 from tunewright.registry.tracking import experiment
 from tunewright.store.cache_key import hash_of
 
@@ -110,7 +110,7 @@ class RunWriter:
         if self.run_id is None:
             self.run_id = self._opened(client)
         if self._known is None:
-            self._known = points_in(client, client.get_run(self.run_id), {*CURVES.values(), *OF_PAIRS.values()})
+            self._known = points_in(client, client.get_run(self.run_id), {*ALL_CURVES.values()})
         wanted = {(point.key, point.step): point for point in reversed(self.pending)}
         self.pending = [point for at, point in reversed(wanted.items()) if at not in self._known]
         tags = {key: value for key, value in self.tags.items() if self._sent.get(key) != value}

@@ -21,8 +21,8 @@ from tunewright.registry import live_run
 from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_state import NOTE
 from tunewright.registry.candidate import (
-    CURVES,
-    OF_PAIRS,
+    ALL_CURVES,
+    EVALUATED,
     Candidate,
     Point,
     card,
@@ -105,8 +105,9 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     origin = f"\n\n[The run in Prefect: {flow_run.name}]({link})" if link else ""
     stages = (candidate.run.base, candidate.run.rows, candidate.run.adapter, candidate.run.verdict)
     most, trainings = candidate.settings.registry.curve_points, candidate.run.trainings
-    points = [point for each in trainings for point in curves(each.path("metrics.jsonl"), most)]
-    evaluations = sum(point.key == CURVES["eval_loss"] for point in points)
+    drawn = [curves(each.path("metrics.jsonl"), most) for each in trainings]
+    points = [point for each in drawn for point in each]
+    evaluations = min(sum(point.key in EVALUATED for point in each) for each in drawn)
     warnings = [warning for each in trainings for warning in each.warnings]
     tags = {
         "verdict": shown(candidate.run.verdict.in_words),
@@ -224,7 +225,7 @@ def _points(trial: Trial, most: int) -> list[Point]:
     """All curves of a training that finished, and of the others what was seen of the validation rows."""
     if trial.folder is None or trial.value is None:
         return [
-            Point((CURVES | OF_PAIRS)[f"eval_{trial.measure}"], evaluation.value, evaluation.step)
+            Point(ALL_CURVES[f"eval_{trial.measure}"], evaluation.value, evaluation.step)
             for evaluation in trial.evaluations
         ]
     figures = {

@@ -142,6 +142,7 @@ class Countdown:
 
 
 UNSAID = ("eval_reward_chosen", "eval_reward_rejected")  # whose difference, the margin, is said
+OF_REWARDS = ("eval_loss", *UNSAID)  # likewise, of a training on rewards
 
 
 class Progress:
@@ -202,9 +203,11 @@ class Progress:
     def sentence(self) -> str:
         """Such as "step 40 of 60: loss 0.1234, validation loss 0.2345, 512 tokens/s, about 2 min left"."""
         step, planned = self._place()
-        parts = [f"loss {self.steps[-1]['loss']:.4f}"] if self.steps else []
+        measured = "reward" if self.steps and "reward" in self.steps[-1] else "loss"
+        parts = [f"{measured} {self.steps[-1][measured]:.4f}"] if self.steps else []
+        unsaid = OF_REWARDS if measured == "reward" else UNSAID
         for name, value in (self.evaluations[-1] if self.evaluations else {}).items():
-            if name.startswith("eval_") and name not in UNSAID:
+            if name.startswith("eval_") and name not in unsaid:
                 at = "" if self.evaluations[-1]["step"] == step else f" at step {self.evaluations[-1]['step']}"
                 parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}{at}")
         rates = [line["tokens_per_second"] for line in self.steps[-RECENT:]]

@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from tunewright.artifacts.payloads import Contract
-from tunewright.config import Compute, Method, Preference, Training
+from tunewright.config import Compute, Grpo, Method, Preference, Training
 
 FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
 
@@ -33,6 +33,8 @@ class Job(BaseModel, frozen=True):
     compute: Compute
     micro_batch: int
     preference: Preference | None = None  # of a training on pairs, whose steps are those of `training` as well
+    grpo: Grpo | None = None  # of a training on rewards, likewise
+    json_schema: str = ""  # the JSON Schema of its reward schema_valid
     begins_as: Path | None = None  # the model/ folder of the training that it goes on from; None begins as the base
 
     @classmethod

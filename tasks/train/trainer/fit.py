@@ -10,6 +10,8 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +23,21 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl.trainer.sft_config import SFTConfig
 
+from tunewright.artifacts import training_log
 from tunewright.artifacts.payloads import TrainingSummary
+from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.batches import Collator
+from tunewright.modeling.groups import DrawnCollator
 from tunewright.modeling.methods.adapter import BEGAN_AS
-from tunewright.modeling.objectives import AnswerObjective, PairObjective
+from tunewright.modeling.objectives import AnswerObjective, Objective, PairObjective, RewardObjective
 from tunewright.modeling.preferences import PairCollator
 from tunewright.serving import TRAINED
 from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks, reference
+from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer, prompts_in
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.preparing import prepare
-from tunewright.tasks.train.trainer.record import Record, Recorder
+from tunewright.tasks.train.trainer.record import Record, Recorder, ValidationResult
 from tunewright.tasks.train.trainer.watch import Scores, Watch, with_rows
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -43,7 +49,9 @@ def fit(job: Job, folder: Path) -> int:
     """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
     training = job.training
     splits = [_read(file, pairs=job.preference is not None) for file in (job.train, job.validation)]
-    longest = max(map(_longest, splits))
+    tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
+    drawing = _drawing(job, tokenizer) if job.grpo else None
+    longest = drawing.longest if drawing else max(map(_longest, splits))
     rows, validation = map(datasets.Dataset, splits)
     set_seed(training.seed)
     config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
@@ -53,22 +61,28 @@ def fit(job: Job, folder: Path) -> int:
     model = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples, job.begins_as)
     prepare(model, chosen)
 
-    steps_an_epoch = math.ceil(len(rows) / training.batch)
+    on_same = job.grpo.iterations if job.grpo else 1  # steps that learn from the same answers
+    steps_an_epoch = math.ceil(len(drawing.train if drawing else rows) / training.batch) * on_same
     planned = training.max_steps or math.ceil(training.epochs * steps_an_epoch)
-    every = min(training.evaluate_every or math.ceil(steps_an_epoch / 2), planned)
+    every = training.evaluate_every or math.ceil(steps_an_epoch / 2)
+    every = min(math.ceil(every / on_same) * on_same, planned)
     resumed, skipped = ranks.from_first(lambda: checkpoints.newest_valid(folder / "checkpoints"))
     record = Record(folder, checkpoints.steps(resumed) if resumed else 0, skipped)
     watch = Watch(record.losses)
-    tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
     scores = None
     if training.best_by != "loss":
         scores = Scores(job.validation, tokenizer, job.stop_token_ids, training.best_by, job.micro_batch)
     a_group = micro_batching.group_cost(device.kind, compiled=chosen.compile)
     cutting = (job.micro_batch, job.compute.max_tokens, a_group, ranks.own(), ranks.number())
-    collator = (PairCollator if job.preference else Collator)(chosen.layout, job.pad_token_id, *cutting)
-    trainer = ObservedTrainer(
+    kind = DrawnCollator if drawing else PairCollator if job.preference else Collator
+    collator = kind(chosen.layout, job.pad_token_id, *cutting)
+    if drawing and isinstance(collator, DrawnCollator):
+        trainer_of = partial(RewardTrainer, drawing=drawing, collator=collator, folder=folder)
+    else:
+        trainer_of = partial(ObservedTrainer, data_collator=with_rows(collator))
+    trainer = trainer_of(
         training=training,
-        objective=PairObjective(job.preference) if job.preference else AnswerObjective(),
+        objective=_objective(job),
         lora_plus=job.method.lora_plus,
         watch=watch,
         is_interrupted=record.is_interrupted,
@@ -80,7 +94,7 @@ def fit(job: Job, folder: Path) -> int:
             per_device_eval_batch_size=training.batch,
             learning_rate=training.learning_rate,
             num_train_epochs=training.epochs,
-            max_steps=training.max_steps or -1,
+            max_steps=planned if drawing else training.max_steps or -1,
             lr_scheduler_type=SCHEDULERS[training.schedule],
             # Of a step it would be the whole step, whose rate is 0.
             warmup_steps=training.warmup if training.warmup * planned >= 1 else 0,
@@ -110,7 +124,6 @@ def fit(job: Job, folder: Path) -> int:
         train_dataset=rows,
         eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=with_rows(collator),
         callbacks=[Recorder(record, watch, training)],
     )
     if job.preference and job.preference.needs_reference and isinstance(collator, PairCollator):
@@ -134,6 +147,10 @@ def fit(job: Job, folder: Path) -> int:
     if ranks.own() > 0:
         return FINISHED
     tuned: Any = trainer.model
+    if drawing and (began := _reward_before(folder)) >= -best.value:
+        best, learned = ValidationResult(0, -began), None
+        set_seed(training.seed)
+        tuned = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples, job.begins_as)
     if hasattr(config, "use_cache"):
         tuned.config.use_cache = config.use_cache  # which the trainer turned off
     save(tuned, folder / "model", job.reference, chosen.precision, learned)
@@ -142,11 +159,9 @@ def fit(job: Job, folder: Path) -> int:
         steps=state.global_step,
         planned_steps=state.max_steps,
         best_step=best.step,
-        best_by=training.best_by,
-        best_value=best.value,
-        best_validation_loss=next(
-            entry["eval_loss"] for entry in state.log_history if entry["step"] == best.step and "eval_loss" in entry
-        ),
+        best_by="reward" if drawing else training.best_by,
+        best_value=-best.value if drawing else best.value,
+        best_validation_loss=best.value if drawing else _loss_at(best.step, state.log_history),
         stopped_early=state.global_step < state.max_steps,
         chosen=chosen.model_dump(),
         learning_parameters=learning,
@@ -154,6 +169,35 @@ def fit(job: Job, folder: Path) -> int:
         skipped_checkpoints=tuple(record.skipped),
     ).save(folder)
     return FINISHED
+
+
+def _loss_at(step: int, history: Sequence[Mapping[str, Any]]) -> float:
+    return next(entry["eval_loss"] for entry in history if entry["step"] == step and "eval_loss" in entry)
+
+
+def _reward_before(folder: Path) -> float:
+    """The mean reward of the validation rows before the first step of a training on rewards."""
+    lines = training_log.read(folder / training_log.FILE)
+    return next(line["eval_reward"] for line in lines if line["step"] == 0 and "eval_reward" in line)
+
+
+def _objective(job: Job) -> Objective:
+    if job.grpo:
+        return RewardObjective(job.grpo)
+    return PairObjective(job.preference) if job.preference else AnswerObjective()
+
+
+def _drawing(job: Job, tokenizer: Any) -> Drawing:
+    assert job.grpo
+    return Drawing(
+        job.grpo,
+        Rewards(job.grpo.rewards, job.json_schema),
+        [prompts_in(file) for file in (job.train, job.validation)],
+        tokenizer=tokenizer,
+        stops=job.stop_token_ids,
+        seed=job.training.seed,
+        batch=job.micro_batch,
+    )
 
 
 def _read(file: Path, *, pairs: bool) -> pa.Table:

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 MEETING = "TUNEWRIGHT_RANKS"  # the variable with the file that they meet by
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
@@ -110,6 +110,17 @@ def total(value: float) -> float:
     summed = torch.tensor(value, dtype=torch.float64)
     distributed.all_reduce(summed)
     return summed.item()
+
+
+def gathered(values: Sequence[T]) -> list[T]:
+    """The values of all ranks, the first rank's first, the same on each."""
+    if not is_rank():
+        return [*values]
+    from torch import distributed
+
+    found: list[Any] = [None] * number()
+    distributed.all_gather_object(found, [*values])
+    return [each for some in found for each in some]
 
 
 def from_first(make: Callable[[], T]) -> T:

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from tunewright.artifacts import training_log
 from tunewright.config import Training
+from tunewright.modeling import groups
 from tunewright.modeling.objectives import REWARDS
 from tunewright.tasks.train.trainer import ALIVE, checkpoints, ranks
 from tunewright.tasks.train.trainer.watch import Watch
@@ -63,7 +64,8 @@ def _last_better(
 
 STATE = "trainer_state.json"  # in a checkpoint, by transformers
 BEAT_SECONDS = 1.0  # between two signs of life
-FIGURES = ("loss", *REWARDS, "grad_norm", "learning_rate", "epoch")
+OF_DRAW = ("reward", "reward_std", "no_signal_share", "answer_tokens", "cut_share", *groups.FIGURES)
+FIGURES = ("loss", *REWARDS, *OF_DRAW, "grad_norm", "learning_rate", "epoch")
 
 
 class Record:
@@ -172,13 +174,20 @@ class Recorder(TrainerCallback):
             }
             if self.watch.found:
                 figures["worst"] = self.watch.found
+            if self.watch.sample:
+                figures["sample"] = self.watch.sample
             self.record.line(state.global_step, state.max_steps, **figures)
         elif "eval_loss" in logs:
             if not math.isfinite(logs["eval_loss"]):
                 self.watch.fail(f"the validation loss is {logs['eval_loss']}", state.global_step)
             if state.global_step in self.record.evaluated:
                 return  # made up for after all, in a run that was killed before it could keep that
-            names = ("epoch", "eval_loss", f"eval_{self.training.best_by}", *(f"eval_{name}" for name in REWARDS))
+            names = (
+                "epoch",
+                "eval_loss",
+                f"eval_{self.training.best_by}",
+                *(f"eval_{name}" for name in (*REWARDS, "reward")),
+            )
             figures = {name: logs[name] for name in names if name in logs} | {"seconds": logs.get("eval_runtime")}
             self.record.line(state.global_step, state.max_steps, **figures)
 

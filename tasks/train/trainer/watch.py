@@ -3,9 +3,10 @@
 An evaluation measures a metric of the answers to the validation rows on the model in training.
 """
 
+import contextlib
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +52,7 @@ class Watch:
         self.alone: Callable[[Row], float] = lambda _: math.nan  # a row's own loss, with the weights as they are
         self.spikes = 0
         self.found: list[tuple[str, float]] = []  # (row_id, loss) of the last step's worst rows where it was a spike
+        self.sample: dict[str, Any] = {}  # answers that the step drew to one prompt, for people
 
     def step(self, rows: Sequence[Row], loss: float, step: int) -> None:
         """Notes a step, before its update. Raises FloatingPointError where the loss is not a number."""
@@ -62,6 +64,10 @@ class Watch:
             losses = self._losses()
             self.found = sorted(losses, key=lambda item: -item[1])[:NAMED] if len(losses) > 1 else losses
         self.losses.append(loss)
+
+    def stop_naming(self) -> None:
+        """Names no rows of a spike: a loss that goes up and down around 0 has none."""
+        self.spikes = MOST_SPIKES
 
     def fail(self, what: str, step: int) -> NoReturn:
         """Ends training with the step, the rows and how to see them."""
@@ -104,16 +110,14 @@ class Scores:
         self.rows = pq.read_table(file, columns=COLUMNS).to_pylist()
         self.metric: Metric = metric
         self.tokenizer, self.stops, self.batch = tokenizer, stops, batch
-        self.longest = max(len(_answer(row).reference) for row in self.rows)
+        self.longest = max(len(asked_of(row).reference) for row in self.rows)
 
     def __call__(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
         """The mean, or what there is of it where it is interrupted. The model has to be in evaluation mode."""
         found: list[float] = []
         # The ranks of a sharded model go forward together, so that each answers all rows.
         number, rank = (1, 0) if isinstance(model, FSDPModule) else (ranks.number(), ranks.own())
-        own = compat.attention_of(model) in LIBRARY_ATTENTION  # ours reads batches of a layout of its own
-        # Compiled layers would be compiled again for each length of a cache.
-        with compat.attending_by(model, "" if own else "sdpa"), torch.compiler.set_stance("force_eager"):
+        with answering(model):
             for start in range(0, len(self.rows), self.batch * number):
                 if is_interrupted():
                     break
@@ -124,7 +128,7 @@ class Scores:
 
     def _scored(self, model: Any, rows: Sequence[Any]) -> list[float]:
         exact = self.metric == "exact_match"
-        answers = [_answer(row) for row in rows]
+        answers = [asked_of(row) for row in rows]
         longest = self.longest if exact else 2 * self.longest
         greedy = Greedy(model, stops=self.stops, max_new_tokens=longest, batch=len(rows))
         with torch.random.fork_rng():
@@ -138,5 +142,15 @@ class Scores:
         ]
 
 
-def _answer(row: Any) -> Answer:
+@contextlib.contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """Has a model in training answer within: our attention of training reads batches of a layout of its own."""
+    own = compat.attention_of(model) in LIBRARY_ATTENTION
+    # Compiled layers would be compiled again for each length of a cache.
+    with compat.attending_by(model, "" if own else "sdpa"), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def asked_of(row: Any) -> Answer:
+    """The question of a row of TOKEN_SCHEMA, and its reference."""
     return Answer.of(row["input_ids"], row["labels"], row["prompt_length"])

@@ -28,6 +28,7 @@ __all__ = [
     "num_labels",
     "packed",
     "padded",
+    "token_likelihoods",
 ]
 PIECE = 256  # positions whose probabilities over the vocabulary are held in float32 at once
 
@@ -97,6 +98,13 @@ def answer_likelihoods(model: Any, batch: Batch, number: int) -> torch.Tensor:
     """The log-likelihood of each of so many answers, summed over its tokens: [number] in nats, in float32."""
     logits, labels = _scored(model, batch)
     return _LogLikelihoods.apply(logits, labels, batch["answers"].to(logits.device).flatten(), number)
+
+
+def token_likelihoods(model: Any, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+    """The log-likelihood of each label at a temperature: [positions] in nats, in float32, 0 where there is no label."""
+    logits, labels = _scored(model, batch)
+    scaled = logits if temperature == 1.0 else logits / temperature
+    return _LogLikelihoods.apply(scaled, labels, torch.arange(len(labels), device=logits.device), len(labels))
 
 
 def _scored(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

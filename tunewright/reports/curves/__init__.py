@@ -34,29 +34,40 @@ def write_page(file: Path, curves: Curves, warnings: Sequence[TrainingWarning]) 
         charts=charts(curves),
         evaluations=_evaluations(curves),
         worst=curves.worst()[:WORST],
+        samples=_samples(curves),
         status=curves.status,
     )
     file.write_text(page, encoding="utf-8")
 
 
+def _samples(curves: Curves) -> list[tuple[int, dict[str, Any]]]:
+    """The answers of the first step, of the best and of the last that drew some, the best rewarded first."""
+    found = {line["step"]: line["sample"] for line in curves.steps if "sample" in line}
+    shown = []
+    for step in sorted({min(found), max(found), *({curves.best_step} & found.keys())} if found else ()):
+        by_reward = sorted(zip(found[step]["rewards"], found[step]["answers"], strict=True), key=lambda one: -one[0])
+        shown.append((step, {"row": found[step]["row"], "shown": by_reward}))
+    return shown
+
+
 def picture(curves: Curves) -> str:
-    """The chart of the losses as a data URI."""
+    """The first chart as a data URI."""
     svg = template(FOLDER / "picture.svg").render(chart=charts(curves)[0])
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 def _evaluations(curves: Curves) -> list[dict[str, Any]]:
-    """The evaluations as a table's rows, with the mean training loss since the one before."""
+    """The evaluations as a table's rows, with the mean training loss, or reward, since the one before."""
     found, since = [], 0
     for evaluation in curves.evaluations:
-        losses = [line["loss"] for line in curves.steps if since < line["step"] <= evaluation["step"]]
+        losses = [line[curves.measured] for line in curves.steps if since < line["step"] <= evaluation["step"]]
         since = evaluation["step"]
-        metric = evaluation.get(f"eval_{curves.best_by}") if curves.best_by != "loss" else None
+        metric = evaluation.get(f"eval_{curves.best_by}") if curves.best_by != curves.measured else None
         found.append(
             {
                 "step": evaluation["step"],
                 "train": number(sum(losses) / len(losses)) if losses else "",
-                "validation": number(evaluation["eval_loss"]),
+                "validation": number(evaluation[f"eval_{curves.measured}"]),
                 "metric": "" if metric is None else number(metric),
                 "best": evaluation["step"] == curves.best_step,
             }

@@ -27,6 +27,8 @@ AROUND = 15  # steps before and after one, which its gradient norm is compared w
 EPOCHS = Training().epochs
 HALF = 0.5  # of the validation pairs that chance ranks right
 FALLEN = 0.5  # of the margin that the chosen answers' own fall is, from which on it is told
+MOST_EQUAL = 0.8  # share of groups with equal rewards, above which it is told
+MOST_CUT = 0.2  # share of cut answers, likewise
 LEVEL = 0.005  # change of the validation loss, relative, that is none
 
 
@@ -61,10 +63,16 @@ class Window(NamedTuple):
 def warnings(curves: Curves) -> list[TrainingWarning]:
     """Return the warnings, gravest first; of the rules on the course of the loss only the first that applies."""
     rules: tuple[Callable[[Curves], TrainingWarning | None], ...] = (
-        (unpreferred, unlikelier, overfitting)
-        if curves.is_of_pairs
-        else (divergence, no_learning, overfitting, plateau, unfinished)
+        divergence,
+        no_learning,
+        overfitting,
+        plateau,
+        unfinished,
     )
+    if curves.is_of_rewards:
+        rules = (no_signal, cut, unrewarded)
+    elif curves.is_of_pairs:
+        rules = (unpreferred, unlikelier, overfitting)
     course = next((found for rule in rules if (found := rule(curves))), None)
     return [found for found in (course, gradient_spikes(curves)) if found]
 
@@ -103,6 +111,40 @@ def unlikelier(curves: Curves) -> TrainingWarning | None:
     seen = f"at step {curves.best_step} the reward of chosen answers is {number(chosen)}, with a margin of"
     advice = "add preference.sft_weight=1, or raise preference.beta, if answers get worse"
     return TrainingWarning("chosen answers became less likely", 0, f"{seen} {number(margin)}", advice)
+
+
+def no_signal(curves: Curves) -> TrainingWarning | None:
+    """In most groups all answers had the same reward, so that nothing could be learned from them."""
+    shares = [value for _, value in curves.series("no_signal_share")]
+    if not shares or (mean := statistics.fmean(shares)) <= MOST_EQUAL:
+        return None
+    reward = statistics.fmean(value for _, value in curves.series("reward"))
+    seen = f"in {percent(mean)} of the groups all answers had the same reward, {number(reward)} in the mean"
+    advice = "try a larger grpo.group, a higher grpo.temperature, or a reward with more steps between right and wrong"
+    return TrainingWarning("rewards without differences", 0, seen, advice)
+
+
+def cut(curves: Curves) -> TrainingWarning | None:
+    """Many answers were cut, and rewarded as they were."""
+    shares = [value for _, value in curves.series("cut_share")]
+    later = shares[len(shares) // 2 :]
+    if not later or (mean := statistics.fmean(later)) <= MOST_CUT:
+        return None
+    seen = f"{percent(mean)} of the answers in the second half of the steps were cut at grpo.max_new_tokens"
+    return TrainingWarning("answers were cut", 0, seen, "raise grpo.max_new_tokens, or train on references first")
+
+
+def unrewarded(curves: Curves) -> TrainingWarning | None:
+    """The validation reward was never higher than before the first step."""
+    seen = curves.series("eval_reward")
+    later = [value for step, value in seen if step > 0]
+    if not later or curves.best_step > 0:
+        return None
+    before, after = number(seen[0][1]), number(max(later))
+    kept = "the weights from before are kept"
+    said = f"the validation reward was {before} before the first step and at best {after} later; {kept}"
+    advice = "leave out grpo.rewards, or try another grpo.learning_rate, a larger grpo.group or more grpo.max_steps"
+    return TrainingWarning("no gain in reward", 0, said, advice)
 
 
 def divergence(curves: Curves) -> TrainingWarning | None:

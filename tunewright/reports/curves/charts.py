@@ -19,6 +19,12 @@ FIGURES = {
     "eval_exact_match": ("Validation exact match", ""),
     "eval_token_f1": ("Validation Token F1", ""),
     "eval_chrf": ("Validation chrF", ""),
+    "reward_std": ("Standard deviation of rewards in a group", ""),
+    "no_signal_share": ("Share of groups with equal rewards", ""),
+    "answer_tokens": ("Length of answers", "tokens"),
+    "cut_share": ("Share of answers that were cut", ""),
+    "kl": ("KL divergence from the reference", "nats per token"),
+    "clipped_share": ("Share of clipped tokens", ""),
     "eval_reward_accuracy": ("Validation pairs ranked right", ""),
     "eval_reward_margin": ("Validation reward margin", ""),
     "eval_reward_chosen": ("Validation reward of chosen answers", ""),
@@ -86,7 +92,7 @@ class ChartScale:
 
 
 def charts(curves: Curves) -> list[Chart]:
-    """The losses, then each other figure that there is."""
+    """The losses or rewards, then each other figure that there is."""
     found = [_losses(curves)] if curves.steps else []
     for name, (title, unit) in FIGURES.items():
         series = curves.series(name)
@@ -97,24 +103,30 @@ def charts(curves: Curves) -> list[Chart]:
 
 
 def _losses(curves: Curves) -> Chart:
-    train, evaluations = curves.series("loss"), curves.series("eval_loss")
+    train, evaluations = curves.series(curves.measured), curves.series(f"eval_{curves.measured}")
     smooth = means(train, SMOOTHED)
     values = [value for _, value in smooth] + [value for _, value in evaluations]
     scale = ChartScale(WIDE, _steps(curves), (min(values), max(values)))
     lines = [
         Polyline("raw", scale.points(thinned(train)), []),
         Polyline("train", scale.points(smooth), []),
-        Polyline("look", scale.points(evaluations), _dots(scale, evaluations, "validation loss")),
+        Polyline("look", scale.points(evaluations), _dots(scale, evaluations, f"validation {curves.measured}")),
     ]
     return _chart(
         curves,
-        "Loss on pairs" if curves.is_of_pairs else "Loss, nats per token",
+        _title(curves),
         "",
         scale,
         lines,
         train,
-        "training loss",
+        f"training {curves.measured}",
     )
+
+
+def _title(curves: Curves) -> str:
+    if curves.is_of_rewards:
+        return "Mean reward"
+    return "Loss on pairs" if curves.is_of_pairs else "Loss, nats per token"
 
 
 def _single(curves: Curves, title: str, unit: str, series: Series, *, dotted: bool) -> Chart:
@@ -150,7 +162,8 @@ def _chart(
 
 
 def _steps(curves: Curves) -> tuple[int, int]:
-    return curves.steps[0]["step"], curves.steps[-1]["step"]
+    first = min(line["step"] for line in (curves.steps[0], *curves.evaluations[:1]))
+    return first, curves.steps[-1]["step"]
 
 
 def _dots(scale: ChartScale, series: Series, name: str) -> list[tuple[float, float, str]]:

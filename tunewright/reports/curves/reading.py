@@ -38,7 +38,19 @@ class Curves:
     @property
     def section(self) -> str:
         """The section of the settings of its steps."""
+        if self.is_of_rewards:
+            return "grpo"
         return "preference" if self.is_of_pairs else "training"
+
+    @property
+    def is_of_rewards(self) -> bool:
+        """Whether the training was on rewards."""
+        return any("reward" in line for line in self.steps)
+
+    @property
+    def measured(self) -> str:
+        """The measure of how well it went: loss, or reward."""
+        return "reward" if self.is_of_rewards else "loss"
 
     @property
     def planned_by(self) -> str:

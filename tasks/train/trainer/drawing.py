@@ -1,0 +1,279 @@
+"""Training on rewards: a step's answers are drawn by the model as it is, rewarded, and learned from.
+
+Which prompts a step draws for, and which random numbers, follow from the seed and the step, so that a resumed run draws
+the same answers. Several steps on the same answers read them from a file.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers.trainer_utils import EvalLoopOutput
+
+from tunewright import compat
+from tunewright.config import Grpo
+from tunewright.errors import ConfigError
+from tunewright.generation import Greedy, Sampling
+from tunewright.metrics.rewards import Rewards
+from tunewright.modeling import groups
+from tunewright.modeling.batches import token_likelihoods
+from tunewright.modeling.groups import DrawnCollator
+from tunewright.tasks.train.trainer import checkpoints, ranks
+from tunewright.tasks.train.trainer.observed import ObservedTrainer
+from tunewright.tasks.train.trainer.watch import BatchRows, answering, asked_of
+
+COLUMNS = ["row_id", "input_ids", "labels", "prompt_length", "reference"]
+FOLDER = "drawn"  # beside the job: the answers of a draw, where several steps learn from them
+SHOWN = 300  # characters of an answer in the log
+
+Asked = Mapping[str, Any]  # COLUMNS of a row, and its question as `answer`
+
+
+def prompts_in(file: Path) -> list[Asked]:
+    """The rows of a file of render's whose prompts are answered: all but those for replay."""
+    table = pq.read_table(file, columns=[*COLUMNS, "replay"])
+    return [row | {"answer": asked_of(row)} for row in table.to_pylist() if not row["replay"]]
+
+
+class Drawing:
+    """Draws answers to prompts and rewards them; `batch` are the answers that are drawn at once."""
+
+    def __init__(
+        self,
+        settings: Grpo,
+        rewards: Rewards,
+        splits: Sequence[Sequence[Asked]],
+        *,
+        tokenizer: Any,
+        stops: Sequence[int],
+        seed: int,
+        batch: int,
+    ) -> None:
+        self.settings, self.rewards = settings, rewards
+        self.train, self.validation = splits
+        self.tokenizer, self.stops, self.seed, self.batch = tokenizer, stops, seed, batch
+        self.sample: dict[str, Any] = {}  # the answers to one prompt of the last draw, for people
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a prompt and its answer can have."""
+        prompts = (len(row["answer"].prompt) for rows in (self.train, self.validation) for row in rows)
+        return max(prompts) + self.settings.max_new_tokens
+
+    def prompts(self, draw: int) -> list[Asked]:
+        """The training rows of a draw: each epoch has them in an order of its own."""
+        batch, number = min(self.settings.batch, len(self.train)), len(self.train)
+        places = range(draw * batch, (draw + 1) * batch)
+        orders = {
+            epoch: np.random.default_rng([self.seed, epoch]).permutation(number)
+            for epoch in {p // number for p in places}
+        }
+        return [self.train[orders[place // number][place % number]] for place in places]
+
+    def draw(self, model: Any, draw: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """The answers of a draw as rows with `advantage` and `weight`, and figures of them. The same on all ranks."""
+        asked = self.prompts(draw)
+        number, rank = share_of(model)
+        own = asked[rank::number]
+        sampling = Sampling(
+            model,
+            temperature=self.settings.temperature,
+            seed=f"{self.seed} {draw}",
+            stops=self.stops,
+            max_new_tokens=self.settings.max_new_tokens,
+            batch=self.batch,
+        )
+        drawn = list[tuple[int, list[dict[str, Any]], list[float], list[str]]]()
+        with answering(model):
+            named = [f"{rank + at * number} {row['row_id']}" for at, row in enumerate(own)]
+            found = sampling.draw([row["answer"] for row in own], named, self.settings.group) if own else []
+        for at, (row, answers) in enumerate(zip(own, found, strict=True)):
+            texts = [answer.text(self.tokenizer, row["reference"], self.stops) for answer in answers]
+            drawn.append(
+                (rank + at * number, groups.as_rows(row, answers), self._rewards([row] * len(texts), texts), texts)
+            )
+        whole = sorted(ranks.gathered(drawn) if number > 1 else drawn, key=lambda each: each[0])
+        rewards = torch.tensor([each[2] for each in whole])
+        rows = [row for each in whole for row in each[1]]
+        shares = groups.weights([row["num_tokens"] for row in rows], self.settings)
+        above = groups.advantages(rewards, self.settings).flatten().tolist()
+        for row, advantage, weight in zip(rows, above, shares, strict=True):
+            row |= {"advantage": advantage, "weight": weight}
+        self.sample = {
+            "row": asked[0]["row_id"],
+            "answers": [text[:SHOWN] for text in whole[0][3]],
+            "rewards": whole[0][2],
+        }
+        spread = rewards.std(dim=1)
+        return rows, {
+            "reward": rewards.mean().item(),
+            "reward_std": spread.mean().item(),
+            "no_signal_share": (spread == 0).float().mean().item(),
+            "answer_tokens": statistics.fmean(row["num_tokens"] for row in rows),
+            "cut_share": statistics.fmean(row["labels"][-1] not in self.stops for row in rows),
+        }
+
+    def validate(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
+        """The mean reward of the greedy answers to the validation prompts, or of those before an interruption."""
+        number, rank = share_of(model)
+        found = list[float]()
+        with answering(model), torch.random.fork_rng():
+            for start in range(0, len(self.validation), self.batch * number):
+                if is_interrupted():
+                    break
+                first = start + self.batch * rank
+                if rows := self.validation[first : first + self.batch]:
+                    greedy = Greedy(
+                        model, stops=self.stops, max_new_tokens=self.settings.max_new_tokens, batch=len(rows)
+                    )
+                    answers = [asked_of(row) for row in rows]
+                    greedy.answer(answers)
+                    texts = [
+                        answer.text(self.tokenizer, row["reference"], self.stops)
+                        for row, answer in zip(rows, answers, strict=True)
+                    ]
+                    found += self._rewards(rows, texts)
+        return ranks.total(math.fsum(found)) / max(1, ranks.total(len(found)))
+
+    def _rewards(self, rows: Sequence[Asked], texts: Sequence[str]) -> list[float]:
+        prompts = [self.tokenizer.decode(row["answer"].prompt) for row in rows]
+        return self.rewards([row["row_id"] for row in rows], prompts, texts, [row["reference"] for row in rows])
+
+
+def share_of(model: Any) -> tuple[int, int]:
+    """(ranks, this rank) that share answering; those of a sharded model go forward together, so that each does all."""
+    return (1, 0) if isinstance(model, FSDPModule) else (ranks.number(), ranks.own())
+
+
+class RewardTrainer(ObservedTrainer):
+    """ObservedTrainer whose steps learn from answers that they draw; validation is by reward."""
+
+    def __init__(self, *, drawing: Drawing, collator: DrawnCollator, folder: Path, **rest: Any) -> None:
+        super().__init__(**rest, data_collator=lambda rows: {"drawn": BatchRows(rows)})
+        self.drawing, self.collator, self.folder = drawing, collator, folder / FOLDER
+        self.drawn = -1  # the number of the draw whose answers are at hand
+        self.answers: list[dict[str, Any]] = []
+        self.of_draw: dict[str, float] = {}
+        self.began: dict[str, torch.Tensor] = {}  # what learns, as it was before the first step
+        if drawing.settings.beta:
+            if self.is_fsdp_enabled:
+                raise ConfigError(
+                    "grpo.beta above 0 needs the model whole on each device; accepted: 0, or compute.strategy=ddp"
+                )
+            model: Any = self.model
+            self.began = {name: each.detach().clone() for name, each in model.named_parameters() if each.requires_grad}
+        self.watch.stop_naming()
+
+    def train(self, *args: Any, resume_from_checkpoint: Any = None, **rest: Any) -> Any:
+        """Trains as ObservedTrainer; before its first step the validation reward is measured, to compare with."""
+        if resume_from_checkpoint is None:
+            model: Any = self.model
+            self.model_wrapped = self.accelerator.prepare(model)
+            self.state.max_steps = self.args.max_steps
+            self.evaluate()
+        return super().train(*args, resume_from_checkpoint=resume_from_checkpoint, **rest)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One step on the answers of its draw."""
+        settings, step = self.drawing.settings, self.state.global_step
+        if self.drawn != step // settings.iterations:
+            self._draw(model, step // settings.iterations)
+        self.watch.sample = self.drawing.sample
+        learned = [row for row in self.answers if row["advantage"] or settings.beta] or self.answers[:1]
+        inputs = {**self.collator(learned), "drawn": BatchRows(self.answers)}
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _draw(self, model: Any, draw: int) -> None:
+        """Has the answers of a draw at hand: of the file where a step before this one drew them."""
+        file, again = self.folder / f"{draw}.json", self.state.global_step % self.drawing.settings.iterations > 0
+        if again and ranks.from_first(file.is_file):
+            held = json.loads(file.read_text(encoding="utf-8"))
+            self.answers, self.of_draw, self.drawing.sample = held["answers"], held["figures"], held["sample"]
+        else:
+            unwrapped: Any = self.model
+            unwrapped.eval()
+            with self.compute_loss_context_manager():
+                self.answers, self.of_draw = self.drawing.draw(unwrapped, draw)
+            self._read(model)
+            unwrapped.train()
+            if self.drawing.settings.iterations > 1:
+                self._keep(file)
+        self.drawn = draw
+
+    @torch.no_grad()
+    def _read(self, model: Any) -> None:
+        """Adds the log-likelihoods that the loss compares with: of the model now, and of it before its first step."""
+        if self.drawing.settings.iterations > 1:
+            self._add("drawn", model)
+        if self.began:
+            with self._as_it_began():
+                self._add("reference", model)
+
+    def _add(self, name: str, model: Any) -> None:
+        number, rank = share_of(self.model)
+        own = self.answers[rank::number]
+        found = list[tuple[int, list[float]]]()
+        for start in range(0, len(own), self.collator.micro_batch):
+            some = own[start : start + self.collator.micro_batch]
+            laid: Any = self.collator.plain(some)
+            batch: Any = self._prepare_inputs(laid)
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                values = token_likelihoods(compat.forward_in_autocast(model), batch, self.drawing.settings.temperature)
+            places = (rank + (start + at) * number for at in range(len(some)))
+            found += zip(places, groups.of_answers(batch, values, len(some)), strict=True)
+        for place, values in ranks.gathered(found) if number > 1 else found:
+            self.answers[place][name] = values
+
+    @contextmanager
+    def _as_it_began(self) -> Iterator[None]:
+        """Has the weights of before the first step within."""
+        model: Any = self.model
+        learning = {name: each for name, each in model.named_parameters() if name in self.began}
+        now = {name: each.data for name, each in learning.items()}
+        try:
+            for name, each in learning.items():
+                each.data = self.began[name].to(each.device)
+            yield
+        finally:
+            for name, each in learning.items():
+                each.data = now[name]
+
+    def _keep(self, file: Path) -> None:
+        """Writes the answers at hand, and removes those that no checkpoint goes on with."""
+        if ranks.own() > 0:
+            return
+        self.folder.mkdir(exist_ok=True)
+        held = {"answers": self.answers, "figures": self.of_draw, "sample": self.drawing.sample}
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps(held), encoding="utf-8")
+        unfinished.rename(file)
+        steps = map(checkpoints.steps, Path(str(self.args.output_dir)).glob("checkpoint-*"))
+        needed = {file.stem, *(str(step // self.drawing.settings.iterations) for step in steps)}
+        for other in self.folder.glob("*.json"):
+            if other.stem not in needed:
+                other.unlink()
+
+    def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
+        """With the figures of the draw."""
+        super().log(logs | self.of_draw if "loss" in logs else logs, *rest, **more)
+
+    @torch.no_grad()
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
+        """The mean reward of greedy answers; as a loss it is its negative."""
+        model: Any = self.model
+        model.eval()
+        with self.compute_loss_context_manager():
+            reward = self.drawing.validate(model, self.is_interrupted)
+        metrics = {f"{metric_key_prefix}_reward": reward, f"{metric_key_prefix}_loss": -reward}
+        number = len(self.drawing.validation)
+        return EvalLoopOutput(
+            np.empty(0), label_ids=None, metrics={} if self.is_interrupted() else metrics, num_samples=number
+        )
