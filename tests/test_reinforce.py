@@ -1,6 +1,7 @@
 """Training on rewards: the reward rises, it resumes to the same bytes, and a failing reward names its row."""
 
 import json
+import math
 import signal
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +20,7 @@ from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.render import render
 from tunewright.tasks.train import stage as train_stage
 from tunewright.tasks.train.stage import train
+from tunewright.tasks.train.trainer.watch import Watch
 
 SFT = Training(learning_rate=0.01, max_steps=12, batch=4, evaluate_every=3, patience=None)
 LENGTHS = "lengths:short"  # a reward function of the team's, which likes short answers
@@ -126,6 +128,20 @@ def test_two_processes_come_to_the_weights_of_one(tokens: Tokens, tiny_base: Bas
     for name, tensor in of_one.items():
         assert torch.allclose(of_two[name], tensor, atol=1e-4), f"{name} differs"
     assert two.best_value == pytest.approx(one.best_value, rel=1e-3)
+
+
+def test_answers_that_the_base_cannot_read_are_refused(tokens: Tokens, tiny_base: Base, home: Path) -> None:
+    settings = GRPO.model_copy(update={"max_new_tokens": 2_040})
+    with pytest.raises(ConfigError, match=r"grpo\.max_new_tokens=2040: a prompt has (\d+) tokens, .* reads 2048"):
+        reinforce.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), ONE_THREAD)
+
+
+def test_a_loss_that_is_no_number_ends_it_with_the_rows() -> None:
+    watch = Watch(section="grpo")
+    watch.stop_naming()
+    rows = [{"row_id": f"{row}" * 64} for row in "aab"]  # several answers to one prompt
+    with pytest.raises(FloatingPointError, match=r"its rows: a{12}, b{12}\. Try a lower grpo\.learning_rate"):
+        watch.step(rows, math.nan, 3)
 
 
 def test_a_reward_that_fails_names_the_function_and_the_row(

@@ -37,6 +37,11 @@ class Job(BaseModel, frozen=True):
     json_schema: str = ""  # the JSON Schema of its reward schema_valid
     begins_as: Path | None = None  # the model/ folder of the training that it goes on from; None begins as the base
 
+    @property
+    def section(self) -> str:
+        """The section of the settings of its steps."""
+        return "grpo" if self.grpo else "preference" if self.preference else "training"
+
     @classmethod
     def of(cls, weights: Path, tokens: Path, **settings: Any) -> Self:
         """A job on the rows, and by the contract, of a folder that render made; `settings` are all other fields."""

@@ -25,6 +25,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from tunewright.artifacts import training_log
 from tunewright.artifacts.payloads import TrainingSummary
+from tunewright.errors import ConfigError
 from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.batches import Collator
@@ -32,7 +33,7 @@ from tunewright.modeling.groups import DrawnCollator
 from tunewright.modeling.methods.adapter import BEGAN_AS
 from tunewright.modeling.objectives import AnswerObjective, Objective, PairObjective, RewardObjective
 from tunewright.modeling.preferences import PairCollator
-from tunewright.serving import TRAINED
+from tunewright.serving import TRAINED, context_length
 from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks, reference
 from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer, prompts_in
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
@@ -52,9 +53,11 @@ def fit(job: Job, folder: Path) -> int:
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
     drawing = _drawing(job, tokenizer) if job.grpo else None
     longest = drawing.longest if drawing else max(map(_longest, splits))
+    config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
+    if drawing and (reads := context_length(config.to_dict())) and longest > reads:
+        raise ConfigError(_too_long(drawing, reads))
     rows, validation = map(datasets.Dataset, splits)
     set_seed(training.seed)
-    config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
     device = compute.device_here()
     chosen = compute.choose(config, job.method, training, job.compute, longest, device)
     examples = rows["input_ids"] if job.method.init == "eva" else None  # lists only of the rows that are taken
@@ -68,7 +71,7 @@ def fit(job: Job, folder: Path) -> int:
     every = min(math.ceil(every / on_same) * on_same, planned)
     resumed, skipped = ranks.from_first(lambda: checkpoints.newest_valid(folder / "checkpoints"))
     record = Record(folder, checkpoints.steps(resumed) if resumed else 0, skipped)
-    watch = Watch(record.losses)
+    watch = Watch(record.losses, job.section)
     scores = None
     if training.best_by != "loss":
         scores = Scores(job.validation, tokenizer, job.stop_token_ids, training.best_by, job.micro_batch)
@@ -169,6 +172,12 @@ def fit(job: Job, folder: Path) -> int:
         skipped_checkpoints=tuple(record.skipped),
     ).save(folder)
     return FINISHED
+
+
+def _too_long(drawing: Drawing, reads: int) -> str:
+    most, prompt = drawing.settings.max_new_tokens, drawing.longest - drawing.settings.max_new_tokens
+    accepted = f"at most {reads - prompt}" if prompt < reads else "a lower model.max_length"
+    return f"grpo.max_new_tokens={most}: a prompt has {prompt} tokens, and the base reads {reads}; accepted: {accepted}"
 
 
 def _loss_at(step: int, history: Sequence[Mapping[str, Any]]) -> float:

@@ -46,7 +46,8 @@ def with_rows(collate: Callable[[Sequence[Row]], dict[str, Any]]) -> Callable[[S
 class Watch:
     """Monitor of each step's rows and loss: a NaN or infinite loss ends training, and a spike names its rows."""
 
-    def __init__(self, losses: Sequence[float] = ()) -> None:
+    def __init__(self, losses: Sequence[float] = (), section: str = "training") -> None:
+        self.section = section  # of the settings of its steps
         self.losses = list(losses)  # of the steps before the one that a resumed run goes on with
         self.rows: Sequence[Row] = ()
         self.alone: Callable[[Row], float] = lambda _: math.nan  # a row's own loss, with the weights as they are
@@ -67,19 +68,19 @@ class Watch:
 
     def stop_naming(self) -> None:
         """Names no rows of a spike: a loss that goes up and down around 0 has none."""
-        self.spikes = MOST_SPIKES
+        self.spikes, self.alone = MOST_SPIKES, lambda _: 0.0
 
     def fail(self, what: str, step: int) -> NoReturn:
         """Ends training with the step, the rows and how to see them."""
         broken = [row_id for row_id, loss in self._losses() if not math.isfinite(loss)]
-        ids = broken or [str(row["row_id"]) for row in self.rows]
+        ids = broken or [*dict.fromkeys(str(row["row_id"]) for row in self.rows)]
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         named = ", ".join(row_id[:12] for row_id in ids[:NAMED]) + more
         rows = "row" if len(ids) == 1 else "rows"
         own = f"; on its own, {rows} {named} gives" if len(ids) == 1 else f"; on their own, {rows} {named} give"
         whose = f"{own} a NaN or infinite loss" if broken else f"; its {rows}: {named}"
         see = f"; tunewright data FILE --row {ids[0][:12]} shows its source" if ids else ""
-        raise FloatingPointError(f"{what} at step {step}{whose}. Try a lower training.learning_rate{see}")
+        raise FloatingPointError(f"{what} at step {step}{whose}. Try a lower {self.section}.learning_rate{see}")
 
     def _losses(self) -> list[tuple[str, float]]:
         return [(str(row["row_id"]), round(self.alone(row), 4)) for row in self.rows]
