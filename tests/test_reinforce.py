@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,12 +38,12 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
 
 @pytest.fixture(autouse=True)
 def lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module with a reward function, on the path of this process and of the trainer's."""
+    """A module with a reward function, which this process finds in a folder of its own."""
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "lengths.py").write_text("def short(answer):\n    return -len(answer) / 100\n")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.delitem(sys.modules, "lengths", raising=False)
     return folder / "lengths.py"
 
 

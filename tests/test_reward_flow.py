@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,8 @@ def _place(
     shutil.copy(mlflow_database, home)
     Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     Path("own_rewards.py").write_text("def brief(answer):\n    return 1 / (1 + len(answer))\n")
-    monkeypatch.delitem(__import__("sys").modules, "own_rewards", raising=False)
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
 def run(settings: Settings) -> State[Any]:

@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,7 @@ def test_a_function_that_cannot_be_used_is_refused_before_anything_runs(
 ) -> None:
     (tmp_path / "own_reward.py").write_text(code + "\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "own_reward", raising=False)
+    monkeypatch.delitem(sys.modules, "own_reward", raising=False)
     with pytest.raises(ConfigError, match=re.escape(says)):
         own_rewards([f"own_reward:{named}"])
 

@@ -31,6 +31,7 @@ from tunewright.errors import (
     TunewrightError,
     shortened,
 )
+from tunewright.metrics.rewards import folders_of
 from tunewright.reports import curves
 from tunewright.reports.curves.reading import SIZED_BY
 from tunewright.reports.pages import counted
@@ -257,6 +258,7 @@ def trained(
             preference=preference,
             grpo=grpo,
             json_schema=schema,
+            import_from=folders_of(grpo.rewards) if grpo else (),
             begins_as=begins_as.path("model") if begins_as else None,
         )
         numbers, unit = (tokens.num_train, tokens.num_validation), "row"

@@ -6,10 +6,12 @@
 A function of the team's is named as module:function and returns a finite number.
 """
 
+import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from tunewright.accepted import meant
@@ -30,6 +32,14 @@ def own_rewards(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     for name in own:
         _function(name)
     return tuple((name, team_code(name.partition(":")[0])) for name in own)
+
+
+def folders_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The folders that the modules of the team's functions among these names are imported from, for another process."""
+    found = dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in names if ":" in name)
+    specs = filter(None, map(importlib.util.find_spec, found))
+    places = [(each.submodule_search_locations or [each.origin or ""])[0] for each in specs]
+    return tuple(dict.fromkeys(str(Path(place).absolute().parent) for place in places))
 
 
 class Rewards:

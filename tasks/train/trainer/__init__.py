@@ -35,6 +35,7 @@ class Job(BaseModel, frozen=True):
     preference: Preference | None = None  # of a training on pairs, whose steps are those of `training` as well
     grpo: Grpo | None = None  # of a training on rewards, likewise
     json_schema: str = ""  # the JSON Schema of its reward schema_valid
+    import_from: tuple[str, ...] = ()  # folders with the team's reward functions, which come after all others
     begins_as: Path | None = None  # the model/ folder of the training that it goes on from; None begins as the base
 
     @property

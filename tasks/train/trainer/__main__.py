@@ -56,6 +56,7 @@ def _fit(job: Job, folder: Path) -> int:
         sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType] PEFT would import it, for 0.7 s
     import torch
 
+    sys.path.extend(job.import_from)
     compat.import_trl()
     from tunewright.tasks.train.trainer.fit import fit
 
