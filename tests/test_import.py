@@ -404,7 +404,7 @@ def test_empty_and_unknown_keys_are_listed(imported: Import) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"base_model": "a/b", "rl": "dpo"}, 'rl: "dpo" is training on preferences or rewards'),
+        ({"base_model": "a/b", "rl": "kto"}, 'rl: "kto" is training on preferences or rewards'),
         ({"base_model": "a/b", "rl": "grpo"}, 'rl: "grpo" is training on preferences or rewards'),
         ({"base_model": "a/b", "reward_model": True}, "reward_model: a reward model"),
         ({"base_model": "a/b", "pretraining_dataset": [{"path": "a/c"}]}, "pretraining_dataset: pretraining"),
@@ -412,6 +412,7 @@ def test_empty_and_unknown_keys_are_listed(imported: Import) -> None:
         ({"base_model": "a/b", "processor_type": "AutoProcessor"}, "processor_type: multimodal training"),
         ({"base_model": "a/b", "adapter": "ia3"}, 'adapter: "ia3" is a method that is not offered'),
         ({"model_name_or_path": "a/b", "stage": "kto"}, 'stage: "kto" is KTO'),
+        ({"model_name_or_path": "a/b", "stage": "dpo", "pref_loss": "simpo"}, '"simpo" is a loss that is not offered'),
         ({"model_name_or_path": "a/b", "stage": "pt"}, 'stage: "pt" is pretraining'),
         ({"model_name_or_path": "a/b", "stage": "sft", "finetuning_type": "freeze"}, 'finetuning_type: "freeze" is'),
         ({"model_name_or_path": "a/b", "dataset_name": "a/c", "beta": 0.1}, "beta: training on preferences"),
@@ -432,7 +433,10 @@ def test_what_is_no_supervised_fine_tuning_is_refused_by_name(
 def test_data_sets_of_preferences_and_pictures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(FOLDER / "llama_factory", tmp_path, dirs_exist_ok=True)
-    for name, what in (("pairs", "ranking: training on preferences"), ("pictures", "images: multimodal training")):
+    for name, what in (
+        ("pairs", "ranking: preference pairs, which need stage: dpo"),
+        ("pictures", "images: multimodal training"),
+    ):
         Path("x.yaml").write_text(f"model_name_or_path: a/b\nstage: sft\ndataset: {name}\n")
         with pytest.raises(ConfigError, match=what):
             importing.import_file(Path("x.yaml"), tmp_path)
@@ -572,3 +576,72 @@ def test_the_plan_accepts_what_was_imported(
     result = CliRunner().invoke(app, ["plan", "ours.yaml", "--until", "split"])
     assert result.exit_code == 0, result.output
     assert re.search(r"split +run", result.stdout)
+
+
+def test_preference_training_of_llama_factory_becomes_the_section_preference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    columns = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    info = {"pairs": {"file_name": "pairs.json", "ranking": True, "columns": columns}, "rows": {"file_name": "r.json"}}
+    Path("dataset_info.json").write_text(json.dumps(info))
+    Path("pairs.json").write_text("[]")
+    given = "model_name_or_path: a/b\nstage: dpo\ndataset: pairs\npref_beta: 0.3\npref_ftx: 0.5\nlearning_rate: 5e-6\n"
+    Path("x.yaml").write_text(f"{given}pref_loss: ipo\nmax_steps: 40\n")
+    found = importing.import_file(Path("x.yaml"), tmp_path)
+    assert {key: value for key, value in found.values.items() if key.startswith("preference.")} == {
+        "preference.method": "dpo",
+        "preference.loss": "ipo",
+        "preference.beta": 0.3,
+        "preference.sft_weight": 0.5,
+        "preference.learning_rate": 5e-6,
+        "preference.max_steps": 40,
+        "preference.after_sft": False,
+    }
+    assert not {"training.learning_rate", "training.max_steps", "training.epochs"} & found.values.keys()
+    (source,) = found.sources
+    assert source["layout"] == "preference"
+    assert source["columns"] == {"instruction": "question", "chosen": "better", "rejected": "worse"}
+    assert "learning_rate: 5.0e-06" in writing.text_of(found).partition("preference:")[2]
+
+    Path("x.yaml").write_text(f"{given}pref_loss: orpo\n")
+    orpo = importing.import_file(Path("x.yaml"), tmp_path).values
+    assert orpo["preference.method"] == "orpo" and orpo["preference.epochs"] == 3
+    assert not {"preference.loss", "preference.sft_weight", "preference.after_sft"} & orpo.keys()
+
+    Path("x.yaml").write_text(given.replace("dataset: pairs", "dataset: rows"))
+    with pytest.raises(ConfigError, match="no ranking: stage dpo needs preference pairs"):
+        importing.import_file(Path("x.yaml"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rl", "kind", "values", "columns"),
+    [
+        ("dpo", "chat_template.default", {"method": "dpo", "loss": "sigmoid", "beta": 0.2, "after_sft": False}, {}),
+        (
+            "ipo",
+            "chatml.intel",
+            {"method": "dpo", "loss": "ipo", "beta": 0.2, "after_sft": False},
+            {"prompt": "question"},
+        ),
+        ("orpo", {"field_prompt": "q"}, {"method": "orpo", "beta": 0.05}, {"prompt": "q"}),
+    ],
+)
+def test_preference_training_of_axolotl_becomes_the_section_preference(
+    imported: Import, rl: str, kind: Any, values: dict[str, Any], columns: dict[str, str]
+) -> None:
+    found = imported(
+        {
+            "base_model": "a/b",
+            "rl": rl,
+            "rl_beta": 0.2,
+            "orpo_alpha": 0.05,
+            "learning_rate": 1e-5,
+            "num_epochs": 2,
+            "datasets": [{"path": "acme/pairs", "type": kind, "field_chosen": columns.get("chosen")}],
+        }
+    )
+    there = {key.partition(".")[2]: value for key, value in found.values.items() if key.startswith("preference.")}
+    assert there == values | {"learning_rate": 1e-5, "epochs": 2}
+    (source,) = found.sources
+    assert source["layout"] == "preference" and source.get("columns", {}) == columns

@@ -89,14 +89,25 @@ AS_TRAINER = (  # keys that mean what they mean to transformers' Trainer
     *("torch_compile", "torch_compile_backend", "torch_compile_mode", "greater_is_better", "load_best_model_at_end"),
     *("group_by_length", "auto_find_batch_size", "warmup_steps", "metric_for_best_model", "eval_steps"),
 )
+OF_PAIRS = {"dpo": ("dpo", "sigmoid"), "ipo": ("dpo", "ipo"), "orpo": ("orpo",)}  # rl -> method and loss
+PAIRS = {  # the second part of a data set's type -> our names of fields -> theirs
+    "default": {"messages": "messages", "chosen": "chosen", "rejected": "rejected"},
+    "argilla": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    "argilla_chat": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    "icr": {"prompt": "input", "chosen": "chosen", "rejected": "rejected"},
+    "intel": {"prompt": "question", "chosen": "chosen", "rejected": "rejected"},
+    "prompt_pairs": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    "ultra": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+}
 ADAPTERS = {None: "full", "": "full", False: "full", "lora": "lora", "qlora": "qlora"}
+RL = "its rl"  # of a data set, whether its rows are preference pairs
 PLAIN_TEXT = ("completion", "pretrain", "pretraining")
 OURS = {"user", "assistant", "human", "gpt", "system", "developer"}  # roles that are read
 
 
 def refused(original: Original) -> Iterator[tuple[str, str]]:
     """Keys that make it no supervised fine-tuning of text, with what it is."""
-    if not is_off(original.get("rl")):
+    if not is_off(original.get("rl")) and original.get("rl") not in OF_PAIRS:
         yield "rl", f"{shown(original.get('rl'))} is training on preferences or rewards"
     for key in ("reward_model", "process_reward_model"):
         if not is_off(original.get(key)):
@@ -112,6 +123,23 @@ def refused(original: Original) -> Iterator[tuple[str, str]]:
         kind = item.get("type")
         if isinstance(kind, str) and re.split("[.:]", kind)[0] in PLAIN_TEXT:
             yield f"datasets[{i}].type", f"{shown(kind)} is pretraining on plain text"
+
+
+def objective(value: Any, _: Original) -> Treatment:
+    """Training on preference pairs."""
+    if is_off(value):
+        return not_needed("supervised fine-tuning, as here")
+    return carried(dict(zip(("preference.method", "preference.loss"), OF_PAIRS[value], strict=False)))
+
+
+def of_pairs(target: str, *kinds: str) -> KeyRule:
+    """A number of training on preference pairs, of these kinds."""
+
+    def decide(value: Any, original: Original) -> Treatment:
+        has_it = original.get("rl") in kinds
+        return carried({target: value}) if has_it else not_needed(f"of rl: {' or '.join(kinds)}")
+
+    return by(decide, target)
 
 
 def method(_: Any, original: Original) -> Treatment:
@@ -390,7 +418,15 @@ TABLE: Table = {
         missing("lm_eval.tasks runs tasks of lm-evaluation-harness"),
     ),
     **each("loss_watchdog_threshold loss_watchdog_patience", needless("a training that diverges is reported")),
-    **each("rl reward_model process_reward_model pretraining_dataset", needless("off there")),
+    "rl": by(objective, "preference.method", "preference.loss"),
+    **each("rl_beta dpo_beta", of_pairs("preference.beta", "dpo", "ipo")),
+    "orpo_alpha": of_pairs("preference.beta", "orpo"),
+    "rpo_alpha": of_pairs("preference.sft_weight", "dpo", "ipo"),
+    "dpo_label_smoothing": missing("preference.label_smoothing goes with the losses robust and exo_pair"),
+    **each("dpo_use_weighting dpo_padding_free dpo_norm_loss", missing("the loss is TRL's")),
+    "dpo_use_logits_to_keep": needless("only answer positions are scored"),
+    **each("precompute_ref_log_probs precompute_ref_batch_size", needless("the reference is computed once always")),
+    **each("reward_model process_reward_model pretraining_dataset", needless("off there")),
     **each("gradio_title gradio_share gradio_server_name gradio_server_port", needless("tunewright predict answers")),
 }
 
@@ -413,6 +449,8 @@ def dataset_path(value: Any, item: Original) -> Treatment:
 
 def dataset_type(value: Any, item: Original) -> Treatment:
     """The format of the records: their layout, and names of fields."""
+    if item.get(RL):
+        return _pairs(value, item)
     if isinstance(value, dict):
         fields = {name: value.get(f"field_{name}") for name in ("system", "instruction", "input", "output")}
         columns = {name: theirs for name, theirs in fields.items() if theirs and theirs != name}
@@ -429,6 +467,18 @@ def dataset_type(value: Any, item: Original) -> Treatment:
     if known is None:
         return lost("the layout is detected by the fields; data.sources[].columns names them")
     return _layout(*known)
+
+
+def _pairs(value: Any, item: Original) -> Treatment:
+    """Preference pairs, by the names of their fields."""
+    if isinstance(value, dict):
+        found = {name: value.get(f"field_{name}") for name in ("system", "prompt", "chosen", "rejected")}
+        return _layout("preference", {name: field for name, field in found.items() if field and field != name})
+    names = PAIRS.get(str(value).rpartition(".")[2])
+    if names is None:
+        return lost("the layout is detected by the fields; data.sources[].columns names them")
+    given = {name: item.get(f"field_{name}") or theirs for name, theirs in names.items()}
+    return _layout("preference", {name: field for name, field in given.items() if field != name})
 
 
 def _layout(layout: str, columns: dict[str, str], differs: str = "") -> Treatment:
@@ -453,6 +503,8 @@ def messages(item: Original) -> Treatment:
 
 def part_of_messages(_: Any, item: Original) -> Treatment:
     """A key that the layout is read from."""
+    if item.get(RL):
+        return dataset_type(item.get("type"), item)
     return (
         messages(item)
         if str(item.get("type")).startswith(("chat_template", "sharegpt"))
@@ -489,6 +541,10 @@ MESSAGES: KeyRule = by(part_of_messages, "data.sources[].layout", "data.sources[
 DATASET: Table = {
     **each("path data_files", by(lambda _, item: dataset_path(item.get("path"), item), *PATHS)),
     "type": by(dataset_type, "data.sources[].layout", "data.sources[].columns"),
+    **each(
+        "field_chosen field_rejected",
+        by(lambda _, item: dataset_type(item.get("type"), item), "data.sources[].layout", "data.sources[].columns"),
+    ),
     **each("field_messages message_property_mappings message_field_role message_field_content field_tools", MESSAGES),
     **each("name split", by(lambda _, item: dataset_path(item.get("path"), item), *PATHS)),
     "revision": to("data.sources[].revision"),
@@ -522,7 +578,8 @@ def entries(original: Original) -> Iterator[DataSetEntry]:
     """Each data set."""
     for key, use in (("datasets", ""), ("test_datasets", "validation")):
         for i, item in enumerate(original.entries(key)):
-            yield DataSetEntry(f"{key}[{i}]", DATASET, original.of(item), use)
+            of_pairs = {RL: not is_off(original.get("rl"))}
+            yield DataSetEntry(f"{key}[{i}]", DATASET, original.of(item, of_pairs), use)
 
 
 def completed(original: Original, values: Mapping[str, Any]) -> Iterator[tuple[str, Treatment]]:

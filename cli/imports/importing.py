@@ -11,7 +11,7 @@ from tunewright.accepted import accepted, shown
 from tunewright.cli.deployment_file.strict_yaml import Document
 from tunewright.cli.imports import axolotl, llama_factory, openai, reading, trl
 from tunewright.cli.imports.places import Places
-from tunewright.cli.imports.rules import DataSetEntry, Original, Table, Tool, Treatment, lost, not_needed
+from tunewright.cli.imports.rules import DataSetEntry, Original, Table, Tool, Treatment, carried, lost, not_needed
 from tunewright.config import USED_BY, Method, Settings, Source
 from tunewright.errors import ConfigError
 from tunewright.flows.parameters import section_of, slug, written
@@ -19,6 +19,7 @@ from tunewright.flows.parameters import section_of, slug, written
 TOOLS = {tool.name: tool for tool in (axolotl.TOOL, llama_factory.TOOL, trl.TOOL, openai.TOOL)}
 SOURCE = "data.sources[]."
 EPOCHS = ("training.epochs",)
+OF_STEPS = ("learning_rate", "epochs", "max_steps")  # that a training on pairs has of its own
 
 
 class KeyEnd(NamedTuple):
@@ -73,8 +74,8 @@ def import_file(
     try:
         for key, what in tool.refused(original):
             raise ConfigError(
-                f"{_place(document, keys, key)}: {key}: {what}; accepted: supervised fine-tuning of text by lora, "
-                "qlora, full or spectrum"
+                f"{_place(document, keys, key)}: {key}: {what}; accepted: supervised fine-tuning of text, DPO or ORPO "
+                "by lora, qlora, full or spectrum"
             )
         _apply(found, tool.table, original, {key: at for key, (at, _) in keys.items()})
         found.empty = [at for key, (at, _) in keys.items() if key not in values]
@@ -203,11 +204,30 @@ def _complete(found: Imported, original: Original) -> None:
         fresh = {ours: each for ours, each in treatment.values.items() if ours not in found.values}
         _set(found, Treatment("set", "", fresh), whose)
     _complete_method(found)
+    if "preference.method" in found.values:
+        _train_on_pairs_alone(found)
     batch, micro = found.values.get("training.batch"), found.values.get("training.micro_batch")
     if isinstance(micro, int) and (batch is None or micro > batch):
         _drop(found, "training.micro_batch", not_needed("training.batch is no larger"))
     if any(source.get("use_as") == "validation" for source in found.sources) and "split.validation" in found.values:
         _drop(found, "split.validation", not_needed("the validation split is given"))
+
+
+def _train_on_pairs_alone(found: Imported) -> None:
+    """Their training on pairs is not the second of a run: its steps are those of preference, and SFT is left out."""
+    renamed = {f"training.{name}": f"preference.{name}" for name in OF_STEPS}
+    found.values = {renamed.get(key, key): value for key, value in found.values.items()}
+    found.origins = {renamed.get(key, key): origin for key, origin in found.origins.items()}
+    for i, end in enumerate(found.ends):
+        if end.treatment:
+            values = {renamed.get(key, key): value for key, value in end.treatment.values.items()}
+            found.ends[i] = end._replace(treatment=Treatment(end.treatment.kind, end.treatment.why, values))
+    if found.values["preference.method"] == "orpo":
+        for name in ("loss", "sft_weight"):
+            if f"preference.{name}" in found.values:
+                _drop(found, f"preference.{name}", not_needed("no effect with method=orpo"))
+    else:
+        _set(found, carried({"preference.after_sft": False}), f"{found.tool.title} trains on pairs alone")
 
 
 def _add_end(found: Imported, key: str, treatment: Treatment) -> None:

@@ -9,6 +9,7 @@ from tunewright.accepted import did_you_mean, shown
 from tunewright.cli.imports import reading
 from tunewright.cli.imports.rules import (
     DataSetEntry,
+    KeyRule,
     Original,
     Table,
     Tool,
@@ -55,7 +56,8 @@ DEFAULTS = {
     "lora_rank": 8,
     "early_stopping_steps": None,
 }
-STAGES = {"pt": "pretraining", "rm": "a reward model", "ppo": "PPO", "dpo": "DPO", "kto": "KTO"}
+STAGES = {"pt": "pretraining", "rm": "a reward model", "ppo": "PPO", "kto": "KTO"}
+LOSSES = ("sigmoid", "hinge", "ipo", "orpo")  # of stage dpo, that are offered
 TEMPLATES = {
     **{name: name for name in ("llama3", "chatml", "gemma", "mistral", "alpaca")},
     **dict.fromkeys(("gemma2", "gemma3"), "gemma"),
@@ -63,7 +65,7 @@ TEMPLATES = {
 }
 BASES = ("default", "empty", "vanilla", "")  # templates that format next to nothing
 MEDIA = ("images", "videos", "audios")
-PREFERENCES = ("ranking", "chosen", "rejected", "kto_tag")
+PAIRS = ("ranking", "chosen", "rejected")
 INFO = "dataset_info.json"
 FOLDER = "its folder"  # of the file of a data set, which is told no other way
 
@@ -71,17 +73,24 @@ FOLDER = "its folder"  # of the file of a data set, which is told no other way
 def refused(original: Original) -> Iterator[tuple[str, str]]:
     """Keys that make it no supervised fine-tuning of text, with what it is."""
     stage = original.get("stage")
-    if stage not in {None, "sft"}:
+    if stage not in {None, "sft", "dpo"}:
         yield "stage", f"{shown(stage)} is {STAGES.get(str(stage), 'none that is offered')}"
     if original.get("finetuning_type") not in {"lora", "full"}:
         yield "finetuning_type", f"{shown(original.get('finetuning_type'))} is a method that is not offered"
+    if stage == "dpo" and original.get("pref_loss") not in {None, *LOSSES}:
+        yield "pref_loss", f"{shown(original.get('pref_loss'))} is a loss that is not offered"
     for entry in entries(original):
         columns = entry.values.get("columns")
         keys = {*entry.values.values, *(columns if isinstance(columns, dict) else {})}
         if found := [key for key in MEDIA if key in keys]:
             yield entry.key, f"{found[0]}: multimodal training"
-        if found := [key for key in PREFERENCES if key in keys and entry.values.get(key) is not False]:
-            yield entry.key, f"{found[0]}: training on preferences"
+        if "kto_tag" in keys:
+            yield entry.key, "kto_tag: KTO"
+        found = [key for key in PAIRS if key in keys and entry.values.get(key) is not False]
+        if found and stage != "dpo":
+            yield entry.key, f"{found[0]}: preference pairs, which need stage: dpo"
+        if stage == "dpo" and not found:
+            yield entry.key, "no ranking: stage dpo needs preference pairs"
 
 
 def method(_: Any, original: Original) -> Treatment:
@@ -94,6 +103,25 @@ def method(_: Any, original: Original) -> Treatment:
     if is_off(bits):
         return carried({"method.kind": "lora"})
     return lost("a base is quantized to 4 or 8 bits", {"method.kind": "lora"})
+
+
+def objective(_: Any, original: Original) -> Treatment:
+    """The loss, of stage dpo."""
+    if original.get("stage") != "dpo":
+        return not_needed("supervised fine-tuning, as here")
+    loss = original.get("pref_loss") or "sigmoid"
+    if loss == "orpo":
+        return carried({"preference.method": "orpo"})
+    return carried({"preference.method": "dpo", "preference.loss": loss})
+
+
+def of_pairs(target: str) -> KeyRule:
+    """A number of stage dpo."""
+
+    def decide(value: Any, original: Original) -> Treatment:
+        return carried({target: value}) if original.get("stage") == "dpo" else not_needed("of preference training")
+
+    return by(decide, target)
 
 
 def template(value: Any, _: Original) -> Treatment:
@@ -170,7 +198,11 @@ TABLE: Table = {
         "adapter_name_or_path adapter_folder create_new_adapter",
         missing("an adapter is not trained further: it begins anew"),
     ),
-    "stage": needless("supervised fine-tuning, as here"),
+    **each("stage pref_loss", by(objective, "preference.method", "preference.loss")),
+    "pref_beta": of_pairs("preference.beta"),
+    "pref_ftx": of_pairs("preference.sft_weight"),
+    "dpo_label_smoothing": missing("preference.label_smoothing goes with the losses robust and exo_pair"),
+    **each("ref_model ref_model_adapters", missing("the reference is the model before its first step")),
     **each("dataset eval_dataset dataset_dir", by(lambda _value, _original: carried({}), "data.sources")),
     "media_dir": missing("rows are text"),
     "val_size": by(validation, "split.validation"),
@@ -261,9 +293,9 @@ TABLE: Table = {
         needless("rows are text"),
     ),
     **each(
-        "pref_beta pref_ftx pref_bco_weight pref_loss dpo_label_smoothing kto_chosen_weight kto_rejected_weight "
-        "simpo_gamma ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards ref_model "
-        "ref_model_adapters ref_model_quantization_bit reward_model reward_model_adapters "
+        "pref_bco_weight kto_chosen_weight kto_rejected_weight "
+        "simpo_gamma ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards "
+        "ref_model_quantization_bit reward_model reward_model_adapters "
         "reward_model_quantization_bit reward_model_type ld_alpha",
         needless("of preference training, which this is none of"),
     ),
@@ -291,6 +323,8 @@ def layout(_: Any, item: Original) -> Treatment:
     """The layout, and names of fields."""
     columns = item.get("columns")
     columns = columns if isinstance(columns, Mapping) else {}
+    if item.get("ranking"):
+        return _pairs(item, columns)
     if item.get("formatting") in {None, "alpaca"}:
         names = {"instruction": "prompt", "input": "query", "output": "response"}
         names |= {name: name for name in ("history", "system", "tools")}
@@ -311,6 +345,17 @@ def layout(_: Any, item: Original) -> Treatment:
     return _layout(known[turn][0], found)
 
 
+def _pairs(item: Original, columns: Mapping[str, Any]) -> Treatment:
+    """Preference pairs, by the names of their fields."""
+    if item.get("formatting") in {None, "alpaca"}:
+        names = {"instruction": "prompt", "input": "query"} | {name: name for name in ("history", "system", "tools")}
+    else:
+        names = {"conversations": "messages", "system": "system", "tools": "tools"}
+    names |= {"chosen": "chosen", "rejected": "rejected"}
+    found = {ours: columns[theirs] for ours, theirs in names.items() if columns.get(theirs, ours) != ours}
+    return _layout("preference", found)
+
+
 def _layout(name: str, columns: dict[str, Any]) -> Treatment:
     values: dict[str, Any] = {"data.sources[].layout": name}
     return carried(values | ({"data.sources[].columns": columns} if columns else {}))
@@ -323,7 +368,7 @@ DATASET: Table = {
     "revision": to("data.sources[].revision"),
     "folder": missing("all files of the split are read"),
     "num_samples": missing("all rows are read; data.limit reads a sample"),
-    "ranking": needless("off there"),
+    "ranking": by(layout, "data.sources[].layout", "data.sources[].columns"),
     "load_from": needless("told by the path"),
 }
 

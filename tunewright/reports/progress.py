@@ -203,7 +203,9 @@ class Progress:
     def sentence(self) -> str:
         """Such as "step 40 of 60: loss 0.1234, validation loss 0.2345, 512 tokens/s, about 2 min left"."""
         step, planned = self._place()
-        measured = "reward" if self.steps and "reward" in self.steps[-1] else "loss"
+        newest = (*self.steps[-1:], *self.evaluations[-1:])
+        is_of_rewards = any({"reward", "eval_reward"} & line.keys() for line in newest)
+        measured = "reward" if is_of_rewards else "loss"
         parts = [f"{measured} {self.steps[-1][measured]:.4f}"] if self.steps else []
         unsaid = OF_REWARDS if measured == "reward" else UNSAID
         for name, value in (self.evaluations[-1] if self.evaluations else {}).items():
