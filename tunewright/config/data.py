@@ -85,7 +85,8 @@ class Data(Section):
         default=0.1,
         ge=0,
         le=1,
-        description="Stop if more than this share of the records is quarantined by ingest, 0 to 1",
+        description="Stop if more than this share of the records is quarantined by ingest, or more than this share of "
+        "the records of one file is not UTF-8; 0 to 1",
     )
     max_line_bytes: int = Field(
         default=1_000_000, ge=1_000, description="Quarantine records longer than this, in bytes; at least 1000"
