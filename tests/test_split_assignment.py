@@ -6,6 +6,7 @@ import math
 import random
 import re
 import tracemalloc
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -242,6 +243,31 @@ def test_a_share_that_rows_of_the_version_before_make_impossible_is_one_warning(
         "split: split.validation 0.1 is not reached: 15 of 300 rows (5 %), as near-duplicates and rows of one group "
         "stay in one split"
     )
+
+
+def test_a_larger_share_takes_no_more_of_a_new_source_than_its_share_and_the_run_says_what_is_missing() -> None:
+    texts = prompts(600, copies=0)
+    rows = [row_of(text, source="abcd"[at // 150]) for at, text in enumerate(texts)]
+    before = split_rows(rows[:450], Split(test=0.1))
+    assert not any("uneven" in said for said in before.warned)
+    splits = split_rows(rows, Split(test=0.2), before)
+    assert split_of(before).items() <= split_of(splits).items()
+    found = {name: Counter(row["source"] for row in rows)["d"] for name, rows in in_splits(splits).items()}
+    assert abs(found["test"] - 30) <= 1
+    assert abs(found["validation"] - 15) <= 1
+    _, short, uneven = splits.warned
+    assert short.startswith("split.test 0.2 is not reached: 75 of 600 rows (12 %), as old rows keep their split; ")
+    assert uneven == (
+        "the test split is uneven: source d has 25 % of all rows and 40 % of its 75 rows; rows that are "
+        "near-duplicates or keep their earlier split cannot be drawn one by one"
+    )
+
+
+def test_new_rows_of_many_labels_are_tested_as_often_as_the_share_says() -> None:
+    texts = prompts(600, copies=0)
+    rows = [row_of(text, answer=f"label {at % 60}") for at, text in enumerate(texts)]
+    before = split_rows(rows[:300], Split(stratify="label"))
+    assert abs(split_rows(rows, Split(stratify="label"), before).num_test - 60) <= 1
 
 
 BASE = prompts(60, seed=9, copies=0)
