@@ -214,8 +214,8 @@ class Split(Section):
     )
     decontaminate: Literal["remove", "report"] = Field(
         default="remove",
-        description="Training rows that share 13 consecutive words, or a short prompt, with a validation or "
-        "test row or with data.held_out: remove them, or only report them",
+        description="Training rows that share 13 consecutive words (26 characters of a script without spaces), or a "
+        "short prompt, with a validation or test row or with data.held_out: remove them, or only report them",
     )
     seed: int = Field(
         default=0,
