@@ -129,7 +129,8 @@ class Checks(Section):
         default=0.2,
         ge=0,
         le=1,
-        description="Stop if more than this share of the rows is quarantined, by checks or the chat template, 0 to 1",
+        description="Stop if more than this share of the rows is quarantined, by checks or the chat template, 0 to 1; "
+        "of rows that model.on_long=quarantine leaves out it only warns",
     )
 
 
