@@ -505,6 +505,7 @@ def test_a_given_split_takes_its_rows_from_where_they_were_and_frees_the_others(
         "freed_by_a_given_split": len(tested),
         "quarantined": 0,
         "returned": 0,
+        "returned_in_split": 0,
         "gone": 0,
     }
 
@@ -539,6 +540,13 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
     moved = "79 rows kept their split, 1 moved to another split, 3 are gone"
     assert moved in growth_sentence(proof("digest", 79))
     assert "79 rows kept their split, 1 is quarantined now, 3 are gone" in growth_sentence(proof("digest", 79, 1))
+    counts = {"known_rows": 80, "stayed": 77, "quarantined": 2, "gone": 3, "returned": 9, "returned_in_split": 4}
+    summed = make_proof(versions=make_earlier_rows(earlier="digest", **counts), quarantined={"contaminated": 11})
+    assert sum(summed.rows.values()) == 90
+    assert growth_sentence(summed) == (
+        "Since the previous version: 90 rows in splits = 77 that kept theirs + 1 that moved to another + 8 that are "
+        "new + 4 that had been quarantined or removed; of its rows 2 are quarantined now, 3 are gone."
+    )
     both = ": 77 rows kept their split, 1 moved to another split, 2 are quarantined now, 3 are gone, 12"
     assert both in growth_sentence(proof("digest", 77, 2))
 
@@ -551,9 +559,9 @@ def test_what_became_of_rows_counts_since_the_previous_version_alone() -> None:
     third = split_rows(fewer, lower, second)
     back = split_rows(free(rows), earlier=third)
     assert [growth_sentence(LeakProof.load(each)).partition(": ")[2] for each in (second, third, back)] == [
-        "60 rows kept their split, 1 is quarantined now, 1 is gone.",
-        "60 rows kept their split, 1 had been quarantined or removed.",
-        "60 rows kept their split, 2 had been quarantined or removed.",
+        "60 rows in splits = 60 that kept theirs; of its rows 1 is quarantined now, 1 is gone.",
+        "60 rows in splits = 60 that kept theirs.",
+        "62 rows in splits = 60 that kept theirs + 2 that had been quarantined or removed.",
     ]
     assert split_of(back) == split_of(first)
 

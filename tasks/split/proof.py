@@ -200,6 +200,7 @@ def versions(
         gone=num_gone,
         quarantined=int((known & (split == NONE)).sum()),
         returned=int((listed & ~known).sum()),
+        returned_in_split=int((listed & ~known & (split != NONE)).sum()),
     )
 
 

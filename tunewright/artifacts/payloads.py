@@ -142,6 +142,7 @@ class EarlierRows(BaseModel, frozen=True):
     gone: int
     quarantined: int = 0
     returned: int | None = None  # rows that it had in no split; None in records of versions that did not count them
+    returned_in_split: int | None = None  # those of them that are in one now; None as above
 
 
 class Stratum(BaseModel, frozen=True):
