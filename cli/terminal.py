@@ -126,12 +126,10 @@ def _show_account(console: Console, outcome: Outcome) -> None:
         where = " (rows in the data report, below)" if outcome.checked else ""
         lines = [f"findings{where}:", *findings]
         console.print(Text("\n  ".join(lines), "dim"))
-    # Before a verdict has measured it, the warning of split has said it.
-    if (
-        outcome.splits
-        and outcome.verdict
-        and (few := too_few_test_rows(outcome.splits, outcome.verdict, outcome.tokens))
-    ):
+    # Before a verdict has measured it, the warning of split has said it of all test rows.
+    splits, tokens = outcome.splits, outcome.tokens
+    is_less = splits and tokens and tokens.num_test < splits.num_test
+    if splits and (outcome.verdict or is_less) and (few := too_few_test_rows(splits, outcome.verdict, tokens)):
         console.print(Text(few, "yellow"))
     for said in user_provided_splits(outcome.checked) if outcome.checked else ():
         console.print(said, style="yellow")

@@ -13,6 +13,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+from tunewright.metrics.texts import parsed
+
 # A placeholder is a whole answer, in any case and without the space around it, that somebody meant to replace.
 # A word can be an honest answer too: it counts only where no turn before it names it ("Answer with a city or none").
 PLACEHOLDER_WORDS = r"todo|tbd|tba|tbc|fixme|none|null|nil|nan|n/?a|not applicable"
@@ -167,22 +169,24 @@ def _is_open_json(text: str) -> bool:
         json.JSONDecoder().raw_decode(text.lstrip())
     except json.JSONDecodeError as error:
         return error.pos >= len(error.doc) or error.msg.startswith("Unterminated string")
-    except RecursionError:  # nested deeper than anybody writes
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nested deeper than anybody writes
         return False
     return False
 
 
 def no_json(answer: str) -> str | None:
-    """Why an answer is no JSON object or array, and nothing else."""
+    """Why an answer is no JSON object or array, and nothing else, as the evaluation takes it (metrics/texts.py)."""
     if not answer.lstrip().startswith(("{", "[")):
         return "it is a text"
     try:
         json.loads(answer)
     except json.JSONDecodeError as error:
         return f"{error.msg} at character {error.pos + 1}"
+    except ValueError:  # an integer of more digits than Python converts
+        return "a number has too many digits"
     except RecursionError:  # nested deeper than anybody writes
         return "it is nested too deep"
-    return None
+    return None if parsed(answer) is not None else "a key is in an object twice, or a number is NaN or infinite"
 
 
 def refusal(answer: str) -> str | None:

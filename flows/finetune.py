@@ -127,7 +127,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     verdict = call(decide)(
         answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, alpha_share=share
     )
-    verdict = call.count_test_use(verdict, adapter, own, splits, opponent, s)
+    verdict = call.count_test_use(verdict, adapter, own, splits, tokens, opponent, s)
     judged = _judge(s, call, answers, splits)
     made = RunArtifacts(
         name=s.registry.name,

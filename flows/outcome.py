@@ -97,9 +97,12 @@ class Outcome(BaseModel, frozen=True):
 
     def findings(self) -> dict[str, int]:
         """Return the findings worth a review that quarantine no row: code -> number of rows."""
-        return {
+        found = {
             code: count for record in (self.checked, self.splits) if record for code, count in record.findings.items()
         }
+        if self.splits and self.tokens and too_few_test_rows(self.splits, tokens=self.tokens):
+            found[TOO_SMALL] = self.tokens.num_test  # of the rows that render left
+        return found
 
     @property
     def constant_score(self) -> float | None:

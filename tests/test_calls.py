@@ -12,11 +12,12 @@ from typing import IO, Any
 import pytest
 from conftest import Harness
 
-from tunewright.artifacts import CheckedRows, Rows, UniqueRows
+from tunewright.artifacts import CheckedRows, Rows, Tokens, UniqueRows, Verdict
 from tunewright.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
 from tunewright.cost_model import one_at_a_time
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Plan, Reached, Run, Step, stages
+from tunewright.flows.calls.calls import Calls
 from tunewright.store import pipelines
 from tunewright.store.caching import cached, lock, seconds_of
 from tunewright.store.stage import stage
@@ -201,3 +202,13 @@ def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(
     assert again.waited_seconds == record.waited_seconds
     assert found.state == "cached" and found.seconds >= 0
     assert seconds_of(record) <= whole - record.waited_seconds, "nor does it count those of its parts"
+
+
+def test_what_render_warned_of_is_a_warning_of_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = Verdict.model_construct(warnings=("few rows",), digest="1")
+    tokens = Tokens.model_construct(warned=("233 of 543 rows are too long",))
+    calls: Any = SimpleNamespace(drawn=object(), digest=lambda record: record.digest, counted=lambda *_: verdict)
+    settings = Settings(data=Data(sources=(Source(path="a.jsonl"),)), model=Model(base="tiny"))
+    count_test_use: Any = Calls.count_test_use
+    found = count_test_use(calls, verdict, None, None, None, tokens, None, settings)
+    assert found.warnings == ("few rows", "233 of 543 rows are too long")

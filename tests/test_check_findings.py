@@ -179,5 +179,8 @@ def test_an_answer_that_is_no_json_is_found_where_nearly_all_others_are(make_row
     assert found.fault == "an answer is no JSON, as nearly all others are"
     refused = check.fn(make_rows([*rows, *broken]), only("no_json_answer", severity="warning"), SPECIAL)
     assert refused.reasons == {"no_json_answer": 2}
+    for answer in ('{"number": 4, "number": 5}', '{"number": NaN}', '{"number": ' + "9" * 5_000 + "}"):
+        invalid = check.fn(make_rows([*rows, ("Extract what is left", answer)]), LENIENT, SPECIAL)
+        assert invalid.findings["no_json_answer"] == 1, "as in the evaluation"
     few = check.fn(make_rows([*rows[:17], *broken]), LENIENT, SPECIAL)  # 17 of 19
     assert "no_json_answer" not in few.findings

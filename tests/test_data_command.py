@@ -212,7 +212,7 @@ def second(earlier: Splits, *, accepted: bool = True) -> list[Artifact]:
     }
     because |= {12: "gone"}
     splits = split(unique, splits, {row_id(line): why for line, why in because.items()}, bridging, earlier)
-    tokens = render(splits, [aside(11, "answer_truncated", row_id=row_id(11))])
+    tokens = render(splits, [aside(11, "too_many_tokens", row_id=row_id(11))])
     if accepted:
         accept(before("triage", rows, SETTINGS.split), rows, checked, unique, splits)
     return [rows, checked, unique, splits, tokens]

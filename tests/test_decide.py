@@ -812,7 +812,9 @@ def test_parts_of_the_rows_are_shown_and_decide_nothing(splits: Splits, tmp_path
     given = answers(tmp_path, "candidate", right(20, 40)), answers(tmp_path, "base", [0.0] * 40)
     verdict = verdict_of(splits, *given)
     assert verdict.decision == "promote"
-    slices = json.loads(verdict.path("verdict.json").read_text())["slices"]
+    kept = json.loads(verdict.path("verdict.json").read_text())
+    slices = kept["slices"]
+    assert list(kept["languages"].values()) == [20, 20]
     shown = {(part["by"], part["name"]): part for part in slices}
     assert {by for by, _ in shown} == {"language", "length", "label"}  # one source is no slice
     assert [part["num_rows"] for part in slices if part["by"] == "language"] == [20, 20]

@@ -327,8 +327,11 @@ def test_what_a_killed_export_left_is_removed_by_the_next_and_what_another_write
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def written(**changes: Any) -> str:
-    """The card of a merged version whose run and verdict have what is usual, with `changes` of the evidence."""
+def written(languages: dict[str, int] | None = None, **changes: Any) -> str:
+    """The card of a merged version whose run and verdict have what is usual, with `changes` of the evidence.
+
+    `languages` are those of the test rows; where they are not given, the verdict is older and has slices alone.
+    """
     verdict = make_verdict_details(
         decision="inconclusive",
         sentence="Inconclusive: not enough evidence.",
@@ -344,7 +347,9 @@ def written(**changes: Any) -> str:
             {"by": "language", "name": name, "num_rows": rows, "candidate": 0, "base": 0, "difference": (0, 0, 0)}
             | {"is_small": False}
             for name, rows in (("en", 70), ("de", 20), ("unknown", 10))
+            if languages is None
         ],
+        languages=languages or {},
         general={"base": {"general_loss": 3.5}, "candidate": {"general_loss": 3.75}},
     )
     given: dict[str, Any] = {
@@ -399,6 +404,25 @@ def test_the_hub_reads_the_front_matter_of_the_card() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("languages", "listed", "said"),
+    [
+        ({"en": 25}, ["en"], "It was measured in this language only: en (25 test rows)."),
+        ({"en": 60, "ja": 40, "nl": 1}, ["en", "ja"], "in these languages only: en (60 test rows), ja (40 test rows)."),
+        ({"en": 2, "unknown": 20}, ["en"], "It was measured in this language only: en (2 test rows)."),
+        ({"unknown": 20}, None, "The test rows are too short to tell their languages."),
+        ({}, None, "It is not known in which languages it was measured."),
+    ],
+)
+def test_the_card_names_the_languages_of_the_test_rows_also_where_there_is_one(
+    languages: dict[str, int], listed: list[str] | None, said: str
+) -> None:
+    text = written(languages)
+    assert said in text
+    read: Any = ModelCard(text)
+    assert read.data.language == listed
+
+
 def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
     text = written()
     assert "secret" not in text
@@ -414,6 +438,7 @@ def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
         "Method: lora: rank 16\n",
         "Training: learning rate 0.0002\n",
         "Languages of the test prompts: en (70 rows), de (20 rows)",
+        "It was measured in these languages only: en (70 test rows), de (20 test rows).",
         "It did not pass its gate: inconclusive.",
         "The test rows have decided on 21 candidates so far; from 20 on,",
         "- 6 answers were cut off.\n- Many test-set uses.\n- Overfitting since step 1.\n",

@@ -658,7 +658,7 @@ def test_no_row_is_lost_whichever_stage_sets_it_aside(settings: Settings, done: 
         assert account.read == account.kept + account.quarantined + account.duplicates
         assert account.kept == account.train + account.validation + account.test
     assert sum(after.reasons().values()) == second.quarantined + second.duplicates
-    assert after.reasons()["answer_truncated"] == second.quarantined - 2
+    assert after.reasons()["too_many_tokens"] == second.quarantined - 2
 
 
 def test_a_run_is_named_after_its_pipeline_what_it_changes_and_when_it_starts(server: None) -> None:

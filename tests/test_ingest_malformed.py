@@ -553,6 +553,32 @@ def test_an_evaluation_file_in_another_encoding_has_its_command() -> None:
         run("a.jsonl", held_out=(RecordFiles(path="b.txt"),))
 
 
+@pytest.mark.parametrize("limit", [None, 321])
+def test_a_file_in_another_encoding_is_refused_beside_many_records_in_utf_8(limit: int | None) -> None:
+    Path("a.jsonl").write_bytes((GOOD + b"\n") * 300)
+    Path("b.jsonl.gz").write_bytes(gzip.compress(JAPANESE.encode("cp932") * 20))
+    Path("c.jsonl").write_bytes(WINDOWS.encode("cp1252"))
+    with pytest.raises(
+        DataError, match=r"^data\.sources\[1\]: b\.jsonl\.gz: 20 of 20 records are not UTF-8, over data\.max_r"
+    ) as told:
+        run("a.jsonl", "b.jsonl.gz", "c.jsonl", max_refused_share=0.1, limit=limit)
+    message = str(told.value)
+    assert "=0.1 of this file; so it is with c.jsonl: 20 bad_encoding, first b.jsonl.gz line 1, byte 13 is" in message
+    assert "; to convert it: gzip -dc b.jsonl.gz | iconv -f CP932 -t UTF-8 > b-utf8.jsonl" in message
+    assert run("a.jsonl", "b.jsonl.gz", max_refused_share=1).num_quarantined == 20
+
+
+def test_a_sample_counts_the_records_of_a_file_in_another_encoding_in_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = WINDOWS.encode("cp1252")
+    Path("a.jsonl").write_bytes(one + (GOOD + b"\n") * 19)  # 5 % of them, all of the sample
+    with monkeypatch.context() as context:
+        context.setattr("tunewright.tasks.ingest.sample", lambda *_: frozenset({("a.jsonl", 1), ("b.jsonl", 1)}))
+        Path("b.jsonl").write_bytes(GOOD + b"\n")
+        assert run("a.jsonl", "b.jsonl", max_refused_share=0.5, limit=2).num_quarantined == 1
+
+
 POLISH = '{"instruction": "Kurier dostarczył paczkę?", "output": "Łatwo sprawdzić, gdzie są: wpisz numer zamówienia"}\n'
 JAPANESE = '{"prompt": "注文した荷物がまだ届きません。", "completion": "配送の状況を調べます"}\n'
 RUSSIAN = '{"prompt": "Где мой заказ?", "completion": "Ваш заказ уже в пути"}\n'

@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from conftest import MakeSplits
 from make_payloads import make_proof
 from test_ingest_tools import CALLED, TOOLS
 
@@ -85,6 +86,30 @@ def test_a_row_that_check_will_quarantine_for_its_length_does_not_enlarge_the_pl
     )
     assert costs.chosen.work.longest < 60
     assert not [note for note in costs.notes if "longer than" in note]
+
+
+def test_a_plan_counts_only_the_rows_that_render_will_leave(tiny_base: Base) -> None:
+    records = [record(number, words=3 if number % 5 < 3 else 200) for number in range(100)]
+    write("a.jsonl", *records)
+    costs = planned(tiny_base, on_long="quarantine").costs
+    assert costs
+    assert any(note.startswith("40 of the 100 rows of the sources are longer than") for note in costs.notes)
+    write("a.jsonl", *[each for number, each in enumerate(records) if number % 5 < 3])
+    short = planned(tiny_base, on_long="quarantine").costs
+    assert short
+    assert (costs.chosen.work.num_rows, costs.chosen.num_steps) == (short.chosen.work.num_rows, short.chosen.num_steps)
+    assert costs.chosen.work.num_rows == 48
+    assert costs.chosen.work.row_tokens == short.chosen.work.row_tokens
+
+
+def test_a_plan_counts_only_the_rows_of_a_split_that_render_will_leave(
+    tiny_base: Base, make_splits: MakeSplits
+) -> None:
+    rows = [[f"Say {number} " + "one " * (3 if number < 30 else 200), "one"] for number in range(40)]
+    settings = pipeline(tiny_base, on_long="quarantine").settings
+    found = sampled(settings, tiny_base, make_splits(rows, rows[:8], rows[:1]), None)
+    assert found
+    assert (found.num_rows, found.num_validation, found.num_test) == (30, 6, 1)
 
 
 def test_a_plan_counts_the_records_that_ingest_will_quarantine(

@@ -23,11 +23,14 @@ from tunewright import config
 from tunewright.artifacts import Base, Contender, Registered
 from tunewright.cli.main import app
 from tunewright.cli.predict import answering
-from tunewright.config import Evaluation, Model
+from tunewright.config import Evaluation, Layout, Model, RecordFiles
 from tunewright.generation import Greedy
 from tunewright.registry import rehearsal
 from tunewright.tasks.evaluate import evaluate
 from tunewright.tasks.ingest import row_id_of
+from tunewright.tasks.ingest.files import files_of
+from tunewright.tasks.ingest.questions import RefusedQuestion, questions
+from tunewright.tasks.ingest.tables import Tally
 from tunewright.tasks.render import render
 
 Make = Callable[..., Registered]
@@ -210,6 +213,26 @@ def test_a_record_that_cannot_be_answered_has_the_reason_in_its_place(said: list
     assert "--columns maps others, such as --columns instruction=question" in output
     assert found[3]["detail"].endswith("--columns maps others, such as --columns instruction=question")
     assert "\x1b[31m" not in output + Path("asked.answers.jsonl").read_text()
+
+
+@pytest.mark.parametrize("layout", ["auto", "prompt_completion"])
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"document": None, "extraction": "{}", "meta": 1}, "document (prompt) is null"),
+        ({"document": None, "extraction": None, "meta": 1}, "document (prompt) is null"),
+        ({"extraction": "{}", "meta": 1}, "there is no document (prompt); the fields are 'extraction', 'meta'"),
+    ],
+)
+def test_a_question_that_is_missing_is_named_as_the_file_names_it(
+    record: dict[str, Any], said: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    columns = {"prompt": "document", "completion": "extraction"}
+    (file,) = files_of(RecordFiles(path=written([record]), columns=columns, layout=layout), "data.sources[0]")
+    (found,) = questions(file, Tally())
+    assert isinstance(found, RefusedQuestion)
+    assert found.detail == said
 
 
 @pytest.mark.usefixtures("registered")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import CHATML, MakeSplits, messages, tiny_tokenizer
@@ -17,7 +18,7 @@ from tunewright.errors import ConfigError, DataError
 from tunewright.machine import bounded
 from tunewright.modeling.chat import Chat, Tokenized, Untrainable, tokenize
 from tunewright.modeling.models import check_served, copy_tokenizer, load_tokenizer
-from tunewright.tasks.render import preview, render
+from tunewright.tasks.render import Bound, preview, render
 from tunewright.tasks.render.report import UNPRINTABLE, measure, segments
 
 LLAMA_2 = (
@@ -171,7 +172,7 @@ def test_a_row_over_max_length_stops_the_run_and_says_where_it_is(tiny_base: Bas
     with pytest.raises(DataError, match=said) as caught:
         render.fn(splits, tiny_base, MODEL.model_copy(update={"max_length": 50}))
     (refused,) = pq.read_table(str(caught.value).rpartition("; see ")[2]).to_pylist()
-    assert (refused["line"], refused["reason"]) == (2, "answer_truncated")
+    assert (refused["line"], refused["reason"]) == (2, "too_many_tokens")
     with pytest.raises(DataError, match=r"leaves no row in train: 1 of .*: raise model.max_length to \d+ to train on"):
         emptied = make_splits([("three " * 40, "four")], [("five", "six")], [("seven", "eight")])
         render.fn(emptied, tiny_base, MODEL.model_copy(update={"max_length": 50, "on_long": "quarantine"}))
@@ -186,11 +187,11 @@ def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, mak
     tokens = render.fn(splits, tiny_base, Model(base="tiny", max_length=50, on_long="quarantine"))
     quarantine = pq.read_table(tokens.path("quarantine.parquet")).to_pylist()
     assert [(row["line"], row["reason"]) for row in quarantine] == [
-        (2, "answer_truncated"),
+        (2, "too_many_tokens"),
         (3, "nothing_trained"),
-        (6, "answer_truncated"),
+        (6, "too_many_tokens"),
     ]
-    assert tokens.reasons == {"answer_truncated": 2, "nothing_trained": 1}
+    assert tokens.reasons == {"too_many_tokens": 2, "nothing_trained": 1}
     (warned,) = tokens.warned
     assert re.fullmatch(
         r"2 of 6 rows \(33 %\) are longer than model\.max_length=50 tokens and are quarantined, 1 of the 2 test rows "
@@ -200,6 +201,46 @@ def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, mak
     assert (tokens.num_train, tokens.num_validation, tokens.num_test, tokens.num_quarantined) == (1, 1, 1, 3)
     assert tokens.longest == max(len(row["input_ids"]) for split in SPLITS for row in rows(tokens, split))
     assert tokens.num_trained_tokens == sum(label != -100 for label in rows(tokens)[0]["labels"])
+
+
+JAPANESE = "ご注文いただいた商品は倉庫から発送されましたので、到着までもう少しお待ちください。"
+ENGLISH = "Your order has left the warehouse today"
+
+
+def test_many_long_rows_of_one_language_and_source_are_named_with_the_rows_of_others(
+    tiny_base: Base, make_splits: MakeSplits
+) -> None:
+    many = ([(f"{JAPANESE}{n}", "はい") for n in range(4)] + [(f"{ENGLISH} {n}", "yes") for n in range(2)]) * 2
+    splits = make_splits(many, many[3:6], many[3:6])
+    for name in SPLITS:
+        file = splits.path(f"{name}.parquet")
+        table = pq.read_table(file)
+        sources = ["b.jsonl" if "商品" in turns[0]["content"] else "a.jsonl" for turns in table["messages"].to_pylist()]
+        place = table.column_names.index("source")
+        pq.write_table(table.set_column(place, table.schema.field("source"), pa.array(sources)), file)
+    (warned,) = render.fn(
+        splits, tiny_base, MODEL.model_copy(update={"max_length": 60, "on_long": "quarantine"})
+    ).warned
+    assert re.match(
+        r"10 of 18 rows \(56 %\) are longer than model\.max_length=60 tokens and are quarantined, 1 of the 3 test rows "
+        r"among them, so that the verdict says nothing of such rows: they are 10 of the 10 rows of source b\.jsonl "
+        r"\(and 0 of the 8 others\) and 10 of the 10 rows of language ja \(and 0 of the 8 others\); raise model",
+        warned,
+    ), warned
+
+
+def test_the_advice_for_long_rows_goes_up_to_the_context_of_the_base() -> None:
+    bound = Bound(max_length=2048, context=8192)
+    assert bound.cure(3000, "quarantine") == "raise model.max_length to 3000 to train on them"
+    assert bound.cure(9000, "quarantine") == (
+        "raise model.max_length up to 8192, which is all that the base reads, and shorten those that are longer still, "
+        "or use a base with a longer context"
+    )
+    assert bound.cure(9000, "error").startswith(
+        "set model.on_long=quarantine to quarantine such rows, raise model.max_length up to 8192"
+    )
+    whole = Bound(max_length=8192, context=8192)
+    assert whole.cure(9000, "quarantine") == "shorten them, or use a base with a longer context"
 
 
 def test_a_row_longer_than_the_base_can_read_is_refused(make_base: MakeBase, make_splits: MakeSplits) -> None:

@@ -6,6 +6,7 @@ import math
 import random
 import re
 import tracemalloc
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -244,6 +245,31 @@ def test_a_share_that_rows_of_the_version_before_make_impossible_is_one_warning(
     )
 
 
+def test_a_larger_share_takes_no_more_of_a_new_source_than_its_share_and_the_run_says_what_is_missing() -> None:
+    texts = prompts(600, copies=0)
+    rows = [row_of(text, source="abcd"[at // 150]) for at, text in enumerate(texts)]
+    before = split_rows(rows[:450], Split(test=0.1))
+    assert not any("uneven" in said for said in before.warned)
+    splits = split_rows(rows, Split(test=0.2), before)
+    assert split_of(before).items() <= split_of(splits).items()
+    found = {name: Counter(row["source"] for row in rows)["d"] for name, rows in in_splits(splits).items()}
+    assert abs(found["test"] - 30) <= 1
+    assert abs(found["validation"] - 15) <= 1
+    _, short, uneven = splits.warned
+    assert short.startswith("split.test 0.2 is not reached: 75 of 600 rows (12 %), as old rows keep their split; ")
+    assert uneven == (
+        "the test split is uneven: source d has 25 % of all rows and 40 % of its 75 rows; rows that are "
+        "near-duplicates or keep their earlier split cannot be drawn one by one"
+    )
+
+
+def test_new_rows_of_many_labels_are_tested_as_often_as_the_share_says() -> None:
+    texts = prompts(600, copies=0)
+    rows = [row_of(text, answer=f"label {at % 60}") for at, text in enumerate(texts)]
+    before = split_rows(rows[:300], Split(stratify="label"))
+    assert abs(split_rows(rows, Split(stratify="label"), before).num_test - 60) <= 1
+
+
 BASE = prompts(60, seed=9, copies=0)
 MIDDLE = "where do I find the number of my card"
 TRAINED, TESTED = f"{MIDDLE} when it is lost", f"please tell me {MIDDLE}"
@@ -479,6 +505,7 @@ def test_a_given_split_takes_its_rows_from_where_they_were_and_frees_the_others(
         "freed_by_a_given_split": len(tested),
         "quarantined": 0,
         "returned": 0,
+        "returned_in_split": 0,
         "gone": 0,
     }
 
@@ -513,6 +540,13 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
     moved = "79 rows kept their split, 1 moved to another split, 3 are gone"
     assert moved in growth_sentence(proof("digest", 79))
     assert "79 rows kept their split, 1 is quarantined now, 3 are gone" in growth_sentence(proof("digest", 79, 1))
+    counts = {"known_rows": 80, "stayed": 77, "quarantined": 2, "gone": 3, "returned": 9, "returned_in_split": 4}
+    summed = make_proof(versions=make_earlier_rows(earlier="digest", **counts), quarantined={"contaminated": 11})
+    assert sum(summed.rows.values()) == 90
+    assert growth_sentence(summed) == (
+        "Since the previous version: 90 rows in splits = 77 that kept theirs + 1 that moved to another + 8 that are "
+        "new + 4 that had been quarantined or removed; of its rows 2 are quarantined now, 3 are gone."
+    )
     both = ": 77 rows kept their split, 1 moved to another split, 2 are quarantined now, 3 are gone, 12"
     assert both in growth_sentence(proof("digest", 77, 2))
 
@@ -525,9 +559,9 @@ def test_what_became_of_rows_counts_since_the_previous_version_alone() -> None:
     third = split_rows(fewer, lower, second)
     back = split_rows(free(rows), earlier=third)
     assert [growth_sentence(LeakProof.load(each)).partition(": ")[2] for each in (second, third, back)] == [
-        "60 rows kept their split, 1 is quarantined now, 1 is gone.",
-        "60 rows kept their split, 1 had been quarantined or removed.",
-        "60 rows kept their split, 2 had been quarantined or removed.",
+        "60 rows in splits = 60 that kept theirs; of its rows 1 is quarantined now, 1 is gone.",
+        "60 rows in splits = 60 that kept theirs.",
+        "62 rows in splits = 60 that kept theirs + 2 that had been quarantined or removed.",
     ]
     assert split_of(back) == split_of(first)
 

@@ -64,6 +64,27 @@ def test_a_training_row_with_thirteen_words_of_an_evaluation_row_goes_and_says_w
     }
 
 
+KANA = [chr(code) for code in range(ord("ぁ"), ord("ん"))]
+
+
+@pytest.mark.parametrize("before", ["", "表題 Ab12の", "\uff11.か\u3099は "])
+def test_the_place_of_a_passage_without_spaces_is_its_character(before: str) -> None:
+    passage = "".join(RNG.sample(KANA, 26))
+    starts = (f"{before}{''.join(RNG.choices(KANA, k=40))}木。", f"{''.join(RNG.choices(KANA, k=40))}火。")
+    texts = [f"{start}{passage}" for start in starts]
+    train, other = row_of(texts[0], use_as="train"), row_of(texts[1], use_as="test")
+    aside = quarantined(split_rows(fixed_rows(train, other)))[train["row_id"]]
+    begins = texts[0].index(passage) + 1
+    assert aside["detail"].endswith(f" row data.jsonl:152, from character {begins} of this row on")
+
+
+def test_twenty_five_characters_without_spaces_are_not_enough() -> None:
+    passage = "".join(RNG.sample(KANA, 25))
+    ends = (("木", "火", "train"), ("水", "土", "test"))
+    rows = [row_of(f"{''.join(RNG.choices(KANA, k=40))}{a}。{passage}{b}", use_as=split) for a, b, split in ends]
+    assert not contaminated(split_rows(fixed_rows(*rows)))
+
+
 def test_twelve_words_in_a_row_are_not_enough() -> None:
     twelve = " ".join(PASSAGE.split()[:12])
     rows = fixed_rows(row_of(around(twelve), use_as="train"), row_of(around(twelve), use_as="test"))

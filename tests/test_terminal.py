@@ -188,6 +188,30 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     assert too_few_test_rows(few.model_copy(update={"findings": {}})) == ""
 
 
+def test_few_test_rows_are_those_that_render_left(tmp_path: Path) -> None:
+    make_proof(smallest_visible_difference=0.13, test_clusters=110).save(tmp_path)
+    splits = Splits(
+        folder=tmp_path,
+        num_train=433,
+        num_validation=10,
+        num_test=110,
+        num_clusters=553,
+        findings={"too_small": 110},
+        largest_similarity=0,
+        random_leak_share=0,
+    )
+    rows = Rows(num_read=553, num_rows=553, num_quarantined=0, reasons={}, detected={})
+    tokens = Tokens.model_construct(
+        folder=tmp_path, num_train=300, num_validation=8, num_test=25, num_quarantined=220, reasons={"too_long": 220}
+    )
+    made = (("ingest", rows), ("split", splits), ("render", tokens))
+    outcome = Outcome.of([Step(stage=stage, state="ran", record=record) for stage, record in made])
+    assert outcome.findings()["too_small"] == 25
+    console = Console(file=StringIO(), width=120, highlight=False)
+    terminal.show_outcome(console, outcome, "x.yaml")
+    assert "warning: only 25 test rows, smallest detectable" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 KEPT = "--set as in this run, which overrides the file"
 CHANGE = "  make a change that the verdict page advises (What to try next), then  tunewright run "
 

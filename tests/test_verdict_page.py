@@ -36,10 +36,12 @@ from tunewright.artifacts import (
 from tunewright.config import Gate, Guardrail
 from tunewright.cost_model.money import Price
 from tunewright.metrics import choose
+from tunewright.metrics.catalogue import constant_answer
 from tunewright.metrics.intervals import RAISE_LIMIT
 from tunewright.reports.curves import TrainingWarning
 from tunewright.reports.pages import exactly, interval, number
 from tunewright.tasks.decide import decide
+from tunewright.tasks.decide.reading import COMPARED, TRIED
 from tunewright.tasks.evaluate import ANSWER_SCHEMA, scored
 from tunewright.tasks.verdict_page import verdict_page
 from tunewright.tasks.verdict_page.case import Case
@@ -729,6 +731,10 @@ def test_the_baseline_of_always_the_same_answer_is_explained(make: Make) -> None
     page = Read(page_of(make(["refund"] * 80, ["login"] * 80, taught=["refund", "login"]))).text
     assert len(re.findall(r"The references are \d labels: measured are exact_match, ", page)) == 1
     assert page.count("The majority-class baseline always gives the most frequent training answer, or the") == 1
+    assert constant_answer("token_f1").startswith(
+        "the training answer that scores best on training rows, as far as a sample of at most "
+        f"{TRIED} training answers ({COMPARED} if they are long) shows, or "
+    )
 
 
 UNLEARNED = {

@@ -115,6 +115,7 @@ def test_a_version_that_nobody_touched_is_verified(check: Check) -> None:
         *("model files", "evidence", "answers", "verdict", "splits", "artifacts", "source files"),
         "history of @champion",
     ]
+    assert found["splits"][1].endswith(" validation rows of split"), "which render may have quarantined some of"
 
 
 def test_a_byte_of_the_adapter_that_was_changed_is_found(check: Check, home: Path) -> None:

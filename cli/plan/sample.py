@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil, inf
 from pathlib import Path
 from typing import NamedTuple
@@ -91,11 +91,12 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             base = _unpacked(settings.model, Path(folder))
         rows = _rendered(conversations, base, settings.model)
         bound = bound_of(base, settings.model) if base and rows else None
-    numbers = max(1, train), num_validation, num_test
+    numbers, user_provided = (train, num_validation, num_test), {each.use_as for each in settings.data.sources}
     if not rows or not bound:
         guessed = [_guessed(messages, settings.model) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
-        return Sampled(source, *numbers, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
+        left = _left(numbers, len(conversations) / max(1, num_looked_at), user_provided)
+        return Sampled(source, *left, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
     kept = [row for row in rows if len(row["input_ids"]) <= bound.limit]
     too_long = ""
@@ -113,10 +114,11 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
             f"{bound.cure(max(long), settings.model.on_long)}"
         )
     said = f"from {which}, rendered{rest}"
+    num_left = len(kept) if kept and settings.model.on_long == "quarantine" else len(rows)
     stops_for_some = source == "split" and settings.model.on_long == "error"  # what check or dedupe removes is no row
     return Sampled(
         source,
-        *numbers,
+        *_left(numbers, num_left / num_looked_at, user_provided),
         kept or rows,
         said,
         too_long,
@@ -126,6 +128,19 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         is_refused=bool(long) and (stops_for_some or (is_all and not kept)),
         repeated=repeated / before,
     )
+
+
+def _left(numbers: tuple[int, int, int], share: float, user_provided: Collection[str | None]) -> tuple[int, int, int]:
+    """Return the training, validation and test rows that are left of `numbers`, by the `share` that is left of some.
+
+    Nothing is known of the rows of a user-provided split. A split that has a row is not said to be empty.
+    """
+    left = (
+        number if name in user_provided else max(min(1, number), round(share * number))
+        for name, number in zip(("validation", "test"), numbers[1:], strict=True)
+    )
+    num_validation, num_test = left
+    return max(1, round(share * numbers[0])), num_validation, num_test
 
 
 def _checked(conversations: Sequence[list[Message]], checks: Checks) -> list[list[Message]]:

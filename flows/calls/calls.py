@@ -227,17 +227,22 @@ class Calls(ABC):
         candidate: Adapter,
         answers: Answers,
         splits: Splits,
+        tokens: Tokens,
         opponent: Contender | None,
         settings: Settings,
         /,
     ) -> Verdict:
-        """The verdict with its test-set use, and a warning where the champion was trained on some of the test rows."""
+        """The verdict with its test-set use and the warnings of render, which says of which rows there are no answers.
+
+        Another warning is there if the champion was trained on some of the test rows.
+        """
         if not self.digest(verdict):
             return verdict
         assert self.drawn
         verdict = self.counted(verdict, candidate, answers, settings.gate, self.drawn)
         warning = trained_on_test(settings.registry, opponent, splits, settings.split) if opponent else ""
-        return verdict.model_copy(update={"warnings": (*verdict.warnings, *([warning] if warning else []))})
+        warnings = (*verdict.warnings, *tokens.warned, *([warning] if warning else []))
+        return verdict.model_copy(update={"warnings": warnings})
 
     @abstractmethod
     def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:

@@ -9,6 +9,7 @@ A positive difference is in the candidate's favour, also where lower is better. 
 negative log-likelihood in nats per token. A row that stands twice among the test rows counts once.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -162,11 +163,14 @@ def decide(
     }
     has_calls = metric in OF_CALLS
     parts: list[Slice] = []
+    languages: dict[str, int] = {}
     if decision.decision != "invalid":
         test = pq.read_table(splits.path("test.parquet"), columns=["row_id", "source", "messages"])
         names = ("row_id", "reference")
         references = dict(zip(*(tables[CANDIDATE][name].to_pylist() for name in names), strict=True))
-        parts = slices(evidence, kinds(test, references, has_calls=has_calls), gate.confidence)
+        found = kinds(test, references, has_calls=has_calls)
+        parts = slices(evidence, found, gate.confidence)
+        languages = dict(Counter(found["language"].values()).most_common())
     suite = means_of(general)
     shown_beside = constant if is_prose and not has_calls else {}
     warned: tuple[str, ...] = ()
@@ -193,6 +197,7 @@ def decide(
         slices=tuple(parts),
         general=suite,
         constant_answer=in_a_line(always.text) if always else "",
+        languages=languages,
         beside=tuple(each for _, each in others),
     )
     details.save(folder)

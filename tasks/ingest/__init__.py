@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import heapq
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,11 +26,11 @@ from tunewright.config import Data
 from tunewright.errors import ConfigError, DataError
 from tunewright.metrics import closed_set
 from tunewright.store.stage import stage
-from tunewright.tasks.ingest.files import SourceFile, named, openable, source_files, unchanged
+from tunewright.tasks.ingest.files import SourceFile, named, openable, place_of, source_files, unchanged
 from tunewright.tasks.ingest.held_out import write_held_out
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import LIBRARIES, columns_of, parts_of
-from tunewright.tasks.ingest.readers import encoding_advice, read, without_guess
+from tunewright.tasks.ingest.readers import encoding_advice, is_utf_8, read, without_guess
 from tunewright.tasks.ingest.rows import row_id_of
 from tunewright.tasks.ingest.stores import num_bytes
 from tunewright.tasks.ingest.tables import Tables, Tally
@@ -111,6 +112,34 @@ def judge(data: Data, files: Iterable[SourceFile], tally: Tally) -> None:
         why = f"over data.max_refused_share={data.max_refused_share}" if over else "so no row is left"
         message = f"{num_refused} of {tally.num_read} records quarantined, {why}: {reasons(tally, files)}"
         raise DataError(message, see=("quarantine.parquet",))
+
+
+def stop_on_encoding(
+    data: Data, files: Sequence[SourceFile], tallies: dict[str, Tally], *, is_sample: bool = False
+) -> None:
+    """Raise DataError where too many records of one file are not UTF-8, however many records the other files have.
+
+    An encoding is that of a whole file. Where the tallies are of a sample, the records of its file are counted.
+    """
+    over = {}
+    for file in files:
+        tally, share = tallies[file.path], data.max_refused_share
+        num_bad, num_read = tally.reasons["bad_encoding"], tally.num_read
+        if is_sample and num_bad > share * num_read:
+            are_bad = [not is_utf_8(raw) for _, _, raw, _ in read(file, data.max_line_bytes, columns_of(file))]
+            num_bad, num_read = sum(are_bad), len(are_bad)
+        if num_bad > share * num_read:
+            over[file.path] = file, f"{num_bad} of {num_read} records are not UTF-8", tally
+    if not over:
+        return
+    (file, said, tally), *others = over.values()
+    also = f"; so it is with {', '.join(openable(other.path) for other, _, _ in others)}" if others else ""
+    only = Tally(reasons=Counter(bad_encoding=tally.reasons["bad_encoding"]), firsts=tally.firsts)
+    raise DataError(
+        f"{place_of(file.setting, file.path)}: {said}, over data.max_refused_share={data.max_refused_share} of this "
+        f"file{also}: {reasons(only, [file])}",
+        see=("quarantine.parquet",),
+    )
 
 
 def stop_on_empty_split(files: Sequence[SourceFile], tallies: dict[str, Tally]) -> None:
@@ -201,6 +230,7 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple
     find_columns(files, tallies | held_out, data.max_line_bytes)
     tally = Tally().add(*tallies.values())
     judge(data, sources, tally)
+    stop_on_encoding(data, sources, tallies, is_sample=chosen is not None)
     if chosen is None:
         stop_on_empty_split(sources, tallies)
     stop_on_needs(folder / "rows.parquet", needs)

@@ -5,6 +5,7 @@ something that a row cannot hold, such as an image, makes a record unfit: it is 
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from itertools import takewhile
 
@@ -101,7 +102,8 @@ def to_question(record: Record, layout: Layout) -> list[Message]:
     if layout in ("preference", "ranked"):
         read = read if preferences.has_both(record, layout) else preferences.prompt
     elif answer not in CONVERSATION_FIELD.values() and record.get(answer) is None:
-        record = record | {answer: ""}
+        record = copy(record)
+        record[answer] = ""
     return _to_messages(record, layout, read, is_question=True)
 
 

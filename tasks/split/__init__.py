@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, Rows, Splits, UniqueRows
 from tunewright.artifacts.payloads import Decontamination, LeakProof, PlacedRow
-from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, Because
+from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
 from tunewright.metrics.closed_set import ROWS_OF_A_STRATUM, count_answers, stop_if_open
@@ -43,6 +43,7 @@ from tunewright.tasks.split.columns import (
     earlier_splits,
     read_columns,
     strata_of,
+    uneven,
     untested,
 )
 from tunewright.tasks.split.contamination import find_contamination
@@ -103,15 +104,19 @@ def _strata(file: Path, columns: RowColumns, stratify: Literal["none", "source",
     return replace(strata, of=of)
 
 
-def _untested(
+def _missed_strata(
     file: Path,
     columns: RowColumns,
     strata: Strata,
     split: np.ndarray,
+    exact: frozenset[int],
     stratify: Literal["none", "source", "label"],
     settings: Split,
 ) -> list[str]:
-    """Warn of strata without a test row; by time, where there are none, of labels, if the answers are labels."""
+    """Warn of strata without a test row, and of one with far more or fewer rows in a split than its share.
+
+    By time, where there are no strata, labels without a test row are warned of, if the answers are labels.
+    """
     if settings.by == "time":
         num_different, num_rows = count_answers(file)
         if not 2 <= num_different <= min(MAX_LABELS, num_rows / ROWS_OF_A_STRATUM):
@@ -123,7 +128,10 @@ def _untested(
         cause = f"rows that are near-duplicates{group} or keep their earlier split cannot be drawn one by one"
     if stratify == "none":
         return []
-    return untested(strata, np.where(columns.given == NONE, split, NONE), stratify, cause)
+    of_drawn = np.where(columns.given == NONE, split, NONE)
+    said = untested(strata, of_drawn, stratify, cause) if TEST not in exact else []
+    drawn = [] if settings.by == "time" else [number for number in (TEST, VALIDATION) if number not in exact]
+    return said + uneven(strata, of_drawn, stratify, drawn, cause)
 
 
 def _answers(file: Path) -> Iterator[str]:
@@ -294,8 +302,7 @@ def split(
     warnings += _many_contaminated(contaminated, num_given)
     warnings += largest_cluster(assignment, settings)
     warnings += unmet_shares(assignment, columns.given == NONE, exact, settings)
-    if TEST not in exact:
-        warnings += _untested(file, columns, strata, own_split, stratify, settings)
+    warnings += _missed_strata(file, columns, strata, own_split, exact, stratify, settings)
     for said in warnings:
         log.warning("split: %s", said)
     proof.save(folder)

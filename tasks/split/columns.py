@@ -14,10 +14,12 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, ROW_SCHEM
 from tunewright.artifacts.payloads import Balance, Deviation, Stratum
 from tunewright.artifacts.placement import NONE, NOT_PLACED, SPLITS, TEST, TRAIN, furthest, index_in, numbers_of
 from tunewright.errors import ConfigError
-from tunewright.reports.pages import counted
+from tunewright.reports.pages import counted, percent
 
 READ = ["row_id", "file", "line", "source", "group", "time", "use_as"]
 REPORTED = 50
+UNEVEN = 0.1  # of a split: rows of one stratum more or fewer than its share, from which that is warned of
+UNEVEN_ROWS = 5  # that are more or fewer by chance in any split
 
 
 class Times(NamedTuple):
@@ -152,6 +154,28 @@ def untested(strata: Strata, split: np.ndarray, by: str, cause: str) -> list[str
         f"no test row is from {which}, such as {in_a_line(strata.said[largest])} of {size}, so no score covers "
         f"{covered}; {cause}"
     ]
+
+
+def uneven(strata: Strata, split: np.ndarray, by: str, drawn: Iterable[int], cause: str) -> list[str]:
+    """Warn of the stratum, `by` source or label, of which each of the `drawn` splits has far more or fewer rows.
+
+    A stratum without a test row is warned of in another sentence (untested). `cause` says why that may be.
+    """
+    from tunewright.privacy.excerpts import in_a_line
+
+    said, num_strata = [], len(strata.names)
+    overall = np.bincount(strata.of[split != NONE], minlength=num_strata) / max(1, int((split != NONE).sum()))
+    for number in drawn:
+        rows = np.bincount(strata.of[split == number], minlength=num_strata)
+        surplus = np.where(rows > 0, rows - overall * rows.sum(), 0)
+        most = int(np.abs(surplus).argmax())
+        if abs(surplus[most]) > max(UNEVEN * rows.sum(), UNEVEN_ROWS):
+            said.append(
+                f"the {SPLITS[number]} split is uneven: {by} {in_a_line(strata.said[most])} has "
+                f"{percent(overall[most])} of all rows and {percent(rows[most] / rows.sum())} of its "
+                f"{counted(int(rows.sum()), 'row')}; {cause}"
+            )
+    return said
 
 
 def balance(strata: Strata, split: np.ndarray, by: str | None) -> Balance:

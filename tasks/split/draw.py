@@ -6,6 +6,9 @@ Techniques", chapter 8). Clusters of more than a tenth of a split come last: a l
 with one question. Where that leaves a split empty, test and validation share the clusters that they take in proportion
 to the rows that they ask for, at least one each, and the largest cluster trains.
 
+Where rows keep their earlier split, a stratum gives no more to a split than the share of its own rows. The new rows of
+one source would otherwise fill a larger test split alone, and none of them would train.
+
 By time the newest cluster comes first, and none is passed over. A cluster is as old as its oldest row, so no test row
 is older than the beginning of what trains. By its newest row, old questions that were asked again would be tested.
 
@@ -17,6 +20,7 @@ row_id stay, so that the same ones are drawn again as data grow.
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -85,9 +89,15 @@ def draw(
         starts = np.array([_lot(f"{settings.seed} {first} {name}") for name in strata.names]) / 2.0**64
         return _in_turn(left, clusters, sum(wanted.values()), have, want, starts)
 
+    has_kept = bool(np.isin(assignment.because[shared], [Because.KEPT, Because.INHERITED]).any())
+    main = clusters.stratum[assignment.cluster[shared]]
     for number in wanted:
-        order = in_turn({number: wanted[number]})
-        split_of[_fill(order, clusters.sizes, wanted[number], passes_over=times is None)] = number
+        order, room = in_turn({number: wanted[number]}), None
+        if has_kept and times is None:
+            there = main[assignment.split[shared] == number]
+            all_rows, have = (np.bincount(each, minlength=len(strata.names)) for each in (main, there))
+            room = _Room(getattr(settings, SPLITS[number]) * all_rows - have, clusters.stratum)
+        split_of[_fill(order, clusters.sizes, wanted[number], passes_over=times is None, room=room)] = number
     split_of[split_of == NONE] = TRAIN
     if any(number not in split_of for number in (TRAIN, *wanted)) and len(free) >= sum(is_empty):
         split_of[free] = NONE
@@ -135,11 +145,28 @@ def draw_replay(assignment: Assignment, row_ids: pa.Array, replay: np.ndarray, s
     assignment.quarantine(rows[most:], Because.NOT_DRAWN)
 
 
-def _fill(order: np.ndarray, sizes: np.ndarray, wanted: float, *, passes_over: bool) -> list[int]:
-    """Return the first clusters in `order` that bring a split nearer to `wanted` rows."""
+class _Room(NamedTuple):
+    """How many more rows a split may take of each stratum, and the stratum of each cluster."""
+
+    rows: np.ndarray
+    stratum: np.ndarray
+
+
+def _fill(
+    order: np.ndarray, sizes: np.ndarray, wanted: float, *, passes_over: bool, room: _Room | None = None
+) -> list[int]:
+    """Return the first clusters in `order` that bring a split nearer to `wanted` rows, each stratum up to its room.
+
+    The last cluster of a stratum may be more than its room: most of many strata have room for less than one row.
+    """
     taken: list[int] = []
+    small = max(1.0, LARGE_SHARE * wanted)
     for cluster, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        if room and ((left := room.rows[room.stratum[cluster]]) <= 0 or size > small + 2 * left):
+            continue
         if size <= 2 * wanted:
+            if room:
+                room.rows[room.stratum[cluster]] -= size
             taken.append(cluster)
             wanted -= size
         elif wanted < 0.5 or not passes_over:  # not even a cluster of one row

@@ -4,6 +4,8 @@ A passage is 13 words in a row. In scripts without spaces a character is a word 
 word here, else six words of Japanese would be a passage.
 """
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Self
 
@@ -219,14 +221,33 @@ def _by_row(*found: Shared) -> Shared:
     return Shared(rows, texts[first], hashes[first])
 
 
-def first_word(text: str, passage: int) -> int:
-    """The word of a text with which the passage with this hash begins, counted from 1; 0 where it is not found."""
-    folded = fold_texts(text.split())
-    found = words(folded, segments(folded, folded.prompts), np.empty(0, np.uint64))
+def first_place(text: str, passage: int) -> str:
+    """Return where the passage with this hash begins in a text: "word 12", or "character 287" without spaces.
+
+    Both are counted from 1. It is empty where the passage is not found.
+    """
+    from tunewright.similarity.hashing import are_spaceless
+
+    pieces = [*re.finditer(r"\S+", text)]
+    found = _words(piece[0] for piece in pieces)
     whole = Texts.of(found, np.array([0, len(found.hashes)]), np.array([0]))
     _, begins, ends = whole.passages()
     at = np.flatnonzero(whole.hash_runs(begins, ends) == np.uint64(passage))
-    return int(np.searchsorted(found.indptr, begins[at[0]], side="right")) if len(at) else 0
+    if not len(at):
+        return ""
+    begin = int(begins[at[0]])
+    number = int(np.searchsorted(found.indptr, begin, side="right"))
+    if not are_spaceless(found.hashes[begin : begin + 1])[0]:
+        return f"word {number:,}"
+    piece, before = pieces[number - 1], begin - int(found.indptr[number - 1])
+    lengths = range(len(piece[0]) + 1)
+    length = bisect_right(lengths, before, key=lambda length: len(_words([piece[0][:length]]).hashes))
+    return f"character {piece.start() + length:,}"
+
+
+def _words(texts: Iterable[str]) -> Runs:
+    folded = fold_texts(texts)
+    return words(folded, segments(folded, folded.prompts), np.empty(0, np.uint64))
 
 
 def _powers(base: int, count: int) -> np.ndarray:

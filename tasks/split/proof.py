@@ -130,18 +130,13 @@ def unmet_shares(assignment: Assignment, free: np.ndarray, exact: frozenset[int]
     said = []
     for at in (TEST, VALIDATION):
         share, least = getattr(settings, SPLITS[at]), int((fixed & (assignment.split == at)).sum())
-        most = least + int((free & ~fixed & (assignment.split <= at)).sum())  # test is drawn first
         count = int((free & (assignment.split == at)).sum())
         missing = share * num_rows - count
         missed = (
             f"split.{SPLITS[at]} {share:g} is not reached: {count:,} of {num_rows:,} rows "
             f"({100 * count / max(num_rows, 1):.0f} %), as"
         )
-        if (
-            at not in exact
-            and fixed.any()
-            and max(least - share * num_rows, share * num_rows - most) > MISSED * num_rows
-        ):
+        if at not in exact and fixed.any() and max(least - share * num_rows, missing) > MISSED * num_rows:
             said.append(f"{missed} old rows keep their split; split.sticky=false draws all anew")
         elif at not in exact and not fixed.any() and missing > max(A_FEW, (1 - SHORT) * share * num_rows):
             said.append(f"{missed} near-duplicates and rows of one group stay in one split")
@@ -205,6 +200,7 @@ def versions(
         gone=num_gone,
         quarantined=int((known & (split == NONE)).sum()),
         returned=int((listed & ~known).sum()),
+        returned_in_split=int((listed & ~known & (split != NONE)).sum()),
     )
 
 

@@ -16,7 +16,7 @@ from tunewright.similarity.engine import read_pieces
 from tunewright.tasks.split.assignment import Assignment, Partner
 from tunewright.tasks.split.columns import RowColumns
 from tunewright.tasks.split.contamination import Contamination
-from tunewright.tasks.split.passages import first_word
+from tunewright.tasks.split.passages import first_place
 
 TEXT_CHARS = 500
 MASKED_CHARS = 2_000  # of a row that are looked through for what must not be shown, before it is cut
@@ -41,8 +41,8 @@ class Details:
             other, passage = self.passages[row]
             if not passage:
                 return f"Its whole prompt occurs in {self.place(other)}"
-            word = first_word(text, passage)
-            where = f", from word {word} of this row on" if word else ", across a boilerplate sentence"
+            begin = first_place(text, passage)
+            where = f", from {begin} of this row on" if begin else ", across a boilerplate sentence"
             return f"It shares a passage with {self.place(other)}{where}"
         if self.assignment.because[row] == Because.NOT_DRAWN:
             return "split.replay allows no more replay rows"

@@ -142,6 +142,7 @@ class EarlierRows(BaseModel, frozen=True):
     gone: int
     quarantined: int = 0
     returned: int | None = None  # rows that it had in no split; None in records of versions that did not count them
+    returned_in_split: int | None = None  # those of them that are in one now; None as above
 
 
 class Stratum(BaseModel, frozen=True):
@@ -336,6 +337,7 @@ class VerdictDetails(Payload, Decision, frozen=True):
     beside: tuple[Comparison, ...] = ()  # with models behind APIs, which the decision does not depend on
     general: dict[str, dict[str, float]]  # base and candidate -> scores on general tasks and texts
     constant_answer: str = ""  # the beginning of the answer that the constant opponent always gives
+    languages: dict[str, int] = {}  # language -> test rows, the most first, or unknown; empty in older verdicts
 
     @classmethod
     def score_of(cls, opponent: str, verdict: Verdict) -> float | None:

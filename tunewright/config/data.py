@@ -85,7 +85,8 @@ class Data(Section):
         default=0.1,
         ge=0,
         le=1,
-        description="Stop if more than this share of the records is quarantined by ingest, 0 to 1",
+        description="Stop if more than this share of the records is quarantined by ingest, or more than this share of "
+        "the records of one file is not UTF-8; 0 to 1",
     )
     max_line_bytes: int = Field(
         default=1_000_000, ge=1_000, description="Quarantine records longer than this, in bytes; at least 1000"
@@ -128,7 +129,8 @@ class Checks(Section):
         default=0.2,
         ge=0,
         le=1,
-        description="Stop if more than this share of the rows is quarantined, by checks or the chat template, 0 to 1",
+        description="Stop if more than this share of the rows is quarantined, by checks or the chat template, 0 to 1; "
+        "of rows that model.on_long=quarantine leaves out it only warns",
     )
 
 
@@ -213,8 +215,8 @@ class Split(Section):
     )
     decontaminate: Literal["remove", "report"] = Field(
         default="remove",
-        description="Training rows that share 13 consecutive words, or a short prompt, with a validation or "
-        "test row or with data.held_out: remove them, or only report them",
+        description="Training rows that share 13 consecutive words (26 characters of a script without spaces), or a "
+        "short prompt, with a validation or test row or with data.held_out: remove them, or only report them",
     )
     seed: int = Field(
         default=0,

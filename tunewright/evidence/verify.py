@@ -216,8 +216,8 @@ def _splits(evidence: EvidenceBundle, local: Path) -> Check:
         return Check("splits", "altered", f"not among the test rows: {counted(len(elsewhere), 'answered row')}")
     if both := of["test"] & (of["train"] | of["validation"]):
         return Check("splits", "altered", f"also in another split: {counted(len(both), 'test row')}")
-    others = f"{len(of['train']):,} training and {len(of['validation']):,} validation rows"
-    said = f"{counted(len(answered), 'answered row')} among the test rows, none among {others}"
+    others = f"{len(of['train']):,} training and {len(of['validation']):,} validation rows of split"
+    said = f"{counted(len(answered), 'answered row')} among the test rows, none among the {others}"
     return Check("splits", "ok", said)
 
 

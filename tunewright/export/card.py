@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunewright.artifacts import shown
-from tunewright.artifacts.payloads import OTHER_ROWS, Comparison, Interval, VerdictDetails
+from tunewright.artifacts.payloads import OTHER_ROWS, ROWS_OF_A_SLICE, Comparison, Interval, VerdictDetails
 from tunewright.export.evidence import CardEvidence
 from tunewright.export.parity import Parity
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline, constant_answer
@@ -145,9 +145,13 @@ def _settings(section: str, names: tuple[str, ...], params: Mapping[str, str]) -
 
 
 def _languages(verdict: VerdictDetails) -> list[tuple[str, int]]:
-    """The languages of the test rows' prompts with their rows, as far as they were told apart."""
-    told = [each for each in verdict.slices if each.by == "language" and each.name not in (UNKNOWN, OTHER_ROWS)]
-    return [(each.name, each.num_rows) for each in told]
+    """The languages of the test rows' prompts with their rows, without those of few rows, which may be mistaken.
+
+    Older verdicts have them only where there are several.
+    """
+    sliced = {each.name: each.num_rows for each in verdict.slices if each.by == "language" and each.name != OTHER_ROWS}
+    told = [(name, rows) for name, rows in (verdict.languages or sliced).items() if name != UNKNOWN]
+    return [(name, rows) for name, rows in told if rows >= ROWS_OF_A_SLICE] or told
 
 
 def _metrics(verdict: VerdictDetails) -> list[str]:
@@ -218,11 +222,13 @@ def limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
     if changes:
         yield f"Abilities outside of the task, base -> this model: {', '.join(changes)}."
     languages = _languages(verdict)
+    measured = ", ".join(f"{name} ({counted(rows, 'test row')})" for name, rows in languages)
     if languages:
-        measured = ", ".join(f"{name} ({counted(rows, 'test row')})" for name, rows in languages)
-        yield f"It was measured in these languages only: {measured}."
+        yield f"It was measured in {'this language' if len(languages) == 1 else 'these languages'} only: {measured}."
+    elif verdict.languages:
+        yield "The test rows are too short to tell their languages."
     else:
-        yield "The languages of the test rows were not told apart."
+        yield "It is not known in which languages it was measured."
     longest = params.get("model.max_length")
     if longest:
         yield f"Conversations of more than {int(longest):,} tokens were neither trained on nor measured."

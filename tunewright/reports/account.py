@@ -5,7 +5,7 @@ from collections import Counter
 from pydantic import BaseModel
 
 from tunewright.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
-from tunewright.artifacts.payloads import LeakProof
+from tunewright.artifacts.payloads import EarlierRows, LeakProof
 from tunewright.reports.pages import below, counted, percent
 
 MOST_BOILERPLATE = 20  # sentences that the record of the unique rows has
@@ -107,6 +107,8 @@ def growth_sentence(proof: LeakProof) -> str:
     versions = proof.versions
     if versions.earlier is None:
         return ""
+    if versions.returned_in_split is not None:
+        return _growth(sum(proof.rows.values()), versions, versions.returned_in_split)
     known = versions.known_rows
     rows = sum(proof.rows.values()) + sum(proof.quarantined.values())
     moved = known - versions.stayed - versions.quarantined
@@ -123,3 +125,19 @@ def growth_sentence(proof: LeakProof) -> str:
     first, *others = [(number, said) for said, number in told.items() if number] or [(0, "are left")]
     parts = [f"{counted(first[0], 'row')} {first[1]}", *(f"{number:,} {said}" for number, said in others)]
     return f"Since the previous version: {', '.join(parts)}."
+
+
+def _growth(in_splits: int, versions: EarlierRows, returned: int) -> str:
+    """The sentence as a sum of the rows that are in splits now, and then those of the version before that are not."""
+    moved = versions.known_rows - versions.stayed - versions.quarantined
+    told = {
+        "kept theirs": versions.stayed,
+        "moved to another": moved,
+        f"{'is' if (new := in_splits - versions.stayed - moved - returned) == 1 else 'are'} new": new,
+        "had been quarantined or removed": returned,
+    }
+    parts = [f"{number:,} that {said}" for said, number in told.items() if number]
+    lost = {"quarantined now": versions.quarantined, "gone": versions.gone}
+    others = [f"{number:,} {'is' if number == 1 else 'are'} {said}" for said, number in lost.items() if number]
+    said = f"{counted(in_splits, 'row')} in splits = {' + '.join(parts)}"
+    return f"Since the previous version: {said}{'; of its rows ' if others else ''}{', '.join(others)}."
