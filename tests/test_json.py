@@ -79,7 +79,12 @@ SELDOM = {
         *("answered_in_part", "answered_in_part.<contender>"),  # of a prompt that is ended
         *("answered_in_part.<contender>.num_rows", "answered_in_part.<contender>.num_unanswered"),
         *("preference", "preference.method"),  # with preference.method (tests/test_preference_flow.py)
-        *("grpo", "grpo.method", "grpo.best_validation_loss"),  # with grpo.rewards (tests/test_reward_flow.py)
+        *(
+            "grpo",
+            "grpo.method",
+            "grpo.best_by",
+            "grpo.best_validation_loss",
+        ),  # with grpo.rewards (tests/test_reward_flow.py)
         *("judged", "judged.model", "judged.num_rows"),  # with a judge
         *("judged.preferred", "judged.preferred.<opponent>"),
         *("judged.agreement", "judged.agreement.<opponent>"),

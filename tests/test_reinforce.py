@@ -13,14 +13,18 @@ import torch
 from conftest import MakeSplits
 from safetensors.torch import load_file
 from trained import in_this_process, kill_trainer_after
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Grpo, Method, Model, Training
 from tunewright.errors import ConfigError, TrainerDied
+from tunewright.generation import Answer
+from tunewright.metrics.rewards import Rewards
 from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.render import render
 from tunewright.tasks.train import stage as train_stage
 from tunewright.tasks.train.stage import train
+from tunewright.tasks.train.trainer.drawing import Drawing
 from tunewright.tasks.train.trainer.watch import Watch
 
 SFT = Training(learning_rate=0.01, max_steps=12, batch=4, evaluate_every=3, patience=None)
@@ -100,6 +104,7 @@ def test_stopped_between_two_steps_on_the_same_answers_it_goes_on_with_them(
         reinforce.fn(*given)
     killer.join()
     resumed = reinforce.fn(*given)
+    assert lines(resumed)[-1]["epoch"] == pytest.approx(6 * 2 / 12, abs=0.01)  # draws, of two of twelve prompts each
     assert json.loads(resumed.path("status.json").read_text())["resumed_from"] % 5
     assert resumed.digest == undisturbed.digest
 
@@ -167,3 +172,17 @@ def test_where_no_step_is_better_the_weights_from_before_are_kept(
     before, after = (load_file(each.path("model") / "adapter_model.safetensors") for each in (first, made))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert [warning.partition(":")[0] for warning in made.warnings] == ["rewards without differences"]
+
+
+def test_it_shows_that_it_is_at_work_after_each_pass_of_a_draw(tiny_base: Base) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base.weights, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base.weights)
+    rows = [
+        {"row_id": f"{at}" * 64, "answer": Answer([5, 6, 7, at], [11, 2]), "reference": "yes"} for at in range(8, 12)
+    ]
+    rewards = Rewards({"chrf": 1.0}, "")
+    drawing = Drawing(GRPO, rewards, [rows, rows], tokenizer=tokenizer, stops=[2], seed=0, batch=8)
+    beats = list[int]()
+    drawing.beat = lambda: beats.append(1)
+    drawing.draw(model, 0)
+    assert len(beats) > GRPO.max_new_tokens / 2

@@ -210,6 +210,16 @@ def test_rewards_are_weighted_and_see_no_reasoning() -> None:
     assert found == [1.5, 0.5, 0.0]
 
 
+def test_a_function_that_fails_on_a_made_up_answer_may_be_right_for_real_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_exit.py").write_text("def f(reference):\n    raise SystemExit('no ' + reference)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [name for name, _ in own_rewards(["own_exit:f"])] == ["own_exit:f"]
+    with pytest.raises(ConfigError, match=r"=own_exit:f fails on an answer to row abc, .*SystemExit: no b"):
+        Rewards({"own_exit:f": 1.0}, "")(["abc"], ["p"], ["a"], ["b"])
+
+
 def test_answers_are_held_against_the_schema() -> None:
     schema = '{"type": "object", "required": ["a"]}'
     assert Rewards({"schema_valid": 2.0}, schema)(["r"] * 2, [""] * 2, ['{"a": 1}', '{"b": 1}'], [""] * 2) == [2.0, 0.0]
@@ -225,6 +235,12 @@ def test_answers_are_held_against_the_schema() -> None:
         ),
         ("def polite(answer): return 1.0", "polit", "did you mean own_reward:polite?"),
         ("polite = 3", "polite", "polite is not a function"),
+        (
+            "def polite(answer): pass",
+            "polite",
+            "own_reward:polite gives None for a made-up answer; accepted:",
+        ),
+        ("def polite(**given): return float('nan')", "polite", "own_reward:polite gives nan for a made-up answer"),
         ("1 / 0", "f", "grpo.rewards=own_reward:f cannot be imported: ZeroDivisionError"),
     ],
 )

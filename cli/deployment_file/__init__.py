@@ -389,7 +389,7 @@ def _value(key: str, text: str, place: str) -> Any:
     """Text is taken as it stands, a list may be a,b or [a, b], and all else is YAML; empty is null."""
     found = field(key)
     annotation = found.annotation if found else None
-    kinds = (annotation, *get_args(annotation))
+    kinds = (annotation,) if get_origin(annotation) is dict else (annotation, *get_args(annotation))
     in_brackets = text.strip().startswith("[")
     if get_origin(annotation) is tuple and not in_brackets:
         items: Any = [part.strip() for part in text.split(",") if part.strip()]

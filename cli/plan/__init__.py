@@ -10,7 +10,7 @@ from tunewright.artifacts import Artifact, Base, Splits, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import STAGES, Compute, Data, Method, Settings, Training
+from tunewright.config import STAGES, Compute, Data, Method, Settings
 from tunewright.cost_model import (
     BudgetCase,
     Estimate,
@@ -119,7 +119,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     if calibrate:
         notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
-    notes += _overridden(settings.training)
+    notes += _overridden(settings)
     notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
     notes += _sent_out(settings, made, sample)
@@ -194,11 +194,14 @@ def _ground(
     return Ground(shape, config, "settings", batch, 0, rows, longest), None
 
 
-def _overridden(training: Training) -> list[str]:
-    """Return a note that max_steps overrides epochs, where somebody set both."""
-    if training.max_steps is None or training.epochs == Training().epochs:
-        return []
-    return [f"training.epochs={training.epochs:g} is not used: training.max_steps={training.max_steps} overrides it"]
+def _overridden(settings: Settings) -> list[str]:
+    """Return a note for each training of which somebody set max_steps and epochs, as the first overrides the second."""
+    sections = {"training": settings.training, "preference": settings.preference, "grpo": settings.grpo}
+    return [
+        f"{name}.epochs={section.epochs:g} is not used: {name}.max_steps={section.max_steps} overrides it"
+        for name, section in sections.items()
+        if section.max_steps is not None and section.epochs != type(section).model_fields["epochs"].default
+    ]
 
 
 def _too_many_repeats(settings: Settings, made: dict[str, Artifact | None], sample: Sampled | None) -> list[str]:

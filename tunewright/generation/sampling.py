@@ -6,7 +6,7 @@ the question, the number of the answer and the place alone, so that drafts can b
 answers do not depend on what they are drawn together with, but for rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -26,7 +26,13 @@ class Sampling(Greedy):
         self.temperature, self.seed = temperature, seed
         self.names: dict[Answer, str] = {}
 
-    def draw(self, asked: Sequence[Answer], names: Sequence[str], number: int) -> list[list[Answer]]:
+    def draw(
+        self,
+        asked: Sequence[Answer],
+        names: Sequence[str],
+        number: int,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> list[list[Answer]]:
         """So many answers to each question; equal names draw equal answers to equal questions."""
         drawn = [
             [Answer(prompt=each.prompt, reference=each.reference[:1]) for _ in range(number)] for each in asked
@@ -34,7 +40,7 @@ class Sampling(Greedy):
         for name, each, answers in zip(names, asked, drawn, strict=True):
             self.names |= {answer: f"{self.seed} {name} {at}" for at, answer in enumerate(answers)}
             self.drafts.remember(each, each.reference)
-        self.answer([answer for answers in drawn for answer in answers])
+        self.answer([answer for answers in drawn for answer in answers], on_progress=on_progress)
         for each, answers in zip(asked, drawn, strict=True):
             for answer in answers:
                 answer.reference = each.reference

@@ -30,8 +30,26 @@ def own_rewards(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """The team's functions among these names, each with a digest of its code. Raises ConfigError for a wrong one."""
     own = sorted(name for name in names if ":" in name)
     for name in own:
-        _function(name)
+        _try(name)
     return tuple((name, team_code(name.partition(":")[0])) for name in own)
+
+
+def _try(name: str) -> None:
+    """Raises ConfigError where a function cannot be used, or gives no finite number for a made-up answer.
+
+    What it raises there counts for nothing: the answer may be none that it is written for.
+    """
+    function = _function(name)
+    try:
+        score = function(answer="Yes", reference="Yes", prompt="Does it leave on Monday?")
+    except (Exception, SystemExit):  # its code is its own
+        return
+    try:
+        is_number = math.isfinite(float(score))
+    except (TypeError, ValueError):
+        is_number = False
+    if not is_number:
+        raise ConfigError(f"{SETTING}={name} gives {score!r:.60} for a made-up answer; {ACCEPTED}")
 
 
 def folders_of(names: Iterable[str]) -> tuple[str, ...]:
@@ -75,7 +93,7 @@ class Rewards:
             try:
                 score = function(answer=answer, reference=reference, prompt=prompt)
                 scores.append(float(score))
-            except Exception as error:  # its code is its own
+            except (Exception, SystemExit) as error:  # its code is its own
                 raise ConfigError(f"{_failed(name, row)}: {one_line(error)}") from error
             if not math.isfinite(scores[-1]):
                 raise ConfigError(f"{_failed(name, row)}: it gives {scores[-1]}; accepted: a finite number")

@@ -60,6 +60,7 @@ class Drawing:
         self.settings, self.rewards = settings, rewards
         self.train, self.validation = splits
         self.tokenizer, self.stops, self.seed, self.batch = tokenizer, stops, seed, batch
+        self.beat: Callable[[], None] = lambda: None  # called after each pass through the model
         self.sample: dict[str, Any] = {}  # the answers to one prompt of the last draw, for people
 
     @property
@@ -94,7 +95,8 @@ class Drawing:
         drawn = list[tuple[int, list[dict[str, Any]], list[float], list[str]]]()
         with answering(model):
             named = [f"{rank + at * number} {row['row_id']}" for at, row in enumerate(own)]
-            found = sampling.draw([row["answer"] for row in own], named, self.settings.group) if own else []
+            asked_here, group = [row["answer"] for row in own], self.settings.group
+            found = sampling.draw(asked_here, named, group, lambda _: self.beat()) if own else []
         for at, (row, answers) in enumerate(zip(own, found, strict=True)):
             texts = [answer.text(self.tokenizer, row["reference"], self.stops) for answer in answers]
             drawn.append(
@@ -109,6 +111,7 @@ class Drawing:
             row |= {"advantage": advantage, "weight": weight}
         self.sample = {
             "row": asked[0]["row_id"],
+            "reference": asked[0]["reference"][:SHOWN],
             "answers": [text[:SHOWN] for text in whole[0][3]],
             "rewards": whole[0][2],
         }
@@ -135,7 +138,7 @@ class Drawing:
                         model, stops=self.stops, max_new_tokens=self.settings.max_new_tokens, batch=len(rows)
                     )
                     answers = [asked_of(row) for row in rows]
-                    greedy.answer(answers)
+                    greedy.answer(answers, on_progress=lambda _: self.beat())
                     texts = [
                         answer.text(self.tokenizer, row["reference"], self.stops)
                         for row, answer in zip(rows, answers, strict=True)
@@ -227,6 +230,7 @@ class RewardTrainer(ObservedTrainer):
             batch: Any = self._prepare_inputs(laid)
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 values = token_likelihoods(compat.forward_in_autocast(model), batch, self.drawing.settings.temperature)
+            self.drawing.beat()
             places = (rank + (start + at) * number for at in range(len(some)))
             found += zip(places, groups.of_answers(batch, values, len(some)), strict=True)
         for place, values in ranks.gathered(found) if number > 1 else found:
@@ -262,7 +266,9 @@ class RewardTrainer(ObservedTrainer):
                 other.unlink()
 
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
-        """With the figures of the draw."""
+        """With the figures of the draw, and the epochs of the prompts: several steps on the same answers are one."""
+        draws = self.state.global_step / self.drawing.settings.iterations
+        self.state.epoch = draws * self.drawing.settings.batch / len(self.drawing.train)
         super().log(logs | self.of_draw if "loss" in logs else logs, *rest, **more)
 
     @torch.no_grad()

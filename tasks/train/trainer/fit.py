@@ -80,6 +80,7 @@ def fit(job: Job, folder: Path) -> int:
     kind = DrawnCollator if drawing else PairCollator if job.preference else Collator
     collator = kind(chosen.layout, job.pad_token_id, *cutting)
     if drawing and isinstance(collator, DrawnCollator):
+        drawing.beat = record.beat
         trainer_of = partial(RewardTrainer, drawing=drawing, collator=collator, folder=folder)
     else:
         trainer_of = partial(ObservedTrainer, data_collator=with_rows(collator))

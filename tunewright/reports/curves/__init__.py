@@ -46,7 +46,7 @@ def _samples(curves: Curves) -> list[tuple[int, dict[str, Any]]]:
     shown = []
     for step in sorted({min(found), max(found), *({curves.best_step} & found.keys())} if found else ()):
         by_reward = sorted(zip(found[step]["rewards"], found[step]["answers"], strict=True), key=lambda one: -one[0])
-        shown.append((step, {"row": found[step]["row"], "shown": by_reward}))
+        shown.append((step, {**found[step], "shown": by_reward}))
     return shown
 
 
