@@ -1,4 +1,4 @@
-"""What render says of rows that are too long and left out: how many, of which sources and languages, and what to do."""
+"""Sentences on the rows that render leaves out as too long: how many, of which source and language, and what to do."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
