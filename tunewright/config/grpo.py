@@ -44,10 +44,16 @@ class Grpo(Section):
         default=8, ge=2, le=1_024, description="Answers that are drawn for each prompt and compared, 2 to 1024"
     )
     batch: int = Field(
-        default=4, ge=1, le=1_000_000, description="Prompts of an optimizer step, each answered `group` times"
+        default=4,
+        ge=1,
+        le=1_000_000,
+        description="Prompts of an optimizer step, at most 1,000,000; each is answered as often as group says",
     )
     max_new_tokens: int = Field(
-        default=256, ge=1, le=1_000_000, description="Longest answer that is drawn, in tokens; longer ones are cut"
+        default=256,
+        ge=1,
+        le=1_000_000,
+        description="Longest answer that is drawn, in tokens, at most 1,000,000; longer ones are cut",
     )
     temperature: float = Field(
         default=1.0, gt=0, le=10, description="Temperature that answers are drawn with, above 0 up to 10"
@@ -80,10 +86,13 @@ class Grpo(Section):
         gt=0,
         le=10,
         description="With several iterations: how far a token's probability may fall below, or rise above, what it "
-        "was when the answer was drawn, as a share, before it no longer counts",
+        "was when the answer was drawn, as a share, before it no longer counts; above 0 up to 10",
     )
     clip_high: float | None = Field(
-        default=None, gt=0, le=100, description="The same for rising, if it differs; empty: as clip"
+        default=None,
+        gt=0,
+        le=100,
+        description="The same for rising, if it differs, above 0 up to 100; empty: as clip",
     )
     learning_rate: float = Field(
         default=0.00002, gt=0, le=1, description="Peak learning rate of training on rewards, at most 1"
