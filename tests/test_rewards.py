@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.artifacts import IGNORED, Base
 from tunewright.config import Data, Grpo, Model, Preference, Settings, Source
+from tunewright.config.grpo import REWARDS
 from tunewright.errors import ConfigError
 from tunewright.generation import Answer, Sampling
+from tunewright.metrics.catalogue import PER_ROW
 from tunewright.metrics.rewards import Rewards, own_rewards
 from tunewright.modeling import groups
 from tunewright.modeling.batches import ATTENTION
@@ -218,6 +220,10 @@ def test_a_function_that_fails_on_a_made_up_answer_may_be_right_for_real_ones(
     assert [name for name, _ in own_rewards(["own_exit:f"])] == ["own_exit:f"]
     with pytest.raises(ConfigError, match=r"=own_exit:f fails on an answer to row abc, .*SystemExit: no b"):
         Rewards({"own_exit:f": 1.0}, "")(["abc"], ["p"], ["a"], ["b"])
+
+
+def test_every_metric_of_one_answer_can_be_a_reward() -> None:
+    assert {*REWARDS} == {*PER_ROW, "schema_valid"} - {"length_ratio"}  # more is not better
 
 
 def test_answers_are_held_against_the_schema() -> None:

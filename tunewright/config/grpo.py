@@ -136,8 +136,7 @@ class Grpo(Section):
 
     def of_answers(self) -> Self:
         """The settings of answers and loss alone: those of the steps at their defaults, since schedule() has them."""
-        of_steps = ("after_sft", "learning_rate", "epochs", "max_steps")
-        return self.model_copy(update={name: type(self).model_fields[name].default for name in of_steps})
+        return self.without("after_sft", "learning_rate", "epochs", "max_steps")
 
     def schedule(self, training: Training) -> Training:
         """The steps on rewards: as those of `training`, but for their number, prompts and learning rate."""

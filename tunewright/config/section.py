@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import core_schema
@@ -47,3 +47,7 @@ class Section(BaseModel):
 
     # What is wrong may be a secret, so pydantic's own message does not repeat it.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    def without(self, *names: str) -> Self:
+        """The section with these settings at their defaults."""
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in names})

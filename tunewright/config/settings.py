@@ -212,6 +212,5 @@ class Settings(Section):
         metrics, gate = self.evaluation.metrics, self.gate
         there = {"auto", *WITH_EACH_ANSWER, *metrics}
         lacking = dict.fromkeys(m for m in (gate.metric, *(each.metric for each in gate.guardrails)) if m not in there)
-        others = ("contenders", "shots", "complete", "forgetting", "api_models", "api_budget")
-        alone = {name: Evaluation.model_fields[name].default for name in others}
-        return self.evaluation.model_copy(update={"metrics": (*metrics, *lacking)} | alone)
+        alone = self.evaluation.without("contenders", "shots", "complete", "forgetting", "api_models", "api_budget")
+        return alone.model_copy(update={"metrics": (*metrics, *lacking)})

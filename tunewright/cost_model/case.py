@@ -165,8 +165,7 @@ class BudgetCase:
 
 def _answered(row: Row, length: int) -> Row:
     """A row with an answer of so many tokens in place of its last one."""
-    labels = row["labels"]
-    end = next((at for at in range(len(labels), 0, -1) if labels[at - 1] != IGNORED), len(labels))
+    labels, end = row["labels"], micro_batching.num_tokens(row) + 1
     begin = next((at for at in range(end, 0, -1) if labels[at - 1] == IGNORED), 0)
     answer = [0] * length
     return {"input_ids": [*row["input_ids"][:begin], *answer], "labels": [IGNORED] * begin + answer}

@@ -76,16 +76,19 @@ class Greedy:
                 with compat.attending_by(self.model, ATTENTION if self.shares else ""):
                     self._answer_drafted(rows, generate=generate)
             else:
-                plain.answer(
-                    self.model,
-                    rows,
-                    stops=self.stops,
-                    max_new_tokens=self.max_new_tokens,
-                    batch=self.batch,
-                    generate=generate,
-                    pads=found.pads_left,
-                    on_progress=self.on_progress,
-                )
+                self._answer_by_library(rows, generate=generate, pads=found.pads_left)
+
+    def _answer_by_library(self, rows: Sequence[Answer], *, generate: bool, pads: bool) -> None:
+        plain.answer(
+            self.model,
+            rows,
+            stops=self.stops,
+            max_new_tokens=self.max_new_tokens,
+            batch=self.batch,
+            generate=generate,
+            pads=pads,
+            on_progress=self.on_progress,
+        )
 
     def _answer_drafted(self, rows: Sequence[Answer], *, generate: bool) -> None:
         for row in rows:

@@ -58,9 +58,9 @@ def generate_whole(
     model: Any, rows: Sequence[Answer], stops: list[int], max_new_tokens: int, temperature: float | None = None
 ) -> None:
     """Fills in tokens and how they stopped; with a temperature they are drawn, from torch's random state."""
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     settings = GenerationConfig(
-        **{"do_sample": False, **sampling},
+        **(drawn if temperature else {"do_sample": False}),
         max_new_tokens=max_new_tokens,
         eos_token_id=stops,
         pad_token_id=stops[0],

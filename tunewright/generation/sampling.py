@@ -15,7 +15,6 @@ import torch
 from tunewright.generation import plain
 from tunewright.generation.decoding import Greedy
 from tunewright.generation.rows import Answer
-from tunewright.modeling import architecture
 
 
 class Sampling(Greedy):
@@ -46,14 +45,9 @@ class Sampling(Greedy):
                 answer.reference = each.reference
         return drawn
 
-    def _answer(self, rows: Sequence[Answer], *, generate: bool) -> None:
-        longest = max(len(row.prompt) for row in rows) + self.max_new_tokens
-        found = self.known or architecture.of(self.model.config, longest)
-        if found.decoding != "library":
-            super()._answer(rows, generate=generate)
-            return
-        at_once = self.batch if found.pads_left else 1
-        with torch.device(self.model.device), torch.random.fork_rng():
+    def _answer_by_library(self, rows: Sequence[Answer], *, generate: bool, pads: bool) -> None:
+        at_once = self.batch if pads else 1
+        with torch.random.fork_rng():
             for start in range(0, len(rows), at_once):
                 some = rows[start : start + at_once]
                 torch.manual_seed(_number(self.names[some[0]]))

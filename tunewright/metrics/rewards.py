@@ -22,6 +22,7 @@ from tunewright.store.code_hashes import team_code
 from tunewright.tools.parsing import said_beside
 
 SETTING = "grpo.rewards"
+SCHEMA_VALID = "schema_valid"
 GIVEN = ("answer", "reference", "prompt")  # that a function of the team's can ask for, all texts
 ACCEPTED = f"accepted: a function of some of {', '.join(GIVEN)}, which are texts, that returns a finite number"
 
@@ -66,7 +67,8 @@ class Rewards:
     def __init__(self, weights: Mapping[str, float], schema: str) -> None:
         """Raises ConfigError where a function cannot be used."""
         self.weights, self.schema = weights, schema
-        self.functions = {name: _function(name) if ":" in name else _metric(name) for name in weights}
+        one_by_one = [name for name in weights if name != SCHEMA_VALID]  # which is checked for many answers at once
+        self.functions = {name: _function(name) if ":" in name else _metric(name) for name in one_by_one}
 
     def __call__(
         self, rows: Sequence[str], prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]
@@ -85,7 +87,7 @@ class Rewards:
     def _scores(
         self, name: str, rows: Sequence[str], prompts: Sequence[str], said: Sequence[str], references: Sequence[str]
     ) -> list[float]:
-        if name == "schema_valid":
+        if name == SCHEMA_VALID:
             return schema_valid(self.schema, said)
         function = self.functions[name]
         scores = list[float]()
@@ -105,8 +107,6 @@ def _failed(name: str, row: str) -> str:
 
 
 def _metric(name: str) -> Callable[..., float]:
-    if name == "schema_valid":
-        return lambda **_: math.nan  # which is checked for many answers at once
     score = PER_ROW[name]
     return lambda answer, reference, **_: score(answer, reference)
 

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunewright.artifacts import IGNORED
-from tunewright.modeling.micro_batching import Row
+from tunewright.modeling.micro_batching import Row, num_tokens
 
 Pair = Mapping[str, Any]  # input_ids, labels, prompt_length and rejected_ids of TOKEN_SCHEMA
 
 
 def answers_of(pair: Pair) -> tuple[list[int], list[int]]:
     """The tokens of both answers, each with its stop token."""
-    labels = pair["labels"]
-    end = next(at for at in range(len(labels), 0, -1) if labels[at - 1] != IGNORED)
+    end = num_tokens(pair) + 1
     return list(pair["input_ids"][pair["prompt_length"] : end]), list(pair["rejected_ids"])
 
 

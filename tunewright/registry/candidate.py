@@ -274,8 +274,9 @@ def comparisons(candidate: Candidate) -> list[Point]:
         for what, value in scores.items()
     ]
     for adapter in candidate.run.trainings:
-        places = {"training": "", "preference": "preference/", "grpo": "grpo/"}
-        place, seconds = f"{places[adapter.section]}validation", places[adapter.section].strip("/") or "train"
+        is_first = adapter.section == "training"
+        place = "validation" if is_first else f"{adapter.section}/validation"
+        seconds = "train" if is_first else adapter.section
         if not adapter.rewards:
             points.append(Point(f"{place}/best_loss", adapter.best_validation_loss, adapter.best_step))
         if adapter.best_by != "loss":

@@ -83,7 +83,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     The faults are of those with more steps: a line each, and these are removed, so that nothing picks them up.
     """
     skipped: list[str] = []
-    for checkpoint in _all(folder):
+    for checkpoint in newest_first(folder):
         found = fault(checkpoint)
         if not found:
             return checkpoint, skipped
@@ -102,16 +102,18 @@ def prune(checkpoint: Path) -> None:
 
     Besides it stay the sealed one before, to go on from where this one is damaged, and those of both best steps.
     """
-    before = [other for other in _all(checkpoint.parent) if steps(other) < steps(checkpoint) and _manifest(other)]
+    before = [
+        other for other in newest_first(checkpoint.parent) if steps(other) < steps(checkpoint) and _manifest(other)
+    ]
     kept = [checkpoint, *before[:1]]
     kept += [best for each in kept if (best := _best(each))]
-    for other in _all(checkpoint.parent):
+    for other in newest_first(checkpoint.parent):
         if other not in kept:
             shutil.rmtree(other)
 
 
-def _all(folder: Path) -> list[Path]:
-    """The newest first."""
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, sealed or not."""
     return sorted(folder.glob(f"{PREFIX}*"), key=steps, reverse=True)
 
 

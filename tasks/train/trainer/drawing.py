@@ -5,17 +5,16 @@ the same answers. Several steps on the same answers read them from a file.
 """
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_utils import EvalLoopOutput
 
 from tunewright import compat
@@ -28,7 +27,7 @@ from tunewright.modeling.batches import token_likelihoods
 from tunewright.modeling.groups import DrawnCollator
 from tunewright.tasks.train.trainer import checkpoints, ranks
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
-from tunewright.tasks.train.trainer.watch import BatchRows, answering, asked_of
+from tunewright.tasks.train.trainer.watch import BatchRows, answering, asked_of, mean_score, share_of
 
 COLUMNS = ["row_id", "input_ids", "labels", "prompt_length", "reference"]
 FOLDER = "drawn"  # beside the job: the answers of a draw, where several steps learn from them
@@ -126,34 +125,21 @@ class Drawing:
 
     def validate(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
         """The mean reward of the greedy answers to the validation prompts, or of those before an interruption."""
-        number, rank = share_of(model)
-        found = list[float]()
-        with answering(model), torch.random.fork_rng():
-            for start in range(0, len(self.validation), self.batch * number):
-                if is_interrupted():
-                    break
-                first = start + self.batch * rank
-                if rows := self.validation[first : first + self.batch]:
-                    greedy = Greedy(
-                        model, stops=self.stops, max_new_tokens=self.settings.max_new_tokens, batch=len(rows)
-                    )
-                    answers = [asked_of(row) for row in rows]
-                    greedy.answer(answers, on_progress=lambda _: self.beat())
-                    texts = [
-                        answer.text(self.tokenizer, row["reference"], self.stops)
-                        for row, answer in zip(rows, answers, strict=True)
-                    ]
-                    found += self._rewards(rows, texts)
-        return ranks.total(math.fsum(found)) / max(1, ranks.total(len(found)))
+        return mean_score(model, self.validation, self.batch, partial(self._validated, model), is_interrupted)
+
+    def _validated(self, model: Any, rows: Sequence[Asked]) -> list[float]:
+        greedy = Greedy(model, stops=self.stops, max_new_tokens=self.settings.max_new_tokens, batch=len(rows))
+        answers = [asked_of(row) for row in rows]
+        greedy.answer(answers, on_progress=lambda _: self.beat())
+        pairs = zip(rows, answers, strict=True)
+        texts = [answer.text(self.tokenizer, row["reference"], self.stops) for row, answer in pairs]
+        return self._rewards(rows, texts)
 
     def _rewards(self, rows: Sequence[Asked], texts: Sequence[str]) -> list[float]:
-        prompts = [self.tokenizer.decode(row["answer"].prompt) for row in rows]
-        return self.rewards([row["row_id"] for row in rows], prompts, texts, [row["reference"] for row in rows])
-
-
-def share_of(model: Any) -> tuple[int, int]:
-    """(ranks, this rank) that share answering; those of a sharded model go forward together, so that each does all."""
-    return (1, 0) if isinstance(model, FSDPModule) else (ranks.number(), ranks.own())
+        by_row = {row["row_id"]: row for row in rows}  # several answers may be to one prompt
+        prompts = {row_id: self.tokenizer.decode(row["answer"].prompt) for row_id, row in by_row.items()}
+        ids = [row["row_id"] for row in rows]
+        return self.rewards(ids, [prompts[each] for each in ids], texts, [row["reference"] for row in rows])
 
 
 class RewardTrainer(ObservedTrainer):
@@ -259,7 +245,7 @@ class RewardTrainer(ObservedTrainer):
         unfinished = file.with_suffix(".part")
         unfinished.write_text(json.dumps(held), encoding="utf-8")
         unfinished.rename(file)
-        steps = map(checkpoints.steps, Path(str(self.args.output_dir)).glob("checkpoint-*"))
+        steps = map(checkpoints.steps, checkpoints.newest_first(Path(str(self.args.output_dir))))
         needed = {file.stem, *(str(step // self.drawing.settings.iterations) for step in steps)}
         for other in self.folder.glob("*.json"):
             if other.stem not in needed:

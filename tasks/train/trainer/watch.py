@@ -7,6 +7,7 @@ import contextlib
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -115,25 +116,14 @@ class Scores:
 
     def __call__(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
         """The mean, or what there is of it where it is interrupted. The model has to be in evaluation mode."""
-        found: list[float] = []
-        # The ranks of a sharded model go forward together, so that each answers all rows.
-        number, rank = (1, 0) if isinstance(model, FSDPModule) else (ranks.number(), ranks.own())
-        with answering(model):
-            for start in range(0, len(self.rows), self.batch * number):
-                if is_interrupted():
-                    break
-                first = start + self.batch * rank
-                if rows := self.rows[first : first + self.batch]:
-                    found += self._scored(model, rows)
-        return ranks.total(math.fsum(found)) / max(1, ranks.total(len(found)))
+        return mean_score(model, self.rows, self.batch, partial(self._scored, model), is_interrupted)
 
     def _scored(self, model: Any, rows: Sequence[Any]) -> list[float]:
         exact = self.metric == "exact_match"
         answers = [asked_of(row) for row in rows]
         longest = self.longest if exact else 2 * self.longest
         greedy = Greedy(model, stops=self.stops, max_new_tokens=longest, batch=len(rows))
-        with torch.random.fork_rng():
-            greedy.answer(answers, generate=not exact)
+        greedy.answer(answers, generate=not exact)
         if exact:
             return [float(answer.is_reference(self.stops)) for answer in answers]
         measure = PER_ROW[self.metric]
@@ -141,6 +131,34 @@ class Scores:
             measure(said_beside(answer.text(self.tokenizer, wanted, self.stops), wanted), wanted)
             for answer, wanted in zip(answers, (row["reference"] for row in rows), strict=True)
         ]
+
+
+def mean_score(
+    model: Any,
+    rows: Sequence[Any],
+    batch: int,
+    scored: Callable[[Sequence[Any]], list[float]],
+    is_interrupted: Callable[[], bool],
+) -> float:
+    """The mean of the scores of rows, `batch` at once, that the ranks share; of those before an interruption.
+
+    It draws no random numbers of training's.
+    """
+    found = list[float]()
+    number, rank = share_of(model)
+    with answering(model), torch.random.fork_rng():
+        for start in range(0, len(rows), batch * number):
+            if is_interrupted():
+                break
+            first = start + batch * rank
+            if some := rows[first : first + batch]:
+                found += scored(some)
+    return ranks.total(math.fsum(found)) / max(1, ranks.total(len(found)))
+
+
+def share_of(model: Any) -> tuple[int, int]:
+    """(ranks, this rank) that share answering; those of a sharded model go forward together, so that each does all."""
+    return (1, 0) if isinstance(model, FSDPModule) else (ranks.number(), ranks.own())
 
 
 @contextlib.contextmanager
