@@ -340,6 +340,7 @@ def test_variants_are_trained_pruned_ranked_logged_and_found_again(
     assert len(runs) == 2 + 5 + 4
     pruned = next(run for run in runs if run.data.tags.get("state") == "pruned")
     assert pruned.data.params == {"training.learning_rate": "1e-06", "training.seed": "0"}
+    assert pruned.data.metrics.keys() == {"validation/loss"}
     values = {run.data.metrics["validation/best_loss"] for run in runs if run.data.tags.get("state") == "finished"}
     assert min(values) == min(trial.value for trial in better[0].trials if trial.value is not None)
 

@@ -59,7 +59,8 @@ OF_REWARDS = {  # the same of a training on rewards
     "memory_bytes": "grpo/memory_gigabytes",
     "eval_reward": "grpo/validation_reward",
 }
-ALL_CURVES = CURVES | OF_PAIRS | OF_REWARDS
+CURVE_NAMES = frozenset({*CURVES.values(), *OF_PAIRS.values(), *OF_REWARDS.values()})
+OF_MEASURES = OF_REWARDS | OF_PAIRS | CURVES  # by the measure of a compared training; a loss is that of SFT
 EVALUATED = (CURVES["eval_loss"], OF_PAIRS["eval_loss"], OF_REWARDS["eval_reward"])  # one point an evaluation
 GIGABYTE = 1e9
 SPLIT = "tunewright.split"  # tag: the key of the artifact with the splits

@@ -15,7 +15,7 @@ from tunewright.artifacts.training_log import GrowingLog
 from tunewright.compat import reopen_run
 from tunewright.config import Registry
 from tunewright.registry.alias_state import NOTE
-from tunewright.registry.candidate import ALL_CURVES, PROGRESS, CurveThinning, Point, curves, points_of
+from tunewright.registry.candidate import CURVE_NAMES, PROGRESS, CurveThinning, Point, curves, points_of
 from tunewright.registry.tracking import experiment
 from tunewright.store.cache_key import hash_of
 
@@ -110,7 +110,7 @@ class RunWriter:
         if self.run_id is None:
             self.run_id = self._opened(client)
         if self._known is None:
-            self._known = points_in(client, client.get_run(self.run_id), {*ALL_CURVES.values()})
+            self._known = points_in(client, client.get_run(self.run_id), CURVE_NAMES)
         wanted = {(point.key, point.step): point for point in reversed(self.pending)}
         self.pending = [point for at, point in reversed(wanted.items()) if at not in self._known]
         tags = {key: value for key, value in self.tags.items() if self._sent.get(key) != value}
@@ -176,7 +176,7 @@ class RunWriter:
             client.set_terminated(self.run_id, ending.status, int(1000 * ending.when))
 
 
-def points_in(client: "MlflowClient", run: "Run", keys: set[str]) -> set[tuple[str, int]]:
+def points_in(client: "MlflowClient", run: "Run", keys: frozenset[str]) -> set[tuple[str, int]]:
     """The key and step of each point of these metrics that a run has."""
     begun = run.data.metrics.keys() & keys
     return {(key, past.step) for key in begun for past in client.get_metric_history(run.info.run_id, key)}

@@ -21,8 +21,8 @@ from tunewright.registry import live_run
 from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_state import NOTE
 from tunewright.registry.candidate import (
-    ALL_CURVES,
     EVALUATED,
+    OF_MEASURES,
     Candidate,
     Point,
     card,
@@ -225,7 +225,7 @@ def _points(trial: Trial, most: int) -> list[Point]:
     """All curves of a training that finished, and of the others what was seen of the validation rows."""
     if trial.folder is None or trial.value is None:
         return [
-            Point(ALL_CURVES[f"eval_{trial.measure}"], evaluation.value, evaluation.step)
+            Point(OF_MEASURES[f"eval_{trial.measure}"], evaluation.value, evaluation.step)
             for evaluation in trial.evaluations
         ]
     figures = {
