@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import MakeSplits
 from safetensors.torch import load_file
-from trained import in_this_process, kill_trainer_after
+from trained import by_forks, fork_trainers, in_this_process, kill_trainer_after
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Preference, Training
@@ -24,6 +24,12 @@ SFT = Training(learning_rate=0.01, max_steps=6, batch=4, evaluate_every=3, patie
 DPO = Preference(method="dpo", learning_rate=0.01, max_steps=8)
 SMALL = Method(rank=2, alpha=4)
 ONE_THREAD = Compute(threads=1)
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer is a fork of this process: test_train.py has those that are started."""
+    fork_trainers(monkeypatch)
 
 
 def pair(question: str, chosen: str, rejected: str) -> Conversation:
@@ -97,9 +103,12 @@ def test_rows_without_pairs_are_refused_in_a_line(tiny_base: Base, make_splits: 
         prefer.fn(tokens, tiny_base, SMALL, DPO, DPO.schedule(SFT), ONE_THREAD)
 
 
-def test_two_processes_come_to_the_weights_of_one(tokens: Tokens, tiny_base: Base, home: Path) -> None:
+def test_two_processes_come_to_the_weights_of_one(
+    tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
-    for devices in (1, 2):
+    for devices, attempt in ((1, in_this_process), (2, by_forks)):
+        monkeypatch.setattr(train_stage, "_attempt", attempt)
         compute = Compute(threads=1, devices=devices, precision="float32")
         settings = DPO.model_copy(update={"sft_weight": 0.5})
         made = prefer.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), compute)

@@ -1,25 +1,20 @@
 """Several ranks train as one process does, and where one is killed, the run resumes to the same bytes."""
 
-import contextlib
 import json
-import os
 import signal
-import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import torch
 from conftest import MakeSplits, base_in
 from make_models import make_model
 from safetensors.torch import load_file
 from test_train import LONG, SMALL, curve, weights
-from trained import Attempt, in_this_process
+from trained import Attempt, by_forks, in_this_process
 
 from tunewright.artifacts import Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Training
@@ -27,7 +22,7 @@ from tunewright.errors import ConfigError, TrainerDied, is_transient
 from tunewright.modeling.batches import Collator, num_labels
 from tunewright.modeling.micro_batching import shared_out
 from tunewright.tasks.render import render
-from tunewright.tasks.train import stage, trainer
+from tunewright.tasks.train import stage
 from tunewright.tasks.train.stage import train
 from tunewright.tasks.train.trainer import checkpoints, ranks
 
@@ -42,39 +37,6 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
     questions = [[f"the question number {i}" + " and more" * (i % 4), f"the answer {i % 3}"] for i in range(19)]
     splits = make_splits(train=questions[:13], validation=questions[13:16], test=questions[16:])
     return render.fn(splits, tiny_base, Model(base="tiny", max_length=256))
-
-
-def by_forks(job: trainer.Job, work: Path) -> int:
-    """Trains by ranks that have the libraries of this process, without the seconds that it takes to import them."""
-    before = stage.seconds_in(work)
-    with tempfile.TemporaryDirectory() as folder:
-        forked = [_fork(rank, job, work, Path(folder, "meeting")) for rank in range(job.compute.devices)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in forked]
-    stage._keep_seconds(work, before + 1)
-    return min(codes) if min(codes) < 0 else max(codes)
-
-
-def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
-    from tunewright.tasks.train.trainer.fit import fit
-
-    if pid := os.fork():
-        return pid
-    code = trainer.FAILED
-    Path("/proc/self/comm").write_text(f"rank {rank}")
-    torch.set_num_threads(
-        1
-    )  # makes the pool of threads anew that a fork loses; two threads that load would race for it
-    try:
-        number = str(job.compute.devices)
-        os.environ |= {ranks.MEETING: str(meeting), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, **ranks.LOOPBACK}
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (work / "trainer.log").open("a") as output, contextlib.redirect_stdout(output), ranks.joined():
-            code = fit(job, work)
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        os._exit(code)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import MakeSplits
 from safetensors.torch import load_file
-from trained import in_this_process, kill_trainer_after
+from trained import by_forks, fork_trainers, in_this_process, kill_trainer_after
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
@@ -38,6 +38,12 @@ ONE_THREAD = Compute(threads=1)
 def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
     rows = [[f"the question number {i}", f"yes, the answer is the {i % 3} again"] for i in range(18)]
     return render.fn(make_splits(rows[:12], rows[12:15], rows[15:]), tiny_base, Model(base="tiny", max_length=256))
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer is a fork of this process: test_train.py has those that are started."""
+    fork_trainers(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -123,10 +129,13 @@ def test_each_kind_of_method_learns_from_rewards(
     assert steps[-1]["kl"] > 0
 
 
-def test_two_processes_come_to_the_weights_of_one(tokens: Tokens, tiny_base: Base, home: Path) -> None:
+def test_two_processes_come_to_the_weights_of_one(
+    tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Grpo.model_validate(GRPO.model_dump() | {"iterations": 2, "beta": 0.05, "max_steps": 4})
     found = []
-    for devices in (1, 2):
+    for devices, attempt in ((1, in_this_process), (2, by_forks)):
+        monkeypatch.setattr(train_stage, "_attempt", attempt)
         compute = Compute(threads=1, devices=devices, precision="float32")
         made = reinforce.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), compute)
         found.append((made, load_file(made.path("model") / "adapter_model.safetensors")))

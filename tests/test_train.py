@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import MakeSplits, Once
 from safetensors.torch import load_file
-from trained import done_once, in_this_process, kill_trainer_after
+from trained import done_once, fork_trainers, in_this_process, kill_trainer_after
 
 from tunewright.artifacts import Adapter, Base, Tokens
 from tunewright.config import Compute, Method, Model, Training
@@ -50,6 +50,12 @@ def undisturbed(tokens: Tokens, tiny_base: Base, home: Path, once: Once, monkeyp
         return train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer is a fork of this process: the test of one that is killed has those that are started."""
+    fork_trainers(monkeypatch)
+
+
 def weights(adapter: Adapter) -> str:
     return digest_of(adapter.path("model") / "adapter_model.safetensors")
 
@@ -58,6 +64,7 @@ def curve(adapter: Adapter) -> list[dict[str, Any]]:
     return [json.loads(line) for line in adapter.path("metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_ends_at_its_planned_step_with_the_best_weights_and_its_curves(tokens: Tokens, tiny_base: Base) -> None:
     adapter = train.fn(tokens, tiny_base, SMALL, QUICK, ONE_THREAD)
     assert adapter.steps == 6
@@ -100,6 +107,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     assert steps == sorted(set(steps)) == list(range(1, 25))
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_trainer_that_hangs_is_ended_and_resumes_to_the_same_bytes(
     tokens: Tokens, tiny_base: Base, home: Path, undisturbed: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +152,7 @@ def test_one_that_works_without_writing_is_waited_for_longer_and_one_that_was_no
         assert not beat.hangs(0.0)
 
 
+@pytest.mark.usefixtures("forked")
 def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(
     tokens: Tokens, tiny_base: Base, home: Path
 ) -> None:
@@ -173,6 +182,7 @@ def test_it_stops_early_and_keeps_the_best_step(tokens: Tokens, tiny_base: Base)
     assert adapter.steps == adapter.best_step + 2 < 40
 
 
+@pytest.mark.usefixtures("forked")
 def test_out_of_memory_halves_the_rows_on_the_device_and_keeps_the_batch(
     tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +416,7 @@ def test_a_seed_that_numpy_does_not_take_is_refused_with_what_it_takes() -> None
         Training(seed=2**32)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_failed_trainer_is_reported_with_its_error_and_not_retried(
     tokens: Tokens, tiny_base: Base, tmp_path: Path
 ) -> None:

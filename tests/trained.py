@@ -1,28 +1,126 @@
-"""Trainings of tests that ask for no process of the trainer's: in this process, which has its libraries, and once.
+"""Trainings of tests without the five seconds of processor time in which a trainer imports its libraries.
 
-A training is deterministic, so that the first of those with the same settings, rows and base alone is done.
+Those that ask for no process of the trainer's are done in this process, which has them. A trainer that is to be killed
+is a fork of it. A training is deterministic, so that the first of those with the same settings, rows and base alone is
+done.
 """
 
+import contextlib
 import hashlib
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, TextIO
 
+import psutil
 import pytest
 
 from tunewright.tasks.train import stage, trainer
+from tunewright.tasks.train.trainer import ranks
 
 Attempt = Callable[[trainer.Job, Path], int]
 
+FORKED = "forked trainer"
+OF_SUBPROCESS = ("DEVNULL", "STDOUT", "TimeoutExpired")  # what stage.py takes of it besides
 ITS_OWN = ("job.json", "alive", "trainer.lock")  # of the folder that a trainer worked in
+
+
+class ForkedTrainer:
+    """A trainer process that has the libraries of this one, in place of what subprocess.Popen would start."""
+
+    def __init__(self, command: list[str], *, stdout: TextIO, env: dict[str, str], **_: Any) -> None:
+        from tunewright.tasks.train.trainer import fit  # noqa: F401 before the fork
+
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            code = trainer.FAILED
+            try:
+                code = self._work(command, stdout, env)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+    @staticmethod
+    def _work(command: list[str], stdout: TextIO, env: dict[str, str]) -> int:
+        import torch
+
+        from tunewright.tasks.train.trainer import __main__ as program
+
+        os.setsid()
+        Path("/proc/self/comm").write_text(FORKED)
+        for descriptor in (1, 2):
+            os.dup2(stdout.fileno(), descriptor)
+        sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))  # noqa: SIM115 no paths
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.environ.clear()
+        os.environ |= env
+        torch.set_num_threads(1)  # makes the pool of threads anew that a fork loses
+        return program.main(Path(command[-2]), int(command[-1]))
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (waited := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(waited[1])
+        return self.returncode
+
+    def wait(self, timeout: float = math.inf) -> int:
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("trainer", timeout)
+            time.sleep(0.02)
+        assert self.returncode is not None
+        return self.returncode
+
+
+def fork_trainers(patch: pytest.MonkeyPatch) -> None:
+    """Has each trainer process be a fork of this one."""
+    forking = SimpleNamespace(Popen=ForkedTrainer, **{name: getattr(subprocess, name) for name in OF_SUBPROCESS})
+    patch.setattr(stage, "subprocess", forking)
+
+
+def by_forks(job: trainer.Job, work: Path) -> int:
+    """Trains by ranks that have the libraries of this process, without the seconds that it takes to import them."""
+    before = stage.seconds_in(work)
+    with tempfile.TemporaryDirectory() as folder:
+        forked = [_fork(rank, job, work, Path(folder, "meeting")) for rank in range(job.compute.devices)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in forked]
+    stage._keep_seconds(work, before + 1)
+    return min(codes) if min(codes) < 0 else max(codes)
+
+
+def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
+    import torch
+
+    from tunewright.tasks.train.trainer.fit import fit
+
+    if pid := os.fork():
+        return pid
+    code = trainer.FAILED
+    Path("/proc/self/comm").write_text(f"rank {rank}")
+    torch.set_num_threads(1)  # as above; two threads that load would race for it
+    try:
+        number = str(job.compute.devices)
+        os.environ |= {ranks.MEETING: str(meeting), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, **ranks.LOOPBACK}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with (work / "trainer.log").open("a") as output, contextlib.redirect_stdout(output), ranks.joined():
+            code = fit(job, work)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(code)
 
 
 class NotFinished(Exception):
@@ -89,7 +187,10 @@ def reproduce_here(patch: pytest.MonkeyPatch) -> None:
     from tunewright.cli.reproduce import __main__ as reproducing
 
     def process(command: list[str], *, env: dict[str, str], stdout: int | None, **_: object) -> SimpleNamespace:
-        with pytest.MonkeyPatch.context() as patched, redirect_stdout(sys.stderr if stdout == 2 else sys.stdout):
+        with (
+            pytest.MonkeyPatch.context() as patched,
+            contextlib.redirect_stdout(sys.stderr if stdout == 2 else sys.stdout),
+        ):
             patched.setenv("TUNEWRIGHT_HOME", env["TUNEWRIGHT_HOME"])
             reproducing.main(Path(command[-1]))
         return SimpleNamespace(returncode=0)
@@ -114,14 +215,7 @@ def kill_trainer_after(home: Path, line: str, sent: signal.Signals, stage: str =
 
 
 def trainer_process() -> int:
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command, parent = (
-                (folder / "cmdline").read_bytes(),
-                (folder / "stat").read_text().rpartition(")")[2].split()[1],
-            )
-        except OSError:
-            continue
-        if b"tunewright.tasks.train.trainer" in command and int(parent) == os.getpid():
-            return int(folder.name)
+    for process in psutil.Process().children():
+        if process.name() == FORKED or "tunewright.tasks.train.trainer" in str(process.cmdline()):
+            return process.pid
     raise AssertionError("no trainer runs")
