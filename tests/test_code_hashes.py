@@ -222,6 +222,53 @@ def test_templates_and_data_count_once_with_the_module_that_reads_them(stage: st
     assert [name for name in reached if name.endswith((".html", ".jsonl"))] == [f"tunewright.{file}"]
 
 
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
+    """The fingerprints as a process that has just begun finds them."""
+
+    def found() -> dict[str, str]:
+        code_hashes._file.cache_clear()
+        code_hashes._parsed.cache_clear()
+        monkeypatch.setattr(code_hashes, "_known", {})
+        return fingerprints("house.stage")
+
+    return found
+
+
+def test_another_process_parses_nothing_and_finds_the_same(
+    house: Path, anew: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = anew()
+    assert (house / "__pycache__" / f"tools.{sys.implementation.cache_tag}.parts.json").exists()
+    parsed: list[str] = []
+    monkeypatch.setattr(code_hashes, "syntax_tree", lambda source: parsed.append(source) or syntax_tree(source))
+    assert anew() == first
+    assert not parsed
+    (house / "tools.py").write_text(TOOLS.replace("STEP = 1", "STEP = 2"))
+    assert anew() != first
+    assert [*map(str.strip, parsed)] == [TOOLS.replace("STEP = 1", "STEP = 2").strip()]
+
+
+def test_a_name_that_is_a_module_by_now_is_followed_though_the_module_that_imports_it_is_as_it_was(
+    house: Path, anew: Callable[[], dict[str, str]]
+) -> None:
+    assert "house.shop.goods:sold" in anew()
+    (house / "shop" / "sold.py").write_text("COUNT = 1\n")
+    assert "house.shop.sold:COUNT" in anew()
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"key": '])
+def test_without_what_was_kept_or_a_place_to_keep_it_the_module_is_parsed(
+    damage: str, house: Path, anew: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = anew()
+    for file in (house / "__pycache__").glob("*.json"):
+        file.write_text(damage)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert anew() == first
+    assert {file.read_text() for file in (house / "__pycache__").glob("*.json")} == {damage}
+
+
 class _LetsOthersRun:
     """Garbage whose collection, which a parser may be in the midst of, is where another thread goes on."""
 

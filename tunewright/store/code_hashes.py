@@ -12,10 +12,12 @@ import importlib.util
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from tunewright.store import kept_code
 
 FIRST_PARTY = "tunewright"
 # How an artifact is kept and what is shown or foretold of its making, not what is in it.
@@ -45,13 +47,53 @@ class _Part(NamedTuple):
 
 
 class _Module:
-    """A module's top-level definitions by name, and what each refers to; each part is read once."""
+    """A module's top-level definitions by name, and what each refers to; each part is read once.
+
+    What was read is kept beside the module's bytecode (kept_code.py): to parse all that the stages reach takes a run
+    one and a half seconds.
+    """
+
+    def __init__(self, name: str, source: str, file: Path | None = None) -> None:
+        key = kept_code.key(name, source, FIRST_PARTY)
+        known = kept_code.load(file, key) if file else None
+        if known:
+            self.imports = _imports(known["imported"])
+            self.parts = {each: _of_json(part) for each, part in known["parts"].items()}
+            if known["imports"] == _as_json(self.imports):  # else what it imports is a module now, or is none any more
+                return
+        read = _Syntax(name, source)
+        self.imports = _imports(read.imported)  # local name -> (module, definition or None for all of it)
+        self.parts = {each: _part(statements, self.imports, read.definitions) for each, statements in read.parts()}
+        if file:
+            parts = {each: [part.digest, [*part.here], [*part.there]] for each, part in self.parts.items()}
+            made = {"imported": read.imported, "imports": _as_json(self.imports), "parts": parts}
+            kept_code.save(file, key, made)
+
+
+def _imports(imported: Iterable[Sequence[str]]) -> dict[str, tuple[str, str | None]]:
+    found: dict[str, tuple[str, str | None]] = {}
+    for local, module, inner in imported:
+        name = f"{module}.{inner}" if module else inner
+        found[local] = (name, None) if not module or _file(name) else (module, inner)
+    return found
+
+
+def _as_json(imports: dict[str, tuple[str, str | None]]) -> dict[str, list[str | None]]:
+    return {local: [*imported] for local, imported in imports.items()}
+
+
+def _of_json(part: Sequence[Any]) -> _Part:
+    digest, here, there = part
+    return _Part(digest, {*here}, {(module, definition) for module, definition in there})
+
+
+class _Syntax:
+    """The content of the source of a module."""
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
-        self._parts: dict[str, _Part] = {}
         tree = syntax_tree(source)
-        self.imports: dict[str, tuple[str, str | None]] = {}  # local name -> (module, definition or None for all of it)
+        self.imported: list[list[str]] = []  # local name, module or "", and what is imported of it
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.loose: list[ast.stmt] = []  # statements that define nothing but do something on import
         for node in _statements(tree):
@@ -74,34 +116,34 @@ class _Module:
             package = self.name if file and file.name == "__init__.py" else self.name.rpartition(".")[0]
             module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
         for alias in node.names:
-            name = f"{module}.{alias.name}" if module else alias.name
-            if name.split(".")[0] == FIRST_PARTY:
-                whole = not module or _file(name)
-                self.imports[alias.asname or alias.name] = (name, None) if whole else (module, alias.name)
+            if (module or alias.name).split(".")[0] == FIRST_PARTY:
+                self.imported.append([alias.asname or alias.name, module, alias.name])
 
-    def part(self, definition: str) -> "_Part":
-        """A definition, or what runs on import."""
-        if definition not in self._parts:
-            statements = self.definitions.get(definition, self.loose)
-            self._parts[definition] = _Part(_digest(statements), *self._references(statements))
-        return self._parts[definition]
+    def parts(self) -> Iterator[tuple[str, list[ast.stmt]]]:
+        """Each definition, and what runs on import, with its statements."""
+        yield from self.definitions.items()
+        if self.loose:
+            yield ON_IMPORT, self.loose
 
-    def _references(self, statements: list[ast.stmt]) -> tuple[set[str], set[tuple[str, str | None]]]:
-        here: set[str] = set()
-        there: set[tuple[str, str | None]] = set()
-        qualified: set[int] = set()
-        for node in _nodes(statements):
-            if isinstance(node, ast.Attribute):
-                module = self.imports.get(_dotted(node.value))
-                if module and module[1] is None:
-                    there.add((module[0], node.attr))
-                    qualified.add(id(node.value))
-            elif isinstance(node, ast.Name) and id(node) not in qualified:
-                if node.id in self.imports:
-                    there.add(self.imports[node.id])
-                elif node.id in self.definitions:
-                    here.add(node.id)
-        return here, there
+
+def _part(
+    statements: list[ast.stmt], imports: Mapping[str, tuple[str, str | None]], definitions: Container[str]
+) -> _Part:
+    here: set[str] = set()
+    there: set[tuple[str, str | None]] = set()
+    qualified: set[int] = set()
+    for node in _nodes(statements):
+        if isinstance(node, ast.Attribute):
+            module = imports.get(_dotted(node.value))
+            if module and module[1] is None:
+                there.add((module[0], node.attr))
+                qualified.add(id(node.value))
+        elif isinstance(node, ast.Name) and id(node) not in qualified:
+            if node.id in imports:
+                there.add(imports[node.id])
+            elif node.id in definitions:
+                here.add(node.id)
+    return _Part(_digest(statements), here, there)
 
 
 def syntax_tree(source: str) -> ast.Module:
@@ -180,7 +222,7 @@ def _module(name: str) -> _Module:
 @functools.cache
 def _parsed(name: str, file: Path, written: int) -> _Module:
     """The module as it stood when the file was `written`, in nanoseconds."""
-    return _Module(name, file.read_text(encoding="utf-8"))
+    return _Module(name, file.read_text(encoding="utf-8"), file)
 
 
 def _digest(statements: list[ast.stmt]) -> str:
@@ -234,10 +276,10 @@ def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
         seen.add((name, definition))
         if name not in modules:
             modules[name] = _module(name)
-            waiting += [(name, ON_IMPORT)] if modules[name].loose else []
+            waiting += [(name, ON_IMPORT)] if ON_IMPORT in modules[name].parts else []
         found = modules[name]
         if definition is None:
-            waiting += [(name, inner) for inner in found.definitions]
+            waiting += [(name, inner) for inner in found.parts]
             continue
         if definition in found.imports:  # re-exported
             waiting.append(found.imports[definition])
@@ -245,10 +287,10 @@ def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
         if _file(f"{name}.{definition}"):  # a module of this package
             waiting.append((f"{name}.{definition}", None))
             continue
-        if definition != ON_IMPORT and definition not in found.definitions:  # made in a way that names cannot follow
+        if definition not in found.parts:  # made in a way that names cannot follow
             waiting.append((name, None))
             continue
-        part = found.part(definition)
+        part = found.parts[definition]
         hashes[f"{name}:{definition}"] = part.digest
         waiting += [(name, inner) for inner in part.here]
         waiting += part.there
