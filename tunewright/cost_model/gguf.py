@@ -55,6 +55,14 @@ def read_header(file: str) -> tuple[dict[str, Any], Tensors]:
     return _config(settings, tensors), tensors
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read all settings of a GGUF file that is trusted, also the arrays of its vocabulary."""
+    with file.open("rb") as opened:
+        opened.seek(16)
+        num_settings = _number(opened, "Q")
+        return {_text(opened): _value(opened, _number(opened, "I"), is_whole=True) for _ in range(num_settings)}
+
+
 def _config(settings: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
     kind = settings.get("general.architecture")
     if not isinstance(kind, str):
@@ -80,8 +88,8 @@ def _tensor(file: BinaryIO) -> tuple[str, list[int]]:
     return ".".join(parts), shape[::-1]  # GGUF has the inputs first
 
 
-def _value(file: BinaryIO, kind: int) -> Any:
-    """A setting; of an array, which are the vocabulary's, only its length."""
+def _value(file: BinaryIO, kind: int, *, is_whole: bool = False) -> Any:
+    """A setting; of an array, which are the vocabulary's, only its length unless it `is_whole`."""
     if kind == STRING:
         return _text(file)
     if kind in SCALARS:
@@ -89,6 +97,8 @@ def _value(file: BinaryIO, kind: int) -> Any:
     if kind != ARRAY:
         raise ValueError(f"has a setting of type {kind}; accepted: 0 to 12")
     inner, length = _number(file, "I"), _number(file, "Q")
+    if is_whole:
+        return [_value(file, inner, is_whole=True) for _ in range(length)]
     if inner in SCALARS:
         file.seek(_whole(file, length * struct.calcsize(SCALARS[inner])), 1)
     else:

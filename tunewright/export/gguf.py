@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunewright.config import gguf_converter
+from tunewright.cost_model.gguf import read_settings
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.export import weights
 from tunewright.export.parity import NOTHING
@@ -150,14 +151,11 @@ class Header(NamedTuple):
 
 def read_header(file: Path) -> Header:
     """Reads a GGUF file without its weights."""
-    from gguf import GGUFReader, GGUFValueType
-
-    fields = GGUFReader(file).fields
-    tokens, merges = (fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+    settings = read_settings(file)
     return Header(
-        tokens=tokens.contents() if tokens else [],
-        merges=merges.contents() if merges else [],
-        fields={name: each.contents() for name, each in fields.items() if each.types[0] != GGUFValueType.ARRAY},
+        tokens=settings.get("tokenizer.ggml.tokens", []),
+        merges=settings.get("tokenizer.ggml.merges", []),
+        fields={name: value for name, value in settings.items() if not isinstance(value, list)},
     )
 
 
