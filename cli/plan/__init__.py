@@ -183,12 +183,17 @@ def _ground(
         return ground_of_render(shape, config, tokens), None
     of = made.get("split") or made["ingest"]
     if found := sampled(settings, base_here(settings, base), of, first):
-        longest = max(len(row["input_ids"]) for row in found.rows)
-        ground = Ground(shape, config, found.source, found.num_rows, found.num_validation, found.rows, longest)
-        pairs = work.pairs_of(found.rows)
-        share = len(pairs) / len(found.rows)
-        number, num_validation = (round(share * each) for each in (found.num_rows, found.num_validation))
-        return replace(ground, pairs=pairs, num_pairs=number, num_validation_pairs=num_validation), found
+        rows = [row for row in found.rows if not row.get("undesirable")] or [*found.rows]
+        pairs = work.pairs_of(rows)
+        longest, read = max(len(row["input_ids"]) for row in rows), len(found.rows)
+
+        def share(number: int) -> tuple[int, int]:
+            return round(number * found.num_rows / read), round(number * found.num_validation / read)
+
+        ground = Ground(shape, config, found.source, *share(len(rows)), rows, longest)
+        num_pairs, num_validation_pairs = share(len(pairs))
+        more = {"num_pairs": num_pairs, "num_validation_pairs": num_validation_pairs}
+        return replace(ground, pairs=pairs, **more, labelled=share(read + len(pairs))), found
     batch, longest = settings.training.batch, settings.model.max_length
     rows = [work.stand_in(longest, number) for number in range(batch)]  # what nothing is known of could be
     return Ground(shape, config, "settings", batch, 0, rows, longest), None

@@ -106,7 +106,7 @@ def _rows(costs: Costs) -> list[tuple[str, str]]:
 
 
 def _later(section: str, one: Estimate) -> str:
-    of = "drawn answers an epoch" if section == "grpo" else "pairs"
+    of = {"grpo": "drawn answers an epoch", "preference": "pairs"}.get(section, "rows")
     number = f"{'' if one.work.source == 'render' else 'about '}{one.work.num_rows:,} {of}"
     said = f"then {one.num_steps:,} steps on {number}, micro-batches of {one.micro_batch}; "
     said += f"{_bytes(one.peak)} at peak{'' if one.fits else ', which may not fit'}"

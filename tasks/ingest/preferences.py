@@ -2,7 +2,7 @@
 
 A record gives its prompt in fields of its own, or both answers as whole conversations, as lists of messages or as texts
 in the form of Anthropic's HH-RLHF. Or it has several answers, ranked or with scores, of which the best and the worst
-are taken.
+are taken. A record of any other layout may say by its label whether its answer is one that people want (KTO).
 """
 
 import re
@@ -14,6 +14,7 @@ from tunewright.config import Layout
 from tunewright.tasks.ingest.calls import EMPTY
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 from tunewright.tasks.ingest.turns import (
+    Renamed,
     encodable,
     form_of,
     instruction,
@@ -30,6 +31,7 @@ PAIR = ("chosen", "rejected")
 PROMPTS = ("prompt", "instruction", "conversations", "messages")  # fields that can hold the prompt of a pair
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # opens a turn of HH-RLHF
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def preference(record: Record) -> Conversation:
@@ -74,6 +76,25 @@ def has_both(record: Record, layout: Layout) -> bool:
     if layout == "ranked":
         return isinstance(answers, list) and len(answers) > 1
     return all(record.get(field) not in EMPTY for field in PAIR)
+
+
+def is_undesirable(record: Record, layout: Layout) -> bool:
+    """Whether the label of a record says that nobody wants its answer. Raises RefusedRecord.
+
+    A label that is no truth value says something else, unless the columns of the source name it.
+    """
+    given = record.get("label")
+    is_mapped = isinstance(record, Renamed) and "label" in record.columns
+    if given in EMPTY or not (is_mapped or str(given).lower() in ("true", "false")):
+        return False
+    label = LABELS.get(str(given).lower())
+    named = own_name(record, "label")
+    if label is None:
+        raise RefusedRecord("bad_label", f"{named} is {quoted(given)}; accepted: true, false, 1, 0")
+    if not label and layout in ("preference", "ranked"):
+        said = f"{named} is {quoted(given)} and the record has several answers; accepted: one of the two"
+        raise RefusedRecord("bad_label", said)
+    return not label
 
 
 def _prompts(record: Record) -> list[tuple[str, list[Message]]]:

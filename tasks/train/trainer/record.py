@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from tunewright.artifacts import training_log
 from tunewright.config import Training
 from tunewright.modeling import groups
-from tunewright.modeling.objectives import REWARDS
+from tunewright.modeling.objectives import MARGIN, REWARDS
 from tunewright.tasks.train.trainer import ALIVE, checkpoints, ranks
 from tunewright.tasks.train.trainer.watch import Watch
 
@@ -65,7 +65,7 @@ def _last_better(
 STATE = "trainer_state.json"  # in a checkpoint, by transformers
 BEAT_SECONDS = 1.0  # between two signs of life
 OF_DRAW = ("reward", "reward_std", "no_signal_share", "answer_tokens", "cut_share", *groups.FIGURES)
-FIGURES = ("loss", *REWARDS, *OF_DRAW, "grad_norm", "learning_rate", "epoch")
+FIGURES = ("loss", *REWARDS, MARGIN, *OF_DRAW, "grad_norm", "learning_rate", "epoch")
 
 
 class Record:
@@ -186,7 +186,7 @@ class Recorder(TrainerCallback):
                 "epoch",
                 "eval_loss",
                 f"eval_{self.training.best_by}",
-                *(f"eval_{name}" for name in (*REWARDS, "reward")),
+                *(f"eval_{name}" for name in (*REWARDS, MARGIN, "kl", "reward")),
             )
             figures = {name: logs[name] for name in names if name in logs} | {"seconds": logs.get("eval_runtime")}
             self.record.line(state.global_step, state.max_steps, **figures)
