@@ -56,6 +56,7 @@ class Costs:
     notes: Sequence[str]
     rows_from: str = ""  # where rows are estimated, from what
     price: Price | None = None  # of an hour of the device
+    unit: str = "pairs"  # what preference training takes its steps on
 
     def cost(self, one: Estimate) -> tuple[float, float] | None:
         """The least and the most that a training costs; None where its time or the price is unknown."""
@@ -337,6 +338,7 @@ def _costs(
         warning=warning,
         notes=notes,
         rows_from=rows_from,
+        unit="labelled answers" if settings.preference.method == "kto" else "pairs",
         price=price,
         later={section: estimate(each, rates.of(each.method)) for section, each in later},
     )

@@ -239,6 +239,11 @@ class Tokens(Artifact, frozen=True):
     reasoning: Literal["trained", "masked", "dropped"] = "trained"  # as it was rendered
 
     @property
+    def sum_undesirable(self) -> int:
+        """The rows with an undesirable answer, of all splits."""
+        return self.num_undesirable + self.num_validation_undesirable + self.num_test_undesirable
+
+    @property
     def num_labelled(self) -> tuple[int, int]:
         """The training and validation answers that are desirable or undesirable; a pair has one of each."""
         return (
@@ -258,7 +263,7 @@ class Adapter(Artifact, frozen=True):
     """train: model/ (adapter or full weights), contract.json, metrics.jsonl, summary.json and curves.html."""
 
     method: str
-    preference: str = ""  # preference.method, of a training on preference pairs
+    preference: str = ""  # preference.method, of a training on preference pairs or labelled answers
     rewards: tuple[str, ...] = ()  # the reward functions, of a training on rewards
     steps: int
     best_step: int

@@ -38,7 +38,7 @@ class Ground:
 
     def trains_on(self, preference: Preference) -> bool:
         """Whether there are rows for it."""
-        return preference.method == "kto" or (preference.method != "none" and bool(self.pairs))
+        return self.labelled[0] > 0 if preference.method == "kto" else preference.method != "none" and bool(self.pairs)
 
     def of_preference(self, preference: Preference) -> "Ground":
         """The base and the rows that it trains on, of which there has to be one.

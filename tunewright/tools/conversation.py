@@ -128,9 +128,14 @@ def call_text(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def shown_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The column `messages` of a row, and its rejected answer behind them as a turn of the role `rejected`."""
-    rejected = json.loads(chat).get("rejected") if (chat := row.get("chat")) else None
-    return row["messages"] if rejected is None else [*row["messages"], {"role": "rejected", "content": rejected}]
+    """The column `messages` of a row, and its rejected answer behind them as a turn of the role `rejected`.
+
+    An undesirable answer is a turn of the role `undesirable`.
+    """
+    turns, held = row["messages"], json.loads(row.get("chat") or "{}")
+    if held.get("undesirable"):
+        return [*turns[:-1], turns[-1] | {"role": "undesirable"}]
+    return turns if held.get("rejected") is None else [*turns, {"role": "rejected", "content": held["rejected"]}]
 
 
 def is_trained(message: Message) -> bool:
