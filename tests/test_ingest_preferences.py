@@ -248,6 +248,36 @@ def test_a_label_that_says_nothing_is_refused(record: dict[str, Any], detail: st
     assert (found["reason"], detail in found["detail"]) == ("bad_label", True), found
 
 
+def test_a_correction_is_chosen_over_the_answer_that_it_corrects() -> None:
+    answered = {"prompt": "Is it open?", "completion": "No.", "label": False}
+    found = one(answered | {"correction": "Yes, until six."})
+    assert found["row_id"] == one(PAIR)["row_id"]
+    assert (
+        one({"messages": [ASKED, NO], "fix": "Yes, until six."}, columns={"correction": "fix"})["chat"] == found["chat"]
+    )
+    for nothing_new in ("No. ", "", None):
+        kept = conversation_of(one(answered | {"label": True, "correction": nothing_new}))
+        assert (kept[-1]["content"], rejected_of(kept)) == ("No.", None)
+    assert not is_undesirable(conversation_of(one(answered | {"correction": "No."})))  # confirmed after all
+
+
+@pytest.mark.parametrize(
+    ("record", "reason", "detail"),
+    [
+        (PAIR | {"correction": "Yes."}, "two_layouts", "it has correction and several answers"),
+        ({"prompt": "a", "completion": "b", "correction": ["c"]}, "wrong_type", "correction is an array, not a string"),
+        (
+            {"messages": [ASKED, NO | {"reasoning_content": "Hm."}], "correction": "Yes."},
+            "unsupported_field",
+            "the answer that is corrected has reasoning_content; accepted: a text alone",
+        ),
+    ],
+)
+def test_a_correction_that_is_none_is_refused(record: dict[str, Any], reason: str, detail: str) -> None:
+    found = one(record)
+    assert (found["reason"], detail in found["detail"]) == (reason, True), found
+
+
 def test_the_label_is_part_of_a_rows_identity_and_an_undesirable_answer_no_reference() -> None:
     records = [{"prompt": "Is it open?", "completion": "No.", "label": label} for label in (True, False)]
     kept, _ = read("\n".join(map(json.dumps, records)).encode())

@@ -40,7 +40,7 @@ MORE: dict[Layout, tuple[str, ...]] = {  # fields with texts that a layout reads
     "alpaca": ("input",),
 }
 CONVERSATION_FIELD: dict[Layout, str] = {"messages": "messages", "sharegpt": "conversations"}  # for positions
-BESIDES = {"input", "history", "system", "tools", "scores", "label", "source", "group", "time"}  # what REQUIRED names
+BESIDES = {"input", "history", "system", "tools", "scores", "label", "correction", "source", "group", "time"}
 MAPPABLE = tuple(sorted(BESIDES.union(*REQUIRED.values())))  # by source.columns
 FIELDS = frozenset(MAPPABLE + OF_RECORD)  # all that is read of a record
 
@@ -118,7 +118,7 @@ def _to_messages(
     tools = definitions(record)
     system = optional_text(record, "system")
     opening = [{"role": "system", "content": system}] if system else []
-    messages = read(record)
+    messages = preferences.corrected(record, layout, read(record))
     undesirable = not is_question and preferences.is_undesirable(record, layout)
     if tools or undesirable or isinstance(messages, Conversation):
         rejected = rejected_of(messages)

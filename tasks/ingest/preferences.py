@@ -2,7 +2,8 @@
 
 A record gives its prompt in fields of its own, or both answers as whole conversations, as lists of messages or as texts
 in the form of Anthropic's HH-RLHF. Or it has several answers, ranked or with scores, of which the best and the worst
-are taken. A record of any other layout may say by its label whether its answer is one that people want (KTO).
+are taken. A record of any other layout may say by its label whether its answer is one that people want (KTO), or have a
+correction of it.
 """
 
 import re
@@ -83,7 +84,7 @@ def is_undesirable(record: Record, layout: Layout) -> bool:
 
     A label that is no truth value says something else, unless the columns of the source name it.
     """
-    given = record.get("label")
+    given = record.get("label") if record.get("correction") in EMPTY else True
     is_mapped = isinstance(record, Renamed) and "label" in record.columns
     if given in EMPTY or not (is_mapped or str(given).lower() in ("true", "false")):
         return False
@@ -95,6 +96,24 @@ def is_undesirable(record: Record, layout: Layout) -> bool:
         said = f"{named} is {quoted(given)} and the record has several answers; accepted: one of the two"
         raise RefusedRecord("bad_label", said)
     return not label
+
+
+def corrected(record: Record, layout: Layout, messages: list[Message]) -> list[Message]:
+    """The messages; where the record has another answer in `correction`, that one, and its own as the rejected one.
+
+    Raises RefusedRecord.
+    """
+    if record.get("correction") in EMPTY:
+        return messages
+    better = text_of_field(record, "correction")
+    if layout in ("preference", "ranked"):
+        said = f"it has {own_name(record, 'correction')} and several answers; accepted: one of the two"
+        raise RefusedRecord("two_layouts", said)
+    if messages[-1]["role"] != "assistant" or messages[-1]["content"].split() == better.split():
+        return messages
+    tools = messages.tools if isinstance(messages, Conversation) else []
+    rejected = _only_text(messages[-1], "the answer that is corrected")
+    return Conversation([*messages[:-1], {"role": "assistant", "content": better}], tools, rejected)
 
 
 def _prompts(record: Record) -> list[tuple[str, list[Message]]]:
