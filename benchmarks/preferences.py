@@ -2,8 +2,9 @@
 
 Three real trainers in a process each train the same adapter of the same model on the same pairs, and take turns of a
 few steps, as in benchmarks/training.py. TRL computes the reference in each step; ours does once before the first, and
-that time is counted as for one epoch: for each pair of a step, its share. With --method kto each pair is a desirable
-and an undesirable answer, a row each; the two sides draw different mismatched answers, so that losses differ a little.
+that time is counted as for one epoch: for each pair of a step, its share. ORPO has none. With --method kto each pair is
+a desirable and an undesirable answer, a row each; the two sides draw different mismatched answers, so that losses
+differ a little.
 
     .venv/bin/tunewright run deployments/preferences.yaml --until render
     .venv/bin/python benchmarks/preferences.py --method dpo
@@ -112,10 +113,10 @@ def our_trainer(rows: list[dict[str, Any]], options: argparse.Namespace) -> tupl
     laid: Any = (chosen.layout, tokenizer.pad_token_id, options.batch)
     of_pairs, of_answers = PairCollator(*laid), LabelledCollator(*laid)
     objective = LabelObjective if options.method == "kto" else PairObjective
-    data_set = datasets.Dataset.from_list(rows)
+    data_set, settings = datasets.Dataset.from_list(rows), Preference(method=options.method)
     trainer = AnswerTrainer(
         model=model,
-        objective=objective(Preference(method=options.method)),
+        objective=objective(settings),
         args=SFTConfig(
             **arguments_of_all(options),
             bf16=chosen.precision == "bfloat16",
@@ -129,6 +130,8 @@ def our_trainer(rows: list[dict[str, Any]], options: argparse.Namespace) -> tupl
         processing_class=tokenizer,
         data_collator=of_answers if options.method == "kto" else of_pairs,
     )
+    if not settings.needs_reference:
+        return trainer, 0.0
     began = time.perf_counter()
     folder = Path(str(trainer.args.output_dir))
     (trainer.train_dataset,) = reference.added(folder, trainer, of_pairs, [data_set], lambda: None)
@@ -136,10 +139,11 @@ def our_trainer(rows: list[dict[str, Any]], options: argparse.Namespace) -> tupl
 
 
 def trl_trainer(rows: list[dict[str, Any]], options: argparse.Namespace) -> Any:
-    """DPOTrainer or KTOTrainer on the same texts, with its defaults or tuned."""
+    """TRL's trainer of the method on the same texts, with its defaults or tuned."""
     import datasets
     from peft import LoraConfig
     from transformers import AutoTokenizer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
     from trl.trainer.kto_config import KTOConfig
@@ -160,8 +164,12 @@ def trl_trainer(rows: list[dict[str, Any]], options: argparse.Namespace) -> Any:
     more: dict[str, Any] = {"train_sampling_strategy": "sequential"} if options.method == "kto" else {}
     if options.side == "trl_tuned":
         more |= {"bf16": device_here().has_bfloat16, "gradient_checkpointing": False}
-    kinds: tuple[Any, Any] = (KTOTrainer, KTOConfig) if options.method == "kto" else (DPOTrainer, DPOConfig)
-    trainer_of, config_of = kinds
+    kinds: dict[str, tuple[Any, Any]] = {
+        "dpo": (DPOTrainer, DPOConfig),
+        "kto": (KTOTrainer, KTOConfig),
+        "orpo": (ORPOTrainer, ORPOConfig),
+    }
+    trainer_of, config_of = kinds[options.method]
     return trainer_of(
         model=str(options.weights),
         args=config_of(**arguments_of_all(options), logging_steps=1, **more),
@@ -174,7 +182,7 @@ def trl_trainer(rows: list[dict[str, Any]], options: argparse.Namespace) -> Any:
 def main() -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=("dpo", "kto"), default="dpo")
+    parser.add_argument("--method", choices=("dpo", "kto", "orpo"), default="dpo")
     home = Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright")
     parser.add_argument("--home", type=Path, default=home)
     parser.add_argument("--tokens", type=Path, help="folder of a render artifact; the newest of the home")
