@@ -42,6 +42,7 @@ MORE: dict[Layout, tuple[str, ...]] = {  # fields with texts that a layout reads
 CONVERSATION_FIELD: dict[Layout, str] = {"messages": "messages", "sharegpt": "conversations"}  # for positions
 BESIDES = {"input", "history", "system", "tools", "scores", "label", "correction", "source", "group", "time"}
 MAPPABLE = tuple(sorted(BESIDES.union(*REQUIRED.values())))  # by source.columns
+OF_ANSWERS = {"label", "correction"}  # which say nothing alone
 FIELDS = frozenset(MAPPABLE + OF_RECORD)  # all that is read of a record
 
 OPENING = ("system", "developer")  # developer is what OpenAI's newer layout calls it
@@ -52,7 +53,7 @@ def known_columns(path: str, there: Sequence[str], columns: frozenset[str] | Non
     if twice := [name for at, name in enumerate(there) if name in there[:at]]:
         raise DataError(f"{path}: there are two columns {quoted(twice[0])}; accepted: each name once")
     known = [name for name in there if columns is None or name in columns]
-    if not known:
+    if not {*known} - OF_ANSWERS:
         accepted = ", ".join(sorted(columns or ()))
         raise DataError(f"{path}: no known column in {there[:8]}; accepted: {accepted}")
     return known
