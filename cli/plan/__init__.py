@@ -194,7 +194,8 @@ def _ground(
         ground = Ground(shape, config, found.source, *share(len(rows)), rows, longest)
         num_pairs, num_validation_pairs = share(len(pairs))
         more = {"num_pairs": num_pairs, "num_validation_pairs": num_validation_pairs}
-        return replace(ground, pairs=pairs, **more, labelled=share(read + len(pairs))), found
+        tested = found._replace(num_test=round(found.num_test * len(rows) / read))  # an undesirable row is not asked
+        return replace(ground, pairs=pairs, **more, labelled=share(read + len(pairs))), tested
     batch, longest = settings.training.batch, settings.model.max_length
     rows = [work.stand_in(longest, number) for number in range(batch)]  # what nothing is known of could be
     return Ground(shape, config, "settings", batch, 0, rows, longest), None
