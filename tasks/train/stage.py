@@ -260,12 +260,12 @@ def trained(
             import_from=folders_of(grpo.rewards) if grpo else (),
             begins_as=begins_as.path("model") if begins_as else None,
         )
-        numbers, unit = (tokens.num_train, tokens.num_validation), "row"
+        numbers, unit = (tokens.num_train, tokens.num_validation), "{} row"
         if preference and preference.method == "kto":
-            numbers, unit = tokens.num_labelled, "labelled answer"
+            numbers, unit = tokens.num_labelled, "labelled {} answer"
         elif preference:
-            numbers, unit = (tokens.num_pairs, tokens.num_validation_pairs), "pair"
-        rows = map(counted, numbers, (f"training {unit}", f"validation {unit}"))
+            numbers, unit = (tokens.num_pairs, tokens.num_validation_pairs), "{} pair"
+        rows = map(counted, numbers, map(unit.format, ("training", "validation")))
         log.info("  loading %s; %s, %s", base.reference, *rows)
         with shared_checkpoints.kept(work):
             earlier = seconds_in(work)
