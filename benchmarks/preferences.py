@@ -134,7 +134,7 @@ def our_trainer(rows: list[dict[str, Any]], options: argparse.Namespace) -> tupl
         return trainer, 0.0
     began = time.perf_counter()
     folder = Path(str(trainer.args.output_dir))
-    (trainer.train_dataset,) = reference.added(folder, trainer, of_pairs, [data_set], lambda: None)
+    (trainer.train_dataset,) = reference.added(folder, trainer, of_pairs, [data_set], lambda _: None)
     return trainer, (time.perf_counter() - began) / len(rows)
 
 

@@ -6,6 +6,7 @@ stops it; it counts in a state that has to be restored; and resumed where it had
 all is derived from the log that each checkpoint carries.
 """
 
+import contextlib
 import json
 import math
 import signal
@@ -20,7 +21,7 @@ from tunewright.artifacts import training_log
 from tunewright.config import Training
 from tunewright.modeling import groups
 from tunewright.modeling.objectives import MARGIN, REWARDS
-from tunewright.tasks.train.trainer import ALIVE, checkpoints, ranks
+from tunewright.tasks.train.trainer import checkpoints, ranks
 from tunewright.tasks.train.trainer.watch import Watch
 
 
@@ -106,12 +107,13 @@ class Record:
         self.interrupted = ranks.total(self.interrupted) > 0
         return self.interrupted
 
-    def beat(self) -> None:
-        """Shows the parent that the trainer is at work, where it writes nothing else for a while."""
+    def beat(self, doing: str = "") -> None:
+        """Shows the parent that the trainer is at work, and on what, where it writes nothing else for a while."""
         now = time.monotonic()
         if ranks.own() == 0 and now - self.beaten > BEAT_SECONDS:
             self.beaten = now
-            (self.folder / ALIVE).touch()
+            with contextlib.suppress(OSError):  # of a full disk what is worth keeping says more
+                (self.folder / training_log.ALIVE).write_text(doing, encoding="utf-8")
 
     def start(self, **facts: Any) -> None:
         """Says how the run is laid out, before the first step."""
