@@ -66,14 +66,15 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
         key = next(key for key in ("grpo.rewards", "preference.method", "training.best_by", *keys) if key in keys)
         raise ConfigError(
             f"--vary {key}: the variants would be compared by different measures of the validation rows; accepted: "
-            "variants that all end with a training on references, on pairs (preference.method), or on the same rewards"
+            "variants that all end with a training on references, on pairs or on labelled answers "
+            "(preference.method), or on the same rewards"
         )
     return found
 
 
-def _measured_by(settings: Settings) -> tuple[str, tuple[tuple[str, float], ...]]:
-    """The measure of the validation rows of a variant, and its reward functions."""
-    return settings.ranked_by, tuple(sorted(settings.grpo.rewards.items()))
+def _measured_by(settings: Settings) -> tuple[str, bool, tuple[tuple[str, float], ...]]:
+    """The measure of the validation rows of a variant, whether it is of labels, and its reward functions."""
+    return settings.ranked_by, settings.preference.method == "kto", tuple(sorted(settings.grpo.rewards.items()))
 
 
 def _split(text: str) -> list[str]:

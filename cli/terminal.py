@@ -105,7 +105,8 @@ def _sums(account: Account) -> Iterator[str]:
     )
     if account.train:
         splits = f"{account.train:,} train + {account.validation:,} validation + {account.test:,} test"
-        yield f"{account.kept:,} kept = {splits}"
+        aside = f" + {account.undesirable:,} with an undesirable answer" if account.undesirable else ""
+        yield f"{account.kept:,} kept = {splits}{aside}"
 
 
 def _show_account(console: Console, outcome: Outcome) -> None:

@@ -118,15 +118,16 @@ def _one(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
 def look_at(batch: pa.RecordBatch, ask: Ask) -> Looked:
     """One batch: the columns of its row table without messages, those of columns.py that are asked for, and HASHES.
 
-    They are of what stands before the last answer, of that answer and of the rejected one, null where there is none;
-    equal texts have equal hashes. num_turns is null where there are no messages at all.
+    They are of what stands before the last answer, of that answer and of the rejected one, null where there is none; an
+    undesirable answer is a rejected one. Equal texts have equal hashes. num_turns is null where there are no messages.
     """
     conversations = batch["messages"].to_pylist()
     texts = batch["chat"].to_pylist() if "chat" in batch.schema.names else [None] * len(batch)
     chats = [json.loads(text) if text else {} for text in texts]
     more = [more_texts(chat) if chat else () for chat in chats]
     rejected = [chat.get("rejected") for chat in chats]
-    derived = derive(conversations, ask.special_tokens, ask.columns, more, rejected)
+    undesirable = [chat.get("undesirable", False) for chat in chats]
+    derived = derive(conversations, ask.special_tokens, ask.columns, more, rejected, undesirable)
     derived["num_turns"] = derived["num_turns"].where(np.array([turns is not None for turns in conversations], bool))
     held = [name for name in ("messages", "chat") if name in batch.schema.names]
     small = pa.Table.from_batches([batch]).drop_columns(held)
@@ -163,11 +164,13 @@ def _texts(turns: Sequence[Turn]) -> tuple[str, str | None]:
 def _hashes(turns: Sequence[Turn] | None, chat: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
     prompt, answer = prompt_and_answer(turns or [])
     rejected = chat.get("rejected")
+    if chat.get("undesirable"):  # it is no answer that another one could conflict with
+        rejected, answer = (answer["content"] or "") if answer else None, None
     asked = repr([(turn["role"], turn["content"]) for turn in prompt])
     if chat and (chat["tools"] or rejected is None):  # a pair without tools has the prompt of a row of texts
         asked += tools_hash(chat["tools"])
     return (
-        _hash(asked) if prompt and answer else None,
+        _hash(asked) if prompt and (answer or rejected is not None) else None,
         _hash(answer["content"] or "") if answer else None,
         None if rejected is None else _hash(rejected),
     )

@@ -97,7 +97,8 @@ class TurnTexts:
     texts: list[str]
     asked: list[str]  # by the user
     answers: list[str]
-    rejected: str | None  # of a preference pair
+    rejected: str | None  # of a preference pair; or, where it is `undesirable`, the last answer, which `answers` lacks
+    undesirable: bool
     whole: str  # all texts, one below the other, with reasoning, the definitions of tools and the rejected answer
 
     @property
@@ -112,10 +113,12 @@ def derive(
     wanted: Collection[str] | None = None,
     more: Sequence[Sequence[str]] = (),
     rejected: Sequence[str | None] = (),
+    undesirable: Sequence[bool] = (),
 ) -> "pd.DataFrame":
     """A frame with the fields of Columns, or those of them that are `wanted`, one line a conversation, in order.
 
-    `more` has the texts of each that are no message's, `rejected` the one of a preference pair that is among them.
+    `more` has the texts of each that are no message's, `rejected` the one of a preference pair that is among them;
+    `undesirable` says whether the last answer is. What no answer should be, a rejected or undesirable one may be.
     """
     import pandas as pd  # a third of a second, and a run that checks nothing needs none
 
@@ -127,8 +130,8 @@ def derive(
     derived = _COLUMNS | {"special_token": special_token}
     names = [name for name in Columns._fields if wanted is None or name in wanted]
     rows = [
-        _conversation(turns or [], texts or (), other)
-        for turns, texts, other in zip_longest(conversations, more, rejected)
+        _conversation(turns or [], texts or (), other, bool(unwanted))
+        for turns, texts, other, unwanted in zip_longest(conversations, more, rejected, undesirable)
     ]
     # One column after the other is faster than one row after the other: a detector stays in the processor's caches.
     columns = {name: list(map(derived[name], rows)) for name in {name.removesuffix(CONFIDENCE) for name in names}}
@@ -147,15 +150,17 @@ def prompt_and_answer(turns: Sequence[Said]) -> tuple[Sequence[Said], Said | Non
     return turns, None
 
 
-def _conversation(turns: Sequence[Turn], more: Sequence[str], rejected: str | None) -> TurnTexts:
+def _conversation(turns: Sequence[Turn], more: Sequence[str], rejected: str | None, undesirable: bool) -> TurnTexts:
     texts = [turn["content"] or "" for turn in turns]
     asked = [text for turn, text in zip(turns, texts, strict=True) if turn["role"] == "user"]
     answers = [text for turn, text in zip(turns, texts, strict=True) if turn["role"] == "assistant"]
-    return TurnTexts(turns, texts, asked, answers, rejected, "\n".join([*texts, *more]))
+    if undesirable and answers:
+        rejected = answers.pop()
+    return TurnTexts(turns, texts, asked, answers, rejected, undesirable, "\n".join([*texts, *more]))
 
 
 def _identical(row: TurnTexts) -> str | None:
-    if row.rejected is None or not row.answers or row.answers[-1].split() != row.rejected.split():
+    if row.rejected is None or row.undesirable or not row.answers or row.answers[-1].split() != row.rejected.split():
         return None
     return row.answers[-1]
 
@@ -183,7 +188,9 @@ _COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "shortest_user_turn": lambda row: min((len(stripped(text)) for text in row.asked), default=None),
     "shortest_answer": lambda row: min((len(stripped(text)) for text in row.answers), default=None),
     "placeholder": lambda row: _first(
-        placeholder(text, row.texts[:at]) for at, text in enumerate(row.texts) if row.turns[at]["role"] == "assistant"
+        placeholder(text, row.texts[:at])
+        for at, text in enumerate(row.texts[: len(row.texts) - row.undesirable])
+        if row.turns[at]["role"] == "assistant"
     ),
     "prompt_chars": lambda row: sum(len(turn["content"] or "") for turn in prompt_and_answer(row.turns)[0]),
     "min_answer_chars": lambda row: min(map(len, row.answers), default=None),
@@ -197,7 +204,9 @@ _COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "refusal": lambda row: _first(map(refusal, row.answers)),
     "cut_off": lambda row: _first(map(cut_off, row.answers)),
     "no_json": lambda row: no_json(row.answers[-1]) if row.answers else None,
-    "chosen_chars": lambda row: None if row.rejected is None else len(stripped("".join(row.answers[-1:]))),
+    "chosen_chars": lambda row: (
+        None if row.rejected is None or row.undesirable else len(stripped("".join(row.answers[-1:])))
+    ),
     "rejected_chars": lambda row: None if row.rejected is None else len(stripped(row.rejected)),
     "identical": _identical,
 }

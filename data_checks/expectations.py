@@ -28,6 +28,7 @@ ANSWER = "assistant(?: tool(?: tool)* assistant)*"  # with the results of the to
 ROLES_IN_ORDER = rf"^(?:system )?user(?: {ANSWER} user)*(?: {ANSWER})?$"
 ANYTHING = ""
 ENDS_WITH_ANSWER = r"(?:^| )assistant$"
+REJECTED = "rejected or undesirable answer"
 
 
 def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expected]:
@@ -64,7 +65,7 @@ def set_expectations(suite: Sequence[Entry], measures: Mapping[str, Measure]) ->
 def _length_out_of_bounds(entry: Entry, _: pd.DataFrame) -> list[Rule]:
     a: Any = entry.arguments
     prompt, least, most = a.max_prompt_chars, a.min_answer_chars, a.max_answer_chars
-    answer, rejected = (f"{said} has {{value}} characters" for said in ("an answer", "the rejected answer"))
+    answer, rejected = (f"{said} has {{value}} characters" for said in ("an answer", f"the {REJECTED}"))
     over = f"the prompt has {{value}} characters, more than max_prompt_chars={prompt}"
     return [
         between(over, "prompt_chars", most=prompt),
@@ -149,9 +150,7 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
     "last_not_assistant": lambda *_: [matches("the last turn is not an answer: {value}", "roles", ENDS_WITH_ANSWER)],
     "empty_prompt": lambda *_: [between("a user turn is empty or only white space", "shortest_user_turn", least=1)],
     "empty_answer": lambda *_: [between("an answer is empty or only white space", "shortest_answer", least=1)],
-    "empty_rejected": lambda *_: [
-        between("the rejected answer is empty or only white space", "rejected_chars", least=1)
-    ],
+    "empty_rejected": lambda *_: [between(f"the {REJECTED} is empty or only white space", "rejected_chars", least=1)],
     "identical_pair": lambda *_: [
         nothing("the rejected answer is the chosen one, but for white space: {value}", "identical")
     ],
@@ -183,7 +182,10 @@ CONFLICT_RULES: dict[str, Callable[[Any], list[Rule]]] = {
         )
     ],
     "rejected_elsewhere": lambda _: [
-        nothing("the rejected answer is the chosen one of another row with this prompt: {value}", "contradicted_by")
+        nothing(
+            f"the {REJECTED} is the chosen one of another row with this prompt: {{value}}",
+            "contradicted_by",
+        )
     ],
     "label_spelling": lambda _: [
         nothing("the answer is a label in another spelling than most rows have: {value}", "usual_label")

@@ -85,7 +85,7 @@ def lengths(characters: "pd.Series") -> dict[str, Any]:
 def pairs(chosen: "pd.Series", rejected: "pd.Series") -> dict[str, int] | None:
     """The preference pairs among some rows, and which answer is longer in how many of them; None without any."""
     longer = {"chosen_longer": int((chosen > rejected).sum()), "rejected_longer": int((chosen < rejected).sum())}
-    rows = int(rejected.notna().sum())
+    rows = int((chosen.notna() & rejected.notna()).sum())
     return {"rows": rows} | longer if rows else None
 
 

@@ -23,9 +23,10 @@ from tunewright.data_checks.suite import Entry
 
 
 def num_answers(frame: pd.DataFrame) -> pd.Series:
-    """For each row how many different answers its prompt has among the rows of `frame`; null without a prompt."""
+    """For each row how many different answers its prompt has among the rows of `frame`; null without one."""
     pairs = frame[["prompt_hash", "answer_hash"]].dropna().drop_duplicates()
-    return frame["prompt_hash"].map(pairs["prompt_hash"].value_counts()).astype("Int64")
+    counted = frame["prompt_hash"].where(frame["answer_hash"].notna())
+    return counted.map(pairs["prompt_hash"].value_counts()).astype("Int64")
 
 
 def contradictions(frame: pd.DataFrame) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Training on preference pairs, from where the training on chosen answers ended, or from the base.
+"""Training on preference pairs or labelled answers, from where the training on chosen answers ended, or from the base.
 
 It is the training of tasks/train on another loss: the same trainer process, checkpoints and resuming.
 """
@@ -27,12 +27,16 @@ def prefer(
     """The tuned weights of the step with the lowest loss on the validation pairs, with the curves and the contract.
 
     `training` has the steps on pairs, preference.schedule(). `begins_as` is the training on chosen answers before it.
-    Raises ConfigError where too few rows are pairs.
+    With kto they are labelled answers. Raises ConfigError where there are too few.
     """
-    for split, number in (("training", tokens.num_pairs), ("validation", tokens.num_validation_pairs)):
+    pairs, lacks = (tokens.num_pairs, tokens.num_validation_pairs), "a rejected answer (columns chosen and rejected"
+    if preference.method == "kto":
+        pairs = pairs[0] + tokens.num_undesirable, pairs[1] + tokens.num_validation_undesirable
+        lacks = "an undesirable answer (column label is false, or chosen and rejected"
+    for split, number in zip(("training", "validation"), pairs, strict=True):
         if not number:
             raise ConfigError(
-                f"preference.method={preference.method}: no {split} row has a rejected answer (columns chosen and "
-                "rejected of a record); accepted: none, or such rows"
+                f"preference.method={preference.method}: no {split} row has {lacks} of a record); accepted: none, or "
+                "such rows"
             )
     return trained(folder, tokens, base, method, training, compute, scan, preference=preference, begins_as=begins_as)

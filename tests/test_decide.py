@@ -568,8 +568,8 @@ def answers(tmp_path: Path, name: str, scores: list[float], nll: float = 1.0, **
 
 def write_train(folder: Path, said: list[str]) -> None:
     messages = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}] for answer in said]
-    schema = pa.schema([("messages", MESSAGES), ("use_as", pa.string())])
-    pq.write_table(pa.table([messages, [None] * len(said)], schema=schema), folder / "train.parquet")
+    schema = pa.schema([("messages", MESSAGES), ("chat", pa.string()), ("use_as", pa.string())])
+    pq.write_table(pa.table([messages, *2 * [[None] * len(said)]], schema=schema), folder / "train.parquet")
 
 
 def verdict_of(splits: Splits, *given: Answers, **gate: Any) -> Verdict:

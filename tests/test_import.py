@@ -404,14 +404,13 @@ def test_empty_and_unknown_keys_are_listed(imported: Import) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"base_model": "a/b", "rl": "kto"}, 'rl: "kto" is training on preferences or rewards'),
         ({"base_model": "a/b", "rl": "grpo"}, 'rl: "grpo" is training on preferences or rewards'),
         ({"base_model": "a/b", "reward_model": True}, "reward_model: a reward model"),
         ({"base_model": "a/b", "pretraining_dataset": [{"path": "a/c"}]}, "pretraining_dataset: pretraining"),
         ({"base_model": "a/b", "datasets": [{"path": "x", "type": "completion"}]}, 'type: "completion" is pretraining'),
         ({"base_model": "a/b", "processor_type": "AutoProcessor"}, "processor_type: multimodal training"),
         ({"base_model": "a/b", "adapter": "ia3"}, 'adapter: "ia3" is a method that is not offered'),
-        ({"model_name_or_path": "a/b", "stage": "kto"}, 'stage: "kto" is KTO'),
+        ({"model_name_or_path": "a/b", "stage": "ppo"}, 'stage: "ppo" is PPO'),
         ({"model_name_or_path": "a/b", "stage": "dpo", "pref_loss": "simpo"}, '"simpo" is a loss that is not offered'),
         ({"model_name_or_path": "a/b", "stage": "pt"}, 'stage: "pt" is pretraining'),
         ({"model_name_or_path": "a/b", "stage": "sft", "finetuning_type": "freeze"}, 'finetuning_type: "freeze" is'),
@@ -614,6 +613,38 @@ def test_preference_training_of_llama_factory_becomes_the_section_preference(
         importing.import_file(Path("x.yaml"), tmp_path)
 
 
+def test_labelled_answers_of_llama_factory_are_trained_by_kto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    columns = {"messages": "talk", "kto_tag": "liked"}
+    info = {"thumbs": {"file_name": "t.json", "formatting": "sharegpt", "columns": columns}, "rows": {"file_name": "r"}}
+    Path("dataset_info.json").write_text(json.dumps(info))
+    Path("t.json").write_text("[]")
+    given = "model_name_or_path: a/b\nstage: kto\ndataset: thumbs\npref_beta: 0.3\n"
+    Path("x.yaml").write_text(f"{given}kto_rejected_weight: 2.0\npref_ftx: 0.5\nlearning_rate: 5e-6\n")
+    found = importing.import_file(Path("x.yaml"), tmp_path)
+    assert {key: value for key, value in found.values.items() if key.startswith("preference.")} == {
+        "preference.method": "kto",
+        "preference.beta": 0.3,
+        "preference.undesirable_weight": 2.0,
+        "preference.learning_rate": 5e-6,
+        "preference.epochs": 3.0,
+        "preference.after_sft": False,
+    }
+    (source,) = found.sources
+    assert (source["layout"], source["columns"]) == ("sharegpt", {"conversations": "talk", "label": "liked"})
+    assert "# no counterpart: pref_ftx=0.5: kto adds no loss" in writing.text_of(found)
+
+    Path("x.yaml").write_text(given.replace("dataset: thumbs", "dataset: rows"))
+    with pytest.raises(ConfigError, match="no kto_tag: stage kto needs labelled answers"):
+        importing.import_file(Path("x.yaml"), tmp_path)
+    Path("x.yaml").write_text(given.replace("stage: kto", "stage: sft"))
+    with pytest.raises(ConfigError, match="kto_tag: labelled answers, which need stage: kto"):
+        importing.import_file(Path("x.yaml"), tmp_path)
+
+
+KTO = {"method": "kto", "beta": 0.2, "undesirable_weight": 1.5, "after_sft": False}
+
+
 @pytest.mark.parametrize(
     ("rl", "kind", "values", "columns"),
     [
@@ -625,6 +656,8 @@ def test_preference_training_of_llama_factory_becomes_the_section_preference(
             {"prompt": "question"},
         ),
         ("orpo", {"field_prompt": "q"}, {"method": "orpo", "beta": 0.05}, {"prompt": "q"}),
+        ("kto", "llama3.argilla", KTO, {"prompt": "instruction", "label": "label"}),
+        ("kto", {"field_prompt": "q", "field_label": "up"}, KTO, {"prompt": "q", "label": "up"}),
     ],
 )
 def test_preference_training_of_axolotl_becomes_the_section_preference(
@@ -636,6 +669,8 @@ def test_preference_training_of_axolotl_becomes_the_section_preference(
             "rl": rl,
             "rl_beta": 0.2,
             "orpo_alpha": 0.05,
+            "kto_undesirable_weight": 1.5,
+            "micro_batch_size": 2,
             "learning_rate": 1e-5,
             "num_epochs": 2,
             "datasets": [{"path": "acme/pairs", "type": kind, "field_chosen": columns.get("chosen")}],
@@ -644,4 +679,5 @@ def test_preference_training_of_axolotl_becomes_the_section_preference(
     there = {key.partition(".")[2]: value for key, value in found.values.items() if key.startswith("preference.")}
     assert there == values | {"learning_rate": 1e-5, "epochs": 2}
     (source,) = found.sources
-    assert source["layout"] == "preference" and source.get("columns", {}) == columns
+    assert source["layout"] == ("prompt_completion" if rl == "kto" else "preference")
+    assert source.get("columns", {}) == columns

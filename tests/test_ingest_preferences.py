@@ -15,7 +15,7 @@ from tunewright.errors import ConfigError
 from tunewright.tasks.ingest import row_id_of, source_files
 from tunewright.tasks.ingest.questions import Question, RefusedQuestion, questions
 from tunewright.tasks.ingest.tables import Tally
-from tunewright.tools.conversation import Conversation, conversation_of, rejected_of, tools_of
+from tunewright.tools.conversation import Conversation, conversation_of, is_undesirable, rejected_of, tools_of
 
 ASKED = {"role": "user", "content": "Is it open?"}
 HUMAN = {"from": "human", "value": "Is it open?"}
@@ -214,6 +214,81 @@ def test_several_right_answers_beside_a_completion_are_no_ranking() -> None:
     assert (texts(found), found["chat"]) == (["a", "b"], None)
     forced = one({"prompt": "a", "completion": "b", "answers": ["b", "c"]}, layout="ranked")
     assert rejected_of(conversation_of(forced)) == "c"
+
+
+@pytest.mark.parametrize(
+    ("label", "columns", "undesirable"),
+    [
+        (False, {}, True),
+        (True, {}, False),
+        ("False", {}, True),
+        ("positive", {}, False),
+        (0, {}, False),  # the class of a classification
+        (0, {"label": "label"}, True),
+        ("1", {"label": "label"}, False),
+        (None, {"label": "label"}, False),
+    ],
+)
+def test_a_label_says_whether_people_want_the_answer(label: Any, columns: dict[str, str], undesirable: bool) -> None:
+    for asked in ({"prompt": "Is it open?", "completion": "No."}, {"messages": [ASKED, NO]}):
+        found = conversation_of(one(asked | {"label": label}, columns=columns))
+        assert [each["content"] for each in found] == ["Is it open?", "No."]
+        assert is_undesirable(found) == undesirable
+
+
+@pytest.mark.parametrize(
+    ("record", "detail"),
+    [
+        ({"prompt": "a", "completion": "b", "thumbs": "up"}, "thumbs (label) is 'up'; accepted: true, false, 1, 0"),
+        (PAIR | {"thumbs": False}, "thumbs (label) is False and the record has several answers; accepted: one of"),
+    ],
+)
+def test_a_label_that_says_nothing_is_refused(record: dict[str, Any], detail: str) -> None:
+    found = one(record, columns={"label": "thumbs"})
+    assert (found["reason"], detail in found["detail"]) == ("bad_label", True), found
+
+
+def test_a_correction_is_chosen_over_the_answer_that_it_corrects() -> None:
+    answered = {"prompt": "Is it open?", "completion": "No.", "label": False}
+    found = one(answered | {"correction": "Yes, until six."})
+    assert found["row_id"] == one(PAIR)["row_id"]
+    assert (
+        one({"messages": [ASKED, NO], "fix": "Yes, until six."}, columns={"correction": "fix"})["chat"] == found["chat"]
+    )
+    for nothing_new in ("No. ", "", None):
+        kept = conversation_of(one(answered | {"label": True, "correction": nothing_new}))
+        assert (kept[-1]["content"], rejected_of(kept)) == ("No.", None)
+    assert not is_undesirable(conversation_of(one(answered | {"correction": "No."})))  # confirmed after all
+
+
+@pytest.mark.parametrize(
+    ("record", "reason", "detail"),
+    [
+        (PAIR | {"correction": "Yes."}, "two_layouts", "it has correction and several answers"),
+        ({"prompt": "a", "completion": "b", "correction": ["c"]}, "wrong_type", "correction is an array, not a string"),
+        (
+            {"messages": [ASKED, NO | {"reasoning_content": "Hm."}], "correction": "Yes."},
+            "unsupported_field",
+            "the answer that is corrected has reasoning_content; accepted: a text alone",
+        ),
+    ],
+)
+def test_a_correction_that_is_none_is_refused(record: dict[str, Any], reason: str, detail: str) -> None:
+    found = one(record)
+    assert (found["reason"], detail in found["detail"]) == (reason, True), found
+
+
+def test_the_label_is_part_of_a_rows_identity_and_an_undesirable_answer_no_reference() -> None:
+    records = [{"prompt": "Is it open?", "completion": "No.", "label": label} for label in (True, False)]
+    kept, _ = read("\n".join(map(json.dumps, records)).encode())
+    assert len({row["row_id"] for row in kept}) == 2
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (file,) = source_files(Data(sources=(Source(path="a.jsonl"),)))
+    asked = [*questions(file, Tally())]
+    assert [(each.messages, each.reference) for each in asked if isinstance(each, Question)] == [
+        ([ASKED], "No."),
+        ([ASKED], None),
+    ]
 
 
 def test_the_rejected_answer_is_part_of_a_rows_identity() -> None:

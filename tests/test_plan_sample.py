@@ -17,7 +17,7 @@ from tunewright.cli import deployment_file, plan
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import CLUSTERS, Planned
 from tunewright.cli.plan.sample import sampled
-from tunewright.config import Data, Gate, Guardrail, Source, Split, Training
+from tunewright.config import Data, Gate, Guardrail, Preference, Source, Split, Training
 from tunewright.cost_model import work
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling import models
@@ -67,6 +67,17 @@ def test_a_plan_before_anything_was_read_stands_on_the_first_rows_as_they_will_t
     assert costs.rows_from == "from the 50 rows of the sources, rendered"
     assert costs.chosen.work.num_rows == 40
     assert costs.chosen.work.longest < 60
+
+
+def test_an_undesirable_answer_counts_for_kto_alone(tiny_base: Base) -> None:
+    write("a.jsonl", *(record(at) | {"label": at % 5 > 0} for at in range(100)))
+    mine = pipeline(tiny_base)
+    kto = mine.settings.model_copy(update={"preference": Preference(method="kto")})
+    costs = plan.look_up(replace(mine, settings=kto), "mine.yaml").costs
+    assert costs and costs.unit == "labelled answers"
+    assert costs.chosen.work.num_rows == 64  # of 80 that train
+    assert costs.later["preference"].work.num_rows == 80
+    assert costs.later["preference"].peak > costs.chosen.peak
 
 
 @pytest.mark.parametrize("answers", [{"output": "word " * 5000}, {"chosen": "a", "rejected": "word " * 5000}])

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import waiting
 from conftest import MakeSplits
+from ingested import run, tables
 from registered import QUESTIONS
 from typer.testing import CliRunner
 
@@ -32,6 +33,7 @@ from tunewright.tasks.ingest.files import files_of
 from tunewright.tasks.ingest.questions import RefusedQuestion, questions
 from tunewright.tasks.ingest.tables import Tally
 from tunewright.tasks.render import render
+from tunewright.tools.conversation import conversation_of, is_undesirable, rejected_of
 
 Make = Callable[..., Registered]
 Row = dict[str, Any]
@@ -145,7 +147,7 @@ def test_every_format_is_read(said: list[str]) -> None:
 
     predict("csv.csv", *mapped, "--output", "whole.parquet", "--version", "1")
     rows = pq.read_table("whole.parquet").to_pylist()
-    nothing = {"reference": None, "reason": None, "detail": None}
+    nothing = {"reference": None, "messages": None, "reason": None, "detail": None}
     assert rows == [row | nothing for row in answers("csv.answers.jsonl")]
 
 
@@ -236,6 +238,22 @@ def test_a_question_that_is_missing_is_named_as_the_file_names_it(
 
 
 @pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("registered")
+def test_answers_that_people_judged_are_read_as_preferences() -> None:
+    written([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}, conversation("one two", "x", "three"), {"prompt": ""}])
+    predict("asked.jsonl", "--messages", "--output", "judged.jsonl", "--max-new-tokens", "2")
+    rows = answers("judged.jsonl")
+    assert [row["messages"][-1]["content"] for row in rows[:4]] == [row["answer"] for row in rows[:4]]
+    judged = [{"label": True}, {"label": False}, {"correction": "Better."}, {"correction": "Best."}, {}]
+    written([row | each for row, each in zip(rows, judged, strict=True)], "judged.jsonl")
+    kept, refused = tables(run("judged.jsonl"))
+    found = [*map(conversation_of, kept)]
+    assert [is_undesirable(each) for each in found] == [False, True, False, False]
+    assert [rejected_of(each) for each in found] == [None, None, rows[2]["answer"], rows[3]["answer"]]
+    assert [each[-1]["content"] for each in found[2:]] == ["Better.", "Best."]
+    assert len(refused) == 1
+
+
 def test_a_file_without_a_record_that_can_be_answered_is_an_error() -> None:
     code, line = refused(written([{"text": "a"}, {"text": "b"}]))
     assert code == 3

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import MakeSplits
@@ -22,6 +23,7 @@ from tunewright.tools.conversation import Conversation
 
 SFT = Training(learning_rate=0.01, max_steps=6, batch=4, evaluate_every=3, patience=None)
 DPO = Preference(method="dpo", learning_rate=0.01, max_steps=8)
+KTO = Preference(method="kto", learning_rate=0.01, max_steps=12)
 SMALL = Method(rank=2, alpha=4)
 ONE_THREAD = Compute(threads=1)
 
@@ -61,7 +63,34 @@ def test_pairs_are_trained_from_where_sft_ended(tokens: Tokens, tiny_base: Base,
     assert (made.preference, first.preference) == ("dpo", "")
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo"])
+def test_labelled_answers_are_trained_and_no_reference_is_undesirable(
+    tiny_base: Base, make_splits: MakeSplits, home: Path
+) -> None:
+    def row(i: int) -> Conversation:
+        said = f"no answer to {i}" if i % 2 else f"yes, the answer {i % 3}"
+        asked = [{"role": "user", "content": f"the question number {i}"}, {"role": "assistant", "content": said}]
+        return Conversation(asked, undesirable=bool(i % 2))
+
+    rows = [*map(row, range(36))]
+    tokens = render.fn(make_splits(rows[:24], rows[24:30], rows[30:]), tiny_base, Model(base="tiny", max_length=256))
+    assert (tokens.num_train, tokens.num_validation, tokens.num_test) == (12, 3, 3)
+    assert (tokens.num_undesirable, tokens.num_validation_undesirable, tokens.num_test_undesirable) == (12, 3, 3)
+    references = pq.read_table(tokens.path("test.parquet"))["reference"].to_pylist()
+    assert all(said.startswith("yes") for said in references)
+    page = tokens.path("report.html").read_text()
+    assert "<b>12</b><span>more with an undesirable answer" in page and page.count("undesirable answer, ") == 2
+
+    first = train.fn(tokens, tiny_base, SMALL, SFT, ONE_THREAD)
+    made = prefer.fn(tokens, tiny_base, SMALL, KTO, KTO.schedule(SFT), ONE_THREAD, begins_as=first)
+    steps = [line for line in lines(made) if "loss" in line]
+    assert steps[0]["loss"] == pytest.approx(0.5, abs=0.01)  # the model is still the reference
+    last = [line for line in lines(made) if "eval_loss" in line][-1]
+    assert last["eval_reward_chosen"] > last["eval_reward_rejected"] and last["eval_reward_accuracy"] == 1.0
+    assert last["eval_kl"] >= 0 and made.preference == "kto"
+    assert "labelled answers" in made.path("curves.html").read_text()
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
 def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     method: Any, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,22 +130,24 @@ def test_rows_without_pairs_are_refused_in_a_line(tiny_base: Base, make_splits: 
     tokens = render.fn(make_splits(rows[:12], rows[12:15], rows[15:]), tiny_base, Model(base="tiny", max_length=256))
     with pytest.raises(ConfigError, match=r"preference\.method=dpo: no training row has a rejected answer"):
         prefer.fn(tokens, tiny_base, SMALL, DPO, DPO.schedule(SFT), ONE_THREAD)
+    with pytest.raises(ConfigError, match=r"preference\.method=kto: no training row has an undesirable answer"):
+        prefer.fn(tokens, tiny_base, SMALL, KTO, KTO.schedule(SFT), ONE_THREAD)
 
 
+@pytest.mark.parametrize("settings", [DPO.model_copy(update={"sft_weight": 0.5}), KTO], ids=["dpo", "kto"])
 def test_two_processes_come_to_the_weights_of_one(
-    tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Preference, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
     for devices, attempt in ((1, in_this_process), (2, by_forks)):
         monkeypatch.setattr(train_stage, "_attempt", attempt)
         compute = Compute(threads=1, devices=devices, precision="float32")
-        settings = DPO.model_copy(update={"sft_weight": 0.5})
         made = prefer.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), compute)
         found.append((made, load_file(made.path("model") / "adapter_model.safetensors")))
     (one, of_one), (two, of_two) = found
     for name, tensor in of_one.items():
         assert torch.allclose(of_two[name], tensor, atol=1e-4), f"{name} differs"
     assert two.best_value == pytest.approx(one.best_value, rel=1e-3)
-    assert [line["reward_margin"] for line in lines(two) if "loss" in line] == pytest.approx(
-        [line["reward_margin"] for line in lines(one) if "loss" in line], abs=1e-3
+    assert [line["loss"] for line in lines(two) if "loss" in line] == pytest.approx(
+        [line["loss"] for line in lines(one) if "loss" in line], abs=1e-3
     )

@@ -123,6 +123,28 @@ def test_pairs_come_to_a_verdict_and_another_beta_trains_them_alone(settings: Se
     assert would["evaluate candidate"].because == ["runs after prefer"]
 
 
+def test_labelled_answers_come_to_a_verdict_by_desirable_references(settings: Settings) -> None:
+    labelled = [
+        {"prompt": row["prompt"], "completion": row["rejected" if at % 3 == 0 else "chosen"], "label": at % 3 > 0}
+        for at, row in enumerate(ROWS)
+    ]
+    Path("thumbs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in labelled))
+    kto = Preference(method="kto", learning_rate=0.01, max_steps=6)
+    data = Data(sources=(Source(path="thumbs.jsonl"),))
+    done = Outcome.of(run(settings.model_copy(update={"data": data, "preference": kto})).result())
+    assert [each.stage for each in done.trainings] == ["train", "prefer"]
+    assert done.tokens and done.verdict
+    assert done.tokens.num_undesirable and done.tokens.num_validation_undesirable and done.tokens.num_test_undesirable
+    wanted = {row["completion"] for row in labelled if row["label"]}
+    for answers in done.answers.values():
+        table = pq.read_table(answers.path("answers.parquet"))
+        assert len(table) == done.tokens.num_test and {*table["reference"].to_pylist()} <= wanted
+    assert done.registered
+    with connected(settings.registry) as client:
+        there = client.get_run(done.registered.run_id).data.metrics
+    assert {"preference/kl", "preference/validation_kl", "preference/validation_reward_margin"} <= there.keys()
+
+
 def test_without_preference_training_pairs_are_measured_alone(settings: Settings) -> None:
     done = Outcome.of(run(settings.model_copy(update={"preference": Preference()})).result())
     assert [each.stage for each in done.trainings] == ["train"]

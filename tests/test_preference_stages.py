@@ -24,6 +24,7 @@ from tunewright.tasks.dedupe import REASONS, dedupe, find_repeats
 from tunewright.tasks.ingest import row_id_of
 from tunewright.tools.conversation import Conversation, Tool, answer_hash, chat_of, texts_of
 
+OPPOSITE = "the rejected or undesirable answer is the chosen one of another row with this prompt"
 LONG = "please tell me why the new card that I ordered two weeks ago has still not come to my house"
 
 
@@ -31,6 +32,14 @@ def row(prompt: str, chosen: str, rejected: str | None = None, tools: list[Tool]
     """A row of a row table, with `rejected` a preference pair."""
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": chosen}]
     said = Conversation(turns, tools or [], rejected) if rejected is not None or tools else turns
+    made = {"row_id": row_id_of(said), "source": "made", "file": "data.jsonl", "line": 1}
+    return made | {"messages": texts_of(said), "chat": chat_of(said)}
+
+
+def undesirable(prompt: str, answer: str) -> dict[str, Any]:
+    """A row of a row table whose answer nobody wants."""
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    said = Conversation(turns, undesirable=True)
     made = {"row_id": row_id_of(said), "source": "made", "file": "data.jsonl", "line": 1}
     return made | {"messages": texts_of(said), "chat": chat_of(said)}
 
@@ -113,13 +122,13 @@ def checked(make_rows: MakeRows, rows: list[dict[str, Any]], checks: Checks = LE
 @pytest.mark.parametrize(
     ("chosen", "rejected", "reason", "detail"),
     [
-        ("Yes.", "\t \u200b", "empty_rejected", "the rejected answer is empty or only white space"),
+        ("Yes.", "\t \u200b", "empty_rejected", "the rejected or undesirable answer is empty or only white space"),
         ("Yes, it is.", "Yes,  it is.\n", "identical_pair", "is the chosen one, but for white space: Yes, it is."),
         (
             "Yes.",
             "a" * 20_001,
             "length_out_of_bounds",
-            "the rejected answer has 20001 characters, more than max_answer",
+            "the rejected or undesirable answer has 20001 characters, more than max_answer",
         ),
         ("Yes.", "No.<|im_end|>", "special_token", "a text holds a special token of the model: <|im_end|>"),
         ("Yes.", "Caf\ufffd", "replacement_character", "a text has replacement characters (U+FFFD), left by wrong d"),
@@ -167,10 +176,26 @@ def test_two_rows_that_say_the_opposite_are_quarantined_and_a_ranking_is_none(ma
     found = checked(make_rows, rows)
     said = {each["line"]: each["detail"] for each in quarantined(found)}
     assert found.reasons == {"rejected_elsewhere": 3}
-    assert said == {
-        line: f"the rejected answer is the chosen one of another row with this prompt: data.jsonl line {other}"
-        for line, other in ((4, 5), (5, 4), (7, 8))
-    }
+    assert said == {line: f"{OPPOSITE}: data.jsonl line {other}" for line, other in ((4, 5), (5, 4), (7, 8))}
+
+
+def test_an_undesirable_answer_is_no_duplicate_of_a_desirable_one_and_contradicts_it(
+    make_rows: MakeRows, tmp_path: Path
+) -> None:
+    rows = [undesirable(LONG, "It is late."), row(LONG, "It is late."), undesirable(LONG, "It is late.")]
+    assert [partner for partner, _ in repeats(rows, Dedupe(max_removed_share=1), tmp_path)] == [-1, -1, 0]
+    found = checked(make_rows, [*rows[:2], undesirable(LONG, "Who knows?"), undesirable(LONG, "No idea.")])
+    assert found.reasons == {"rejected_elsewhere": 1}
+    assert [(each["line"], each["detail"]) for each in quarantined(found)] == [(1, f"{OPPOSITE}: data.jsonl line 2")]
+
+
+def test_an_undesirable_answer_may_be_what_no_answer_should_be(make_rows: MakeRows) -> None:
+    bad = ["I'm sorry, but I can't help with that.", "```python\nprint(1)\n", "TODO"]
+    found = checked(make_rows, [undesirable(f"Which is number {at}?", text) for at, text in enumerate(bad)])
+    assert (found.num_quarantined, found.findings) == (0, {})
+    assert "preference pair" not in found.path("report.html").read_text()
+    (empty,) = quarantined(checked(make_rows, [undesirable("Who?", " "), row("Who?", "I")]))
+    assert (empty["reason"], empty["line"]) == ("empty_rejected", 1)
 
 
 def test_a_row_that_is_quarantined_contradicts_none(make_rows: MakeRows) -> None:

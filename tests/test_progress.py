@@ -53,6 +53,20 @@ def test_what_was_chosen_is_said_with_its_reason_before_the_first_step(
     ]
 
 
+def test_what_the_trainer_does_before_its_first_step_is_said_now_and_then(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    progress = Progress(tmp_path)
+    for doing in ("", "measuring the reference: 8 of 20 rows", "measuring the reference: 16 of 20 rows"):
+        (tmp_path / "alive").write_text(doing)
+        progress.update()
+    assert [message.strip() for message in caplog.messages] == ["measuring the reference: 8 of 20 rows"]
+    monkeypatch.setattr(tunewright.reports.progress, "LOG_SECONDS", 0.0)
+    progress.update()
+    assert caplog.messages[-1].strip() == "measuring the reference: 16 of 20 rows"
+
+
 def test_a_line_is_logged_after_the_first_step_and_after_each_evaluation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,15 @@ AS_TRAINER = (  # keys that mean what they mean to transformers' Trainer
     *("torch_compile", "torch_compile_backend", "torch_compile_mode", "greater_is_better", "load_best_model_at_end"),
     *("group_by_length", "auto_find_batch_size", "warmup_steps", "metric_for_best_model", "eval_steps"),
 )
-OF_PAIRS = {"dpo": ("dpo", "sigmoid"), "ipo": ("dpo", "ipo"), "orpo": ("orpo",)}  # rl -> method and loss
+OF_PAIRS = {"dpo": ("dpo", "sigmoid"), "ipo": ("dpo", "ipo"), "orpo": ("orpo",), "kto": ("kto",)}  # rl -> method, loss
+LABELLED = {  # of kto, the second part of a data set's type -> the field with the prompt
+    "argilla": "instruction",
+    "argilla_chat": "instruction",
+    "intel": "question",
+    "default": "prompt",
+    "prompt_pairs": "prompt",
+    "ultra": "prompt",
+}
 PAIRS = {  # the second part of a data set's type -> our names of fields -> theirs
     "default": {"messages": "messages", "chosen": "chosen", "rejected": "rejected"},
     "argilla": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
@@ -100,7 +108,7 @@ PAIRS = {  # the second part of a data set's type -> our names of fields -> thei
     "ultra": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
 }
 ADAPTERS = {None: "full", "": "full", False: "full", "lora": "lora", "qlora": "qlora"}
-RL = "its rl"  # of a data set, whether its rows are preference pairs
+RL = "its rl"  # of a data set, what its rows are for: dpo, ipo, orpo, kto, or nothing
 PLAIN_TEXT = ("completion", "pretrain", "pretraining")
 OURS = {"user", "assistant", "human", "gpt", "system", "developer"}  # roles that are read
 
@@ -419,7 +427,9 @@ TABLE: Table = {
     ),
     **each("loss_watchdog_threshold loss_watchdog_patience", needless("a training that diverges is reported")),
     "rl": by(objective, "preference.method", "preference.loss"),
-    **each("rl_beta dpo_beta", of_pairs("preference.beta", "dpo", "ipo")),
+    **each("rl_beta dpo_beta", of_pairs("preference.beta", "dpo", "ipo", "kto")),
+    "kto_desirable_weight": of_pairs("preference.desirable_weight", "kto"),
+    "kto_undesirable_weight": of_pairs("preference.undesirable_weight", "kto"),
     "orpo_alpha": of_pairs("preference.beta", "orpo"),
     "rpo_alpha": of_pairs("preference.sft_weight", "dpo", "ipo"),
     "dpo_label_smoothing": missing("preference.label_smoothing goes with the losses robust and exo_pair"),
@@ -470,7 +480,9 @@ def dataset_type(value: Any, item: Original) -> Treatment:
 
 
 def _pairs(value: Any, item: Original) -> Treatment:
-    """Preference pairs, by the names of their fields."""
+    """Preference pairs or labelled answers, by the names of their fields."""
+    if item.get(RL) == "kto":
+        return _labelled(value, item)
     if isinstance(value, dict):
         found = {name: value.get(f"field_{name}") for name in ("system", "prompt", "chosen", "rejected")}
         return _layout("preference", {name: field for name, field in found.items() if field and field != name})
@@ -479,6 +491,18 @@ def _pairs(value: Any, item: Original) -> Treatment:
         return lost("the layout is detected by the fields; data.sources[].columns names them")
     given = {name: item.get(f"field_{name}") or theirs for name, theirs in names.items()}
     return _layout("preference", {name: field for name, field in given.items() if field != name})
+
+
+def _labelled(value: Any, item: Original) -> Treatment:
+    """Answers with labels, by the names of their fields."""
+    prompt = LABELLED.get(str(value).rpartition(".")[2])
+    given, prompt = (value, "prompt") if isinstance(value, dict) else (item, prompt)
+    if not prompt:
+        return lost("the layout is detected by the fields; data.sources[].columns names them")
+    names = {"prompt": prompt, "completion": "completion", "label": "label", "system": ""}
+    found = {name: given.get(f"field_{name}") or theirs for name, theirs in names.items()}
+    columns = {name: field for name, field in found.items() if field and (field != name or name == "label")}
+    return _layout("prompt_completion", columns)
 
 
 def _layout(layout: str, columns: dict[str, str], differs: str = "") -> Treatment:
@@ -542,7 +566,7 @@ DATASET: Table = {
     **each("path data_files", by(lambda _, item: dataset_path(item.get("path"), item), *PATHS)),
     "type": by(dataset_type, "data.sources[].layout", "data.sources[].columns"),
     **each(
-        "field_chosen field_rejected",
+        "field_chosen field_rejected field_prompt field_completion field_label",
         by(lambda _, item: dataset_type(item.get("type"), item), "data.sources[].layout", "data.sources[].columns"),
     ),
     **each("field_messages message_property_mappings message_field_role message_field_content field_tools", MESSAGES),
@@ -578,8 +602,8 @@ def entries(original: Original) -> Iterator[DataSetEntry]:
     """Each data set."""
     for key, use in (("datasets", ""), ("test_datasets", "validation")):
         for i, item in enumerate(original.entries(key)):
-            of_pairs = {RL: not is_off(original.get("rl"))}
-            yield DataSetEntry(f"{key}[{i}]", DATASET, original.of(item, of_pairs), use)
+            used_for = {RL: "" if is_off(original.get("rl")) else str(original.get("rl"))}
+            yield DataSetEntry(f"{key}[{i}]", DATASET, original.of(item, used_for), use)
 
 
 def completed(original: Original, values: Mapping[str, Any]) -> Iterator[tuple[str, Treatment]]:

@@ -56,7 +56,7 @@ DEFAULTS = {
     "lora_rank": 8,
     "early_stopping_steps": None,
 }
-STAGES = {"pt": "pretraining", "rm": "a reward model", "ppo": "PPO", "kto": "KTO"}
+STAGES = {"pt": "pretraining", "rm": "a reward model", "ppo": "PPO"}
 LOSSES = ("sigmoid", "hinge", "ipo", "orpo")  # of stage dpo, that are offered
 TEMPLATES = {
     **{name: name for name in ("llama3", "chatml", "gemma", "mistral", "alpaca")},
@@ -73,7 +73,7 @@ FOLDER = "its folder"  # of the file of a data set, which is told no other way
 def refused(original: Original) -> Iterator[tuple[str, str]]:
     """Keys that make it no supervised fine-tuning of text, with what it is."""
     stage = original.get("stage")
-    if stage not in {None, "sft", "dpo"}:
+    if stage not in {None, "sft", "dpo", "kto"}:
         yield "stage", f"{shown(stage)} is {STAGES.get(str(stage), 'none that is offered')}"
     if original.get("finetuning_type") not in {"lora", "full"}:
         yield "finetuning_type", f"{shown(original.get('finetuning_type'))} is a method that is not offered"
@@ -84,8 +84,10 @@ def refused(original: Original) -> Iterator[tuple[str, str]]:
         keys = {*entry.values.values, *(columns if isinstance(columns, dict) else {})}
         if found := [key for key in MEDIA if key in keys]:
             yield entry.key, f"{found[0]}: multimodal training"
-        if "kto_tag" in keys:
-            yield entry.key, "kto_tag: KTO"
+        if "kto_tag" in keys and stage != "kto":
+            yield entry.key, "kto_tag: labelled answers, which need stage: kto"
+        if stage == "kto" and "kto_tag" not in keys:
+            yield entry.key, "no kto_tag: stage kto needs labelled answers"
         found = [key for key in PAIRS if key in keys and entry.values.get(key) is not False]
         if found and stage != "dpo":
             yield entry.key, f"{found[0]}: preference pairs, which need stage: dpo"
@@ -106,7 +108,9 @@ def method(_: Any, original: Original) -> Treatment:
 
 
 def objective(_: Any, original: Original) -> Treatment:
-    """The loss, of stage dpo."""
+    """The method and loss of preference training."""
+    if original.get("stage") == "kto":
+        return carried({"preference.method": "kto"})
     if original.get("stage") != "dpo":
         return not_needed("supervised fine-tuning, as here")
     loss = original.get("pref_loss") or "sigmoid"
@@ -115,11 +119,20 @@ def objective(_: Any, original: Original) -> Treatment:
     return carried({"preference.method": "dpo", "preference.loss": loss})
 
 
-def of_pairs(target: str) -> KeyRule:
-    """A number of stage dpo."""
+def added_sft(value: Any, original: Original) -> Treatment:
+    """The weight of the loss on chosen answers that is added."""
+    if original.get("stage") == "kto" and not is_off(value):
+        return lost("kto adds no loss on desirable answers; SFT comes before it with preference.after_sft")
+    has_it = original.get("stage") == "dpo"
+    return carried({"preference.sft_weight": value}) if has_it else not_needed("of stage: dpo")
+
+
+def of_stage(target: str, *stages: str) -> KeyRule:
+    """A number of these stages."""
 
     def decide(value: Any, original: Original) -> Treatment:
-        return carried({target: value}) if original.get("stage") == "dpo" else not_needed("of preference training")
+        has_it = original.get("stage") in stages
+        return carried({target: value}) if has_it else not_needed(f"of stage: {' or '.join(stages)}")
 
     return by(decide, target)
 
@@ -199,8 +212,10 @@ TABLE: Table = {
         missing("an adapter is not trained further: it begins anew"),
     ),
     **each("stage pref_loss", by(objective, "preference.method", "preference.loss")),
-    "pref_beta": of_pairs("preference.beta"),
-    "pref_ftx": of_pairs("preference.sft_weight"),
+    "pref_beta": of_stage("preference.beta", "dpo", "kto"),
+    "pref_ftx": by(added_sft, "preference.sft_weight"),
+    "kto_chosen_weight": of_stage("preference.desirable_weight", "kto"),
+    "kto_rejected_weight": of_stage("preference.undesirable_weight", "kto"),
     "dpo_label_smoothing": missing("preference.label_smoothing goes with the losses robust and exo_pair"),
     **each("ref_model ref_model_adapters", missing("the reference is the model before its first step")),
     **each("dataset eval_dataset dataset_dir", by(lambda _value, _original: carried({}), "data.sources")),
@@ -293,7 +308,7 @@ TABLE: Table = {
         needless("rows are text"),
     ),
     **each(
-        "pref_bco_weight kto_chosen_weight kto_rejected_weight "
+        "pref_bco_weight "
         "simpo_gamma ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards "
         "ref_model_quantization_bit reward_model reward_model_adapters "
         "reward_model_quantization_bit reward_model_type ld_alpha",
@@ -325,11 +340,12 @@ def layout(_: Any, item: Original) -> Treatment:
     columns = columns if isinstance(columns, Mapping) else {}
     if item.get("ranking"):
         return _pairs(item, columns)
+    label = {"label": columns["kto_tag"]} if columns.get("kto_tag") else {}
     if item.get("formatting") in {None, "alpaca"}:
         names = {"instruction": "prompt", "input": "query", "output": "response"}
         names |= {name: name for name in ("history", "system", "tools")}
         found = {ours: columns[theirs] for ours, theirs in names.items() if columns.get(theirs, ours) != ours}
-        return _layout("alpaca", found)
+        return _layout("alpaca", found | label)
     tags = item.get("tags")
     tags = tags if isinstance(tags, Mapping) else {}
     turn = (tags.get("role_tag", "from"), tags.get("content_tag", "value"))
@@ -342,7 +358,7 @@ def layout(_: Any, item: Original) -> Treatment:
     found = {} if theirs == ours else {ours: theirs}
     found |= {"system": columns["system"]} if columns.get("system", "system") != "system" else {}
     found |= {"tools": columns["tools"]} if columns.get("tools", "tools") != "tools" else {}
-    return _layout(known[turn][0], found)
+    return _layout(known[turn][0], found | label)
 
 
 def _pairs(item: Original, columns: Mapping[str, Any]) -> Treatment:

@@ -56,6 +56,7 @@ class Costs:
     notes: Sequence[str]
     rows_from: str = ""  # where rows are estimated, from what
     price: Price | None = None  # of an hour of the device
+    unit: str = "pairs"  # what preference training takes its steps on
 
     def cost(self, one: Estimate) -> tuple[float, float] | None:
         """The least and the most that a training costs; None where its time or the price is unknown."""
@@ -183,12 +184,18 @@ def _ground(
         return ground_of_render(shape, config, tokens), None
     of = made.get("split") or made["ingest"]
     if found := sampled(settings, base_here(settings, base), of, first):
-        longest = max(len(row["input_ids"]) for row in found.rows)
-        ground = Ground(shape, config, found.source, found.num_rows, found.num_validation, found.rows, longest)
-        pairs = work.pairs_of(found.rows)
-        share = len(pairs) / len(found.rows)
-        number, num_validation = (round(share * each) for each in (found.num_rows, found.num_validation))
-        return replace(ground, pairs=pairs, num_pairs=number, num_validation_pairs=num_validation), found
+        rows = [row for row in found.rows if not row.get("undesirable")] or [*found.rows]
+        pairs = work.pairs_of(rows)
+        longest, read = max(len(row["input_ids"]) for row in rows), len(found.rows)
+
+        def share(number: int) -> tuple[int, int]:
+            return round(number * found.num_rows / read), round(number * found.num_validation / read)
+
+        ground = Ground(shape, config, found.source, *share(len(rows)), rows, longest)
+        num_pairs, num_validation_pairs = share(len(pairs))
+        more = {"num_pairs": num_pairs, "num_validation_pairs": num_validation_pairs}
+        tested = found._replace(num_test=round(found.num_test * len(rows) / read))  # an undesirable row is not asked
+        return replace(ground, pairs=pairs, **more, labelled=share(read + len(pairs))), tested
     batch, longest = settings.training.batch, settings.model.max_length
     rows = [work.stand_in(longest, number) for number in range(batch)]  # what nothing is known of could be
     return Ground(shape, config, "settings", batch, 0, rows, longest), None
@@ -332,6 +339,7 @@ def _costs(
         warning=warning,
         notes=notes,
         rows_from=rows_from,
+        unit="labelled answers" if settings.preference.method == "kto" else "pairs",
         price=price,
         later={section: estimate(each, rates.of(each.method)) for section, each in later},
     )

@@ -8,7 +8,7 @@ from tunewright.flows.inputs import Inputs
 from tunewright.metrics import AnswerShape
 from tunewright.metrics.shape import last_answer, misfit, wanted
 from tunewright.tasks.ingest.sampling import Sample
-from tunewright.tools.conversation import rejected_of, tools_of
+from tunewright.tools.conversation import is_undesirable, rejected_of, tools_of
 
 
 def misfits(settings: Settings, read: Inputs, made: dict[str, Artifact | None], first: Sample | None) -> list[str]:
@@ -23,6 +23,7 @@ def misfits(settings: Settings, read: Inputs, made: dict[str, Artifact | None], 
     conversations = first.conversations if first else []
     if isinstance(rows, Rows) and rows.num_rows:
         _, conversations = work.conversations_in(rows.path("rows.parquet"))
+    conversations = [each for each in conversations if not is_undesirable(each)]
     answers = [said for each in conversations if (said := last_answer(each))]
     if not answers:
         return []

@@ -24,7 +24,7 @@ from tunewright.serving import package_file
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest.sampling import MOST_BYTES, Sample, repeated_share
 from tunewright.tasks.render import bound_of, lengths_in_words
-from tunewright.tools.conversation import Message, conversation_of, rejected_of, texts_of, tools_of
+from tunewright.tools.conversation import Message, conversation_of, is_undesirable, rejected_of, texts_of, tools_of
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
 
@@ -285,6 +285,7 @@ def _as_texts(messages: Sequence[Message], model: Model) -> list[dict[str, str]]
 
 def _guessed(messages: Sequence[Message], model: Model) -> work.Row:
     row, rejected = work.guessed(_as_texts(messages, model)), rejected_of(messages)
+    row = {**row, "undesirable": is_undesirable(messages)}
     if rejected is None:
         return row
     other = work.guessed([{"role": "assistant", "content": rejected}])
@@ -307,6 +308,7 @@ def _rendered(conversations: Sequence[Sequence[Message]], base: Base | None, mod
     for at, each in enumerate(made):
         if isinstance(each, Tokenized):
             row = {"input_ids": each.input_ids, "labels": each.labels, "prompt_length": each.prompt_length}
+            row["undesirable"] = is_undesirable(conversations[at])
             other = rejected.get(at)
             rows.append(row | ({"rejected_ids": other.answer_ids} if isinstance(other, Tokenized) else {}))
     return rows or None

@@ -79,7 +79,7 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
             f"{_most(costs)}{_bytes(one.peak)} at peak{of_each}, {_bytes(one.free)} free; {of}: {parts}",
         ),
         *_rows(costs),
-        *((section, _later(section, one)) for section, one in costs.later.items()),
+        *((section, _later(section, one, costs.unit)) for section, one in costs.later.items()),
         ("compute", _compute(one)),
         ("disk", f"{_bytes(one.disk)} during training"),
         *(("note", note) for note in (*costs.notes, *one.notes)),
@@ -105,8 +105,8 @@ def _rows(costs: Costs) -> list[tuple[str, str]]:
     return [("rows", said), ("steps", f"{one.num_steps:,}, {at_once}"), ("time", _time(one)), *paid]
 
 
-def _later(section: str, one: Estimate) -> str:
-    of = "drawn answers an epoch" if section == "grpo" else "pairs"
+def _later(section: str, one: Estimate, unit: str) -> str:
+    of = "drawn answers an epoch" if section == "grpo" else unit
     number = f"{'' if one.work.source == 'render' else 'about '}{one.work.num_rows:,} {of}"
     said = f"then {one.num_steps:,} steps on {number}, micro-batches of {one.micro_batch}; "
     said += f"{_bytes(one.peak)} at peak{'' if one.fits else ', which may not fit'}"

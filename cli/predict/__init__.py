@@ -73,6 +73,10 @@ def predict(
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="Split to read of a folder that datasets.save_to_disk wrote")
     ] = None,
+    messages: Annotated[
+        bool,
+        typer.Option("--messages", help="Write the question with the answer too, for people who judge or correct it"),
+    ] = False,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Maximum number of tokens in an answer; default: as measured"),
@@ -102,6 +106,7 @@ def predict(
             source=source,
             output=output,
             overwrite=overwrite,
+            messages=messages,
             max_new_tokens=max_new_tokens,
             batch=batch,
         )

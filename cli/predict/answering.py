@@ -44,6 +44,7 @@ class Request:
     source: RecordFiles
     output: Path | None
     overwrite: bool
+    messages: bool
     max_new_tokens: int | None
     batch: int
 
@@ -110,7 +111,7 @@ def predict(request: Request) -> Predicted:
             found.add(table)
         found.num_resumed = found.num_records
         if found.num_records < tally.num_read:
-            answerer = Answerer(version, most, request.batch)
+            answerer = Answerer(version, most, request.batch, messages=request.messages)
             log.info("%s answers %s in %s", version.uri, counted(tally.num_read, "record"), answerer.precision)
             _answer(answerer, files, parts, found, tally.num_read)
         if not found.num_answered:
@@ -148,6 +149,7 @@ def _key(request: Request, version: FetchedVersion, files: tuple[SourceFile, ...
         "the version": f"{version.uri} {version.digest}",
         "--max-new-tokens": most,
         "--batch": request.batch,
+        "--messages": request.messages,
         "the device": "cuda" if torch.cuda.is_available() else "cpu",
         "records of a part": ROWS,
     }

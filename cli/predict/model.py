@@ -21,6 +21,7 @@ from tunewright.registry import files, rehearsal, release
 from tunewright.registry.versions import verified
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest.questions import Question, RefusedQuestion
+from tunewright.tools.conversation import texts_of
 
 Record = Question | RefusedQuestion
 
@@ -75,12 +76,15 @@ class Drafted(NamedTuple):
 class Answerer:
     """A loaded version, asked as it was measured and is served."""
 
-    def __init__(self, version: FetchedVersion, max_new_tokens: int, batch: int) -> None:
-        """Load the version. Raises TunewrightError where its base is not here, ConfigError for too many tokens."""
+    def __init__(self, version: FetchedVersion, max_new_tokens: int, batch: int, *, messages: bool = False) -> None:
+        """Load the version; with `messages` each row has the question and its answer as a conversation.
+
+        Raises TunewrightError where its base is not here, ConfigError for too many tokens.
+        """
         loaded = rehearsal.load_here(version.uri, version.copy)
         self.uri, self.tokenizer, self.stops = version.uri, loaded.tokenizer, loaded.contract["stop_token_ids"]
         self.model = merged(loaded.model)
-        self.max_new_tokens, self.batch = max_new_tokens, batch
+        self.max_new_tokens, self.batch, self.messages = max_new_tokens, batch, messages
         stops = {self.tokenizer.convert_ids_to_tokens(each): each for each in self.stops}
         self.format = ChatFormat(self.tokenizer, loaded.template, stops)
         self.context = serving.context_length(self.model.config.get_text_config().to_dict())
@@ -158,8 +162,11 @@ class Answerer:
             raise TunewrightError(
                 f"{self.uri}: {record.file} line {record.line} gets NaN or infinite likelihoods: its weights are broken"
             )
+        text = answer.text(self.tokenizer, asked.reference, self.stops)
+        if self.messages:
+            row["messages"] = [*texts_of(record.messages), {"role": "assistant", "content": text}]
         return row | {
-            "answer": answer.text(self.tokenizer, asked.reference, self.stops),
+            "answer": text,
             "stopped": answer.stopped,
             "num_tokens": len(answer.tokens),
         }

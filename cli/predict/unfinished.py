@@ -27,6 +27,7 @@ log = logging.getLogger("tunewright")
 ENDINGS = (".jsonl", ".parquet")
 KEY, LOCK = "key.json", "lock"
 
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ANSWER_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),  # as ingest has it; null of a record that cannot be read
@@ -36,6 +37,7 @@ ANSWER_SCHEMA = pa.schema(
         ("stopped", pa.bool_()),  # by a stop token of the model's own, not by the limit
         ("num_tokens", pa.int64()),  # of the answer, the stop token left out
         ("reference", pa.string()),  # the record's own answer
+        ("messages", MESSAGES),  # the question as texts, and the answer; null unless asked for
         ("reason", pa.string()),  # why the record was refused
         ("detail", pa.string()),
     ]

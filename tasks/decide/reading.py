@@ -29,6 +29,7 @@ from tunewright.metrics.labels import closed_set
 from tunewright.metrics.paired import by_row
 from tunewright.privacy.excerpts import in_a_line
 from tunewright.tasks.decide.decision import TO_BEAT, Evidence
+from tunewright.tools.conversation import conversation_of, is_undesirable
 
 OF_ALL = {"length_ratio"}  # is that of all characters
 MEANINGLESS = {"json_valid", "length_ratio"}  # of an answer that is always the same
@@ -150,8 +151,8 @@ def best_constant(answers: pa.Table, splits: Splits, metric: str) -> ConstantAns
     none = ConstantAnswer("", {})
     if metric not in {*PER_ROW, "accuracy"} - MEANINGLESS:
         return none
-    train = pq.read_table(splits.path("train.parquet"), columns=["messages"], filters=no_replay())
-    given = Counter(messages[-1]["content"] for messages in train.column("messages").to_pylist())
+    train = pq.read_table(splits.path("train.parquet"), columns=["messages", "chat"], filters=no_replay()).to_pylist()
+    given = Counter(row["messages"][-1]["content"] for row in train if not is_undesirable(conversation_of(row)))
     if not given:
         return none
     rows, references = (answers.column(name).to_pylist() for name in ("row_id", "reference"))

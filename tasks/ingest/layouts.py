@@ -25,7 +25,7 @@ from tunewright.tasks.ingest.turns import (
     text_of_field,
     turns,
 )
-from tunewright.tools.conversation import Conversation, Message, rejected_of
+from tunewright.tools.conversation import Conversation, Message, before, rejected_of
 
 REQUIRED: dict[Layout, tuple[str, ...]] = {  # in the order in which auto tries them
     "preference": preferences.PAIR,
@@ -40,9 +40,9 @@ MORE: dict[Layout, tuple[str, ...]] = {  # fields with texts that a layout reads
     "alpaca": ("input",),
 }
 CONVERSATION_FIELD: dict[Layout, str] = {"messages": "messages", "sharegpt": "conversations"}  # for positions
-MAPPABLE = tuple(
-    sorted({"input", "history", "system", "tools", "scores", "source", "group", "time"}.union(*REQUIRED.values()))
-)  # by source.columns
+BESIDES = {"input", "history", "system", "tools", "scores", "label", "correction", "source", "group", "time"}
+MAPPABLE = tuple(sorted(BESIDES.union(*REQUIRED.values())))  # by source.columns
+OF_ANSWERS = {"label", "correction"}  # which say nothing alone
 FIELDS = frozenset(MAPPABLE + OF_RECORD)  # all that is read of a record
 
 OPENING = ("system", "developer")  # developer is what OpenAI's newer layout calls it
@@ -53,7 +53,7 @@ def known_columns(path: str, there: Sequence[str], columns: frozenset[str] | Non
     if twice := [name for at, name in enumerate(there) if name in there[:at]]:
         raise DataError(f"{path}: there are two columns {quoted(twice[0])}; accepted: each name once")
     known = [name for name in there if columns is None or name in columns]
-    if not known:
+    if not {*known} - OF_ANSWERS:
         accepted = ", ".join(sorted(columns or ()))
         raise DataError(f"{path}: no known column in {there[:8]}; accepted: {accepted}")
     return known
@@ -97,14 +97,20 @@ def to_messages(record: Record, layout: Layout) -> list[Message]:
 
 
 def to_question(record: Record, layout: Layout) -> list[Message]:
-    """The conversation of a record whose answer may be missing or null: then it is empty, of a pair left out."""
+    """The conversation of a record whose answer may be missing or null: then it is empty, of a pair left out.
+
+    An undesirable answer is left out as well: it is no reference.
+    """
     answer, read = REQUIRED[layout][-1], _CONVERSATIONS[layout]
     if layout in ("preference", "ranked"):
         read = read if preferences.has_both(record, layout) else preferences.prompt
     elif answer not in CONVERSATION_FIELD.values() and record.get(answer) is None:
         record = copy(record)
         record[answer] = ""
-    return _to_messages(record, layout, read, is_question=True)
+    messages = _to_messages(record, layout, read, is_question=True)
+    if preferences.is_undesirable(record, layout) and messages[-1]["role"] == "assistant":
+        return [*before(messages, -1)]
+    return messages
 
 
 def _to_messages(
@@ -113,11 +119,12 @@ def _to_messages(
     tools = definitions(record)
     system = optional_text(record, "system")
     opening = [{"role": "system", "content": system}] if system else []
-    messages = read(record)
-    if tools or isinstance(messages, Conversation):
+    messages = preferences.corrected(record, layout, read(record))
+    undesirable = not is_question and preferences.is_undesirable(record, layout)
+    if tools or undesirable or isinstance(messages, Conversation):
         rejected = rejected_of(messages)
         messages = checked(messages, tools, CONVERSATION_FIELD.get(layout, ""), is_question=is_question)
-        return Conversation(_with_one_system(opening + messages), tools, rejected)
+        return Conversation(_with_one_system(opening + messages), tools, rejected, undesirable=undesirable)
     return _with_one_system(opening + messages)
 
 

@@ -2,7 +2,8 @@
 
 A record gives its prompt in fields of its own, or both answers as whole conversations, as lists of messages or as texts
 in the form of Anthropic's HH-RLHF. Or it has several answers, ranked or with scores, of which the best and the worst
-are taken.
+are taken. A record of any other layout may say by its label whether its answer is one that people want (KTO), or have a
+correction of it.
 """
 
 import re
@@ -14,6 +15,7 @@ from tunewright.config import Layout
 from tunewright.tasks.ingest.calls import EMPTY
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 from tunewright.tasks.ingest.turns import (
+    Renamed,
     encodable,
     form_of,
     instruction,
@@ -30,6 +32,7 @@ PAIR = ("chosen", "rejected")
 PROMPTS = ("prompt", "instruction", "conversations", "messages")  # fields that can hold the prompt of a pair
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # opens a turn of HH-RLHF
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def preference(record: Record) -> Conversation:
@@ -74,6 +77,43 @@ def has_both(record: Record, layout: Layout) -> bool:
     if layout == "ranked":
         return isinstance(answers, list) and len(answers) > 1
     return all(record.get(field) not in EMPTY for field in PAIR)
+
+
+def is_undesirable(record: Record, layout: Layout) -> bool:
+    """Whether the label of a record says that nobody wants its answer. Raises RefusedRecord.
+
+    A label that is no truth value says something else, unless the columns of the source name it.
+    """
+    given = record.get("label") if record.get("correction") in EMPTY else True
+    is_mapped = isinstance(record, Renamed) and "label" in record.columns
+    if given in EMPTY or not (is_mapped or str(given).lower() in ("true", "false")):
+        return False
+    label = LABELS.get(str(given).lower())
+    named = own_name(record, "label")
+    if label is None:
+        raise RefusedRecord("bad_label", f"{named} is {quoted(given)}; accepted: true, false, 1, 0")
+    if not label and layout in ("preference", "ranked"):
+        said = f"{named} is {quoted(given)} and the record has several answers; accepted: one of the two"
+        raise RefusedRecord("bad_label", said)
+    return not label
+
+
+def corrected(record: Record, layout: Layout, messages: list[Message]) -> list[Message]:
+    """The messages; where the record has another answer in `correction`, that one, and its own as the rejected one.
+
+    Raises RefusedRecord.
+    """
+    if record.get("correction") in EMPTY:
+        return messages
+    better = text_of_field(record, "correction")
+    if layout in ("preference", "ranked"):
+        said = f"it has {own_name(record, 'correction')} and several answers; accepted: one of the two"
+        raise RefusedRecord("two_layouts", said)
+    if messages[-1]["role"] != "assistant" or messages[-1]["content"].split() == better.split():
+        return messages
+    tools = messages.tools if isinstance(messages, Conversation) else []
+    rejected = _only_text(messages[-1], "the answer that is corrected")
+    return Conversation([*messages[:-1], {"role": "assistant", "content": better}], tools, rejected)
 
 
 def _prompts(record: Record) -> list[tuple[str, list[Message]]]:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, Base, Splits, Tokens
+from tunewright.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, UNDESIRABLE, Base, Splits, Tokens
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Checks, Model
 from tunewright.errors import DataError
@@ -29,7 +29,7 @@ from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
 from tunewright.tasks.render.left_out import SPLITS, TOO_LONG, Bound, lengths_in_words, many_long
 from tunewright.tasks.render.report import measure, preview, write_report
-from tunewright.tools.conversation import Message, conversation_of
+from tunewright.tools.conversation import Message, conversation_of, is_undesirable
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
@@ -62,11 +62,15 @@ def contract(chat: Chat, base: Base) -> Contract:
 def render_split(
     chat: Chat, rows: Path, target: Path, *, limit: int, last_only: bool, reasoning: Reasoning = "trained"
 ) -> list[dict[str, Any]]:
-    """Writes a split's rows as TOKEN_SCHEMA and returns those it leaves out, as QUARANTINE_SCHEMA plus `length`."""
+    """Writes a split's rows as TOKEN_SCHEMA and returns those it leaves out, as QUARANTINE_SCHEMA plus `length`.
+
+    Rows with an undesirable answer go to a file beside it.
+    """
     refused: list[dict[str, Any]] = []
-    with pq.ParquetWriter(target, TOKEN_SCHEMA) as writer:
+    aside = target.with_name(UNDESIRABLE.format(target.stem))
+    with pq.ParquetWriter(target, TOKEN_SCHEMA) as writer, pq.ParquetWriter(aside, TOKEN_SCHEMA) as undesirable:
         for batch in pq.ParquetFile(rows).iter_batches(BATCH):
-            read, kept = batch.to_pylist(), []
+            read, kept, unwanted = batch.to_pylist(), list[dict[str, Any]](), list[dict[str, Any]]()
             conversations = [*map(conversation_of, read)]
             written = tokenize(chat, conversations, last_only=last_only, reasoning=reasoning)
             rejected = _rejected(chat, conversations, limit, reasoning)
@@ -81,8 +85,10 @@ def render_split(
                     refused.append(entry | {"reason": fit.reason, "detail": fit.detail, "length": length})
                 else:
                     named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["use_as"] == "replay"}
-                    kept.append(named | vars(fit) | _columns_of(other))
+                    written_to = unwanted if is_undesirable(conversations[at]) else kept
+                    written_to.append(named | vars(fit) | _columns_of(other))
             writer.write_table(pa.Table.from_pylist(kept, TOKEN_SCHEMA))
+            undesirable.write_table(pa.Table.from_pylist(unwanted, TOKEN_SCHEMA))
     return refused
 
 
@@ -162,6 +168,10 @@ def _num_pairs(rows: Path) -> int:
     return len(column) - column.null_count
 
 
+def _num_undesirable(folder: Path, split: str) -> int:
+    return pq.read_metadata(folder / UNDESIRABLE.format(split)).num_rows
+
+
 def _texts(splits: Splits) -> list[str]:
     batches = pq.ParquetFile(splits.path("test.parquet")).iter_batches(100, columns=["messages"])
     rows = [row for batch in islice(batches, 1) for row in batch.to_pylist()]
@@ -233,6 +243,9 @@ def render(
         num_pairs=num_pairs["train"],
         num_validation_pairs=num_pairs["validation"],
         num_test_pairs=num_pairs["test"],
+        num_undesirable=_num_undesirable(folder, "train"),
+        num_validation_undesirable=_num_undesirable(folder, "validation"),
+        num_test_undesirable=_num_undesirable(folder, "test"),
         reasoning=model.reasoning,
         warned=warned,
     )

@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.text import Text
 
-from tunewright.artifacts import IGNORED, Tokens
+from tunewright.artifacts import IGNORED, UNDESIRABLE, Tokens
 from tunewright.artifacts.payloads import Contract
+from tunewright.modeling.micro_batching import num_tokens
 from tunewright.modeling.pairs import answers_of
 from tunewright.reports.pages import percent, template
 
-NUM_EXAMPLES = 6
+NUM_EXAMPLES, NUM_UNDESIRABLE = 6, 2
 CONTEXT = 16  # tokens that a token's text is told apart by, as it may be half a character or begin with a space
 MOST_UNTRAINED = 400  # characters of a piece that the terminal shows
 MARKS = ("⟦", "⟧")  # around what is trained, since colours do not reach every eye and every file
@@ -118,11 +119,10 @@ def choose_examples(counts: TokenCounts) -> dict[int, str]:
     return chosen
 
 
-def _examples(file: Path, tokenizer: Any, counts: TokenCounts, split: Path) -> list[dict[str, Any]]:
+def _examples(file: Path, tokenizer: Any, chosen: dict[int, str], split: Path) -> list[dict[str, Any]]:
     """The chosen rows of a rendered file; `split` is the table that it was rendered from, which says their places."""
     import pyarrow.dataset as ds  # with pandas
 
-    chosen = choose_examples(counts)
     columns = ["row_id", "input_ids", "labels", "prompt_length", "rejected_ids"]
     rows = ds.dataset(file).take(list(chosen), columns=columns).to_pylist()
     named = ds.field("row_id").isin([row["row_id"] for row in rows])
@@ -134,12 +134,25 @@ def _examples(file: Path, tokenizer: Any, counts: TokenCounts, split: Path) -> l
             "why": why,
             "row_id": row["row_id"],
             "num_tokens": len(row["input_ids"]),
-            "num_trained": int(counts.trained[position]),
+            "num_trained": sum(label != IGNORED for label in row["labels"]),
             "segments": segments(tokenizer, row["input_ids"], row["labels"]),
             "answers": _both_answers(tokenizer, row),
         }
-        for (position, why), row in zip(chosen.items(), rows, strict=True)
+        for why, row in zip(chosen.values(), rows, strict=True)
     ]
+
+
+def _undesirable(file: Path, tokenizer: Any, split: Path) -> list[dict[str, Any]]:
+    """The first rows with an undesirable answer, of which SFT trains nothing."""
+    rows = pq.read_table(file, columns=["input_ids", "labels", "prompt_length"])[:NUM_UNDESIRABLE].to_pylist()
+    found = _examples(file, tokenizer, dict.fromkeys(range(len(rows)), ""), split) if rows else []
+    shown = []
+    for example, row in zip(found, rows, strict=True):
+        ids, length = row["input_ids"], row["prompt_length"]
+        answer = answer_tokens(tokenizer, ids[:length], ids[length : num_tokens(row) + 1])
+        untrained = [(text, False, special) for text, _, special in example["segments"]]
+        shown.append(example | {"num_trained": 0, "segments": untrained, "answers": {"undesirable": answer}})
+    return shown
 
 
 def _both_answers(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[str]]:
@@ -175,7 +188,7 @@ def write_report(
     split: Path,
 ) -> None:
     """Writes report.json and report.html on the tables in `folder`; `split` is the train split that was rendered."""
-    train = splits["train"]
+    train, undesirable = splits["train"], folder / UNDESIRABLE.format("train")
     kinds = ("prompt", "trained", "whole")
     report = {
         "limit": limit,
@@ -192,7 +205,9 @@ def write_report(
             for name, counts in splits.items()
         },
         "histograms": {kind: _histogram(getattr(train, kind)) for kind in kinds},
-        "examples": _examples(folder / "train.parquet", tokenizer, train, split),
+        "undesirable": pq.read_metadata(undesirable).num_rows,
+        "examples": _examples(folder / "train.parquet", tokenizer, choose_examples(train), split)
+        + _undesirable(undesirable, tokenizer, split),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = template(Path(__file__).with_name("report.html")).render(report=report, contract=contract, percent=percent)
@@ -219,7 +234,8 @@ def _coloured(example: dict[str, Any]) -> Text:
                 piece = f"[... {len(piece) - MOST_UNTRAINED:,} characters ...]".join(ends)
             text.append(piece, style=f"not bold {style}" if "bold" not in style else style)
         text.append(MARKS[-1] if is_trained else "")
-    if rejected := example["answers"].get("rejected"):
-        text.append(f"\nrejected answer ({len(rejected)} tokens): ", style="not bold dim")
-        text.append("".join(rejected), style="not bold red")
+    for name, tokens in example["answers"].items():
+        if name != "chosen":
+            text.append(f"\n{name} answer ({len(tokens)} tokens): ", style="not bold dim")
+            text.append("".join(tokens), style="not bold red")
     return text

@@ -240,9 +240,8 @@ def trained(
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     with cost_model.on_devices(compute.devices):
-        pairs = preference is not None
         micro_batch, shortage = cost_model.before_training(
-            base, tokens, method, training, compute, pairs=pairs, grpo=grpo
+            base, tokens, method, training, compute, preference=preference, grpo=grpo
         )
         if shortage:
             log.warning("  %s", shortage)
@@ -261,10 +260,12 @@ def trained(
             import_from=folders_of(grpo.rewards) if grpo else (),
             begins_as=begins_as.path("model") if begins_as else None,
         )
-        numbers, unit = (tokens.num_train, tokens.num_validation), "row"
-        if pairs:
-            numbers, unit = (tokens.num_pairs, tokens.num_validation_pairs), "pair"
-        rows = map(counted, numbers, (f"training {unit}", f"validation {unit}"))
+        numbers, unit = (tokens.num_train, tokens.num_validation), "{} row"
+        if preference and preference.method == "kto":
+            numbers, unit = tokens.num_labelled, "labelled {} answer"
+        elif preference:
+            numbers, unit = (tokens.num_pairs, tokens.num_validation_pairs), "{} pair"
+        rows = map(counted, numbers, map(unit.format, ("training", "validation")))
         log.info("  loading %s; %s, %s", base.reference, *rows)
         with shared_checkpoints.kept(work):
             earlier = seconds_in(work)

@@ -95,6 +95,7 @@ SPLIT_SCHEMA = ROW_SCHEMA.append(pa.field("cluster", pa.int64()))  # near duplic
 ASSIGNMENTS_FILE = "sides.parquet"  # homes and backups have it and its column `side` by these names
 ASSIGNMENTS_SCHEMA = pa.schema([("row_id", pa.string()), ("side", pa.string()), ("because", pa.string())])
 
+UNDESIRABLE = "undesirable_{}.parquet"  # of a split: rows whose answer nobody wants, as TOKEN_SCHEMA
 IGNORED = -100  # the label of a token that is not trained, to every loss of PyTorch's
 
 TOKEN_SCHEMA = pa.schema(
@@ -215,7 +216,10 @@ class Splits(Artifact, frozen=True):
 
 
 class Tokens(Artifact, frozen=True):
-    """render: train, validation and test.parquet (TOKEN_SCHEMA), contract.json, quarantine.parquet and report.html."""
+    """render: train, validation and test.parquet (TOKEN_SCHEMA), contract.json, quarantine.parquet and report.html.
+
+    Rows with an undesirable answer are in files of their own, UNDESIRABLE; no number but their own counts them.
+    """
 
     num_train: int
     num_validation: int
@@ -229,7 +233,23 @@ class Tokens(Artifact, frozen=True):
     num_pairs: int = 0  # of the training rows, that have a rejected answer
     num_validation_pairs: int = 0
     num_test_pairs: int = 0
+    num_undesirable: int = 0  # rows with an undesirable answer that may train
+    num_validation_undesirable: int = 0
+    num_test_undesirable: int = 0  # which nobody is asked: a wrong answer is no reference
     reasoning: Literal["trained", "masked", "dropped"] = "trained"  # as it was rendered
+
+    @property
+    def sum_undesirable(self) -> int:
+        """The rows with an undesirable answer, of all splits."""
+        return self.num_undesirable + self.num_validation_undesirable + self.num_test_undesirable
+
+    @property
+    def num_labelled(self) -> tuple[int, int]:
+        """The training and validation answers that are desirable or undesirable; a pair has one of each."""
+        return (
+            self.num_train - self.num_replay + self.num_pairs + self.num_undesirable,
+            self.num_validation + self.num_validation_pairs + self.num_validation_undesirable,
+        )
 
 
 class Scan(Artifact, frozen=True):
@@ -243,7 +263,7 @@ class Adapter(Artifact, frozen=True):
     """train: model/ (adapter or full weights), contract.json, metrics.jsonl, summary.json and curves.html."""
 
     method: str
-    preference: str = ""  # preference.method, of a training on preference pairs
+    preference: str = ""  # preference.method, of a training on preference pairs or labelled answers
     rewards: tuple[str, ...] = ()  # the reward functions, of a training on rewards
     steps: int
     best_step: int

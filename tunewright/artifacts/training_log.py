@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = "metrics.jsonl"
+ALIVE = "alive"  # written while the trainer writes nothing else: what it does meanwhile, in words, or nothing
 
 Line = dict[str, Any]
 

@@ -11,18 +11,19 @@ SMOOTHED = ("robust", "exo_pair")  # losses that label_smoothing is for
 
 
 class Preference(Section):
-    """Training on pairs of a chosen and a rejected answer, after the training on chosen answers or in its place."""
+    """Training on pairs of a chosen and a rejected answer, or on labelled answers, after SFT or in its place."""
 
-    method: Literal["none", "dpo", "orpo"] = Field(
+    method: Literal["none", "dpo", "orpo", "kto"] = Field(
         default="none",
-        description="Preference training on rows with a chosen and a rejected answer. dpo: the model moves from the "
-        "rejected to the chosen answers, measured from where it began; orpo: it learns the chosen answers and how far "
-        "to prefer them in one training; none: rejected answers are only measured",
+        description="Preference training. dpo: on pairs, the model moves from the rejected to the chosen answers, "
+        "measured from where it began; orpo: on pairs, it learns the chosen answers and how far to prefer them in one "
+        "training; kto: on single answers that have a label, towards the desirable and away from the undesirable ones; "
+        "none: rejected answers are only measured",
     )
     after_sft: bool | None = Field(
         default=None,
         description="Train on the chosen answers first (SFT, by the section training), and on pairs from there; false "
-        "starts from the base; empty: true with dpo, false with orpo, whose loss has that of SFT in it",
+        "starts from the base; empty: true with dpo and kto, false with orpo, whose loss has that of SFT in it",
     )
     loss: Literal[
         "sigmoid",
@@ -45,8 +46,21 @@ class Preference(Section):
         default=0.1,
         gt=0,
         le=100,
-        description="dpo: how strongly the model is kept near where it began; orpo: weight of the preference in the "
-        "loss; above 0 up to 100",
+        description="dpo and kto: how strongly the model is kept near where it began; orpo: weight of the preference "
+        "in the loss; above 0 up to 100",
+    )
+    desirable_weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1_000,
+        description="kto: weight of a desirable answer in the loss, above 0 up to 1000",
+    )
+    undesirable_weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1_000,
+        description="kto: weight of an undesirable answer in the loss, above 0 up to 1000; with few of them, raise it "
+        "until both kinds weigh about the same in all",
     )
     label_smoothing: float = Field(
         default=0.0,
@@ -81,10 +95,10 @@ class Preference(Section):
     @model_validator(mode="after")
     def _each_setting_does_something(self) -> Self:
         fields = type(self).model_fields
-        of_dpo = {"loss", "label_smoothing", "sft_weight"}
-        idle = {"none": set(fields) - {"method"}, "orpo": of_dpo, "dpo": set[str]()}[self.method]
+        of_dpo, of_kto = {"loss", "label_smoothing", "sft_weight"}, {"desirable_weight", "undesirable_weight"}
+        idle = {"none": set(fields) - {"method"}, "orpo": of_dpo | of_kto, "dpo": of_kto, "kto": of_dpo}[self.method]
         if unused := sorted(name for name in idle if getattr(self, name) != fields[name].default):
-            accepted = "dpo" if unused[0] in of_dpo else "dpo or orpo"
+            accepted = "dpo" if unused[0] in of_dpo else "kto" if unused[0] in of_kto else "dpo, orpo or kto"
             raise ValueError(
                 f"{unused[0]}={getattr(self, unused[0])} has no effect with method={self.method}; leave it out, or set "
                 f"method to {accepted}"
@@ -100,13 +114,13 @@ class Preference(Section):
 
     @property
     def begins_with_sft(self) -> bool:
-        """Whether the chosen answers are trained first."""
+        """Whether the chosen and desirable answers are trained first."""
         return self.after_sft if self.after_sft is not None else self.method != "orpo"
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss compares the model with what it was before its first step."""
-        return self.method == "dpo"
+        return self.method in ("dpo", "kto")
 
     def of_loss(self) -> Self:
         """The settings of the loss alone: those of the steps at their defaults, since schedule() has them."""

@@ -13,6 +13,7 @@ from tunewright.config.preference import Preference
 from tunewright.config.section import Section
 from tunewright.config.training import Compute, Method, Model, Training
 
+FEWEST_LABELLED = 2  # answers of a step, of which KTO can estimate the KL divergence
 Told = Literal["failure", "rejection", "approval", "promotion"]
 
 
@@ -151,6 +152,15 @@ class Settings(Section):
             raise ValueError(
                 f"grpo.after_sft=false has no effect with preference.method={self.preference.method}, after which "
                 "training on rewards comes; leave it out, or set preference.after_sft"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kl_can_be_estimated(self) -> Self:
+        if self.preference.method == "kto" and self.training.batch < FEWEST_LABELLED:
+            raise ValueError(
+                f"training.batch={self.training.batch}: preference.method=kto estimates the KL divergence from the "
+                f"answers of a step; accepted: {FEWEST_LABELLED} or more"
             )
         return self
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tunewright.artifacts import IGNORED, Base, Tokens
-from tunewright.config import Compute, Grpo, Method, Settings, Training
+from tunewright.config import Compute, Grpo, Method, Preference, Settings, Training
 from tunewright.cost_model import work
 from tunewright.cost_model.devices import Machine
 from tunewright.cost_model.memory import Load, Memory, memory
@@ -34,12 +34,23 @@ class Ground:
     pairs: Sequence[Row] = ()  # some of the preference pairs that train, each with both answers
     num_pairs: int = 0
     num_validation_pairs: int = 0
+    labelled: tuple[int, int] = (0, 0)  # training and validation answers that are desirable or undesirable
 
-    def of_pairs(self) -> "Ground":
-        """The base and the pairs, of which there has to be one."""
-        longest = max(len(row["input_ids"]) for row in self.pairs)
-        numbers = self.num_pairs, self.num_validation_pairs
-        return Ground(self.shape, self.config, self.source, *numbers, self.pairs, longest)
+    def trains_on(self, preference: Preference) -> bool:
+        """Whether there are rows for it."""
+        return self.labelled[0] > 0 if preference.method == "kto" else preference.method != "none" and bool(self.pairs)
+
+    def of_preference(self, preference: Preference) -> "Ground":
+        """The base and the rows that it trains on, of which there has to be one.
+
+        A labelled answer counts as a pair with the mismatched one, which is computed beside it.
+        """
+        if preference.method == "kto":
+            rows, numbers = work.mismatched(self.rows), self.labelled
+        else:
+            rows, numbers = self.pairs, (self.num_pairs, self.num_validation_pairs)
+        longest = max(len(row["input_ids"]) for row in rows)
+        return Ground(self.shape, self.config, self.source, *numbers, rows, longest)
 
     def of_answers(self, grpo: Grpo) -> "Ground":
         """The base and the answers that are drawn to each prompt, all as long as they may be."""
@@ -77,6 +88,7 @@ def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens) -> Groun
         pairs=work.pairs_of_render(file) if tokens.num_pairs else (),
         num_pairs=tokens.num_pairs,
         num_validation_pairs=tokens.num_validation_pairs,
+        labelled=tokens.num_labelled,
     )
 
 
@@ -183,9 +195,10 @@ def trainings(case: BudgetCase, settings: Settings) -> list[tuple[str, BudgetCas
     """The trainings of a run in their order, each with the section of its settings; `case` is the one on answers."""
     preference = settings.preference
     found = [("training", case)] if settings.trains_on_answers else []
-    if preference.method != "none" and case.ground.pairs:
-        on_pairs = replace(case, ground=case.ground.of_pairs(), training=preference.schedule(case.training))
-        found.append(("preference", replace(on_pairs, reads_reference=preference.needs_reference)))
+    if case.ground.trains_on(preference):
+        ground, training = case.ground.of_preference(preference), preference.schedule(case.training)
+        on_pairs = replace(case, ground=ground, training=training, reads_reference=preference.needs_reference)
+        found.append(("preference", on_pairs))
     if settings.grpo.rewards:
         found.append(("grpo", on_rewards(case, settings.grpo)))
     return found or [("training", case)]

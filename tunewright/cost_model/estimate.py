@@ -7,7 +7,7 @@ from dataclasses import replace
 from pydantic import BaseModel
 
 from tunewright.artifacts import Base, Tokens
-from tunewright.config import Compute, Grpo, Method, Training
+from tunewright.config import Compute, Grpo, Method, Preference, Training
 from tunewright.cost_model import work
 from tunewright.cost_model.case import FREE_SHARE, BudgetCase, ground_of, on_rewards
 from tunewright.cost_model.devices import machine
@@ -166,17 +166,18 @@ def before_training(
     training: Training,
     compute: Compute,
     *,
-    pairs: bool = False,
+    preference: Preference | None = None,
     grpo: Grpo | None = None,
 ) -> tuple[int, str]:
     """The rows on this machine's device at once that training begins with, and a warning where they may not fit.
 
-    With `pairs` they are preference pairs, with `grpo` the answers that are drawn. A base that cannot be reckoned with
-    trains as it is set.
+    With `preference` they are its pairs or labelled answers, with `grpo` the answers that are drawn. A base that cannot
+    be reckoned with trains as it is set.
     """
     try:
         ground = ground_of(base, tokens)
-        case = BudgetCase(ground.of_pairs() if pairs else ground, method, training, compute, machine())
+        ground = ground.of_preference(preference) if preference else ground
+        case = BudgetCase(ground, method, training, compute, machine())
         case = on_rewards(case, grpo) if grpo else case
     except ValueError:  # what its files say is not known here
         most = training.batch * (grpo.group if grpo else 1)

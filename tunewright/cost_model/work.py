@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import IGNORED
 from tunewright.cost_model.memory import Load
-from tunewright.modeling.micro_batching import Layout, Row, cut, num_tokens, shared_prefix, side_by_side
+from tunewright.modeling.micro_batching import Layout, Row, cut, num_tokens, own_from, shared_prefix, side_by_side
 from tunewright.modeling.pairs import as_row
 from tunewright.tools.conversation import Message, conversation_of
 
@@ -50,7 +50,7 @@ def tokens_of_render(file: Path) -> int:
 
 def rows_of_render(file: Path) -> tuple[int, list[Row]]:
     """Return the number of rows of render, and some drawn from all over the file: input_ids and labels."""
-    return pq.ParquetFile(file).metadata.num_rows, _some_of(file, ["input_ids", "labels"])
+    return pq.ParquetFile(file).metadata.num_rows, _some_of(file, ["input_ids", "labels", "prompt_length"])
 
 
 def _some_of(file: Path, columns: list[str]) -> list[Row]:
@@ -73,6 +73,21 @@ def pairs_of_render(file: Path) -> list[Row]:
 def pairs_of(rows: Sequence[Row]) -> list[Row]:
     """Those of the rows that are preference pairs, each as one row with its prompt and both answers."""
     return [as_row(row, branches=True) for row in rows if row.get("rejected_ids") is not None]
+
+
+def mismatched(rows: Sequence[Row]) -> list[Row]:
+    """The rows, each as one with its own last answer and that of the next one."""
+    found: list[Row] = []
+    for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
+        length, other_length = _prompt_length(row), _prompt_length(other)
+        rejected = other["input_ids"][other_length : num_tokens(other) + 1]
+        found.append(as_row({**row, "prompt_length": length, "rejected_ids": rejected}, branches=True))
+    return found
+
+
+def _prompt_length(row: Row) -> int:
+    """The tokens before the last answer of a row."""
+    return row["prompt_length"] if "prompt_length" in row else own_from(row) + 1
 
 
 def conversations_in(file: Path) -> tuple[int, list[list[Message]]]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -15,7 +14,15 @@ from tunewright.metrics.labels import LABELS_ARE, find_labels
 from tunewright.metrics.numbers import is_number, last_number
 from tunewright.metrics.schemas import schema_valid
 from tunewright.metrics.texts import json_valid, plain, tokens
-from tunewright.tools.conversation import Message, conversation_of, is_trained, rejected_of, text_of, tools_of
+from tunewright.tools.conversation import (
+    Message,
+    conversation_of,
+    is_trained,
+    is_undesirable,
+    rejected_of,
+    text_of,
+    tools_of,
+)
 
 SHORT = 12  # median words and signs of the references, at most: names, dates, phrases
 MOST = 0.95  # share of the references that are of a kind, from which on the others are faults
@@ -224,8 +231,8 @@ def require_metrics(settings: Settings, splits: Splits, schema: str) -> None:
 
     `schema` is what evaluation.json_schema holds.
     """
-    tested = [conversation_of(row) for row in _rows(splits, "test", "messages", "chat")]
-    trained = (last_answer(conversation_of(row)) for row in _rows(splits, "train", "messages", "chat", "use_as"))
+    tested = [*_conversations(splits, "test")]
+    trained = map(last_answer, _conversations(splits, "train"))
     has_tools = any(map(tools_of, tested))
     references, num_pairs = [*map(last_answer, tested)], sum(rejected_of(each) is not None for each in tested)
     which = "the test rows"
@@ -270,7 +277,8 @@ def wanted(settings: Settings) -> Iterator[tuple[str, str]]:
         yield f"gate.guardrails[{at}].metric", each.metric
 
 
-def _rows(splits: Splits, split: str, *columns: str) -> Iterator[dict[str, Any]]:
-    """The rows of a split, but no replay row: its answer says nothing of the task."""
-    for batch in pq.ParquetFile(splits.path(f"{split}.parquet")).iter_batches(columns=list(columns)):
-        yield from (row for row in batch.to_pylist() if row.get("use_as") != "replay")
+def _conversations(splits: Splits, split: str) -> Iterator[list[Message]]:
+    """The conversations of a split, but those whose answer says nothing of the task: for replay, or undesirable."""
+    for batch in pq.ParquetFile(splits.path(f"{split}.parquet")).iter_batches(columns=["messages", "chat", "use_as"]):
+        found = (conversation_of(row) for row in batch.to_pylist() if row["use_as"] != "replay")
+        yield from (each for each in found if not is_undesirable(each))

@@ -312,7 +312,7 @@ def without_reasoning(messages: Sequence[Message]) -> Sequence[Message]:
     if not isinstance(messages, Conversation):
         return messages
     kept = ({name: message[name] for name in message if name != "reasoning_content"} for message in messages)
-    return Conversation(kept, messages.tools, messages.rejected)
+    return Conversation(kept, messages.tools, messages.rejected, undesirable=messages.undesirable)
 
 
 def _texts(

@@ -1,4 +1,4 @@
-"""The losses that training lowers: on answers, on preference pairs, or on answers that were drawn and rewarded.
+"""The losses that training lowers: on answers, on preference pairs or labels, or on answers that were rewarded.
 
 A loss is a sum of terms, each of them over what it is the mean of: labels or pairs of a whole optimizer step, however
 that is cut into micro-batches and shared out to devices.
@@ -11,10 +11,11 @@ import torch
 
 from tunewright.artifacts import IGNORED
 from tunewright.config import Grpo, Preference
-from tunewright.modeling import groups, preferences
+from tunewright.modeling import groups, preferences, unpaired
 from tunewright.modeling.batches import Batch, answer_likelihoods, answer_loss, num_labels, token_likelihoods
 
-REWARDS = ("reward_chosen", "reward_rejected", "reward_margin", "reward_accuracy")  # that are measured of pairs
+REWARDS = ("reward_chosen", "reward_rejected", "reward_accuracy")  # that are measured of pairs and labels
+MARGIN = "reward_margin"  # the mean reward of chosen answers less that of rejected ones
 
 
 class Objective(Protocol):
@@ -79,13 +80,59 @@ class PairObjective:
         rewards = of.rewards if self.settings.needs_reference else of.settings.beta * of.policy / of.sizes
         chosen, rejected = rewards.unbind(1)
         self.num_pairs += len(rewards)
-        for name, each in zip(REWARDS, (chosen, rejected, chosen - rejected, (chosen > rejected).float()), strict=True):
+        for name, each in zip(REWARDS, (chosen, rejected, (chosen > rejected).float()), strict=True):
             self.measured[name] += each.sum().item()
 
     def figures(self) -> Mapping[str, tuple[float, float]]:
-        """The mean rewards of both answers, their margin, and the share of pairs in which the chosen one has more."""
+        """The mean rewards of both answers, and the share of pairs in which the chosen one has more."""
         found = {name: (total, self.num_pairs) for name, total in self.measured.items()}
         self.measured, self.num_pairs = dict.fromkeys(REWARDS, 0.0), 0
+        return found
+
+
+class LabelObjective:
+    """KTO's loss on desirable and undesirable answers. The KL divergence is estimated once for all of a step."""
+
+    def __init__(self, settings: Preference) -> None:
+        self.settings = settings
+        self.kl = 0.0
+        self.measured: dict[str, tuple[float, float]] = dict.fromkeys((*REWARDS, "kl"), (0.0, 0.0))
+
+    def sizes(self, batch: unpaired.LabelledBatch) -> tuple[float]:
+        """The number of answers."""
+        return (len(batch["desirable"]),)
+
+    def divergence(self, model: Any, batch: unpaired.LabelledBatch) -> tuple[float, int]:
+        """The sum of the mismatched answers' log-ratios of model and reference, and their number."""
+        number = len(batch["desirable"])
+        found = answer_likelihoods(model, batch["mismatched"], max(1, number))[:number]
+        return (found - batch["reference"][:, 1]).sum().item(), number
+
+    def terms(self, model: Any, batch: unpaired.LabelledBatch, totals: Sequence[float]) -> tuple[torch.Tensor]:
+        """The one term."""
+        number, desirable = len(batch["desirable"]), batch["desirable"]
+        found = answer_likelihoods(model, batch, max(1, number))
+        if not number:  # of another rank's idle micro-batch: no gradient, of the same parameters
+            return (found.sum() * 0,)
+        log_ratios = found - batch["reference"][:, 0]
+        self._measure(log_ratios.detach(), desirable)
+        return (unpaired.kto(log_ratios, desirable, self.kl, self.settings).sum() / totals[0],)
+
+    def _measure(self, log_ratios: torch.Tensor, desirable: torch.Tensor) -> None:
+        is_right = torch.where(desirable, log_ratios > self.kl, log_ratios < self.kl)
+        rewards, number = self.settings.beta * log_ratios, len(desirable)
+        new: dict[str, tuple[float, float]] = {
+            "reward_chosen": (rewards[desirable].sum().item(), int(desirable.sum())),
+            "reward_rejected": (rewards[~desirable].sum().item(), int((~desirable).sum())),
+            "reward_accuracy": (is_right.float().sum().item(), number),
+            "kl": (self.kl * number, number),
+        }
+        self.measured = {name: (total + new[name][0], n + new[name][1]) for name, (total, n) in self.measured.items()}
+
+    def figures(self) -> Mapping[str, tuple[float, float]]:
+        """The mean rewards of desirable and of undesirable answers, the share on their side of the KL, and the KL."""
+        found = self.measured
+        self.measured = dict.fromkeys(found, (0.0, 0.0))
         return found
 
 

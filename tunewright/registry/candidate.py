@@ -36,12 +36,14 @@ OF_PAIRS = {  # the same of a training on preference pairs
     "reward_rejected": "preference/reward_rejected",
     "reward_margin": "preference/reward_margin",
     "reward_accuracy": "preference/reward_accuracy",
+    "kl": "preference/kl",
     "tokens_per_second": "preference/tokens_per_second",
     "rows_per_second": "preference/pairs_per_second",
     "memory_bytes": "preference/memory_gigabytes",
     "eval_loss": "preference/validation_loss",
     "eval_reward_margin": "preference/validation_reward_margin",
     "eval_reward_accuracy": "preference/validation_reward_accuracy",
+    "eval_kl": "preference/validation_kl",
 }
 OF_REWARDS = {  # the same of a training on rewards
     "reward": "grpo/reward",
@@ -197,7 +199,7 @@ def points_of(line: Mapping[str, Any]) -> list[Point]:
     names = CURVES
     if {"reward", "eval_reward"} & line.keys():
         names = OF_REWARDS
-    elif {"reward_margin", "eval_reward_margin"} & line.keys():
+    elif {"reward_accuracy", "eval_reward_accuracy"} & line.keys():
         names = OF_PAIRS
     return _rounded(
         [

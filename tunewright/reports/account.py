@@ -15,7 +15,8 @@ Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 class Account(BaseModel, frozen=True):
     """The account of all records: read = kept + quarantined + duplicates, and kept = train + validation + test.
 
-    Of train `replay` are replay rows. A run that ended before the split has no splits yet, and they are 0.
+    Of train `replay` are replay rows. Rows with an undesirable answer are `undesirable` and in no split once render has
+    told them apart; they are kept as well. A run that ended before the split has no splits yet, and they are 0.
     """
 
     read: int
@@ -26,6 +27,7 @@ class Account(BaseModel, frozen=True):
     validation: int
     test: int
     replay: int = 0
+    undesirable: int = 0
 
     @classmethod
     def of(
@@ -40,26 +42,29 @@ class Account(BaseModel, frozen=True):
         last = next(each for each in (tokens, splits, unique, checked, rows) if each)
         is_split = isinstance(last, Tokens | Splits)
         sizes = (last.num_train, last.num_validation, last.num_test) if is_split else (0, 0, 0)
+        undesirable = tokens.sum_undesirable if tokens else 0
         return cls(
             read=rows.num_read,
-            kept=sum(sizes) if is_split else last.num_rows,
+            kept=sum(sizes) + undesirable if is_split else last.num_rows,
             quarantined=sum(each.num_quarantined for each in (rows, checked, splits, tokens) if each),
             duplicates=unique.num_removed if unique else 0,
             train=sizes[0],
             validation=sizes[1],
             test=sizes[2],
             replay=last.num_replay if isinstance(last, Tokens | Splits) else 0,
+            undesirable=undesirable,
         )
 
     def counts(self) -> dict[str, int]:
         """Each count by its name; those of the splits only where the run came to a split, which is never empty."""
-        return self.model_dump(exclude=None if self.train else {"train", "validation", "test", "replay"})
+        of_splits = {"train", "validation", "test", "replay", "undesirable"}
+        return self.model_dump(exclude=None if self.train else of_splits)
 
     def add_up(self) -> None:
         """Raises AssertionError where a row is lost: that would be a bug, and must never be shown as a result."""
         if self.read != self.kept + self.quarantined + self.duplicates:
             raise AssertionError(f"rows do not add up: {self}")
-        splits = self.train + self.validation + self.test
+        splits = self.train + self.validation + self.test + self.undesirable
         if splits and self.kept != splits:
             raise AssertionError(f"splits do not add up: {self}")
 

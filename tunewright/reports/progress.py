@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
-from tunewright.artifacts.training_log import FILE, GrowingLog, Line
+from tunewright.artifacts.training_log import ALIVE, FILE, GrowingLog, Line
 from tunewright.reports.pages import percent
 
 log = logging.getLogger("tunewright")
@@ -149,7 +149,7 @@ class Progress:
     """Progress of the trainer in a work folder."""
 
     def __init__(self, work: Path) -> None:
-        self.log, self.status = GrowingLog(work / FILE), work / "status.json"
+        self.log, self.status, self.alive = GrowingLog(work / FILE), work / "status.json", work / ALIVE
         self.facts: dict[str, Any] | None = None
         self.steps: list[Line] = []
         self.evaluations: list[Line] = []
@@ -158,10 +158,12 @@ class Progress:
         self.said = (0, 0)  # steps and evaluations that the last line in the log is of
 
     def update(self, *, last: bool = False) -> None:
-        """Reads and shows what is new; a line counts once it is whole."""
+        """Reads and shows what is new; a line counts once it is whole. Before there is any, what the trainer does."""
         if self.facts is None:
             if not self.status.exists():
+                self._tell_before()
                 return
+            self.logged = 0.0
             self.facts = dict(json.loads(self.status.read_text(encoding="utf-8")))
             for skipped in self.facts["skipped_checkpoints"]:
                 log.warning("  %s", skipped)
@@ -186,6 +188,13 @@ class Progress:
             for line in new:
                 if "eval_loss" in line:
                     watcher(line)
+
+    def _tell_before(self) -> None:
+        """Logs now and then what the trainer does before its first step."""
+        doing = self.alive.read_text(encoding="utf-8") if self.alive.exists() else ""
+        if doing and time.monotonic() - self.logged >= LOG_SECONDS:
+            self.logged = time.monotonic()
+            steps_log.info("  %s", doing)
 
     @property
     def step_seconds(self) -> float:

@@ -3,7 +3,8 @@
 A row of texts alone is a list of messages, as ever. One of these also has the column `chat` (ROW_SCHEMA), JSON of its
 tools and messages as chat templates take them; its column `messages` then has each call as text, so that whatever
 compares, checks or shows texts sees the calls. A preference pair ends with the chosen answer, and `rejected` is the
-answer to the same prompt that was not preferred.
+answer to the same prompt that was not preferred. An undesirable row ends with an answer that nobody wants (KTO's label
+false), which no model may learn.
 """
 
 import json
@@ -16,23 +17,29 @@ Tool = dict[str, Any]  # {"type": "function", "function": {"name", "description"
 
 
 class Conversation(list[Message]):
-    """Messages as chat templates take them, the tools that they may call, and the rejected answer of a preference pair.
+    """Messages as chat templates take them, the tools that they may call, and what is known of the last answer.
 
     Slices are plain lists.
     """
 
     def __init__(
-        self, messages: Iterable[Message] = (), tools: Sequence[Tool] = (), rejected: str | None = None
+        self,
+        messages: Iterable[Message] = (),
+        tools: Sequence[Tool] = (),
+        rejected: str | None = None,
+        *,
+        undesirable: bool = False,
     ) -> None:
         super().__init__(messages)
         self.tools = list(tools)
         self.rejected = rejected  # beside the last message, which was preferred; None where the row is no pair
+        self.undesirable = undesirable  # whether the last message is an answer that the model must not learn
 
     def __add__(self, others: list[Message]) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         return type(self)([*self, *others], self.tools)
 
     def __radd__(self, others: list[Message]) -> Self:
-        return type(self)([*others, *self], self.tools, self.rejected)
+        return type(self)([*others, *self], self.tools, self.rejected, undesirable=self.undesirable)
 
 
 def tools_of(messages: Sequence[Message]) -> list[Tool]:
@@ -43,6 +50,11 @@ def tools_of(messages: Sequence[Message]) -> list[Tool]:
 def rejected_of(messages: Sequence[Message]) -> str | None:
     """The rejected answer of a preference pair; None of any other conversation."""
     return messages.rejected if isinstance(messages, Conversation) else None
+
+
+def is_undesirable(messages: Sequence[Message]) -> bool:
+    """Whether the last answer of a conversation is one that nobody wants."""
+    return isinstance(messages, Conversation) and messages.undesirable
 
 
 def with_rejected(pair: Conversation) -> Conversation:
@@ -63,6 +75,8 @@ def chat_of(messages: Sequence[Message]) -> str | None:
     held: dict[str, Any] = {"tools": messages.tools, "messages": list(messages)}
     if messages.rejected is not None:
         held["rejected"] = messages.rejected
+    if messages.undesirable:
+        held["undesirable"] = True
     return json.dumps(held, ensure_ascii=False)
 
 
@@ -71,7 +85,9 @@ def conversation_of(row: Mapping[str, Any]) -> list[Message]:
     if not (chat := row.get("chat")):
         return row["messages"]
     held = json.loads(chat)
-    return Conversation(held["messages"], held["tools"], held.get("rejected"))
+    return Conversation(
+        held["messages"], held["tools"], held.get("rejected"), undesirable=held.get("undesirable", False)
+    )
 
 
 def identity_of(chat: str) -> str:
@@ -81,9 +97,11 @@ def identity_of(chat: str) -> str:
 
 
 def answer_hash(chat: str) -> str:
-    """The sha256 of the tools in a column `chat`, and of its rejected answer but for white space at the end."""
+    """The sha256 of the tools, the label and the rejected answer in a column `chat`, but for white space at its end."""
     held = json.loads(chat)
     tools = tools_hash(held["tools"])
+    if held.get("undesirable"):
+        return sha256(f"{tools} undesirable".encode()).hexdigest()
     return sha256(f"{tools}\n{held['rejected'].rstrip()}".encode()).hexdigest() if "rejected" in held else tools
 
 
@@ -110,9 +128,14 @@ def call_text(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def shown_turns(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The column `messages` of a row, and its rejected answer behind them as a turn of the role `rejected`."""
-    rejected = json.loads(chat).get("rejected") if (chat := row.get("chat")) else None
-    return row["messages"] if rejected is None else [*row["messages"], {"role": "rejected", "content": rejected}]
+    """The column `messages` of a row, and its rejected answer behind them as a turn of the role `rejected`.
+
+    An undesirable answer is a turn of the role `undesirable`.
+    """
+    turns, held = row["messages"], json.loads(row.get("chat") or "{}")
+    if held.get("undesirable"):
+        return [*turns[:-1], turns[-1] | {"role": "undesirable"}]
+    return turns if held.get("rejected") is None else [*turns, {"role": "rejected", "content": held["rejected"]}]
 
 
 def is_trained(message: Message) -> bool:

@@ -15,8 +15,6 @@ from tunewright.config import Compute, Grpo, Method, Preference, Training
 
 FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
 
-ALIVE = "alive"  # the file beside the job that is touched while nothing else is written
-
 
 class Job(BaseModel, frozen=True):
     """All that the trainer is told; the file lies in the folder that it works in."""

@@ -23,16 +23,24 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl.trainer.sft_config import SFTConfig
 
-from tunewright.artifacts import training_log
+from tunewright.artifacts import UNDESIRABLE, training_log
 from tunewright.artifacts.payloads import TrainingSummary
+from tunewright.config import Preference
 from tunewright.errors import ConfigError
 from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.batches import Collator
 from tunewright.modeling.groups import DrawnCollator
 from tunewright.modeling.methods.adapter import BEGAN_AS
-from tunewright.modeling.objectives import AnswerObjective, Objective, PairObjective, RewardObjective
+from tunewright.modeling.objectives import (
+    AnswerObjective,
+    LabelObjective,
+    Objective,
+    PairObjective,
+    RewardObjective,
+)
 from tunewright.modeling.preferences import PairCollator
+from tunewright.modeling.unpaired import LabelledCollator, labelled
 from tunewright.serving import TRAINED, context_length
 from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks, reference
 from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer, prompts_in
@@ -49,7 +57,7 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_a
 def fit(job: Job, folder: Path) -> int:
     """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
     training = job.training
-    splits = [_read(file, pairs=job.preference is not None) for file in (job.train, job.validation)]
+    splits = [_read(file, job.preference) for file in (job.train, job.validation)]
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
     drawing = _drawing(job, tokenizer) if job.grpo else None
     longest = drawing.longest if drawing else max(map(_longest, splits))
@@ -77,8 +85,7 @@ def fit(job: Job, folder: Path) -> int:
         scores = Scores(job.validation, tokenizer, job.stop_token_ids, training.best_by, job.micro_batch)
     a_group = micro_batching.group_cost(device.kind, compiled=chosen.compile)
     cutting = (job.micro_batch, job.compute.max_tokens, a_group, ranks.own(), ranks.number())
-    kind = DrawnCollator if drawing else PairCollator if job.preference else Collator
-    collator = kind(chosen.layout, job.pad_token_id, *cutting)
+    collator = _kind_of_collator(job)(chosen.layout, job.pad_token_id, *cutting)
     if drawing and isinstance(collator, DrawnCollator):
         drawing.beat = record.beat
         trainer_of = partial(RewardTrainer, drawing=drawing, collator=collator, folder=folder)
@@ -130,8 +137,9 @@ def fit(job: Job, folder: Path) -> int:
         processing_class=tokenizer,
         callbacks=[Recorder(record, watch, training)],
     )
-    if job.preference and job.preference.needs_reference and isinstance(collator, PairCollator):
-        pairs = reference.added(folder, trainer, collator, (rows, validation), record.beat)
+    if job.preference and job.preference.needs_reference:
+        of_pairs = PairCollator(chosen.layout, job.pad_token_id, *cutting)
+        pairs = reference.added(folder, trainer, of_pairs, (rows, validation), record.beat)
         trainer.train_dataset, trainer.eval_dataset = pairs
     learning, total = methods.trained_share(model)
     record.start(
@@ -142,7 +150,7 @@ def fit(job: Job, folder: Path) -> int:
         parameters=total,
         max_steps=training.max_steps,
         method=job.method.kind,
-        needs_reference=bool(job.preference and job.preference.needs_reference),
+        preference=job.preference.method if job.preference else "",
     )
     best = trainer.go_on(resumed)
     if best is None:
@@ -194,7 +202,17 @@ def _reward_before(folder: Path) -> float:
 def _objective(job: Job) -> Objective:
     if job.grpo:
         return RewardObjective(job.grpo)
-    return PairObjective(job.preference) if job.preference else AnswerObjective()
+    if job.preference:
+        return (LabelObjective if job.preference.method == "kto" else PairObjective)(job.preference)
+    return AnswerObjective()
+
+
+def _kind_of_collator(job: Job) -> type[Collator]:
+    if job.grpo:
+        return DrawnCollator
+    if job.preference:
+        return LabelledCollator if job.preference.method == "kto" else PairCollator
+    return Collator
 
 
 def _drawing(job: Job, tokenizer: Any) -> Drawing:
@@ -210,12 +228,17 @@ def _drawing(job: Job, tokenizer: Any) -> Drawing:
     )
 
 
-def _read(file: Path, *, pairs: bool) -> pa.Table:
-    """The rows of a file of render's; with `pairs` those that are one, of which the stage has seen some."""
+def _read(file: Path, preference: Preference | None) -> pa.Table:
+    """The rows of a file of render's; with `preference` its pairs or labelled answers, of which the stage saw some."""
     columns = ["row_id", "input_ids", "labels"]
-    if not pairs:
+    if not preference:
         return pq.read_table(file, columns=columns)
-    found = pq.read_table(file, columns=[*columns, "prompt_length", "rejected_ids"])
+    columns += ["prompt_length", "rejected_ids"]
+    if preference.method == "kto":
+        files = (file, file.with_name(UNDESIRABLE.format(file.stem)))
+        rows, undesirable = (pq.read_table(each, columns=[*columns, "replay"]).to_pylist() for each in files)
+        return pa.Table.from_pylist(labelled(rows, undesirable))
+    found = pq.read_table(file, columns=columns)
     return found.filter(found["rejected_ids"].is_valid())
 
 

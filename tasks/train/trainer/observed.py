@@ -21,7 +21,7 @@ from tunewright import compat
 from tunewright.config import Training
 from tunewright.modeling.batches import answer_likelihoods
 from tunewright.modeling.methods.adapter import lora_plus_optimizer
-from tunewright.modeling.objectives import AnswerObjective, Objective
+from tunewright.modeling.objectives import MARGIN, AnswerObjective, LabelObjective, Objective
 from tunewright.tasks.train.trainer import checkpoints, ranks, record
 from tunewright.tasks.train.trainer.record import STATE, keep_evaluation
 from tunewright.tasks.train.trainer.watch import Row, Scores, Watch
@@ -63,6 +63,7 @@ class AnswerTrainer(SFTTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of each micro-batch; the mean loss over all items of the step."""
         model.train()
+        self._estimate(model, inputs["micro_batches"])
         num_items = [*map(ranks.total, self._sizes(inputs["micro_batches"]))]
         total = torch.zeros((), device=self.args.device)
         *before, last = inputs["micro_batches"]
@@ -85,6 +86,7 @@ class AnswerTrainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean loss over all items of the micro-batches."""
+        self._estimate(model, inputs["micro_batches"])
         num_items = self._sizes(inputs["micro_batches"])
         return sum(term for batch in inputs["micro_batches"] for term in self._terms(model, batch, num_items))
 
@@ -92,6 +94,19 @@ class AnswerTrainer(SFTTrainer):
         batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
             return self.objective.terms(compat.forward_in_autocast(model), batch, num_items)
+
+    @torch.no_grad()
+    def _estimate(self, model: Any, batches: Iterable[Any]) -> None:
+        """Estimates the KL divergence that a loss on labels needs, from all micro-batches before the first loss."""
+        if not isinstance(self.objective, LabelObjective):
+            return
+        total, number = 0.0, 0
+        for batch in batches:
+            batch: Any = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                of_batch = self.objective.divergence(compat.forward_in_autocast(model), batch)
+            total, number = total + of_batch[0], number + of_batch[1]
+        self.objective.kl = max(0.0, ranks.total(total) / max(1, ranks.total(number)))
 
     @torch.no_grad()
     def likelihoods(self, batch: Any, number: int) -> torch.Tensor:
@@ -120,6 +135,7 @@ class AnswerTrainer(SFTTrainer):
         model.eval()
         totals, sizes = list[float](), list[float]()
         self.objective.figures()  # of training steps
+        self._estimate(model, (batch for inputs in dataloader for batch in inputs["micro_batches"]))
         for inputs in dataloader:
             for batch in inputs["micro_batches"]:
                 own = self.objective.sizes(batch)
@@ -132,9 +148,15 @@ class AnswerTrainer(SFTTrainer):
         return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=int(sum(sizes[:1])))
 
     def figures(self) -> dict[str, float]:
-        """The means of what the objective measured beside the loss since the last call, over all ranks."""
-        found = self.objective.figures()
-        return {name: ranks.total(total) / max(1, ranks.total(number)) for name, (total, number) in found.items()}
+        """The means of what the objective measured beside the loss since the last call, over all ranks.
+
+        The margin is the difference of the mean rewards. A figure of which there was none to measure is left out.
+        """
+        found = {name: (ranks.total(a), ranks.total(b)) for name, (a, b) in self.objective.figures().items()}
+        means = {name: total / number for name, (total, number) in found.items() if number}
+        if {"reward_chosen", "reward_rejected"} <= means.keys():
+            means[MARGIN] = means["reward_chosen"] - means["reward_rejected"]
+        return means
 
 
 class ObservedTrainer(AnswerTrainer):
@@ -216,7 +238,7 @@ class ObservedTrainer(AnswerTrainer):
         It draws no random numbers of training's, so that it may be done again.
         """
         with torch.random.fork_rng():
-            batches = self._until_interrupted(dataloader)
+            batches = _UntilInterrupted(dataloader, self.is_interrupted)
             output = super().evaluation_loop(batches, *args, metric_key_prefix=metric_key_prefix, **rest)
         metrics = output.metrics or {}
         if self.scores and not self.is_interrupted():
@@ -226,13 +248,6 @@ class ObservedTrainer(AnswerTrainer):
                 metrics[f"{metric_key_prefix}_{self.scores.metric}"] = self.scores(model, self.is_interrupted)
         return output._replace(metrics={} if self.is_interrupted() else metrics)
 
-    def _until_interrupted(self, batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
-            for micro_batch in batch["micro_batches"]:
-                if self.is_interrupted():
-                    return
-                yield {"micro_batches": [micro_batch]}
-
     @torch.no_grad()
     def _alone(self, row: Row) -> float:
         """The loss of one row, in nats per label."""
@@ -241,3 +256,17 @@ class ObservedTrainer(AnswerTrainer):
         loss = self.compute_loss(model, self.data_collator([dict(row)]))
         model.train()
         return ranks.total(loss.item())
+
+
+class _UntilInterrupted:
+    """The micro-batches of steps, each alone, as often as they are gone through; none after an interruption."""
+
+    def __init__(self, batches: Iterable[Any], is_interrupted: Callable[[], bool]) -> None:
+        self.batches, self.is_interrupted = batches, is_interrupted
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            for micro_batch in batch["micro_batches"]:
+                if self.is_interrupted():
+                    return
+                yield {"micro_batches": [micro_batch]}

@@ -6,6 +6,7 @@ stops it; it counts in a state that has to be restored; and resumed where it had
 all is derived from the log that each checkpoint carries.
 """
 
+import contextlib
 import json
 import math
 import signal
@@ -19,8 +20,8 @@ from transformers import TrainerCallback
 from tunewright.artifacts import training_log
 from tunewright.config import Training
 from tunewright.modeling import groups
-from tunewright.modeling.objectives import REWARDS
-from tunewright.tasks.train.trainer import ALIVE, checkpoints, ranks
+from tunewright.modeling.objectives import MARGIN, REWARDS
+from tunewright.tasks.train.trainer import checkpoints, ranks
 from tunewright.tasks.train.trainer.watch import Watch
 
 
@@ -65,7 +66,7 @@ def _last_better(
 STATE = "trainer_state.json"  # in a checkpoint, by transformers
 BEAT_SECONDS = 1.0  # between two signs of life
 OF_DRAW = ("reward", "reward_std", "no_signal_share", "answer_tokens", "cut_share", *groups.FIGURES)
-FIGURES = ("loss", *REWARDS, *OF_DRAW, "grad_norm", "learning_rate", "epoch")
+FIGURES = ("loss", *REWARDS, MARGIN, *OF_DRAW, "grad_norm", "learning_rate", "epoch")
 
 
 class Record:
@@ -106,12 +107,13 @@ class Record:
         self.interrupted = ranks.total(self.interrupted) > 0
         return self.interrupted
 
-    def beat(self) -> None:
-        """Shows the parent that the trainer is at work, where it writes nothing else for a while."""
+    def beat(self, doing: str = "") -> None:
+        """Shows the parent that the trainer is at work, and on what, where it writes nothing else for a while."""
         now = time.monotonic()
         if ranks.own() == 0 and now - self.beaten > BEAT_SECONDS:
             self.beaten = now
-            (self.folder / ALIVE).touch()
+            with contextlib.suppress(OSError):  # of a full disk what is worth keeping says more
+                (self.folder / training_log.ALIVE).write_text(doing, encoding="utf-8")
 
     def start(self, **facts: Any) -> None:
         """Says how the run is laid out, before the first step."""
@@ -186,7 +188,7 @@ class Recorder(TrainerCallback):
                 "epoch",
                 "eval_loss",
                 f"eval_{self.training.best_by}",
-                *(f"eval_{name}" for name in (*REWARDS, "reward")),
+                *(f"eval_{name}" for name in (*REWARDS, MARGIN, "kl", "reward")),
             )
             figures = {name: logs[name] for name in names if name in logs} | {"seconds": logs.get("eval_runtime")}
             self.record.line(state.global_step, state.max_steps, **figures)

@@ -18,15 +18,22 @@ FILE = "reference.parquet"  # in the trainer's folder: of the training and the v
 
 
 def added(
-    folder: Path, trainer: Any, collator: PairCollator, splits: Sequence[Any], on_progress: Callable[[], None]
+    folder: Path, trainer: Any, collator: PairCollator, splits: Sequence[Any], on_progress: Callable[[str], None]
 ) -> list[Any]:
     """The data sets of pairs with the columns REFERENCE. The trainer's model is one that has taken no step.
 
-    After each micro-batch, `on_progress` is called.
+    After each micro-batch, `on_progress` is called with what was done, in words.
     """
     file = folder / FILE
     if not ranks.from_first(file.is_file):
-        found = [_measured(trainer, collator, split, on_progress) for split in splits]
+        found, total = list[torch.Tensor](), sum(map(len, splits))
+        for split in splits:
+            before = sum(map(len, found))
+
+            def tell(done: int, before: int = before) -> None:
+                on_progress(f"measuring the reference: {before + done:,} of {total:,} rows")
+
+            found.append(_measured(trainer, collator, split, tell))
         table = pa.table(dict(zip(REFERENCE, torch.cat(found).double().numpy().T, strict=True)))
         if ranks.own() == 0:
             unfinished = file.with_suffix(".part")
@@ -43,7 +50,7 @@ def added(
     return made
 
 
-def _measured(trainer: Any, collator: PairCollator, pairs: Any, on_progress: Callable[[], None]) -> torch.Tensor:
+def _measured(trainer: Any, collator: PairCollator, pairs: Any, on_progress: Callable[[int], None]) -> torch.Tensor:
     """The log-likelihoods [pairs, 2]; those of prompts that begin alike are computed together."""
     rows = [as_row(pair, branches=collator.layout == "shared") for pair in pairs]
     order = sorted(range(len(rows)), key=lambda at: rows[at]["input_ids"])
@@ -52,5 +59,5 @@ def _measured(trainer: Any, collator: PairCollator, pairs: Any, on_progress: Cal
         some = order[start : start + collator.micro_batch]
         batch = collator.lay([rows[at] for at in some])
         found[some] = trainer.likelihoods(batch, 2 * len(some)).view(-1, 2).float().cpu()
-        on_progress()
+        on_progress(start + len(some))
     return found

@@ -25,7 +25,7 @@ CALM = 0.35  # relative standard deviation of the loss of single steps
 IMPOSSIBLE = 15  # nats per token: one token in 3 million, a guess in any vocabulary
 AROUND = 15  # steps before and after one, which its gradient norm is compared with
 EPOCHS = Training().epochs
-HALF = 0.5  # of the validation pairs that chance ranks right
+HALF = 0.5  # of the validation pairs, or labelled answers, that chance ranks right
 FALLEN = 0.5  # of the margin that the chosen answers' own fall is, from which on it is told
 MOST_EQUAL = 0.8  # share of groups with equal rewards, above which it is told
 MOST_CUT = 0.2  # share of cut answers, likewise
@@ -95,15 +95,16 @@ def unpreferred(curves: Curves) -> TrainingWarning | None:
     found = [line for line in curves.evaluations if line["step"] == curves.best_step]
     if not found or found[0]["eval_reward_accuracy"] > HALF:
         return None
-    seen = f"at step {curves.best_step} {percent(found[0]['eval_reward_accuracy'])} of the validation pairs are ranked"
-    advice = "try 3 to 10 times preference.learning_rate, or look at pairs on the page of tokens and masks"
+    what = "answers" if curves.is_of_labels else "pairs"
+    seen = f"at step {curves.best_step} {percent(found[0]['eval_reward_accuracy'])} of the validation {what} are ranked"
+    advice = "try 3 to 10 times preference.learning_rate, or look at rows on the page of tokens and masks"
     return TrainingWarning("no preference learnt", 0, f"{seen} right, which chance does too", advice)
 
 
 def unlikelier(curves: Curves) -> TrainingWarning | None:
     """The margin came from rejected answers that fell further, while the chosen ones became less likely as well."""
     found = [line for line in curves.evaluations if line["step"] == curves.best_step]
-    if not found or not curves.status.get("needs_reference"):
+    if not found or curves.status.get("preference") != "dpo":
         return None
     chosen, margin = found[0]["eval_reward_chosen"], found[0]["eval_reward_margin"]
     if chosen > -FALLEN * margin:

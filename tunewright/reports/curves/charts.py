@@ -25,7 +25,7 @@ FIGURES = {
     "cut_share": ("Share of answers that were cut", ""),
     "kl": ("KL divergence from the reference", "nats per token"),
     "clipped_share": ("Share of clipped tokens", ""),
-    "eval_reward_accuracy": ("Validation pairs ranked right", ""),
+    "eval_reward_accuracy": ("Validation pairs or answers ranked right", ""),
     "eval_reward_margin": ("Validation reward margin", ""),
     "eval_reward_chosen": ("Validation reward of chosen answers", ""),
     "eval_reward_rejected": ("Validation reward of rejected answers", ""),
@@ -126,6 +126,8 @@ def _losses(curves: Curves) -> Chart:
 def _title(curves: Curves) -> str:
     if curves.is_of_rewards:
         return "Mean reward"
+    if curves.is_of_labels:
+        return "Loss on labelled answers"
     return "Loss on pairs" if curves.is_of_pairs else "Loss, nats per token"
 
 

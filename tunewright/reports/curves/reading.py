@@ -32,8 +32,13 @@ class Curves:
 
     @property
     def is_of_pairs(self) -> bool:
-        """Whether the training was on preference pairs."""
-        return any("reward_margin" in line for line in self.steps)
+        """Whether the training was on preference pairs or labelled answers."""
+        return any("reward_accuracy" in line for line in self.steps)
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether the training was on desirable and undesirable answers."""
+        return self.status.get("preference") == "kto"
 
     @property
     def section(self) -> str:
