@@ -78,7 +78,7 @@ def test_labelled_answers_are_trained_and_no_reference_is_undesirable(
     references = pq.read_table(tokens.path("test.parquet"))["reference"].to_pylist()
     assert all(said.startswith("yes") for said in references)
     page = tokens.path("report.html").read_text()
-    assert "<b>12</b><span>more with an undesirable answer" in page and page.count("undesirable answer, ") == 2
+    assert "<b>12</b><span>more with an undesirable answer" in page and page.count(">undesirable answer, ") == 2
 
     first = train.fn(tokens, tiny_base, SMALL, SFT, ONE_THREAD)
     made = prefer.fn(tokens, tiny_base, SMALL, KTO, KTO.schedule(SFT), ONE_THREAD, begins_as=first)
