@@ -25,7 +25,7 @@ FIGURES = {
     "cut_share": ("Share of answers that were cut", ""),
     "kl": ("KL divergence from the reference", "nats per token"),
     "clipped_share": ("Share of clipped tokens", ""),
-    "eval_reward_accuracy": ("Validation pairs or answers ranked right", ""),
+    "eval_reward_accuracy": ("Validation pairs ranked right", ""),
     "eval_reward_margin": ("Validation reward margin", ""),
     "eval_reward_chosen": ("Validation reward of chosen answers", ""),
     "eval_reward_rejected": ("Validation reward of rejected answers", ""),
@@ -33,6 +33,13 @@ FIGURES = {
     "grad_norm": ("Gradient norm, before clipping", ""),
     "tokens_per_second": ("Speed", "tokens/s"),
     "memory_bytes": ("Memory", "GB"),
+}
+
+OF_LABELS = {  # of a training on labelled answers, in place of these
+    "kl": ("KL divergence from the reference", "nats per answer"),
+    "eval_reward_accuracy": ("Validation answers on the right side of the KL divergence", ""),
+    "eval_reward_chosen": ("Validation reward of desirable answers", ""),
+    "eval_reward_rejected": ("Validation reward of undesirable answers", ""),
 }
 
 
@@ -94,7 +101,7 @@ class ChartScale:
 def charts(curves: Curves) -> list[Chart]:
     """The losses or rewards, then each other figure that there is."""
     found = [_losses(curves)] if curves.steps else []
-    for name, (title, unit) in FIGURES.items():
+    for name, (title, unit) in (FIGURES | (OF_LABELS if curves.is_of_labels else {})).items():
         series = curves.series(name)
         if series:
             scaled = [(step, value / 1e9) for step, value in series] if unit == "GB" else series
