@@ -789,6 +789,8 @@ def test_what_two_methods_of_trl_share_is_taken_for_dpo_with_a_note(imported: Im
         ({"reference_free": True}, "no counterpart"),
         ({"label_smoothing": 0.1, "loss_type": "sigmoid"}, "no counterpart"),
         ({"precompute_ref_log_probs": True}, "not needed"),
+        ({"padding_free": False, "beta": 0.1}, "not needed"),
+        ({"padding_free": False}, "set"),
         ({"desirable_weight": 2000.0}, "no counterpart"),
         ({"lora_dropout": 0.1, "use_peft": True, "beta": 0.1}, "not needed"),
         ({"lora_dropout": 0.1, "use_peft": True, "beta": 0.1, "disable_dropout": False}, "set"),

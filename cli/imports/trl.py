@@ -178,6 +178,13 @@ def answers_only(value: Any, _: Original) -> Treatment:
     return lost(ANSWERS) if is_off(value) else not_needed(ANSWERS)
 
 
+def padding_free(value: Any, original: Original) -> Treatment:
+    """Rows without padding, which training on preferences there has not, whatever it says."""
+    if trl_preferences.told(original).command in trl_preferences.ON_PREFERENCES:
+        return not_needed(PACKED)
+    return only_off("compute.packing", PACKED).decide(value, original)
+
+
 IN_SOURCES = by(lambda _value, _original: carried({}), "data.sources")
 TABLE: Table = {
     **TRAINER,
@@ -261,7 +268,8 @@ TABLE: Table = {
     **each(
         "dataset_num_proc dataset_batch_size dataset_kwargs shuffle_dataset preprocessing_num_workers", needless(LOADED)
     ),
-    **each("packing padding_free", only_off("compute.packing", PACKED)),
+    "packing": only_off("compute.packing", PACKED),
+    "padding_free": by(padding_free, "compute.packing"),
     **each("packing_strategy eval_packing pad_to_multiple_of num_of_sequences chars_per_token", needless(PACKED)),
     **each("eos_token pad_token", missing(f"{NO_TOKENS}; an answer ends with the stop token of the template")),
     **each(
