@@ -388,9 +388,9 @@ def test_a_file_that_cannot_be_trained_on_fails_its_job_before_it_is_queued(api:
         ({"training_file": "../../job"}, 'training_file: there is no file "../../job"'),
         (
             {"method": {"type": "dpo", "dpo": {}}},
-            'method.type: "dpo" is training on preferences or rewards; accepted: ',
+            'method.type: "dpo" is training on preferences, which tunewright run does; accepted: supervised',
         ),
-        ({"method": {"type": "reinforcement"}}, 'method.type: "reinforcement" is training on preferences or rewards'),
+        ({"method": {"type": "reinforcement"}}, 'method.type: "reinforcement" is training on rewards; '),
         ({"integrations": [{"type": "wandb"}]}, "integrations: not supported, as MLflow records every job; leave it "),
         (
             {"hyperparameters": {"n_epochs": 0}},

@@ -38,6 +38,8 @@ sequence_len: 1024
 micro_batch_size: 2
 learning_rate: 0.0001
 """
+TRL = {"model_name_or_path": "a/b", "dataset_name": "a/c"}
+JOB = {"model": "m", "training_file": "file-a"}
 Import = Callable[..., Imported]
 
 
@@ -80,7 +82,7 @@ def leaves(value: Any, key: str = "") -> set[str]:
 
 def test_there_are_a_dozen_configurations_of_each_tool() -> None:
     counts = {name: len([file for file in FILES if file.parent.name == name.replace("-", "_")]) for name in NAMES}
-    assert counts == {"axolotl": 13, "llama-factory": 14, "trl": 15, "openai": 12}
+    assert counts == {"axolotl": 13, "llama-factory": 14, "trl": 18, "openai": 13}
     assert tuple(TOOLS) == NAMES
 
 
@@ -112,7 +114,9 @@ def test_every_key_of_a_configuration_ends_somewhere_and_the_file_is_accepted(
     for each in found.ends:  # a rule sets only what it says it can
         rule = {**ENTRIES[found.tool.name], **found.tool.table}.get(each.key.rpartition(".")[2])
         if rule and each.treatment and "[" not in each.key and " " not in each.key:
-            assert {*each.treatment.values} <= {*rule.targets, *openai.FILE["id"].targets, *trl.PATH.targets}
+            of_steps = {key.replace("training.", "preference.") for key in rule.targets}  # of training on preferences
+            known = {*rule.targets, *of_steps, *openai.FILE["id"].targets, *trl.PATH.targets}
+            assert {*each.treatment.values} <= known
     text = writing.text_of(found)
     assert settings_of(text, tmp_path).model.base == found.values["model.base"]
     assert all(line.isprintable() for line in text.splitlines())
@@ -138,7 +142,9 @@ def test_every_argument_of_the_installed_trl_peft_and_transformers_is_known() ->
     assert trainer - llama_factory.TABLE.keys() - {"framework"} == set()
     assert fields("transformers", "training_args_seq2seq.py", "Seq2SeqTrainingArguments") <= llama_factory.TABLE.keys()
     of_trl = (("trainer/sft_config.py", "SFTConfig"), ("trainer/model_config.py", "ModelConfig"))
-    for file, kind in (*of_trl, ("trainer/base_config.py", "_BaseConfig")):
+    preferences = [(f"trainer/{name}_config.py", f"{name.upper()}Config") for name in ("dpo", "kto")]
+    preferences += [("experimental/orpo/orpo_config.py", "ORPOConfig")]
+    for file, kind in (*of_trl, *preferences, ("trainer/base_config.py", "_BaseConfig")):
         assert fields("trl", file, kind) - trl.TABLE.keys() == set()
     assert fields("trl", "scripts/utils.py", "ScriptArguments", "DatasetMixtureConfig") - trl.TABLE.keys() == set()
     assert fields("trl", "scripts/utils.py", "DatasetConfig") - trl.DATASET.keys() == set()
@@ -414,9 +420,22 @@ def test_empty_and_unknown_keys_are_listed(imported: Import) -> None:
         ({"model_name_or_path": "a/b", "stage": "dpo", "pref_loss": "simpo"}, '"simpo" is a loss that is not offered'),
         ({"model_name_or_path": "a/b", "stage": "pt"}, 'stage: "pt" is pretraining'),
         ({"model_name_or_path": "a/b", "stage": "sft", "finetuning_type": "freeze"}, 'finetuning_type: "freeze" is'),
-        ({"model_name_or_path": "a/b", "dataset_name": "a/c", "beta": 0.1}, "beta: training on preferences"),
+        (TRL | {"beta": 0.1, "reward_funcs": "x"}, "reward_funcs: GRPO"),
+        (TRL | {"beta": 0.1, "loss_type": "dapo"}, "loss_type: GRPO"),
+        (TRL | {"GRPOConfig": {"beta": 0.1}}, "GRPOConfig: GRPO"),
+        (TRL | {"loss_type": "simpo", "simpo_gamma": 0.5}, "simpo_gamma: CPO or SimPO"),
+        (TRL | {"center_rewards_coefficient": 0.01}, "center_rewards_coefficient: a reward model"),
+        (TRL | {"loss_type": ["discopop"]}, 'loss_type: "discopop" is a loss of DPO that is not offered; accepted: '),
+        (TRL | {"loss_type": "sft"}, 'loss_type: "sft" is a loss of DPO that is not offered'),
+        (TRL | {"loss_type": ["sigmoid", "bco_pair", "sft"]}, "loss_type: sigmoid, bco_pair, sft: one loss is offered"),
+        (
+            TRL | {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.8, 1.0]},
+            "sigmoid, sft with loss_weights [0.8, 1.0]: one loss is offered, of weight 1, with or without sft",
+        ),
+        (TRL | {"loss_type": "apo_zero_unpaired"}, '"apo_zero_unpaired" is a loss of KTO that is not offered'),
         ({"model_name_or_path": "a/b", "dataset_name": "a/c", "num_generations": 8}, "num_generations: GRPO"),
-        ({"model": "m", "training_file": "file-a", "method": {"type": "dpo"}}, 'method.type: "dpo" is training on'),
+        (JOB | {"method": {"type": "reinforcement"}}, 'method.type: "reinforcement" is training on rewards'),
+        (JOB | {"method": {"type": "ppo"}}, 'method.type: "ppo" is no known method of training'),
     ],
 )
 def test_what_is_no_supervised_fine_tuning_is_refused_by_name(
@@ -681,3 +700,150 @@ def test_preference_training_of_axolotl_becomes_the_section_preference(
     (source,) = found.sources
     assert source["layout"] == ("prompt_completion" if rl == "kto" else "preference")
     assert source.get("columns", {}) == columns
+
+
+def of_preferences(found: Imported) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in found.values.items() if key.startswith("preference.")}
+
+
+DPO = {"method": "dpo", "after_sft": False, "learning_rate": 1e-6, "epochs": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "tool", "values", "told"),
+    [
+        ({"beta": 0.05}, None, DPO | {"beta": 0.05}, "DPO, told by beta"),
+        ({"max_prompt_length": 512}, None, DPO, "DPO, told by max_prompt_length"),
+        ({"DPOConfig": {"max_steps": 9}}, None, {**DPO, "max_steps": 9}, "DPO, told by DPOConfig"),
+        ({}, "trl-dpo", DPO, "DPO, told by --from"),
+        ({"loss_type": "ipo", "beta": 0.4}, None, DPO | {"loss": "ipo", "beta": 0.4}, "DPO, told by loss_type"),
+        ({"loss_type": ["hinge"]}, None, DPO | {"loss": "hinge"}, "DPO, told by loss_type"),
+        ({"rpo_alpha": 0.5}, None, DPO | {"sft_weight": 0.5}, "DPO, told by rpo_alpha"),
+        ({"loss_type": ["sft", "ipo"]}, None, DPO | {"loss": "ipo", "sft_weight": 1.0}, "DPO, told by loss_type"),
+        (
+            {"loss_type": "robust", "label_smoothing": 0.2},
+            None,
+            DPO | {"loss": "robust", "label_smoothing": 0.2},
+            "DPO, told by loss_type",
+        ),
+        (
+            {"loss_type": "exo_pair"},
+            None,
+            DPO | {"loss": "exo_pair", "label_smoothing": 0.001},
+            "DPO, told by loss_type",
+        ),
+        ({"label_smoothing": 0.2}, None, DPO, "DPO, told by label_smoothing"),
+        (
+            {"beta": 0.2, "undesirable_weight": 2.0, "rpo_alpha": 1.0},
+            None,
+            DPO | {"method": "kto", "beta": 0.2, "undesirable_weight": 2.0},
+            "KTO, told by undesirable_weight",
+        ),
+        ({"loss_type": "kto"}, None, DPO | {"method": "kto"}, "KTO, told by loss_type"),
+        ({"beta": 0.2}, "trl-kto", DPO | {"method": "kto", "beta": 0.2}, "KTO, told by --from"),
+        (
+            {"beta": 0.2, "desirable_weight": 2.0},
+            "trl-orpo",
+            {"method": "orpo", "beta": 0.2, "learning_rate": 1e-6, "epochs": 3.0},
+            "ORPO, told by --from",
+        ),
+    ],
+)
+def test_preference_training_of_trl_becomes_the_section_preference(
+    imported: Import, theirs: dict[str, Any], tool: str | None, values: dict[str, Any], told: str
+) -> None:
+    found = imported(TRL | theirs, asked=tool)
+    values = {key: value for key, value in values.items() if key != "epochs" or "max_steps" not in values}
+    assert (found.tool.name, of_preferences(found)) == ("trl", values)
+    decided = end(found, told)
+    assert decided
+    assert decided.values == {"preference.method": values["method"]}
+    assert not {"training.learning_rate", "training.epochs", "training.max_steps"} & found.values.keys()
+
+
+def test_what_two_methods_of_trl_share_is_taken_for_dpo_with_a_note(imported: Import) -> None:
+    text = writing.text_of(imported(TRL | {"beta": 0.1, "precompute_ref_log_probs": True}))
+    note = "DPO, told by beta: KTO and ORPO have such keys too; if it is one of them, say --from trl-kto or trl-orpo"
+    assert f"# note: {note}\n" in text
+    assert f"method: dpo  # {note}\n" in text
+    assert "note: DPO" not in writing.text_of(imported(TRL | {"rpo_alpha": 1.0, "beta": 0.1}))
+    nothing = end(imported(TRL), "SFT, told by no key")
+    assert nothing
+    assert nothing.why == "if it is of DPO, KTO or ORPO, say --from trl-dpo, trl-kto or trl-orpo"
+    assert "SFT, told by no key" not in [each.key for each in imported(TRL | {"packing": True}).ends]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "kind"),
+    [
+        ({"use_weighting": True}, "no counterpart"),
+        ({"ld_alpha": 0.5}, "no counterpart"),
+        ({"ld_alpha": 1.0}, "not needed"),
+        ({"f_divergence_type": "js_divergence"}, "no counterpart"),
+        ({"f_divergence_type": "FDivergenceType.REVERSE_KL"}, "not needed"),
+        ({"sync_ref_model": True}, "no counterpart"),
+        ({"ref_model_sync_steps": 64, "sync_ref_model": True}, "no counterpart"),
+        ({"ref_model_sync_steps": 64}, "not needed"),
+        ({"ref_model": "a/other", "beta": 0.1}, "no counterpart"),
+        ({"ref_model": "a/b", "beta": 0.1}, "not needed"),
+        ({"reference_free": True}, "no counterpart"),
+        ({"label_smoothing": 0.1, "loss_type": "sigmoid"}, "no counterpart"),
+        ({"precompute_ref_log_probs": True}, "not needed"),
+        ({"padding_free": False, "beta": 0.1}, "not needed"),
+        ({"padding_free": False}, "set"),
+        ({"desirable_weight": 2000.0}, "no counterpart"),
+        ({"lora_dropout": 0.1, "use_peft": True, "beta": 0.1}, "not needed"),
+        ({"lora_dropout": 0.1, "use_peft": True, "beta": 0.1, "disable_dropout": False}, "set"),
+    ],
+)
+def test_what_preference_training_of_trl_has_alone_is_said(imported: Import, theirs: dict[str, Any], kind: str) -> None:
+    treatment = end(imported(TRL | theirs), next(iter(theirs)))
+    assert treatment
+    assert treatment.kind == kind
+
+
+def test_a_job_of_openai_on_preferences_becomes_the_section_preference(imported: Import) -> None:
+    job = json.loads((FOLDER / "openai" / "preferences.json").read_text())
+    found = imported(job, "theirs.json", base="acme/open")
+    assert of_preferences(found) == {"method": "dpo", "beta": 0.3, "epochs": 2, "after_sft": False}
+    assert [source["layout"] for source in found.sources] == ["preference", "preference"]
+    rate = end(found, "method.dpo.hyperparameters.learning_rate_multiplier")
+    assert rate == Treatment("not needed", "chosen there; preference.learning_rate stays at its default")
+    job["method"]["dpo"]["hyperparameters"] = {"beta": "auto", "n_epochs": "auto", "learning_rate_multiplier": 2.0}
+    chosen = imported(job, "theirs.json", base="acme/open")
+    assert of_preferences(chosen) == {"method": "dpo", "epochs": 2, "after_sft": False}, "epochs of the older key"
+    rate = end(chosen, "method.dpo.hyperparameters.learning_rate_multiplier")
+    assert rate
+    assert rate.kind == "no counterpart"
+    supervised = JOB | {"method": {"type": "supervised", "supervised": {"hyperparameters": {"beta": 0.3}}}}
+    assert of_preferences(imported(supervised, "theirs.json", base="acme/open")) == {}
+
+
+@pytest.mark.parametrize("name", ["trl", "openai"])
+def test_the_plan_accepts_imported_preference_training(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Base
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = str(tiny_base.folder)
+    pairs = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"Where is {i}?"}]},
+            "preferred_output": [{"role": "assistant", "content": "Here."}],
+            "non_preferred_output": [{"role": "assistant", "content": "There."}],
+        }
+        for i in range(30)
+    ]
+    Path("pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1}}}
+    theirs = {
+        "trl": {"model_name_or_path": base, "dataset_name": "pairs.jsonl", "beta": 0.2},
+        "openai": {"model": "gpt-4o", "training_file": "pairs.jsonl", "method": method},
+    }[name]
+    Path("theirs.json").write_text(json.dumps(theirs))
+    given = ["--base", base] if name == "openai" else ["--from", "trl-dpo"]
+    assert call("theirs.json", "--output", "ours.yaml", *given).exit_code == 0
+    result = CliRunner().invoke(app, ["run", "ours.yaml", "--until", "split"])
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(app, ["plan", "ours.yaml"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"prefer +run", result.stdout), result.stdout

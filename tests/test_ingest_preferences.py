@@ -22,6 +22,11 @@ HUMAN = {"from": "human", "value": "Is it open?"}
 YES, NO = ({"role": "assistant", "content": text} for text in ("Yes, until six.", "No."))
 SYSTEM = {"role": "system", "content": "Be brief."}
 PAIR = {"prompt": "Is it open?", "chosen": "Yes, until six.", "rejected": "No."}
+OPENAI = {
+    "input": {"messages": [ASKED], "tools": [], "parallel_tool_calls": True},
+    "preferred_output": [YES],
+    "non_preferred_output": [NO],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +74,8 @@ def gpt(message: dict[str, str]) -> dict[str, str]:
         {"messages": [ASKED], "chosen": "Yes, until six.", "rejected": "No."},
         {"prompt": "Is it open?", "answers": ["Yes, until six.", "Perhaps.", "No."]},
         {"prompt": [ASKED], "answers": ["Perhaps.", "No.", "Yes, until six."], "scores": [3, -1, 4.5]},
+        OPENAI,
+        OPENAI | {"prompt": "Is it open?"},
     ],
 )
 def test_every_form_becomes_the_same_row(record: dict[str, Any]) -> None:
@@ -84,7 +91,7 @@ def test_the_records_of_the_docs_become_the_same_row() -> None:
     page = (Path(__file__).parents[1] / "docs" / "your-data.md").read_text(encoding="utf-8")
     kept, refused = read(page.partition("### Preference pairs")[2].split("```")[1].removeprefix("json\n").encode())
     assert not refused
-    assert len(kept) == 8
+    assert len(kept) == 9
     assert {found["row_id"] for found in kept} == {row_id_of(Conversation([ASKED, YES], rejected="No."))}
 
 
@@ -101,6 +108,7 @@ def test_the_records_of_the_docs_become_the_same_row() -> None:
             "chosen": human("Is it open?", "No.", "Is it open?", "Yes, until six."),
             "rejected": human("Is it open?", "No.", "Is it open?", "No."),
         },
+        OPENAI | {"input": {"messages": [SYSTEM | {"role": "developer"}, ASKED, NO, ASKED]}},
     ],
 )  # fmt: skip
 def test_earlier_turns_and_the_system_message_are_part_of_the_prompt(record: dict[str, Any]) -> None:
@@ -128,6 +136,11 @@ def test_a_chosen_answer_may_call_tools_and_a_rejected_one_may_not() -> None:
     assert (refused["reason"], refused["detail"].partition(";")[0]) == ("unsupported_field", "rejected has tool_calls")
     unknown = one({"messages": [asked], "tools": TOOLS, "chosen": call({}, "f"), "rejected": "Rain."})
     assert unknown["reason"] == "unknown_tool"
+    asked_with_tools = {"messages": [asked], "tools": TOOLS}
+    outputs = {"preferred_output": [called], "non_preferred_output": [{"role": "assistant", "content": "Rain."}]}
+    assert one({"input": asked_with_tools, **outputs})["row_id"] == found["row_id"]
+    nameless = one({"input": asked_with_tools | {"tools": [{}]}, **outputs})
+    assert nameless["detail"].startswith("input.tools[0] has no name; accepted: a function with name")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +188,33 @@ def test_a_chosen_answer_may_call_tools_and_a_rejected_one_may_not() -> None:
         ({"prompt": "a", "answers": ["b", "c"], "scores": [1, "2"]}, "bad_scores", "scores[1] is '2'; accepted: a fin"),
         ({"prompt": "a", "answers": ["b", "c"], "scores": [1, True]}, "bad_scores", "scores[1] is True; accepted: a f"),
         ({"prompt": "a", "answers": ["b", "c"], "scores": [2, 2]}, "bad_scores", "all scores are 2, so no answer is "),
+        (OPENAI | {"input": "a"}, "wrong_type", "input is a string, not an object with messages"),
+        (OPENAI | {"input": None}, "null_field", "input is null"),
+        ({"preferred_output": [YES], "non_preferred_output": [NO]}, "missing_field", "there is no input; the fields"),
+        (OPENAI | {"input": {}}, "missing_field", "there is no input.messages; the fields are 'input', 'pref"),
+        (OPENAI | {"input": {"messages": None}}, "null_field", "input.messages is null"),
+        (OPENAI | {"input": {"messages": []}}, "missing_field", "input.messages is empty"),
+        (OPENAI | {"input": {"messages": "a"}}, "wrong_type", "input.messages is a string, not an array"),
+        (OPENAI | {"input": {"messages": [{"content": "a"}]}}, "missing_field", "there is no input.messages[0].role"),
+        (OPENAI | {"input": {"messages": [ASKED, NO]}}, "missing_prompt", "input.messages ends with a message of assi"),
+        (OPENAI | {"preferred_output": []}, "missing_field", "preferred_output is empty"),
+        (OPENAI | {"preferred_output": None}, "null_field", "preferred_output is null"),
+        (OPENAI | {"preferred_output": [ASKED]}, "last_not_assistant", "preferred_output ends with a message of user"),
+        (
+            OPENAI | {"preferred_output": [YES, YES]},
+            "prompts_differ",
+            "preferred_output has 2 messages, and input.messages is not among them; accepted: the answer alone",
+        ),
+        (
+            OPENAI | {"preferred_output": [ASKED | {"content": "Why?"}, ASKED, YES]},
+            "prompts_differ",
+            "preferred_output has 3 messages and non_preferred_output 2, and message 1 is not the same",
+        ),
+        (OPENAI | {"non_preferred_output": [NO | {"content": 3}]}, "wrong_type", "non_preferred_output[0].content is"),
+        (OPENAI | {"non_preferred_output": [call({})]}, "unsupported_field", "non_preferred_output has tool_calls; "),
+        ({"input": OPENAI["input"], "preferred_output": [YES]}, "missing_field", "there is no non_preferred_output; "),
+        (OPENAI | {"chosen": "No."}, "two_layouts", "it has preferred_output and chosen, which differ; accepted: one"),
+        (OPENAI | {"prompt": "Why?"}, "two_layouts", "it has prompt and input.messages, which are different prompts"),
     ],
 )  # fmt: skip
 def test_what_is_no_pair_is_refused_with_its_field_and_what_is_accepted(
@@ -207,6 +247,21 @@ def test_pairs_are_read_from_tables_in_which_other_rows_have_none() -> None:
     kept, _ = tables(rows)
     assert [rejected_of(conversation_of(row)) for row in kept] == ["No", None, "No."]
     assert rows.detected == {"a.csv": "csv, preference", "a.parquet": "parquet, messages and preference"}
+
+
+def test_pairs_of_openai_are_read_from_tables_beside_columns_that_are_mapped() -> None:
+    pq.write_table(pa.Table.from_pylist([OPENAI | {"team": "blue", "note": "x"}]), "a.parquet")
+    (found,), refused = tables(run(Source(path="a.parquet", columns={"source": "team"})))
+    assert (rejected_of(conversation_of(found)), found["source"], refused) == ("No.", "blue", [])
+    answers = {"chosen": "preferred_output", "rejected": "non_preferred_output"}
+    assert one(OPENAI, columns=answers)["row_id"] == found["row_id"]
+    apart = {"input": "Is it open?", "preferred_output": "Yes, until six.", "non_preferred_output": "No."}
+    assert one(apart, columns=answers | {"prompt": "input"})["row_id"] == found["row_id"]
+
+
+def test_an_alpaca_record_with_other_outputs_beside_it_stays_one() -> None:
+    record = {"instruction": "a", "input": "b", "output": "c", "preferred_output": "d", "non_preferred_output": "e"}
+    assert texts(one(record)) == ["a\n\nb", "c"]
 
 
 def test_several_right_answers_beside_a_completion_are_no_ranking() -> None:
@@ -319,6 +374,9 @@ def test_the_rejected_answer_is_repaired_as_other_texts_are() -> None:
         ({"prompt": "Is it open?", "answers": ["Yes.", "No."], "scores": [1, 2]}, "No."),
         ({"prompt": "Is it open?", "answers": ["Yes."]}, None),
         ({"prompt": "Is it open?", "answers": {"text": ["Yes."]}}, None),
+        (OPENAI, "Yes, until six."),
+        (OPENAI | {"non_preferred_output": None}, None),
+        ({"input": OPENAI["input"], "preferred_output": None}, None),
     ],
 )
 def test_the_question_of_a_pair_is_its_prompt_and_its_own_answer_the_chosen_one(
@@ -351,3 +409,12 @@ def test_a_held_out_pair_is_a_question_with_two_answers(layout: Any) -> None:
     said = "\n".join(["Is it open?", *more, "Yes, until six.", "No.", "Never."])
     assert (entry["text"], entry["asked"], entry["answered"]) == (said, 1, 3)
     assert rows.detected["a.jsonl"] == "jsonl, held out, preference"
+
+
+@pytest.mark.parametrize("layout", ["auto", "preference"])
+def test_a_held_out_pair_of_openai_is_a_question_with_two_answers(layout: Any) -> None:
+    Path("train.jsonl").write_text(json.dumps(PAIR))
+    Path("a.jsonl").write_text(json.dumps(OPENAI))
+    rows = run("train.jsonl", held_out=(Source(path="a.jsonl", layout=layout),))
+    (entry,) = pq.read_table(rows.path("held_out.parquet")).to_pylist()
+    assert (entry["text"], entry["asked"], entry["answered"]) == ("Is it open?\nYes, until six.\nNo.", 1, 2)

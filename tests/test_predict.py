@@ -238,7 +238,6 @@ def test_a_question_that_is_missing_is_named_as_the_file_names_it(
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.usefixtures("registered")
 def test_answers_that_people_judged_are_read_as_preferences() -> None:
     written([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}, conversation("one two", "x", "three"), {"prompt": ""}])
     predict("asked.jsonl", "--messages", "--output", "judged.jsonl", "--max-new-tokens", "2")
@@ -254,6 +253,7 @@ def test_answers_that_people_judged_are_read_as_preferences() -> None:
     assert len(refused) == 1
 
 
+@pytest.mark.usefixtures("registered")
 def test_a_file_without_a_record_that_can_be_answered_is_an_error() -> None:
     code, line = refused(written([{"text": "a"}, {"text": "b"}]))
     assert code == 3

@@ -115,6 +115,9 @@ def create(body: bytes, template: Template, files: StoredFiles, jobs: JobStore) 
 def _fields(given: dict[str, Any]) -> _Create:
     """The fields of a request. Raises RequestError for one that asks for what nothing here does."""
     original = Original(given, Places(Path(), Path(), Path()))
+    if openai.method_of(original) == "dpo":
+        said = 'method.type: "dpo" is training on preferences, which tunewright run does; accepted: supervised'
+        raise RequestError(said, param="method.type", code="unsupported_method")
     for key, what in openai.refused(original):
         raise RequestError(f"{key}: {what}; accepted: supervised", param=key, code="unsupported_method")
     for key in given.keys() & {"integrations"}:

@@ -15,6 +15,7 @@ from tunewright.cli.visible import as_line, visible
 from tunewright.errors import ConfigError
 
 TOOLS = ("axolotl", "llama-factory", "trl", "openai")
+OF_TRL = {"trl-dpo": "dpo", "trl-kto": "kto", "trl-orpo": "orpo"}  # where the keys do not tell them from one another
 
 
 def import_(
@@ -27,7 +28,7 @@ def import_(
     ] = None,
     tool: Annotated[
         str | None,
-        typer.Option("--from", metavar="TOOL", help=f"{', '.join(TOOLS)}; default: told by the keys"),
+        typer.Option("--from", metavar="TOOL", help=f"{', '.join((*TOOLS, *OF_TRL))}; default: told by the keys"),
     ] = None,
     base: Annotated[
         str | None, typer.Option(metavar="BASE", help="Base model in place of theirs; needed for an OpenAI job")
@@ -47,8 +48,8 @@ def import_(
     """
     is_list_beside = as_json or output is None  # stdout is for the file, or for a program
     with one_line_errors(as_json, uses_home=False):
-        if tool is not None and tool not in TOOLS:
-            raise ConfigError(f"--from {shown(tool)}: {did_you_mean(tool, TOOLS)}")
+        if tool is not None and tool not in (*TOOLS, *OF_TRL):
+            raise ConfigError(f"--from {shown(tool)}: {did_you_mean(tool, (*TOOLS, *OF_TRL))}")
         if output is not None and output.exists() and not force:
             raise ConfigError(f"{output}: exists; accepted: another --output, or --force to overwrite it")
         with interrupts.at_once():

@@ -1,7 +1,7 @@
 """Apply the rules of a tool to a configuration: our parameters, and the end of each of its keys."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tunewright.accepted import accepted, shown
 from tunewright.cli.deployment_file.strict_yaml import Document
-from tunewright.cli.imports import axolotl, llama_factory, openai, reading, trl
+from tunewright.cli.imports import OF_TRL, axolotl, llama_factory, openai, reading, trl
 from tunewright.cli.imports.places import Places
 from tunewright.cli.imports.rules import DataSetEntry, Original, Table, Tool, Treatment, carried, lost, not_needed
 from tunewright.config import USED_BY, Method, Settings, Source
@@ -64,18 +64,20 @@ def import_file(
     """Import a configuration for a deployment file in the folder `output`. Raises ConfigError."""
     document = reading.parse(file)
     given = openai.only_job(reading.mapping(document), str(file))
-    tool = reading.tool_of(document, given, TOOLS, asked)
+    command = OF_TRL.get(asked or "", "")
+    tool = reading.tool_of(document, given, TOOLS, "trl" if command else asked)
     keys = reading.flattened(given, tool.groups)
     places = Places(Path.cwd(), file.parent.absolute(), output.absolute())
     values = {key: value for key, (_, value) in keys.items() if value not in (None, "", [], {})}
-    original = Original(values, places, tool.defaults, devices)
+    original = Original(values, places, tool.defaults, devices, frozenset(given).intersection(tool.groups), command)
+    original = replace(original, defaults={**tool.defaults, **tool.own_defaults(original)})
     name = values.get("suffix") or values.get("user_provided_suffix") if tool is openai.TOOL else None
     found = Imported(tool, slug(str(name or "")) or slug(file.stem) or "imported", str(file))
     try:
         for key, what in tool.refused(original):
             raise ConfigError(
-                f"{_place(document, keys, key)}: {key}: {what}; accepted: supervised fine-tuning of text, DPO or ORPO "
-                "by lora, qlora, full or spectrum"
+                f"{_place(document, keys, key)}: {key}: {what}; accepted: supervised fine-tuning of text, DPO, KTO or "
+                "ORPO by lora, qlora, full or spectrum"
             )
         _apply(found, tool.table, original, {key: at for key, (at, _) in keys.items()})
         found.empty = [at for key, (at, _) in keys.items() if key not in values]
@@ -188,7 +190,7 @@ def _apply_entry(found: Imported, entry: DataSetEntry) -> None:
 def _complete(found: Imported, original: Original) -> None:
     """Add what follows from several keys, and the tool's own defaults; drop what does nothing or is refused."""
     for key, treatment in found.tool.completed(original, found.values):
-        _set(found, treatment, f"{key}: {treatment.why}")
+        _set(found, treatment, f"{key}: {treatment.why}" if treatment.why else key)
         _add_end(found, key, treatment)
     table, whose = found.tool.table, f"default of {found.tool.title}"
     gone = {  # what a key of theirs decides on without a counterpart: ours stays at its default, as the list says
@@ -196,7 +198,7 @@ def _complete(found: Imported, original: Original) -> None:
         for key, treatment in ((end.key.rpartition(".")[2], end.treatment) for end in found.ends)
         if key in table and treatment and treatment.kind == "no counterpart"
     }
-    for key, value in found.tool.defaults.items():
+    for key, value in original.defaults.items():
         rule = table[key]
         if rule.targets[:1] in gone or (rule.targets == EPOCHS and "training.max_steps" in found.values):
             continue
@@ -231,13 +233,13 @@ def _train_on_pairs_alone(found: Imported) -> None:
 
 
 def _add_end(found: Imported, key: str, treatment: Treatment) -> None:
-    """Add what is said of a key, which may not be given."""
+    """Add what is said of a key, which may not be given, or of the configuration."""
     for i, end in enumerate(found.ends):
         if end.treatment and end.key.rpartition(".")[2] == key:
             values = {**end.treatment.values, **treatment.values}
             found.ends[i] = end._replace(treatment=Treatment(treatment.kind, treatment.why, values))
             return
-    found.ends.append(KeyEnd(f"{key} (not given)", None, treatment))
+    found.ends.append(KeyEnd(f"{key} (not given)" if key in found.tool.table else key, None, treatment))
 
 
 def _complete_method(found: Imported) -> None:

@@ -56,15 +56,17 @@ def mapping(document: Document) -> dict[str, Any]:
 
 def flattened(values: Mapping[str, Any], groups: Sequence[str]) -> dict[str, tuple[str, Any]]:
     """Each key, with the place where it stands and its value; the keys of a group stand beside those around it."""
-    method = values.get("method")
-    supervised = method.get("supervised") if isinstance(method, dict) else None
-    newer = supervised.get("hyperparameters") if isinstance(supervised, dict) else None
+    given = values.get("method")
+    method = given if isinstance(given, dict) else {}
+    kind = "dpo" if method.get("type") == "dpo" else "supervised"
+    of_method = method.get(kind)
+    newer = of_method.get("hyperparameters") if isinstance(of_method, dict) else None
     within = {key: each for key, each in values.items() if key in groups and isinstance(each, dict)}
     if isinstance(newer, dict) and newer:  # of an OpenAI job, which says the same in an older key too
         older = within.get("hyperparameters", {})
         within = {
             "hyperparameters": {key: value for key, value in older.items() if newer.get(key, "auto") == "auto"},
-            "method.supervised.hyperparameters": {
+            f"method.{kind}.hyperparameters": {
                 key: value for key, value in newer.items() if value != "auto" or older.get(key, "auto") == "auto"
             },
         }

@@ -23,6 +23,8 @@ class Original:
     places: Places
     defaults: Mapping[str, Any] = field(default_factory=dict)
     devices: int = 1
+    groups: frozenset[str] = frozenset()  # mappings of it whose keys count as those beside them
+    command: str = ""  # of the tool, where --from names it
 
     def get(self, key: str) -> Any:
         """The value of a key, or what the tool takes without it."""
@@ -84,6 +86,7 @@ class Tool:
     groups: tuple[str, ...] = ()  # mappings whose keys count as those beside them
     defaults: Mapping[str, Any] = field(default_factory=dict)  # its own, where they differ from ours
     completed: Callable[[Original, Mapping[str, Any]], Iterable[tuple[str, Treatment]]] = lambda _original, _ours: ()
+    own_defaults: Callable[[Original], Mapping[str, Any]] = lambda _original: {}  # of what a configuration is for
 
 
 def carried(values: Mapping[str, Any], differs: str = "") -> Treatment:

@@ -1,4 +1,5 @@
-"""The arguments of a script of TRL: those of SFTConfig, ModelConfig, ScriptArguments and PEFT's LoraConfig.
+"""The arguments of a script of TRL: those of SFTConfig, DPOConfig, KTOConfig or ORPOConfig, with those of ModelConfig,
+ScriptArguments and PEFT's LoraConfig.
 
 All in one mapping, as `trl sft --config` reads them, or each class under its name.
 """
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunewright.accepted import shown
+from tunewright.cli.imports import trl_preferences
 from tunewright.cli.imports.axolotl import PATHS, dataset_path, jinja
 from tunewright.cli.imports.rules import (
     DataSetEntry,
@@ -57,10 +59,15 @@ MARKS = (
     "max_seq_len",
     "seq_length",
     "peft_lora_r",
+    "beta",
+    "desirable_weight",
+    "undesirable_weight",
+    "max_prompt_length",
 )
 GROUPS = (
-    *("SFTConfig", "ModelConfig", "ScriptArguments", "LoraConfig", "TrainingArguments", "DatasetMixtureConfig"),
-    *("sft_config", "model_args", "script_args", "training_args", "lora_config", "peft_config", "bnb_config"),
+    *trl_preferences.CLASSES,
+    *("ModelConfig", "ScriptArguments", "LoraConfig", "TrainingArguments", "DatasetMixtureConfig"),
+    *("model_args", "script_args", "training_args", "lora_config", "peft_config", "bnb_config"),
 )
 DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -75,26 +82,35 @@ DEFAULTS = {
     "use_peft": False,
     "early_stopping_patience": None,
 }
-PREFERENCES = {  # arguments of other trainers
-    "beta": "training on preferences or rewards (DPO, KTO, GRPO)",
-    "loss_type of preferences": "training on preferences",
-    "num_generations": "GRPO",
-    "reward_funcs": "GRPO",
+OF_PREFERENCES = {"learning_rate": 1e-6}  # the default of DPO, KTO and ORPO
+OTHER_TRAINERS = {  # their arguments and classes
+    **dict.fromkeys(("GRPOConfig", "grpo_config", "num_generations", "reward_funcs", "reward_weights"), "GRPO"),
+    **dict.fromkeys(("num_iterations", "steps_per_generation", "generation_batch_size", "scale_rewards"), "GRPO"),
+    **dict.fromkeys(("epsilon", "epsilon_high", "importance_sampling_level", "use_vllm", "vllm_mode"), "GRPO"),
+    **dict.fromkeys(("mask_truncated_completions", "log_completions"), "GRPO"),
+    **dict.fromkeys(("RLOOConfig", "rloo_k", "normalize_advantages", "reward_clip_range"), "RLOO"),
+    **dict.fromkeys(("PPOConfig", "num_mini_batches", "num_ppo_epochs", "kl_coef"), "PPO"),
+    **dict.fromkeys(("RewardConfig", "center_rewards_coefficient"), "a reward model"),
     "reward_model_path": "training on rewards",
-    "max_prompt_length": "training on preferences or rewards",
-    "desirable_weight": "KTO",
-    "num_mini_batches": "PPO",
+    **dict.fromkeys(("CPOConfig", "cpo_alpha", "simpo_gamma"), "CPO or SimPO"),
+}
+OTHER_LOSSES = {
+    **dict.fromkeys(("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"), "GRPO"),
+    **dict.fromkeys(("simpo", "alphapo"), "CPO or SimPO"),
 }
 OWN_NAMES = ("dataset_id_or_path", "dataset_path")  # of data sets, in scripts that are often copied
 BATCH = ("training.batch", "training.micro_batch")
-SFT_LOSSES = (None, "nll", "chunked_nll")
 
 
 def refused(original: Original) -> Iterator[tuple[str, str]]:
-    """Keys that make it no supervised fine-tuning of text, with what it is."""
-    for key, what in PREFERENCES.items():
+    """Keys that make it neither fine-tuning of text nor training on preferences, with what it is."""
+    for key, what in OTHER_TRAINERS.items():
         if original.get(key) is not None:
             yield key, what
+    given = original.get("loss_type")
+    if isinstance(given, str) and given in OTHER_LOSSES:
+        yield "loss_type", OTHER_LOSSES[given]
+    yield from trl_preferences.refused(original)
     kind = original.get("peft_type")
     if kind not in {None, "LORA"}:
         yield "peft_type", f"{shown(kind)} is a method that is not offered"
@@ -162,18 +178,17 @@ def answers_only(value: Any, _: Original) -> Treatment:
     return lost(ANSWERS) if is_off(value) else not_needed(ANSWERS)
 
 
-def loss(value: Any, _: Original) -> Treatment:
-    """The loss."""
-    return (
-        not_needed("the same cross-entropy here")
-        if value in SFT_LOSSES
-        else lost("the loss is the plain cross-entropy")
-    )
+def padding_free(value: Any, original: Original) -> Treatment:
+    """Rows without padding, which training on preferences there has not, whatever it says."""
+    if trl_preferences.told(original).command in trl_preferences.ON_PREFERENCES:
+        return not_needed(PACKED)
+    return only_off("compute.packing", PACKED).decide(value, original)
 
 
 IN_SOURCES = by(lambda _value, _original: carried({}), "data.sources")
 TABLE: Table = {
     **TRAINER,
+    **trl_preferences.TABLE,
     **each(
         "model_name_or_path model_name model_id base_model_name_or_path",
         by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
@@ -192,7 +207,7 @@ TABLE: Table = {
     **each("peft_type task_type lora_task_type", needless("LoRA on a causal model")),
     **each("r lora_r peft_lora_r", to("method.rank")),
     **each("lora_alpha peft_lora_alpha", to("method.alpha")),
-    "lora_dropout": to("method.dropout"),
+    "lora_dropout": by(trl_preferences.dropout, "method.dropout"),
     **each("target_modules lora_target_modules", by(target_modules, "method.target")),
     "use_rslora": to("method.rslora"),
     "use_dora": to("method.dora"),
@@ -227,7 +242,6 @@ TABLE: Table = {
     "chat_template": by(template),
     "chat_template_kwargs": missing("the chat template is used as it is"),
     **each("completion_only_loss assistant_only_loss train_on_responses_only", by(answers_only)),
-    "loss_type": by(loss),
     **each(
         "dataset_name dataset_config dataset_configs dataset_train_split dataset_test_split dataset_splits", IN_SOURCES
     ),
@@ -254,7 +268,8 @@ TABLE: Table = {
     **each(
         "dataset_num_proc dataset_batch_size dataset_kwargs shuffle_dataset preprocessing_num_workers", needless(LOADED)
     ),
-    **each("packing padding_free", only_off("compute.packing", PACKED)),
+    "packing": only_off("compute.packing", PACKED),
+    "padding_free": by(padding_free, "compute.packing"),
     **each("packing_strategy eval_packing pad_to_multiple_of num_of_sequences chars_per_token", needless(PACKED)),
     **each("eos_token pad_token", missing(f"{NO_TOKENS}; an answer ends with the stop token of the template")),
     **each(
@@ -331,8 +346,15 @@ def completed(original: Original, _: Mapping[str, Any]) -> Iterator[tuple[str, T
     """Treatments of keys that are not given, where their defaults there have no counterpart."""
     if has_adapter(original) and not any(original.get(key) for key in ("lora_target_modules", "target_modules")):
         yield "lora_target_modules", lost("PEFT chooses modules by the architecture there; here all linear ones")
-    if all(original.get(key) is None for key in ("assistant_only_loss", "completion_only_loss")):
+    yield from trl_preferences.completed(original)
+    is_sft = trl_preferences.told(original).command == "sft"
+    if is_sft and all(original.get(key) is None for key in ("assistant_only_loss", "completion_only_loss")):
         yield "assistant_only_loss", lost(f"conversations are trained whole there; here {ANSWERS}")
 
 
-TOOL = Tool("trl", "TRL", TABLE, MARKS, refused, entries, GROUPS, DEFAULTS, completed)
+def own_defaults(original: Original) -> Mapping[str, Any]:
+    """Defaults that are not those of SFT."""
+    return OF_PREFERENCES if trl_preferences.told(original).command in trl_preferences.ON_PREFERENCES else {}
+
+
+TOOL = Tool("trl", "TRL", TABLE, MARKS, refused, entries, GROUPS, DEFAULTS, completed, own_defaults)

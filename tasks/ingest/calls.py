@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tunewright.tasks.ingest.naming import own_place
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 from tunewright.tools.conversation import Conversation, Message, Tool, chat_of, is_trained
 from tunewright.tools.schema import functions, misfit
@@ -32,10 +33,10 @@ def says_more(turn: Record, role: Any) -> bool:
 
 def definitions(record: Record) -> list[Tool]:
     """The tools of a record in OpenAI's newer form. Raises RefusedRecord."""
-    given = next(((name, record[name]) for name in DEFINITIONS if record.get(name) not in EMPTY), None)
-    if given is None:
+    field = next((field for field in DEFINITIONS if record.get(field) not in EMPTY), None)
+    if field is None:
         return []
-    name, value = given
+    name, value = own_place(record, field), record[field]
     if isinstance(value, str):  # as in a column of a table
         value = _parsed(value, name, "bad_tools")
     if not isinstance(value, list):

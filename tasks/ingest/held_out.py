@@ -7,6 +7,7 @@ what is held out is not seen later.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tunewright.tasks.ingest.files import SourceFile, named, unchanged
 from tunewright.tasks.ingest.layouts import MORE, REQUIRED, layout_of, to_messages, to_question
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
+from tunewright.tasks.ingest.preferences import from_openai
 from tunewright.tasks.ingest.readers import encoding_advice, read, without_guess
 from tunewright.tasks.ingest.rows import as_record, columns_in, repaired
 from tunewright.tasks.ingest.tables import TableWriter, Tally
@@ -88,6 +90,8 @@ def held_out(value: Any, file: SourceFile) -> HeldOut:
         value = {ours: record[ours] for ours in file.columns if ours in record}
     if not isinstance(value, dict):
         return HeldOut(None, list(_texts(value)), [])
+    with suppress(RefusedRecord):  # its texts count all the same
+        value = from_openai(value, file.columns) or value
     if found := _in_layout(value):
         return found
     # What is called an answer is one, and all else the question; without such a field the two are not told apart.

@@ -13,12 +13,12 @@ from tunewright.config import Layout
 from tunewright.errors import DataError
 from tunewright.tasks.ingest import preferences
 from tunewright.tasks.ingest.calls import OF_RECORD, checked, definitions
+from tunewright.tasks.ingest.naming import found_fields
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, quoted
 from tunewright.tasks.ingest.turns import (
     MAPPED,
     OPENAI,
     SHAREGPT,
-    found_fields,
     instruction,
     optional_text,
     side,
@@ -43,7 +43,7 @@ CONVERSATION_FIELD: dict[Layout, str] = {"messages": "messages", "sharegpt": "co
 BESIDES = {"input", "history", "system", "tools", "scores", "label", "correction", "source", "group", "time"}
 MAPPABLE = tuple(sorted(BESIDES.union(*REQUIRED.values())))  # by source.columns
 OF_ANSWERS = {"label", "correction"}  # which say nothing alone
-FIELDS = frozenset(MAPPABLE + OF_RECORD)  # all that is read of a record
+FIELDS = frozenset((*MAPPABLE, *OF_RECORD, *preferences.OF_OPENAI))  # all that is read of a record
 
 OPENING = ("system", "developer")  # developer is what OpenAI's newer layout calls it
 
@@ -64,7 +64,8 @@ def layout_of(record: Record) -> Layout:
 
     A pair of which one answer says nothing is a pair too: what else is there must not become a row without it.
     """
-    if "chosen" in record and "rejected" in record and (record["chosen"] or record["rejected"]):
+    has_both = all(field in record for field in preferences.PAIR) or preferences.is_of_openai(record)
+    if has_both and any(record.get(field) for field in preferences.PAIR):
         return "preference"
     present = {field for field, value in record.items() if value}
     for layout, fields in REQUIRED.items():

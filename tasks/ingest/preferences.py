@@ -1,25 +1,24 @@
 """Preference pairs: a prompt, the answer to it that was chosen, and one that was rejected.
 
 A record gives its prompt in fields of its own, or both answers as whole conversations, as lists of messages or as texts
-in the form of Anthropic's HH-RLHF. Or it has several answers, ranked or with scores, of which the best and the worst
-are taken. A record of any other layout may say by its label whether its answer is one that people want (KTO), or have a
-correction of it.
+in the form of Anthropic's HH-RLHF. OpenAI's fine-tuning files have a form of their own, in which the prompt lies in an
+object. Or a record has several answers, ranked or with scores, of which the best and the worst are taken. A record of
+any other layout may say by its label whether its answer is one that people want (KTO), or have a correction of it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
 from tunewright.config import Layout
-from tunewright.tasks.ingest.calls import EMPTY
+from tunewright.tasks.ingest.calls import DEFINITIONS, EMPTY
+from tunewright.tasks.ingest.naming import Renamed, own_name, own_place
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 from tunewright.tasks.ingest.turns import (
-    Renamed,
     encodable,
     form_of,
     instruction,
-    own_name,
     side,
     text_of_field,
     turn,
@@ -30,9 +29,44 @@ from tunewright.tools.conversation import Conversation, Message
 
 PAIR = ("chosen", "rejected")
 PROMPTS = ("prompt", "instruction", "conversations", "messages")  # fields that can hold the prompt of a pair
+OUTPUTS = {"chosen": "preferred_output", "rejected": "non_preferred_output"}  # of a pair in OpenAI's form
+OF_OPENAI = ("input", *OUTPUTS.values())
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # opens a turn of HH-RLHF
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 LABELS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def from_openai(record: Record, columns: Mapping[str, str]) -> Renamed | None:
+    """A pair in OpenAI's form with its fields under our names; None for any other record, or if `columns` name prompts.
+
+    Raises RefusedRecord where it has no prompt in it, or has one of our fields as well and something else there.
+    """
+    there = [theirs for theirs in OUTPUTS.values() if theirs in record]
+    has_all = len(there) == len(OUTPUTS) and record.keys().isdisjoint(PROMPTS)
+    is_meant = has_all or (there and isinstance(record.get("input"), dict))
+    if not is_meant or not columns.keys().isdisjoint(PROMPTS):
+        return None
+    asked = value_of(record, "input")
+    if not isinstance(asked, dict):
+        raise RefusedRecord("wrong_type", f"input is {kind(asked)}, not an object with messages")
+    found = {field: asked[field] for field in ("messages", *DEFINITIONS) if field in asked}
+    places = {field: f"input.{field}" for field in ("messages", *DEFINITIONS)} | OUTPUTS
+    found |= {ours: record[theirs] for ours, theirs in OUTPUTS.items() if theirs in record}
+    for ours, value in found.items():
+        if record.get(ours, value) not in (*EMPTY, value):
+            said = f"it has {places[ours]} and {ours}, which differ; accepted: one of them"
+            raise RefusedRecord("two_layouts", said)
+    rest = {field: value for field, value in record.items() if field not in OF_OPENAI}
+    named = {ours: theirs for ours, theirs in columns.items() if ours not in found}
+    pair = Renamed(rest | found, named, places, record)
+    if value_of(pair, "messages") == []:
+        raise RefusedRecord("missing_field", "input.messages is empty")
+    return pair
+
+
+def is_of_openai(record: Record) -> bool:
+    """Whether a record is a pair that was in OpenAI's form."""
+    return isinstance(record, Renamed) and "chosen" in record.places
 
 
 def preference(record: Record) -> Conversation:
@@ -44,8 +78,9 @@ def preference(record: Record) -> Conversation:
         first = next((at for at, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
         raise RefusedRecord(
             "prompts_differ",
-            f"chosen has {len(chosen)} messages and rejected {len(rejected)}, and message {first + 1} is not the same; "
-            "accepted: conversations that differ in the last answer alone",
+            f"{own_place(record, 'chosen')} has {len(chosen)} messages and {own_place(record, 'rejected')} "
+            f"{len(rejected)}, and message {first + 1} is not the same; accepted: conversations that differ in the "
+            "last answer alone",
         )
     return _pair(chosen, _only_text(rejected[-1], own_name(record, "rejected")))
 
@@ -126,7 +161,10 @@ def _prompts(record: Record) -> list[tuple[str, list[Message]]]:
         if record.get(field) not in EMPTY:
             asked = _asked(record, field)
             if field in ("prompt", "instruction") or asked[-1]["role"] != "assistant":
-                found.append((field, asked))
+                found.append((own_place(record, field), asked))
+            elif is_of_openai(record) and field == "messages":
+                said = "input.messages ends with a message of assistant; accepted: one of a user or a tool"
+                raise RefusedRecord("missing_prompt", said)
     for field, asked in found[1:]:
         if asked != found[0][1]:
             said = f"it has {found[0][0]} and {field}, which are different prompts; accepted: one of them"
@@ -174,7 +212,7 @@ def _said(record: Record, field: str, *, has_prompt: bool) -> list[Message]:
         spoken = zip(parts[::2], parts[1::2], strict=True)
         return [{"role": SPEAKERS[speaker], "content": content} for speaker, content in spoken]
     if isinstance(given, dict):
-        return [turn(given, f"{field}.", form_of(given))[0]]
+        return [turn(given, f"{own_place(record, field)}.", form_of(given))[0]]
     if isinstance(given, list):
         return turns(record, field, form_of(given))
     accepted = "a text, a message, or a list of messages"

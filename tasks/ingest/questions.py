@@ -14,13 +14,14 @@ from tunewright.reports.pages import counted
 from tunewright.tasks.ingest import find_columns, reasons
 from tunewright.tasks.ingest.files import SourceFile, named, unchanged
 from tunewright.tasks.ingest.layouts import REQUIRED, layout_of, refuse_another, to_question
+from tunewright.tasks.ingest.naming import found_fields, own_name
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.preferences import PAIR
 from tunewright.tasks.ingest.readers import read
 from tunewright.tasks.ingest.rows import as_record, columns_in, row_id_of
 from tunewright.tasks.ingest.tables import Tally
-from tunewright.tasks.ingest.turns import MAPPED, encodable, found_fields, own_name
+from tunewright.tasks.ingest.turns import MAPPED, encodable
 from tunewright.tools.conversation import Message, before, text_of
 
 MOST_BYTES: int = Data.model_fields["max_line_bytes"].default  # of a record

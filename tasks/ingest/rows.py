@@ -10,8 +10,10 @@ from typing import Any
 from tunewright.config import Layout, Repair
 from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.layouts import layout_of, refuse_another, to_messages
+from tunewright.tasks.ingest.naming import Renamed
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
-from tunewright.tasks.ingest.turns import Renamed, optional_text
+from tunewright.tasks.ingest.preferences import from_openai
+from tunewright.tasks.ingest.turns import optional_text
 from tunewright.tools.conversation import Conversation, Message, chat_of, identity_of, texts_of
 
 # Other numbers are years, days or moments written without a mark, or in another unit.
@@ -62,8 +64,10 @@ def to_row(
 
 
 def as_record(value: Any, file: SourceFile) -> Record:
-    """A record's value as an object, its fields under our names. Raises RefusedRecord where it is no object."""
+    """A record's value as an object, its fields under our names. Raises RefusedRecord where it is none."""
     if isinstance(value, dict):
+        if pair := from_openai(value, file.columns):
+            return pair
         return Renamed(value, file.columns) if file.columns else value
     said = f"a record is an object, this is {kind(value)}"
     if file.format == "jsonl" and isinstance(value, list) and any(isinstance(each, dict) for each in value):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tunewright.tasks.ingest.calls import CALLING, EMPTY, RESULTS, read_turn, says_more
+from tunewright.tasks.ingest.naming import found_fields, own_name, own_place
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord, kind, quoted
 from tunewright.tools.conversation import Conversation, Message
 
@@ -23,31 +24,6 @@ class TurnForm(NamedTuple):
 
 OPENAI = TurnForm("role", "content", ROLES, RESULTS)
 SHAREGPT = TurnForm("from", "value", ROLES | {"human": "user", "gpt": "assistant"}, (*RESULTS, CALLING))
-
-
-class Renamed(Record):
-    """A record with its fields under our names; `columns` are ours -> theirs, and of ours only they count then.
-
-    Messages about it name its own fields.
-    """
-
-    def __init__(self, record: Record, columns: dict[str, str]) -> None:
-        taken = columns.keys() | set(columns.values())
-        super().__init__({field: value for field, value in record.items() if field not in taken})
-        self.update({ours: record[theirs] for ours, theirs in columns.items() if theirs in record})
-        self.own_fields, self.columns = [*record], columns
-
-
-def found_fields(record: Record) -> str:
-    """Say which fields a record has."""
-    fields = record.own_fields if isinstance(record, Renamed) else list(record)
-    return f"the fields are {', '.join(map(quoted, fields[:8]))}" if fields else "it has no field"
-
-
-def own_name(record: Record, field: str) -> str:
-    """A field as the record names it, with our name where columns of the source map it: question (instruction)."""
-    theirs = record.columns.get(field, field) if isinstance(record, Renamed) else field
-    return field if theirs == field else f"{theirs} ({field})"
 
 
 def value_of(record: Record, field: str, where: str = "") -> Any:
@@ -88,15 +64,15 @@ def encodable(text: str, where: str) -> str:
 
 def turns(record: Record, field: str, form: TurnForm) -> list[Message]:
     """The messages of a field; a Conversation where one says more than role and content. Raises RefusedRecord."""
-    given = value_of(record, field)
+    given, place = value_of(record, field), own_place(record, field)
     if not isinstance(given, list):
-        raise RefusedRecord("wrong_type", f"{field} is {kind(given)}, not an array")
+        raise RefusedRecord("wrong_type", f"{place} is {kind(given)}, not an array")
     if not given:
-        raise RefusedRecord("missing_field", f"{field} is empty")
+        raise RefusedRecord("missing_field", f"{place} is empty")
     messages: list[Message] = []
     has_more = False
     for position, each in enumerate(given):
-        message, more = turn(each, f"{field}[{position}].", form)
+        message, more = turn(each, f"{place}[{position}].", form)
         messages.append(message)
         has_more |= more
     return Conversation(messages) if has_more else messages
