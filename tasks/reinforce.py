@@ -5,8 +5,12 @@ It is the training of tasks/train on another loss: the same trainer process, che
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Grpo, Method, Training
+from tunewright.errors import ConfigError
+from tunewright.metrics.catalogue import OF_CALLS
 from tunewright.store.stage import stage
 from tunewright.tasks.train.stage import LIBRARIES, VOLATILE, trained
 
@@ -28,6 +32,13 @@ def reinforce(
     """The tuned weights of the step with the highest reward on the validation rows, with the curves and the contract.
 
     `training` has the steps on rewards, grpo.schedule(). `schema` is what evaluation.json_schema holds, and `own` the
-    team's reward functions, each with a digest of its code. `begins_as` is the training before this one.
+    team's reward functions, each with a digest of its code. `begins_as` is the training before this one. Raises
+    ConfigError where a reward is of calls and no row has tools.
     """
+    if needy := sorted({*grpo.rewards} & {metric.__name__ for metric in OF_CALLS}):
+        tools = pq.read_table(tokens.path("train.parquet"), columns=["tools"])["tools"]
+        if tools.null_count == len(tools):
+            raise ConfigError(
+                f"grpo.rewards={needy[0]}: no training row has tools; accepted: a reward of other answers"
+            )
     return trained(folder, tokens, base, method, training, compute, scan, grpo=grpo, schema=schema, begins_as=begins_as)

@@ -87,11 +87,11 @@ def test_an_edit_beside_the_class_in_its_package_is_another_input(
     (tmp_path / "team_of_two" / "own.py").write_text(f"from team_of_two.lists import words\n{CLASS}")
     checks = changed({"name": "team_of_two.own.ExpectOne"})
     digests = []
-    for source in ("a = 1", "a = 2", "a = 1"):
+    for source in ("a = 1", "a = 2", "a = 1  # a remark", "a = ", "a == "):
         (tmp_path / "team_of_two" / "lists" / "words.py").write_text(source)
         digests += own_expectations(checks)
-    assert digests[0] != digests[1]
     assert digests[0] == digests[2]
+    assert len({*digests}) == 4  # also of a file that is no Python
 
 
 def test_a_class_in_no_module_is_told_before_anything_runs() -> None:

@@ -151,6 +151,14 @@ def test_answers_that_the_base_cannot_read_are_refused(tokens: Tokens, tiny_base
         reinforce.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), ONE_THREAD)
 
 
+def test_a_reward_of_calls_is_refused_where_no_row_has_tools(tokens: Tokens, tiny_base: Base, home: Path) -> None:
+    settings = GRPO.model_copy(update={"rewards": {"numeric": 1.0, "tool_call": 0.5}})
+    with pytest.raises(
+        ConfigError, match=r"^grpo\.rewards=tool_call: no training row has tools; accepted: a reward of"
+    ):
+        reinforce.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), ONE_THREAD)
+
+
 def test_a_loss_that_is_no_number_ends_it_with_the_rows() -> None:
     watch = Watch(section="grpo")
     watch.stop_naming()

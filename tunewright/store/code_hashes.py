@@ -250,7 +250,7 @@ def team_code(module: str) -> str:
     """A digest of the code of a module of the team's, which a setting names.
 
     It is of all Python files of the package that it lies in, or of itself alone where it lies in none; of a module of
-    this project it is of the code that it reaches. Other files that it reads do not count.
+    this project it is of the code that it reaches. Other files that it reads do not count, nor do comments.
     """
     package = module.partition(".")[0]
     if package == FIRST_PARTY:
@@ -259,8 +259,17 @@ def team_code(module: str) -> str:
     folders = sorted(map(Path, (top and top.submodule_search_locations) or ()))
     files = [(str(file.relative_to(folder)), file) for folder in folders for file in sorted(folder.rglob("*.py"))]
     alone = [(module, Path(top.origin))] if top and top.origin else []
-    code = {place: hashlib.sha256(file.read_bytes()).hexdigest() for place, file in files or alone}
+    code = {place: _digest_of(file) for place, file in files or alone}
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def _digest_of(file: Path) -> str:
+    """A digest of the code in a file, or of its bytes where it is not to be parsed."""
+    content = file.read_bytes()
+    try:
+        return _digest(ast.parse(content).body)
+    except (SyntaxError, ValueError):
+        return hashlib.sha256(content).hexdigest()
 
 
 def _fingerprints(module: str) -> tuple[list[str], dict[str, str]]:
