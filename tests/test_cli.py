@@ -262,7 +262,8 @@ def test_a_run_for_a_program_writes_one_json_object_and_nothing_else(
         assert {"stage", "state", "seconds", "artifact"} <= stage.keys()
         assert stage["state"] == "ran"
         assert Path(stage["artifact"], "manifest.json").is_file()
-    assert said["rows"].keys() == {"read", "kept", "quarantined", "duplicates", "train", "validation", "test", "replay"}
+    of_splits = {"train", "validation", "test", "replay", "undesirable"}
+    assert said["rows"].keys() == {"read", "kept", "quarantined", "duplicates", *of_splits}
     assert said["rows"]["read"] == len(ROWS)
     assert said["scores"].keys() == {"base", "few_shot", "retrieval", "candidate", "constant"}
     assert "exact_match" in said["scores"]["candidate"]

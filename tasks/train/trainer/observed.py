@@ -238,7 +238,7 @@ class ObservedTrainer(AnswerTrainer):
         It draws no random numbers of training's, so that it may be done again.
         """
         with torch.random.fork_rng():
-            batches = _UntilInterrupted(dataloader, self.is_interrupted)
+            batches = self._until_interrupted(dataloader)
             output = super().evaluation_loop(batches, *args, metric_key_prefix=metric_key_prefix, **rest)
         metrics = output.metrics or {}
         if self.scores and not self.is_interrupted():
@@ -247,6 +247,9 @@ class ObservedTrainer(AnswerTrainer):
             with self.compute_loss_context_manager():
                 metrics[f"{metric_key_prefix}_{self.scores.metric}"] = self.scores(model, self.is_interrupted)
         return output._replace(metrics={} if self.is_interrupted() else metrics)
+
+    def _until_interrupted(self, batches: Iterable[Any]) -> Iterable[Any]:
+        return _UntilInterrupted(batches, self.is_interrupted)
 
     @torch.no_grad()
     def _alone(self, row: Row) -> float:
