@@ -104,7 +104,7 @@ def test_loss_and_gradient_are_those_of_trl(shift: float, model: Any, tiny_base:
     from trl.trainer.kto_trainer import KTOTrainer
 
     answers = make_answers()
-    reference = AutoModelForCausalLM.from_pretrained(tiny_base.weights, dtype=torch.float32).eval()
+    reference: Any = AutoModelForCausalLM.from_pretrained(tiny_base.weights, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(abs(shift) * torch.randn_like(parameter))

@@ -5,7 +5,7 @@ measured, so that MLflow itself drops one that arrives twice.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -176,7 +176,7 @@ class RunWriter:
             client.set_terminated(self.run_id, ending.status, int(1000 * ending.when))
 
 
-def points_in(client: "MlflowClient", run: "Run", keys: frozenset[str]) -> set[tuple[str, int]]:
+def points_in(client: "MlflowClient", run: "Run", keys: Set[str]) -> set[tuple[str, int]]:
     """The key and step of each point of these metrics that a run has."""
     begun = run.data.metrics.keys() & keys
     return {(key, past.step) for key in begun for past in client.get_metric_history(run.info.run_id, key)}
