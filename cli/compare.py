@@ -74,7 +74,7 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
 
 def _measured_by(settings: Settings) -> tuple[str, bool, tuple[tuple[str, float], ...]]:
     """The measure of the validation rows of a variant, whether it is of labels, and its reward functions."""
-    return settings.ranked_by, settings.preference.method == "kto", tuple(sorted(settings.grpo.rewards.items()))
+    return settings.ranked_by, settings.preference.learns_labels, tuple(sorted(settings.grpo.rewards.items()))
 
 
 def _split(text: str) -> list[str]:

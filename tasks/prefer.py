@@ -30,7 +30,7 @@ def prefer(
     With kto they are labelled answers. Raises ConfigError where there are too few.
     """
     pairs, lacks = (tokens.num_pairs, tokens.num_validation_pairs), "a rejected answer (columns chosen and rejected"
-    if preference.method == "kto":
+    if preference.learns_labels:
         pairs = pairs[0] + tokens.num_undesirable, pairs[1] + tokens.num_validation_undesirable
         lacks = "an undesirable answer (column label is false, or chosen and rejected"
     for split, number in zip(("training", "validation"), pairs, strict=True):

@@ -339,7 +339,7 @@ def _costs(
         warning=warning,
         notes=notes,
         rows_from=rows_from,
-        unit="labelled answers" if settings.preference.method == "kto" else "pairs",
+        unit="labelled answers" if settings.preference.learns_labels else "pairs",
         price=price,
         later={section: estimate(each, rates.of(each.method)) for section, each in later},
     )

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.accepted import shown
+from tunewright.artifacts import MESSAGES
 from tunewright.cli.visible import as_line
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.store import disk
@@ -27,7 +28,6 @@ log = logging.getLogger("tunewright")
 ENDINGS = (".jsonl", ".parquet")
 KEY, LOCK = "key.json", "lock"
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 ANSWER_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),  # as ingest has it; null of a record that cannot be read

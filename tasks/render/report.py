@@ -13,8 +13,7 @@ from rich.text import Text
 
 from tunewright.artifacts import IGNORED, UNDESIRABLE, Tokens
 from tunewright.artifacts.payloads import Contract
-from tunewright.modeling.micro_batching import num_tokens
-from tunewright.modeling.pairs import answers_of
+from tunewright.modeling.pairs import answers_of, last_answer
 from tunewright.reports.pages import percent, template
 
 NUM_EXAMPLES, NUM_UNDESIRABLE = 6, 2
@@ -119,49 +118,46 @@ def choose_examples(counts: TokenCounts) -> dict[int, str]:
     return chosen
 
 
-def _examples(file: Path, tokenizer: Any, chosen: dict[int, str], split: Path) -> list[dict[str, Any]]:
-    """The chosen rows of a rendered file; `split` is the table that it was rendered from, which says their places."""
+def _examples(
+    file: Path, tokenizer: Any, chosen: dict[int, str], split: Path, *, undesirable: bool = False
+) -> list[dict[str, Any]]:
+    """The chosen rows of a rendered file; `split` is the table that it was rendered from, which says their places.
+
+    Of rows with an `undesirable` answer SFT trains nothing.
+    """
     import pyarrow.dataset as ds  # with pandas
 
+    if not chosen:
+        return []
     columns = ["row_id", "input_ids", "labels", "prompt_length", "rejected_ids"]
     rows = ds.dataset(file).take(list(chosen), columns=columns).to_pylist()
     named = ds.field("row_id").isin([row["row_id"] for row in rows])
     found = ds.dataset(split).to_table(columns=["row_id", "file", "line"], filter=named).to_pylist()
     places = {row["row_id"]: _printable(f"{row['file']} line {row['line']}") for row in found}
+    trained = [[IGNORED] * len(row["labels"]) if undesirable else row["labels"] for row in rows]
     return [
         {
             "place": places[row["row_id"]],
             "why": why,
             "row_id": row["row_id"],
             "num_tokens": len(row["input_ids"]),
-            "num_trained": sum(label != IGNORED for label in row["labels"]),
-            "segments": segments(tokenizer, row["input_ids"], row["labels"]),
-            "answers": _both_answers(tokenizer, row),
+            "num_trained": sum(label != IGNORED for label in labels),
+            "segments": segments(tokenizer, row["input_ids"], labels),
+            "answers": _answers(tokenizer, row, undesirable=undesirable),
         }
-        for why, row in zip(chosen.values(), rows, strict=True)
+        for why, row, labels in zip(chosen.values(), rows, trained, strict=True)
     ]
 
 
-def _undesirable(file: Path, tokenizer: Any, split: Path) -> list[dict[str, Any]]:
-    """The first rows with an undesirable answer, of which SFT trains nothing."""
-    rows = pq.read_table(file, columns=["input_ids", "labels", "prompt_length"])[:NUM_UNDESIRABLE].to_pylist()
-    found = _examples(file, tokenizer, dict.fromkeys(range(len(rows)), ""), split) if rows else []
-    shown = []
-    for example, row in zip(found, rows, strict=True):
-        ids, length = row["input_ids"], row["prompt_length"]
-        answer = answer_tokens(tokenizer, ids[:length], ids[length : num_tokens(row) + 1])
-        untrained = [(text, False, special) for text, _, special in example["segments"]]
-        shown.append(example | {"num_trained": 0, "segments": untrained, "answers": {"undesirable": answer}})
-    return shown
-
-
-def _both_answers(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[str]]:
-    """The tokens of the chosen and of the rejected answer; {} of a row that is no preference pair."""
-    if row["rejected_ids"] is None:
-        return {}
+def _answers(tokenizer: Any, row: dict[str, Any], *, undesirable: bool) -> dict[str, list[str]]:
+    """The tokens of an undesirable answer, or of the chosen and the rejected one of a pair; {} of any other row."""
+    answers: dict[str, list[int]] = {}
+    if undesirable:
+        answers = {"undesirable": last_answer(row)}
+    elif row["rejected_ids"] is not None:
+        answers = dict(zip(("chosen", "rejected"), answers_of(row), strict=True))
     prompt = row["input_ids"][: row["prompt_length"]]
-    both = zip(("chosen", "rejected"), answers_of(row), strict=True)
-    return {name: answer_tokens(tokenizer, prompt, answer) for name, answer in both}
+    return {name: answer_tokens(tokenizer, prompt, answer) for name, answer in answers.items()}
 
 
 def _percentiles(values: np.ndarray) -> dict[str, int]:
@@ -189,6 +185,8 @@ def write_report(
 ) -> None:
     """Writes report.json and report.html on the tables in `folder`; `split` is the train split that was rendered."""
     train, undesirable = splits["train"], folder / UNDESIRABLE.format("train")
+    num_undesirable = pq.read_metadata(undesirable).num_rows
+    first = dict.fromkeys(range(min(num_undesirable, NUM_UNDESIRABLE)), "")
     kinds = ("prompt", "trained", "whole")
     report = {
         "limit": limit,
@@ -205,9 +203,9 @@ def write_report(
             for name, counts in splits.items()
         },
         "histograms": {kind: _histogram(getattr(train, kind)) for kind in kinds},
-        "undesirable": pq.read_metadata(undesirable).num_rows,
+        "undesirable": num_undesirable,
         "examples": _examples(folder / "train.parquet", tokenizer, choose_examples(train), split)
-        + _undesirable(undesirable, tokenizer, split),
+        + _examples(undesirable, tokenizer, first, split, undesirable=True),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = template(Path(__file__).with_name("report.html")).render(report=report, contract=contract, percent=percent)

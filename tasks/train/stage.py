@@ -261,7 +261,7 @@ def trained(
             begins_as=begins_as.path("model") if begins_as else None,
         )
         numbers, unit = (tokens.num_train, tokens.num_validation), "{} row"
-        if preference and preference.method == "kto":
+        if preference and preference.learns_labels:
             numbers, unit = tokens.num_labelled, "labelled {} answer"
         elif preference:
             numbers, unit = (tokens.num_pairs, tokens.num_validation_pairs), "{} pair"

@@ -118,9 +118,14 @@ class Preference(Section):
         return self.after_sft if self.after_sft is not None else self.method != "orpo"
 
     @property
+    def learns_labels(self) -> bool:
+        """Whether single answers with a label are trained, and not pairs."""
+        return self.method == "kto"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the loss compares the model with what it was before its first step."""
-        return self.method in ("dpo", "kto")
+        return self.method == "dpo" or self.learns_labels
 
     def of_loss(self) -> Self:
         """The settings of the loss alone: those of the steps at their defaults, since schedule() has them."""

@@ -157,7 +157,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _kl_can_be_estimated(self) -> Self:
-        if self.preference.method == "kto" and self.training.batch < FEWEST_LABELLED:
+        if self.preference.learns_labels and self.training.batch < FEWEST_LABELLED:
             raise ValueError(
                 f"training.batch={self.training.batch}: preference.method=kto estimates the KL divergence from the "
                 f"answers of a step; accepted: {FEWEST_LABELLED} or more"

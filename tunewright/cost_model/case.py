@@ -38,14 +38,14 @@ class Ground:
 
     def trains_on(self, preference: Preference) -> bool:
         """Whether there are rows for it."""
-        return self.labelled[0] > 0 if preference.method == "kto" else preference.method != "none" and bool(self.pairs)
+        return self.labelled[0] > 0 if preference.learns_labels else preference.method != "none" and bool(self.pairs)
 
     def of_preference(self, preference: Preference) -> "Ground":
         """The base and the rows that it trains on, of which there has to be one.
 
         A labelled answer counts as a pair with the mismatched one, which is computed beside it.
         """
-        if preference.method == "kto":
+        if preference.learns_labels:
             rows, numbers = work.mismatched(self.rows), self.labelled
         else:
             rows, numbers = self.pairs, (self.num_pairs, self.num_validation_pairs)

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import IGNORED
 from tunewright.cost_model.memory import Load
-from tunewright.modeling.micro_batching import Layout, Row, cut, num_tokens, own_from, shared_prefix, side_by_side
-from tunewright.modeling.pairs import as_row
+from tunewright.modeling.micro_batching import Layout, Row, cut, num_tokens, shared_prefix, side_by_side
+from tunewright.modeling.pairs import as_row, last_answer
 from tunewright.tools.conversation import Message, conversation_of
 
 # Counted; estimated from some of the rows that a stage made, or that the files have; or the longest there can be.
@@ -77,17 +77,11 @@ def pairs_of(rows: Sequence[Row]) -> list[Row]:
 
 def mismatched(rows: Sequence[Row]) -> list[Row]:
     """The rows, each as one with its own last answer and that of the next one."""
-    found: list[Row] = []
-    for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
-        length, other_length = _prompt_length(row), _prompt_length(other)
-        rejected = other["input_ids"][other_length : num_tokens(other) + 1]
-        found.append(as_row({**row, "prompt_length": length, "rejected_ids": rejected}, branches=True))
-    return found
-
-
-def _prompt_length(row: Row) -> int:
-    """The tokens before the last answer of a row."""
-    return row["prompt_length"] if "prompt_length" in row else own_from(row) + 1
+    following = [*rows[1:], *rows[:1]]
+    return [
+        as_row({**row, "rejected_ids": last_answer(other)}, branches=True)
+        for row, other in zip(rows, following, strict=True)
+    ]
 
 
 def conversations_in(file: Path) -> tuple[int, list[list[Message]]]:

@@ -12,10 +12,14 @@ from tunewright.modeling.micro_batching import Row, num_tokens
 Pair = Mapping[str, Any]  # input_ids, labels, prompt_length and rejected_ids of TOKEN_SCHEMA
 
 
+def last_answer(row: Mapping[str, Any]) -> list[int]:
+    """The tokens of a row's last answer with its stop token, without what the template writes behind them."""
+    return list(row["input_ids"][row["prompt_length"] : num_tokens(row) + 1])
+
+
 def answers_of(pair: Pair) -> tuple[list[int], list[int]]:
     """The tokens of both answers, each with its stop token."""
-    end = num_tokens(pair) + 1
-    return list(pair["input_ids"][pair["prompt_length"] : end]), list(pair["rejected_ids"])
+    return last_answer(pair), list(pair["rejected_ids"])
 
 
 def as_row(pair: Pair, *, branches: bool) -> Row:

@@ -14,8 +14,8 @@ import torch
 from tunewright.artifacts import IGNORED
 from tunewright.config import Preference
 from tunewright.modeling.batches import Batch, Collator
-from tunewright.modeling.micro_batching import Row, num_tokens
-from tunewright.modeling.pairs import two_rows
+from tunewright.modeling.micro_batching import Row
+from tunewright.modeling.pairs import last_answer, two_rows
 from tunewright.modeling.preferences import REFERENCE
 
 MOST_TRIED = 16  # rows that are looked at for an answer to another prompt
@@ -37,16 +37,11 @@ def labelled(rows: Iterable[Mapping[str, Any]], undesirable: Iterable[Mapping[st
     found: list[dict[str, Any]] = []
     for row in rows:
         if not row["replay"]:
-            found.append(_labelled(row, _last_answer(row), desirable=True))
+            found.append(_labelled(row, last_answer(row), desirable=True))
             if row["rejected_ids"] is not None:
                 found.append(_labelled(row, row["rejected_ids"], desirable=False))
-    found += [_labelled(row, _last_answer(row), desirable=False) for row in undesirable]
+    found += [_labelled(row, last_answer(row), desirable=False) for row in undesirable]
     return _with_mismatched(found)
-
-
-def _last_answer(row: Mapping[str, Any]) -> list[int]:
-    """Its tokens with the stop token."""
-    return row["input_ids"][row["prompt_length"] : num_tokens(row) + 1]
 
 
 def _labelled(row: Mapping[str, Any], answer: Sequence[int], *, desirable: bool) -> dict[str, Any]:

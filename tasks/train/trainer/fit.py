@@ -203,7 +203,7 @@ def _objective(job: Job) -> Objective:
     if job.grpo:
         return RewardObjective(job.grpo)
     if job.preference:
-        return (LabelObjective if job.preference.method == "kto" else PairObjective)(job.preference)
+        return (LabelObjective if job.preference.learns_labels else PairObjective)(job.preference)
     return AnswerObjective()
 
 
@@ -211,7 +211,7 @@ def _kind_of_collator(job: Job) -> type[Collator]:
     if job.grpo:
         return DrawnCollator
     if job.preference:
-        return LabelledCollator if job.preference.method == "kto" else PairCollator
+        return LabelledCollator if job.preference.learns_labels else PairCollator
     return Collator
 
 
@@ -234,7 +234,7 @@ def _read(file: Path, preference: Preference | None) -> pa.Table:
     if not preference:
         return pq.read_table(file, columns=columns)
     columns += ["prompt_length", "rejected_ids"]
-    if preference.method == "kto":
+    if preference.learns_labels:
         files = (file, file.with_name(UNDESIRABLE.format(file.stem)))
         rows, undesirable = (pq.read_table(each, columns=[*columns, "replay"]).to_pylist() for each in files)
         return pa.Table.from_pylist(labelled(rows, undesirable))
