@@ -518,6 +518,8 @@ def test_a_class_of_the_teams_scores_each_row_and_says_what_it_is(write: Any) ->
     assert metrics.measure(name, answers) == (1.0, [0.0, 2.0])
     assert metrics.choose([name, "macro_f1"], ["a"], ["a", "b"] * 9).decides == name
     write("team_polite", HEAD + POLITE + "# more\n")
+    assert metrics.own_metrics([name])[0] == (name, before), "a comment is the same code"
+    write("team_polite", HEAD + POLITE + "MORE = 1\n")
     assert metrics.own_metrics([name])[0] != (name, before), "an edit is another input"
 
 
