@@ -9,7 +9,7 @@ with interrupts.at_once():
     import typer
 
     from tunewright import config
-    from tunewright.cli import command_line, operate, release
+    from tunewright.cli import command_line, operate, release, review
     from tunewright.cli.api import api
     from tunewright.cli.convert import convert
     from tunewright.cli.export import export
@@ -258,6 +258,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(release.app)
+app.add_typer(review.app)
 app.add_typer(operate.home_app)
 
 

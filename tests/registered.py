@@ -91,6 +91,7 @@ def register_candidate(
     digest: str = "a",
     answers: list[str] | None = None,
     challenged: str = "",
+    champions: tuple[str, ...] = ("yes", "no", "no"),
     judged: Judged | None = None,
     prompted: str = "p",
     unanswered: int = 0,
@@ -98,6 +99,8 @@ def register_candidate(
     **sections: Any,
 ) -> Registered:
     """Registers a candidate; `digest` stands for its weights, `answers` are its own where these are not `said`.
+
+    With `challenged`, the version that it was compared with, `champions` are the answers of that one.
 
     The few-shot prompt was ended with so many rows `unanswered`.
     """
@@ -108,7 +111,7 @@ def register_candidate(
     ]
     others[-1] = others[-1].model_copy(update={"num_unanswered": unanswered})
     if challenged:
-        others.append(_answers(tmp_path, splits, "champion", ["yes", "no", "no"], {"exact_match": 0.5}))
+        others.append(_answers(tmp_path, splits, "champion", [*champions], {"exact_match": 0.5}))
     prompts = Prompts(stage="prompt", digest=prompted, chosen={"few_shot": "draw 2 of 3"}, num_shortened={})
     report = tmp_path / "render"
     report.mkdir(exist_ok=True)
@@ -159,8 +162,15 @@ def register_candidate(
 def _answers(tmp_path: Path, splits: Splits, contender: str, texts: list[str], scores: dict[str, float]) -> Answers:
     folder = tmp_path / contender
     folder.mkdir(exist_ok=True)
-    ids = pq.read_table(splits.path("test.parquet"))["row_id"]
-    pq.write_table(pa.table({"row_id": ids, "answer": texts}), folder / "answers.parquet")
+    rows = pq.read_table(splits.path("test.parquet")).to_pylist()
+    table = {
+        "row_id": [row["row_id"] for row in rows],
+        "cluster": [row["cluster"] for row in rows],
+        "prompt": [f"user: {row['messages'][0]['content']}" for row in rows],
+        "reference": [row["messages"][-1]["content"] for row in rows],
+        "answer": texts,
+    }
+    pq.write_table(pa.table(table), folder / "answers.parquet")
     digest = f"{contender} {texts}"
     return Answers(
         stage="evaluate",

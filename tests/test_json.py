@@ -71,6 +71,8 @@ COMMANDS = [  # heading of the page -> a call
     ("home restore", "home restore backup.tar"),
 ]
 
+ELSEWHERE = {"review write", "review"}  # headings of calls in tests/test_review.py, as these answers are all the same
+
 # Keys that no call above prints, and when they are there.
 SELDOM = {
     "run": {
@@ -213,7 +215,8 @@ def test_the_page_has_the_keys_that_a_command_prints_and_no_others(heading: str,
 
 
 def test_the_page_has_every_command_that_prints_json(printed: dict[str, list[Any]]) -> None:
-    assert list(documented()) == ["error", *dict.fromkeys(heading for heading in printed if heading != "error")]
+    headings = [heading for heading in documented() if heading not in ELSEWHERE]
+    assert headings == ["error", *(heading for heading in printed if heading != "error")]
     group: Any = get_command(app)
     leaves = {name: [name, *getattr(command, "commands", {})] for name, command in group.commands.items()}
     with_json = {
@@ -226,7 +229,8 @@ def test_the_page_has_every_command_that_prints_json(printed: dict[str, list[Any
         )
     }
     called = {re.match(r"(?:(?:release|home) )?[a-z]+", call)[0] for _, call, *_ in COMMANDS}  # pyright: ignore[reportOptionalSubscript]
-    assert with_json - called == {"release rollback"}  # as the other decisions, but it needs two versions
+    reviews = {"review write", "review record", "review show"}
+    assert with_json - called - reviews == {"release rollback"}  # as the other decisions, but it needs two versions
 
 
 def test_the_keys_of_a_judge_are_those_of_its_artifact() -> None:

@@ -66,7 +66,7 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
             from tunewright.flows import release as requests
             from tunewright.registry import release
 
-            decided = decide(release, registry, _who(by), reason, **own)
+            decided = decide(release, registry, who(by), reason, **own)
             requests.end_for(registry, decided.event)
             view.show_decision(console_of(as_json), registry, decided)
         if as_json:
@@ -132,10 +132,12 @@ def withdraw(release: Any, registry: Registry, by: str, why: str) -> "ReleaseDec
     return release.withdraw(registry, by=by, why=why)
 
 
-def _who(by: str | None) -> str:
+def who(by: str | None) -> str:
     """The name that is given, or the user of this system. Raises ConfigError where there is neither."""
+    if by is not None and not by.strip():
+        raise ConfigError("--by: missing; accepted: your name")
     if by is not None:
-        return by
+        return " ".join(by.split())
     try:
         return getpass.getuser()
     except (KeyError, OSError):

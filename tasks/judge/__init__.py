@@ -10,22 +10,22 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright import config
 from tunewright.artifacts import Answers, Judged, Splits
-from tunewright.metrics.intervals import by_cluster
+from tunewright.metrics.win_rate import Pair, pairs, preferred, questions_of
 from tunewright.reports.progress import Countdown
 from tunewright.store.caching import work_folder
 from tunewright.store.stage import stage
 from tunewright.tasks.judge.asking import JudgeClient, Reply
 
 AT_ONCE = 4  # pairs that are asked about
-CONFIDENCE = 0.95  # of each bound of an interval
 
 JUDGED_SCHEMA = pa.schema(
     [
@@ -41,18 +41,6 @@ JUDGED_SCHEMA = pa.schema(
 Said = tuple[Reply, Reply]  # with the candidate as A, and as B
 
 
-class Pair(NamedTuple):
-    """Two answers to one test row."""
-
-    row_id: str
-    cluster: int
-    opponent: str
-    conversation: str
-    reference: str
-    candidates: str
-    opponents: str
-
-
 def score(said: Said) -> float:
     """Return the candidate's score from two replies: 1 if both prefer it, 0 if both the opponent, else 0.5."""
     return {("A", "B"): 1.0, ("B", "A"): 0.0}.get(said, 0.5)
@@ -61,37 +49,6 @@ def score(said: Said) -> float:
 def agree(said: Said) -> bool:
     """Whether two replies say the same of the answers, whatever their order."""
     return said in {("A", "B"), ("B", "A"), ("tie", "tie")}
-
-
-def pairs(answers: Sequence[Answers], test: pa.Table, num_rows: int) -> list[Pair]:
-    """The pairs of the candidate with each other contender, on the `num_rows` rows whose ids come first.
-
-    Ids are hashes, so that these are rows at random, and stay the same ones.
-    """
-    said = {each.contender: _column(each, "answer") for each in answers}
-    references = _column(answers[0], "reference")
-    rows = {row["row_id"]: row for row in test.select(["row_id", "cluster", "messages"]).to_pylist()}
-    return [
-        Pair(
-            row_id,
-            rows[row_id]["cluster"],
-            opponent,
-            conversation(rows[row_id]["messages"]),
-            references[row_id],
-            said["candidate"][row_id],
-            theirs[row_id],
-        )
-        for opponent, theirs in said.items()
-        if opponent != "candidate"
-        for row_id in sorted(references)[:num_rows]
-    ]
-
-
-def conversation(messages: Sequence[Any]) -> str:
-    """Return the text of the turns before the last answer."""
-    from tunewright.data_checks.columns import prompt_and_answer
-
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt_and_answer(messages)[0])
 
 
 def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[Pair, Said]:
@@ -106,27 +63,25 @@ def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[P
 
     def ask(pair: Pair) -> Said:
         texts = pair.conversation, pair.reference
-        return (
+        replied = (
             judge.better(*texts, pair.candidates, pair.opponents),
             judge.better(*texts, pair.opponents, pair.candidates),
         )
+        with writing:  # here, so that what was replied while another request failed is kept too
+            file.write(json.dumps([pair.row_id, pair.opponent, *replied]) + "\n")
+        return replied
 
+    writing = Lock()
     with progress.open("a", buffering=1, encoding="utf-8") as file, ThreadPoolExecutor(AT_ONCE) as threads:
         countdown = Countdown(len(asked), "judged pairs", "judge-progress")
         waiting = {threads.submit(ask, pair): pair for pair in asked if pair not in said}
         try:
             for number, future in enumerate(as_completed(waiting), 1):
-                pair, said[waiting[future]] = waiting[future], future.result()
-                file.write(json.dumps([pair.row_id, pair.opponent, *said[pair]]) + "\n")
+                said[waiting[future]] = future.result()
                 countdown.tell(len(said), number / len(waiting))
         finally:
             threads.shutdown(cancel_futures=True)
     return said
-
-
-def _column(answers: Answers, name: str) -> dict[str, str]:
-    table = pq.read_table(answers.path("answers.parquet"), columns=["row_id", name])
-    return dict(zip(table.column("row_id").to_pylist(), table.column(name).to_pylist(), strict=True))
 
 
 def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
@@ -136,12 +91,9 @@ def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
     unreadable: the share of the judged pairs in which both replies agree, and in which one contains no judgement.
     """
     rows = [row for row in judged.to_pylist() if row["opponent"] == opponent]
-    scores, clusters = (np.array([row[name] for row in rows]) for name in ("score", "cluster"))
-    evidence = by_cluster(scores, clusters, 0.0, 1.0)
-    low, high = evidence.bounds(CONFIDENCE)
     said = [(row["first"], row["second"]) for row in rows if row["first"]]
     return {
-        "preferred": (low, evidence.mean(), high),
+        "preferred": preferred(*([row[name] for row in rows] for name in ("score", "cluster"))),
         "agreement": sum(agree(each) for each in said) / len(said) if said else 1.0,
         "unreadable": sum("unreadable" in each for each in said) / max(1, len(said)),
         "num_asked": len(said),
@@ -155,9 +107,12 @@ def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, 
     Raises ApiError if it does not answer, and the next attempt resumes from its replies; ConfigError if it refuses
     the requests.
     """
-    every = pairs(answers, pq.read_table(splits.path("test.parquet")), rows)
+    tables = {each.contender: pq.read_table(each.path("answers.parquet")) for each in answers}
+    kept = sorted(tables["candidate"]["row_id"].to_pylist())[:rows]
+    few = {name: table.filter(pc.field("row_id").isin(kept)) for name, table in tables.items()}
+    every = list(pairs(few, questions_of(pq.read_table(splits.path("test.parquet")))))
     progress = work_folder(folder) / "said.jsonl"
-    asked = [pair for pair in every if pair.candidates.strip() != pair.opponents.strip()]
+    asked = [pair for pair in every if not pair.is_equal]
     said = replies(JudgeClient(url, model, config.judge_key(url)), asked, progress)
     lines = [(*pair[:3], *said.get(pair, (None, None)), score(said[pair]) if pair in said else 0.5) for pair in every]
     judged = pa.Table.from_pylist([dict(zip(JUDGED_SCHEMA.names, line, strict=True)) for line in lines], JUDGED_SCHEMA)

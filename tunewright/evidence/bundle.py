@@ -45,7 +45,7 @@ FILES = {  # stage -> what the verdict rests on of it; what it made of texts sta
     "evaluate": ("scores.json",),
     "forgetting": ("general.parquet",),
     "lm_eval": ("general.parquet",),
-    "judge": ("judged.json",),
+    "judge": ("judged.json", "judged.parquet"),
     "decide": ("constant.parquet",),
 }
 # Those that the run has in another place, where people look for them.

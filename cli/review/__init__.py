@@ -1,0 +1,155 @@
+"""`tunewright review`: people compare the candidate's answers with another contender's, blindly."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunewright.cli.command_line import Json, console_of, one_line_errors
+from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
+from tunewright.cli.release import By, who
+from tunewright.cli.visible import as_line
+from tunewright.errors import ConfigError
+
+if TYPE_CHECKING:  # what it imports takes seconds
+    from tunewright.evidence.judgements import HumanPreference
+    from tunewright.evidence.review import ReviewedVersion
+
+app = typer.Typer(
+    name="review",
+    help="Let people compare the answers of a version with others, without knowing whose they are.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+FORMATS = (".html", ".csv")
+LISTED = 10  # judgements that prefer the opponent
+
+
+@app.command()
+def write(
+    name: Name,
+    version: Version = None,
+    alias: Alias = "champion",
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="CONTENDER", help="Whose answers to compare with; default: champion, or base without one"),
+    ] = None,
+    pairs: Annotated[int, typer.Option(metavar="N", min=1, help="Number of pairs, at most")] = 50,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUTPUT", help="A page for the browser (.html) or a table (.csv); default: NAME-N-review.html, here"
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists")] = False,
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Write pairs of answers to test rows, as a page or a table, in which people choose the better one."""
+    console = console_of(as_json)
+    with one_line_errors(as_json), named_as_typed():
+        registry = registry_of(name, alias, tracking_uri, as_json)
+        if output is not None and output.suffix not in FORMATS:
+            raise ConfigError(f"--output {output}: accepted: a name that ends in {' or '.join(FORMATS)}")
+        from tunewright.cli.review import page
+        from tunewright.evidence import review
+        from tunewright.registry import release
+
+        with release.opened(registry) as client:
+            found = review.look_up(client, registry, version)
+        asked = found.against(against, pairs)
+        opponent = against or ("champion" if "champion" in found.opponents else "base")
+        if not asked:
+            raise ConfigError(
+                f"--against {opponent}: all its answers are the same as the candidate's; nothing to compare"
+            )
+        output = output or Path(f"{name}-{found.number}-review.html")
+        if output.exists() and not overwrite:
+            raise ConfigError(f"--output {output}: exists; --overwrite replaces it")
+        (page.write if output.suffix == ".html" else review.write_csv)(output, asked)
+        console.print(
+            f"{output}: {len(asked):,} pairs of answers of version {found.number} of {name} and of the {opponent}, in "
+            f"random order. Left out: {found.num_equal[opponent]:,} test rows with the same answer of both.",
+            soft_wrap=True,
+        )
+        number = f" --version {found.number}" if version else ""
+        console.print(f"Then: tunewright review record {name} FILE.csv --by REVIEWER{number}", soft_wrap=True)
+    if as_json:
+        shown = {"name": name, "version": found.number, "against": opponent, "output": str(output)}
+        print(as_line({**shown, "num_pairs": len(asked), "num_equal": found.num_equal[opponent]}))
+
+
+@app.command()
+def record(
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The table that the page saved, or a filled-in one")],
+    by: By = None,
+    version: Version = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Record what one person chose, and show what all people say so far.
+
+    The choices are kept in the version's run in MLflow. A person's choice replaces the one that the same person made
+    before of the same pair.
+    """
+    console = console_of(as_json)
+    with one_line_errors(as_json), named_as_typed():
+        reviewer = who(by)
+        registry = registry_of(name, alias, tracking_uri, as_json)
+        from tunewright.evidence import judgements, review
+        from tunewright.registry import release
+
+        with release.opened(registry) as client:
+            found = review.look_up(client, registry, version)
+            chosen, num_open = review.read(file, found, reviewer)
+            every = judgements.keep(client, found.run_id, chosen)
+            people = judgements.summed_up(every, found.clusters, found.judged)
+            judgements.log(client, found.run_id, people, len(every))
+        left = f"; {num_open:,} without a choice" if num_open else ""
+        console.print(f"Recorded: {len(chosen):,} choices by {reviewer}{left}", markup=False, soft_wrap=True)
+    _show(found, people, as_json)
+
+
+@app.command()
+def show(
+    name: Name,
+    version: Version = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Show what people say of a version."""
+    with one_line_errors(as_json), named_as_typed():
+        registry = registry_of(name, alias, tracking_uri, as_json)
+        from tunewright.evidence import judgements, review
+        from tunewright.registry import release
+
+        with release.opened(registry) as client:
+            found = review.look_up(client, registry, version)
+            people = judgements.summed_up(judgements.kept(client, found.run_id), found.clusters, found.judged)
+    _show(found, people, as_json)
+
+
+def _show(version: "ReviewedVersion", people: "list[HumanPreference]", as_json: bool) -> None:
+    console = console_of(as_json)
+    if not people:
+        console.print(f"Nobody has reviewed version {version.number} of {version.name} yet", soft_wrap=True)
+    for each in people:
+        console.print(f"{each.says(version.judge)}.", markup=False, soft_wrap=True)
+        for lost in each.lost[:LISTED]:
+            comment = f": {lost.comment}" if lost.comment else ""
+            said = f"  row {lost.row_id[:12]}: {lost.by} prefers the {lost.opponent}{comment}"
+            console.print(said, markup=False, soft_wrap=True)
+        if len(each.lost) > LISTED:
+            console.print(f"  and {len(each.lost) - LISTED:,} more; --json lists them all")
+    if as_json:
+        shown = {"name": version.name, "version": version.number, "judge": version.judge or None}
+        print(as_line(shown | {"opponents": [_as_json(each) for each in people]}))
+
+
+def _as_json(found: "HumanPreference") -> dict[str, object]:
+    lost = [each.model_dump(include={"row_id", "by", "comment"}) for each in found.lost]
+    return {**{name: value for name, value in vars(found).items() if name != "lost"}, "lost": lost}
