@@ -72,6 +72,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         console.print(Text(f"{said}."))
     for said in outcome.verdict.says_forgotten() if outcome.verdict else ():
         console.print(Text(f"Forgetting: {said}."))
+    if outcome.divergence:
+        console.print(Text(f"{outcome.divergence.says()}."))
     for said in outcome.judged.says() if outcome.judged else ():
         console.print(Text(f"{said}."))
     for said in outcome.failed:

@@ -21,6 +21,7 @@ from tunewright.artifacts import (
     Answers,
     Base,
     Contender,
+    Divergence,
     EndingRule,
     Judged,
     Prompts,
@@ -54,6 +55,7 @@ from tunewright.tasks.base import base as load_base
 from tunewright.tasks.check import check
 from tunewright.tasks.decide import decide
 from tunewright.tasks.dedupe import dedupe
+from tunewright.tasks.divergence import divergence
 from tunewright.tasks.evaluate import evaluate
 from tunewright.tasks.forgetting import forgetting
 from tunewright.tasks.ingest import ingest, watching
@@ -124,6 +126,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     general += tuple(
         call(lm_eval)(contender=each, lm_eval=s.lm_eval, identity=read.lm_eval) for each in measured if s.lm_eval.tasks
     )
+    moved = _divergence(s, call, tuned, earlier, own, tokens)
     verdict = call(decide)(
         answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, alpha_share=share
     )
@@ -147,6 +150,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         general=general,
         prompts=prompts,
         judged=judged,
+        divergence=moved,
     )
     candidate = Candidate(
         run=made,
@@ -205,6 +209,19 @@ def _ending(gate: Gate, candidate: Answers) -> EndingRule:
     """When a prompt need not answer more test rows, by a gate that has what this use of them may spend."""
     metric = gate.decides_by(candidate.metric)
     return EndingRule(candidate=candidate, metric=metric, tolerance=gate.tolerance, confidence=gate.confidence)
+
+
+def _divergence(
+    s: Settings, call: Run | Plan, tuned: Contender, earlier: Sequence[Adapter], own: Answers, tokens: Tokens
+) -> Divergence | None:
+    if not s.measures_divergence:
+        return None
+    reference = Contender(name="the base", base=tuned.base)
+    if earlier:
+        begun, said = earlier[-1], earlier[-1].in_words or "SFT"
+        given = {"model": begun.path("model"), "model_digest": begun.digest}
+        reference = reference.model_copy(update={"name": f"the model after {said}", **given})
+    return call(divergence)(candidate=tuned, reference=reference, answers=own, tokens=tokens)
 
 
 def _judge(s: Settings, call: Run | Plan, answers: Mapping[str, Answers], splits: Splits) -> Judged | None:

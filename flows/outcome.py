@@ -51,6 +51,7 @@ class Outcome(BaseModel, frozen=True):
     answers: dict[str, artifacts.Answers]
     verdict: artifacts.Verdict | None
     judged: artifacts.Judged | None = None
+    divergence: artifacts.Divergence | None = None
     page: artifacts.VerdictPage | None = None
     registered: artifacts.Registered | None
     price: Price = Price(0.0, "")  # of an hour of this machine's device, where operation.prices has one
@@ -234,6 +235,7 @@ class Outcome(BaseModel, frozen=True):
         """Return the output of `tunewright run --json`, without parts that were not reached or not asked for."""
         account, page, asks = self.account(), self.page, self._stands
         judged = {"model", "num_rows", "preferred", "agreement", "unreadable"}
+        divergence = {"reference", "num_rows", "per_token", "per_answer"}
         parts = {
             "state": self.state,
             "stages": [as_json(step) for step in self.steps],
@@ -248,6 +250,7 @@ class Outcome(BaseModel, frozen=True):
             "answered_in_part": self._answered_in_part() or None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
             "judged": self.judged.model_dump(include=judged) if self.judged else None,
+            "divergence": self.divergence.model_dump(include=divergence) if self.divergence else None,
             "page": page and {"report": str(page.path("report.html")), "suggestions": list(page.suggestions)},
             "model": _model(self.registered) if self.registered else None,
             "approval": asks and {"state": asks.approval, "said": asks.stands, "asked": asks.asked or None},

@@ -199,6 +199,7 @@ def decided(outcome: Outcome) -> str:
     lines += [f"\n{html.escape(said, quote=False)}.\n" for said in verdict.beside]
     lines += [f"\nForgetting: {said}.\n" for said in verdict.says_forgotten()]
     lines += _general(verdict.general)
+    lines += [f"{outcome.divergence.says()}.\n"] if outcome.divergence else []
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (outcome.judged.says() if outcome.judged else ())]
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (*outcome.failed, *filter(None, [outcome.says_cost]))]
     lines += _slices(VerdictDetails.load(verdict).slices)

@@ -109,6 +109,7 @@ LIBRARY = {  # of each stage: the one that does its work
     "evaluate": "transformers",
     "forgetting": "transformers",
     "lm_eval": "lm_eval",
+    "divergence": "torch",
     "decide": "scipy",
     "judge": "httpx",
     "verdict_page": "jinja2",

@@ -87,6 +87,8 @@ SELDOM = {
             "grpo.best_by",
             "grpo.best_validation_loss",
         ),  # with grpo.rewards (tests/test_reward_flow.py)
+        *("divergence", "divergence.reference", "divergence.num_rows"),  # with preference.method
+        *("divergence.per_token", "divergence.per_answer"),
         *("judged", "judged.model", "judged.num_rows"),  # with a judge
         *("judged.preferred", "judged.preferred.<opponent>"),
         *("judged.agreement", "judged.agreement.<opponent>"),

@@ -11,6 +11,7 @@ import pytest
 from conftest import Harness, Once
 from mlflow import MlflowClient
 from prefect import State
+from test_json import documented, faults
 from trained import done_once
 
 from tunewright.artifacts import Base
@@ -104,6 +105,12 @@ def test_pairs_come_to_a_verdict_and_another_beta_trains_them_alone(settings: Se
     assert done.splits and LeakProof.load(done.splits).largest_similarity < Split().threshold
     printed = done.as_json()
     assert (printed["training"]["method"], printed["preference"]["method"]) == ("lora", "dpo")
+    keys = {key for key in documented()["run"] if key.startswith("divergence")}
+    shown = json.loads(json.dumps({"divergence": printed["divergence"]}))
+    assert [*faults(shown, "", documented()["run"], seen := set[str]())] == []
+    assert seen == keys
+    assert printed["divergence"]["reference"] == "the model after SFT"
+    assert 0 < printed["divergence"]["per_token"][1] < printed["divergence"]["per_answer"]
 
     assert done.registered
     with connected(settings.registry) as client:
@@ -113,6 +120,7 @@ def test_pairs_come_to_a_verdict_and_another_beta_trains_them_alone(settings: Se
         there = client.get_run(done.registered.run_id).data.metrics
         assert {"train/loss", "preference/loss", "preference/validation_reward_accuracy"} <= there.keys()
         assert "preference/validation/best_loss" in there and "validation/best_loss" in there
+        assert there["divergence/per_answer"] == pytest.approx(printed["divergence"]["per_answer"], abs=1e-4)
 
     assert {step.state for step in plan(settings, "register", ())} == {"cached"}
     changes = {"beta": 0.5, "learning_rate": 0.005}
@@ -121,6 +129,7 @@ def test_pairs_come_to_a_verdict_and_another_beta_trains_them_alone(settings: Se
     assert (would["render"].state, would["train"].state) == ("cached", "cached")
     assert would["prefer"].because == ["preference.beta: 0.1 -> 0.5", "preference.learning_rate: 0.01 -> 0.005"]
     assert would["evaluate candidate"].because == ["runs after prefer"]
+    assert would["divergence"].because == ["runs after prefer"]
 
 
 def test_labelled_answers_come_to_a_verdict_by_desirable_references(settings: Settings) -> None:
@@ -149,7 +158,7 @@ def test_without_preference_training_pairs_are_measured_alone(settings: Settings
     done = Outcome.of(run(settings.model_copy(update={"preference": Preference()})).result())
     assert [each.stage for each in done.trainings] == ["train"]
     assert done.verdict and done.verdict.metric == "preference_accuracy"
-    assert "preference" not in done.as_json()
+    assert not {"preference", "divergence"} & done.as_json().keys()
 
 
 def test_orpo_trains_once(settings: Settings) -> None:
@@ -157,6 +166,7 @@ def test_orpo_trains_once(settings: Settings) -> None:
     done = Outcome.of(run(settings.model_copy(update={"preference": preference})).result())
     assert [each.stage for each in done.trainings] == ["prefer"]
     assert "training" not in done.as_json()
+    assert done.divergence and done.divergence.reference == "the base"
 
 
 def test_variants_are_ranked_by_the_share_of_validation_pairs(settings: Settings) -> None:

@@ -187,7 +187,7 @@ def _compared(evidence: "EvidenceBundle", again: dict[str, str]) -> list[Stage]:
 
 
 def _is_made(stage: "StageEvidence") -> bool:
-    return not ({stage.stage, stage.of} & {*NOT_MADE, "forgetting", "lm_eval"} or stage.record.get("api"))
+    return not ({stage.stage, stage.of} & {*NOT_MADE, "forgetting", "lm_eval", "divergence"} or stage.record.get("api"))
 
 
 def _differing_packages(evidence: "EvidenceBundle") -> list[str]:

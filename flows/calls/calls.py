@@ -71,6 +71,7 @@ ONLY_WITH = {
     "prompt": "evaluation.contenders or evaluation.api_models",
     "forgetting": "evaluation.forgetting",
     "lm_eval": "lm_eval.tasks",
+    "divergence": "evaluation.divergence, and preference.method or grpo.rewards,",
     "judge": "judge.url",
 }
 
@@ -107,6 +108,7 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
         "prompt": not (settings.evaluation.contenders or settings.evaluation.api_models),
         "forgetting": not settings.evaluation.forgetting,
         "lm_eval": not settings.lm_eval.tasks,
+        "divergence": not settings.measures_divergence,
         "judge": settings.judge.url is None,
     }
     used: tuple[Stage, ...] = tuple(stage for stage in STAGES if not left_out.get(stage))

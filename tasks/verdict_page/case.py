@@ -146,6 +146,8 @@ class Case(RunArtifacts, frozen=True):
             yield self.prompts.stage, self.prompts
         for record in (*self.answers, *self.general):
             yield f"{record.stage} {title(record.contender)}", record
+        if self.divergence:
+            yield self.divergence.stage, self.divergence
         yield self.verdict.stage, self.verdict
         if self.judged:
             yield self.judged.stage, self.judged

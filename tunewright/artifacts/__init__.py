@@ -381,6 +381,24 @@ class General(Artifact, frozen=True):
         return loss is not None and self.uniform_loss is not None and loss >= GUESSING * self.uniform_loss
 
 
+class Divergence(Artifact, frozen=True):
+    """divergence: kl.parquet, a line for each test row (KL_SCHEMA of the stage)."""
+
+    per_token: tuple[float, float, float]  # low, mean and high of the KL divergence, in nats per token
+    per_answer: float  # nats, the mean of all answers
+    num_rows: int
+    reference: str  # such as "the model after SFT"
+
+    def says(self) -> str:
+        """Describe it in a sentence."""
+        from tunewright.reports.pages import counted, interval, number
+
+        return (
+            f"KL divergence of the candidate from {self.reference}: {interval(self.per_token, signed=False)} nats per "
+            f"token, {number(self.per_answer)} an answer, on its own answers to {counted(self.num_rows, 'test row')}"
+        )
+
+
 class Judged(Artifact, frozen=True):
     """judge: judged.parquet (one line a test row and opponent) and judged.json."""
 
@@ -488,6 +506,7 @@ class RunArtifacts(BaseModel, frozen=True):
     general: tuple[General, ...] = ()
     prompts: Prompts | None = None  # of the contenders that are the base with a prompt
     judged: Judged | None = None
+    divergence: Divergence | None = None  # of preference training, or training on rewards
 
     @property
     def trainings(self) -> tuple[Adapter, ...]:

@@ -186,6 +186,11 @@ class Evaluation(Section):
         description="Evaluate base and candidate on a built-in suite of general tasks and texts too, to measure "
         "forgetting",
     )
+    divergence: bool = Field(
+        default=True,
+        description="With preference.method or grpo.rewards: measure the KL divergence of the candidate from the model "
+        "before that training, on its answers to test rows",
+    )
 
     @property
     def limit(self) -> int:

@@ -100,6 +100,7 @@ Stage = Literal[
     "evaluate",
     "forgetting",
     "lm_eval",
+    "divergence",
     "decide",
     "judge",
     "verdict_page",
@@ -204,6 +205,11 @@ class Settings(Section):
         return self
 
     @property
+    def measures_divergence(self) -> bool:
+        """Whether there is a training that moves the model from a reference, and this is to be measured."""
+        return self.evaluation.divergence and (self.preference.method != "none" or bool(self.grpo.rewards))
+
+    @property
     def ranked_by(self) -> str:
         """The measure of the validation rows by which trainings of these settings compare.
 
@@ -216,11 +222,12 @@ class Settings(Section):
     def measured(self) -> Evaluation:
         """Return the evaluation of each contender, with the metrics of the gate if its metrics are automatic.
 
-        Contenders, shots, complete, forgetting and the settings of APIs stay at their defaults: no answer depends on
-        them.
+        Contenders, shots, complete, forgetting, divergence and the settings of APIs stay at their defaults: no answer
+        depends on them.
         """
         metrics, gate = self.evaluation.metrics, self.gate
         there = {"auto", *WITH_EACH_ANSWER, *metrics}
         lacking = dict.fromkeys(m for m in (gate.metric, *(each.metric for each in gate.guardrails)) if m not in there)
-        alone = self.evaluation.without("contenders", "shots", "complete", "forgetting", "api_models", "api_budget")
+        apart = ("contenders", "shots", "complete", "forgetting", "divergence", "api_models", "api_budget")
+        alone = self.evaluation.without(*apart)
         return alone.model_copy(update={"metrics": (*metrics, *lacking)})

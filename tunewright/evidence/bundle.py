@@ -45,6 +45,7 @@ FILES = {  # stage -> what the verdict rests on of it; what it made of texts sta
     "evaluate": ("scores.json",),
     "forgetting": ("general.parquet",),
     "lm_eval": ("general.parquet",),
+    "divergence": ("kl.parquet",),
     "judge": ("judged.json", "judged.parquet"),
     "decide": ("constant.parquet",),
 }
@@ -136,7 +137,7 @@ def write(folder: Path, candidate: Candidate) -> str:
 def artifacts_of(run: RunArtifacts) -> Iterator[Artifact]:
     """All artifacts of a run, in the order of the stages."""
     yield from (run.base, run.rows, run.checked, run.unique, run.splits, run.tokens, *run.trainings)
-    yield from filter(None, (run.prompts, *run.answers, *run.general, run.verdict, run.judged))
+    yield from filter(None, (run.prompts, *run.answers, *run.general, run.divergence, run.verdict, run.judged))
 
 
 def _stage(artifact: Artifact) -> StageEvidence:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from tunewright.artifacts import Answers, Artifact, Judged, RunArtifacts, VerdictPage, shown, training_log
+from tunewright.artifacts import Answers, Artifact, Divergence, Judged, RunArtifacts, VerdictPage, shown, training_log
 from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
 from tunewright.metrics.catalogue import CONSTANT, baseline
@@ -255,6 +255,13 @@ def opinions(judged: Judged) -> list[Point]:
         said |= {"agreement": judged.agreement[opponent], "unreadable": judged.unreadable[opponent]}
         points += [Point(f"judge/{opponent}/{what}", value, 0) for what, value in said.items()]
     return _rounded(points)
+
+
+def divergences(found: Divergence) -> list[Point]:
+    """Return the KL divergence from the reference: divergence/per_token with its bounds, divergence/per_answer."""
+    low, mean, high = found.per_token
+    said = {"per_token_low": low, "per_token": mean, "per_token_high": high, "per_answer": found.per_answer}
+    return _rounded([Point(f"divergence/{what}", value, 0) for what, value in said.items()])
 
 
 def comparisons(candidate: Candidate) -> list[Point]:

@@ -28,6 +28,7 @@ from tunewright.registry.candidate import (
     card,
     comparisons,
     curves,
+    divergences,
     opinions,
     parameters,
 )
@@ -124,7 +125,11 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     _log_data(client, candidate, run.info.run_id)
     points += comparisons(candidate)
-    log_points(client, run, points + (opinions(candidate.run.judged) if candidate.run.judged else []))
+    if candidate.run.judged:
+        points += opinions(candidate.run.judged)
+    if candidate.run.divergence:
+        points += divergences(candidate.run.divergence)
+    log_points(client, run, points)
     _log_files(client, candidate, run.info.run_id)
 
 
