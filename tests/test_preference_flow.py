@@ -129,7 +129,7 @@ def test_pairs_come_to_a_verdict_and_another_beta_trains_them_alone(settings: Se
     assert (would["render"].state, would["train"].state) == ("cached", "cached")
     assert would["prefer"].because == ["preference.beta: 0.1 -> 0.5", "preference.learning_rate: 0.01 -> 0.005"]
     assert would["evaluate candidate"].because == ["runs after prefer"]
-    assert would["divergence"].because == ["runs after prefer"]
+    assert would["divergence"].because == ["runs after evaluate"]
 
 
 def test_labelled_answers_come_to_a_verdict_by_desirable_references(settings: Settings) -> None:
