@@ -229,6 +229,8 @@ def test_a_best_step_that_is_the_last_is_said() -> None:
 
     assert ends(a=20, b=10).endswith(" It was best at its last step: more steps may improve it.")
     assert "last step" not in ends(a=10, b=20)
+    assert ends(a=0, b=10).endswith(" It keeps the model from before this training: no step improved it.")
+    assert ends(a=0, b=0).startswith("No variant improved the validation loss: each keeps the model from before this")
 
 
 def test_the_table_says_what_it_means_and_lines_have_numbers_where_these_can_be_read() -> None:

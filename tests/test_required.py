@@ -57,3 +57,18 @@ def test_a_gate_that_nothing_measured_can_decide_is_refused(splits: Splits) -> N
         require(splits, evaluation={"metrics": ["numeric", "macro_f1"]})
     with pytest.raises(ConfigError, match=r"^evaluation\.metrics=numeric is not meaningful: 6 of 6"):
         require(splits, evaluation={"metrics": ["numeric"]})
+
+
+def test_training_answers_that_do_not_satisfy_the_schema_are_warned_of(
+    make_splits: Callable[..., Splits], caplog: pytest.LogCaptureFixture
+) -> None:
+    right, wrong = '{"team": "returns"}', '{"team": 5}'
+    splits = make_splits([("a", right), ("b", wrong), ("c", wrong)], [("d", right)], [("e", right)])
+    schema = '{"properties": {"team": {"type": "string"}}}'
+    settings = Settings.model_validate(NEEDED)
+    require_metrics(settings, splits, schema)
+    (said,) = caplog.messages
+    assert said.startswith("2 of 3 training answers do not satisfy evaluation.json_schema, first data.jsonl line 2: ")
+    caplog.clear()
+    require_metrics(settings, make_splits([("a", right)], [("d", right)], [("e", right)]), schema)
+    assert caplog.messages == []

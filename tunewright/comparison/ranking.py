@@ -139,8 +139,16 @@ def sentence(ranked: Sequence[Ranked]) -> str:
     if not finished:
         return "No variant finished."
     best, *others = finished
+    if all(trial.best_step == 0 for each in finished for trial in each.trials):
+        measure = in_words(best.trials[0].measure)
+        return (
+            f"No variant improved the validation {measure}: each keeps the model from before this training "
+            f"({best.mean:.4g}). Other rewards, a higher learning rate or more steps may."
+        )
     is_at_its_end = all(trial.evaluations and trial.best_step == trial.evaluations[-1].planned for trial in best.trials)
     more = " It was best at its last step: more steps may improve it." if is_at_its_end else ""
+    if all(trial.best_step == 0 for trial in best.trials):
+        more = " It keeps the model from before this training: no step improved it."
     return _of_the_best(best, others) + more
 
 

@@ -1,5 +1,6 @@
 """Kinds of answers in a data set, the metrics that fit them, and whether the gate can decide by these."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,9 @@ from tunewright.tools.conversation import (
     tools_of,
 )
 
+log = logging.getLogger("tunewright")
+
+MOST_VALIDATED = 10_000  # training rows whose answers are held against a schema
 SHORT = 12  # median words and signs of the references, at most: names, dates, phrases
 MOST = 0.95  # share of the references that are of a kind, from which on the others are faults
 CALLS_DECIDE = 0.2  # share of the references that call a tool, from which on calls say most of a model
@@ -231,6 +235,8 @@ def require_metrics(settings: Settings, splits: Splits, schema: str) -> None:
 
     `schema` is what evaluation.json_schema holds.
     """
+    if schema:
+        _warn_of_invalid(splits, schema)
     tested = [*_conversations(splits, "test")]
     trained = map(last_answer, _conversations(splits, "train"))
     has_tools = any(map(tools_of, tested))
@@ -238,6 +244,26 @@ def require_metrics(settings: Settings, splits: Splits, schema: str) -> None:
     which = "the test rows"
     if said := misfit(settings, references, trained, schema, which, has_tools=has_tools, num_pairs=num_pairs):
         raise ConfigError(said)
+
+
+def _warn_of_invalid(splits: Splits, schema: str) -> None:
+    """Warns of training answers that do not satisfy the schema: the model learns to give such answers."""
+    from tunewright.reports.pages import counted
+
+    rows = pq.read_table(splits.path("train.parquet"), columns=["file", "line", "messages", "chat", "use_as"])
+    rows = [row for row in rows.slice(0, MOST_VALIDATED).to_pylist() if row["use_as"] != "replay"]
+    found = [conversation_of(row) for row in rows]
+    kept = [(row, last_answer(each)) for row, each in zip(rows, found, strict=True) if not is_undesirable(each)]
+    valid = schema_valid(schema, [answer for _, answer in kept])
+    if wrong := [row for (row, _), is_valid in zip(kept, valid, strict=True) if not is_valid]:
+        log.warning(
+            "%s of %s do not satisfy evaluation.json_schema, first %s line %d: the model learns such answers; correct "
+            "them, or the schema",
+            f"{len(wrong):,}",
+            counted(len(kept), "training answer"),
+            wrong[0]["file"],
+            wrong[0]["line"],
+        )
 
 
 def misfit(
