@@ -98,6 +98,16 @@ def variant(name: str, settings: Settings) -> State[Any]:
     return Completed(name="Trained", data=Outcome.of(steps).adapter)
 
 
+def _shares(variants: dict[str, Settings]) -> dict[str, float]:
+    """The share of the training rows of each variant, where they differ in nothing else; otherwise none."""
+    whole = [
+        each.model_copy(update={"training": each.training.model_copy(update={"share": 1.0})})
+        for each in variants.values()
+    ]
+    is_same = all(each == whole[0] for each in whole)
+    return {name: each.training.share for name, each in variants.items()} if is_same else {}
+
+
 @flow(name="compare", flow_run_name=comparison_name, on_crashed=[cancel_stopped])
 def compare(
     settings: Settings, variants: dict[str, Settings], seeds: int = 1, prune: bool = True
@@ -121,10 +131,11 @@ def compare(
     (measure,) = {each.ranked_by for each in variants.values()}  # cli/compare.py lets no two be
     trials: list[Trial] = []
     left = list(variants)
+    shares = _shares(variants)
     with in_use.of_terminal(terminal_run()), warnings_once() as once:
         for seed in range(first, first + seeds):
             # Of one seed: a mean of the seeds that look good would be no mean.
-            study = Study(measure, prunes=prune and seed == first)
+            study = Study(measure, prunes=prune and seed == first and not shares)
             for number, name in enumerate(left, 1):
                 log.info("variant %d of %d, seed %d: %s", number, len(left), seed, name)
                 once.begin(name)
@@ -134,7 +145,7 @@ def compare(
             left = [trial.variant for trial in trials if trial.state == "finished" and trial.seed == seed]
     for said in once.says(len(variants)):
         log.warning("%s", said)
-    found = comparison.of(trials, settings.registry.name)
+    found = comparison.of(trials, settings.registry.name, shares)
     found = found.model_copy(update={"link": log_comparison(settings, variants, found)})
     finished.keep(found)
     create_markdown_artifact(comparison.markdown(found.ranked), key="comparison", description=found.sentence)

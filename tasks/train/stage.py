@@ -267,6 +267,8 @@ def trained(
             numbers, unit = (tokens.num_pairs, tokens.num_validation_pairs), "{} pair"
         rows = map(counted, numbers, map(unit.format, ("training", "validation")))
         log.info("  loading %s; %s, %s", base.reference, *rows)
+        if training.share < 1:
+            log.info("  training.share=%g: it trains on this share of the training rows", training.share)
         with shared_checkpoints.kept(work):
             earlier = seconds_in(work)
             run_trainer(job, work)

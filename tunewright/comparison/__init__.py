@@ -13,7 +13,7 @@ one that was pruned has its evaluations in its work folder, so that the same com
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +21,16 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import Adapter
 from tunewright.artifacts.training_log import Line
-from tunewright.comparison.ranking import SMALLER_IS_BETTER, Ranked, Trial, ValidationPoint, in_words, rank, sentence
+from tunewright.comparison.ranking import (
+    SMALLER_IS_BETTER,
+    Ranked,
+    Trial,
+    ValidationPoint,
+    in_words,
+    learning_curve,
+    rank,
+    sentence,
+)
 from tunewright.config import home
 from tunewright.errors import Pruned
 from tunewright.reports.curves import read
@@ -148,13 +157,15 @@ class VariantComparison(BaseModel, frozen=True):
     link: str = ""  # to MLflow
 
 
-def of(trials: Sequence[Trial], name: str) -> VariantComparison:
-    """The comparison of these trials of a pipeline, with its files."""
+def of(trials: Sequence[Trial], name: str, shares: Mapping[str, float] | None = None) -> VariantComparison:
+    """The comparison of these trials of a pipeline, with its files.
+
+    `shares` are those of the training rows by variant, where the variants differ in nothing else.
+    """
     key = hash_of([(trial.variant, trial.seed, trial.folder and trial.folder.name) for trial in trials])[:12]
     ranked = rank(trials)
-    found = VariantComparison(
-        key=key, ranked=ranked, sentence=sentence(ranked), folder=home() / "comparisons" / name / key
-    )
+    said = (learning_curve(ranked, shares) if shares else "") or sentence(ranked)
+    found = VariantComparison(key=key, ranked=ranked, sentence=said, folder=home() / "comparisons" / name / key)
     found.folder.mkdir(parents=True, exist_ok=True)
     (found.folder / "comparison.json").write_text(found.model_dump_json(indent=1, exclude={"folder"}), encoding="utf-8")
     write_page(found.folder / "report.html", ranked, found.sentence)

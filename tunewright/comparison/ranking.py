@@ -5,7 +5,7 @@ mean difference from 4.5 of its standard deviations on, with three from 1.7 on.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
@@ -184,3 +184,28 @@ def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:
     else:
         return ""
     return f", which {takes}" if len(even) == 1 and not found.ties else f", of which {found.variant} {takes}"
+
+
+def learning_curve(ranked: Sequence[Ranked], shares: Mapping[str, float]) -> str:
+    """Say what more training rows brought, of variants that differ in their share alone; empty of fewer than two."""
+    points = sorted(((shares[each.variant], each) for each in ranked if each.state == "finished"), key=lambda at: at[0])
+    if len(points) < 2:
+        return ""
+    measure = in_words(points[0][1].trials[0].measure)
+    named = ", ".join(f"{each.mean:.4g} with {_rows(share)}" for share, each in points)
+    (fewer, before), (more, after) = points[-2:]
+    seeds = sorted(before.values.keys() & after.values.keys())
+    changes = np.array([after.values[seed] - before.values[seed] for seed in seeds])
+    said = f"Learning curve: validation {measure} {named}. From {_rows(fewer)} to {_rows(more)}: {changes.mean():+.2g}"
+    if len(seeds) == 1:
+        return f"{said}. With one seed each this may be chance; --seeds 3 gives it an interval."
+    noise = _noise(changes)
+    low, high = changes.mean() - noise, changes.mean() + noise
+    better, worse = (high < 0, low > 0) if measure == SMALLER_IS_BETTER else (low > 0, high < 0)
+    found = "more rows are likely to help, as a rule each doubling by less than the one before" if better else ""
+    found = found or ("more rows did not help" if worse else "these seeds do not show that more rows help")
+    return f"{said} [{low:+.2g}, {high:+.2g}] over {len(seeds)} seeds: {found}."
+
+
+def _rows(share: float) -> str:
+    return "all training rows" if share == 1 else f"{100 * share:g} %"

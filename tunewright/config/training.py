@@ -148,6 +148,13 @@ class Training(Section):
         le=100_000_000,
         description="Number of optimizer steps, at most 100,000,000; empty uses epochs",
     )
+    share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the training rows to train on, above 0 up to 1: the same rows each time, and those of a "
+        "smaller share are among those of a larger one; compare shows by it whether more rows would help",
+    )
     batch: int = Field(
         default=16, ge=1, le=1_000_000, description="Batch size: rows in one optimizer step, at most 1,000,000"
     )

@@ -177,7 +177,7 @@ def before_training(
     try:
         ground = ground_of(base, tokens)
         ground = ground.of_preference(preference) if preference else ground
-        case = BudgetCase(ground, method, training, compute, machine())
+        case = BudgetCase(ground.part(training.share), method, training, compute, machine())
         case = on_rewards(case, grpo) if grpo else case
     except ValueError:  # what its files say is not known here
         most = training.batch * (grpo.group if grpo else 1)

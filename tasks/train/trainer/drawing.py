@@ -5,6 +5,7 @@ the same answers. Several steps on the same answers read them from a file.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from transformers.trainer_utils import EvalLoopOutput
@@ -36,9 +39,17 @@ SHOWN = 300  # characters of an answer in the log
 Asked = Mapping[str, Any]  # COLUMNS of a row, and its question as `answer`
 
 
-def prompts_in(file: Path) -> list[Asked]:
-    """The rows of a file of render's whose prompts are answered: all but those for replay."""
-    table = pq.read_table(file, columns=[*COLUMNS, "replay"])
+def part_of(rows: pa.Table, share: float) -> pa.Table:
+    """A share of the rows, at least one: those whose ids, which are hashes, come first. A smaller share is within."""
+    if share == 1:
+        return rows
+    last = sorted(rows["row_id"].to_pylist())[math.ceil(share * len(rows)) - 1]
+    return rows.filter(pc.field("row_id") <= last)
+
+
+def prompts_in(file: Path, share: float = 1) -> list[Asked]:
+    """The rows of a file of render's whose prompts are answered, or a share of them: all but those for replay."""
+    table = part_of(pq.read_table(file, columns=[*COLUMNS, "replay"]), share)
     return [row | {"answer": asked_of(row)} for row in table.to_pylist() if not row["replay"]]
 
 

@@ -43,7 +43,7 @@ from tunewright.modeling.preferences import PairCollator
 from tunewright.modeling.unpaired import LabelledCollator, labelled
 from tunewright.serving import TRAINED, context_length
 from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks, reference
-from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer, prompts_in
+from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer, part_of, prompts_in
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.preparing import prepare
 from tunewright.tasks.train.trainer.record import Record, Recorder, ValidationResult
@@ -57,7 +57,7 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_a
 def fit(job: Job, folder: Path) -> int:
     """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
     training = job.training
-    splits = [_read(file, job.preference) for file in (job.train, job.validation)]
+    splits = [part_of(_read(job.train, job.preference), training.share), _read(job.validation, job.preference)]
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
     drawing = _drawing(job, tokenizer) if job.grpo else None
     longest = drawing.longest if drawing else max(map(_longest, splits))
@@ -220,7 +220,7 @@ def _drawing(job: Job, tokenizer: Any) -> Drawing:
     return Drawing(
         job.grpo,
         Rewards(job.grpo.rewards, job.json_schema),
-        [prompts_in(file) for file in (job.train, job.validation)],
+        [prompts_in(job.train, job.training.share), prompts_in(job.validation)],
         tokenizer=tokenizer,
         stops=job.stop_token_ids,
         seed=job.training.seed,
