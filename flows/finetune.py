@@ -98,6 +98,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     call.accept_version(before, rows, checked, unique, splits)
     call.require_metrics(s, splits, read.schema)
     tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=s.checks.max_quarantined_share)
+    call.require_preferences(s, tokens)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
     call.approve_cost(s, read, base, tokens, best)
     *earlier, adapter = _trained(s, call, read, tokens, base, best)

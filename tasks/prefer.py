@@ -29,6 +29,12 @@ def prefer(
     `training` has the steps on pairs, preference.schedule(). `begins_as` is the training on chosen answers before it.
     With kto they are labelled answers. Raises ConfigError where there are too few.
     """
+    require_rows(tokens, preference)
+    return trained(folder, tokens, base, method, training, compute, scan, preference=preference, begins_as=begins_as)
+
+
+def require_rows(tokens: Tokens, preference: Preference) -> None:
+    """Raises ConfigError where no training or no validation row is one that the method learns from."""
     pairs, lacks = (tokens.num_pairs, tokens.num_validation_pairs), "a rejected answer (columns chosen and rejected"
     if preference.learns_labels:
         pairs = pairs[0] + tokens.num_undesirable, pairs[1] + tokens.num_validation_undesirable
@@ -39,4 +45,3 @@ def prefer(
                 f"preference.method={preference.method}: no {split} row has {lacks} of a record); accepted: none, or "
                 "such rows"
             )
-    return trained(folder, tokens, base, method, training, compute, scan, preference=preference, begins_as=begins_as)

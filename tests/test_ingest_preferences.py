@@ -281,6 +281,8 @@ def test_several_right_answers_beside_a_completion_are_no_ranking() -> None:
         (0, {}, False),  # the class of a classification
         (0, {"label": "label"}, True),
         ("1", {"label": "label"}, False),
+        (0.0, {"label": "label"}, True),
+        ("1.0", {"label": "label"}, False),
         (None, {"label": "label"}, False),
     ],
 )
@@ -310,10 +312,10 @@ def test_a_correction_is_chosen_over_the_answer_that_it_corrects() -> None:
     assert (
         one({"messages": [ASKED, NO], "fix": "Yes, until six."}, columns={"correction": "fix"})["chat"] == found["chat"]
     )
-    for nothing_new in ("No. ", "", None):
-        kept = conversation_of(one(answered | {"label": True, "correction": nothing_new}))
-        assert (kept[-1]["content"], rejected_of(kept)) == ("No.", None)
-    assert not is_undesirable(conversation_of(one(answered | {"correction": "No."})))  # confirmed after all
+    for nothing_new in ("No. ", "  ", "", None):
+        for label in (True, False):
+            kept = conversation_of(one(answered | {"label": label, "correction": nothing_new}))
+            assert (kept[-1]["content"], rejected_of(kept), is_undesirable(kept)) == ("No.", None, not label)
 
 
 @pytest.mark.parametrize(

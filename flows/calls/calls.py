@@ -24,6 +24,7 @@ from tunewright.store.refusals import StoppedStage
 from tunewright.store.test_set_uses import Draw
 from tunewright.tasks.base import base as load_base
 from tunewright.tasks.ingest import SourceFile
+from tunewright.tasks.prefer import require_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +204,11 @@ class Calls(ABC):
         """Raises ConfigError where the gate's metrics do not fit these test rows, before anything is made of them."""
         if self.trainings and self.digest(splits):
             require_metrics(settings, splits, schema)
+
+    def require_preferences(self, settings: Settings, tokens: Tokens) -> None:
+        """Raises ConfigError where no row has what preference.method learns from, before anything is trained."""
+        if "prefer" in self.stages and self.digest(tokens):
+            require_rows(tokens, settings.preference)
 
     def begin_test_use(self, candidate: Adapter, answers: Answers) -> float:
         """The share of alpha that the decision on this candidate may spend (store/test_set_uses.py), 0 to 1.

@@ -120,8 +120,9 @@ def _to_messages(
     tools = definitions(record)
     system = optional_text(record, "system")
     opening = [{"role": "system", "content": system}] if system else []
-    messages = preferences.corrected(record, layout, read(record))
-    undesirable = not is_question and preferences.is_undesirable(record, layout)
+    answered = read(record)
+    messages = preferences.corrected(record, layout, answered)
+    undesirable = messages is answered and not is_question and preferences.is_undesirable(record, layout)
     if tools or undesirable or isinstance(messages, Conversation):
         rejected = rejected_of(messages)
         messages = checked(messages, tools, CONVERSATION_FIELD.get(layout, ""), is_question=is_question)

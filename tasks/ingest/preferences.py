@@ -33,7 +33,8 @@ OUTPUTS = {"chosen": "preferred_output", "rejected": "non_preferred_output"}  # 
 OF_OPENAI = ("input", *OUTPUTS.values())
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # opens a turn of HH-RLHF
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-LABELS = {"true": True, "1": True, "false": False, "0": False}
+# pandas writes a column of 1, 0 and gaps as 1.0 and 0.0.
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def from_openai(record: Record, columns: Mapping[str, str]) -> Renamed | None:
@@ -119,7 +120,7 @@ def is_undesirable(record: Record, layout: Layout) -> bool:
 
     A label that is no truth value says something else, unless the columns of the source name it.
     """
-    given = record.get("label") if record.get("correction") in EMPTY else True
+    given = record.get("label")
     is_mapped = isinstance(record, Renamed) and "label" in record.columns
     if given in EMPTY or not (is_mapped or str(given).lower() in ("true", "false")):
         return False
@@ -138,7 +139,8 @@ def corrected(record: Record, layout: Layout, messages: list[Message]) -> list[M
 
     Raises RefusedRecord.
     """
-    if record.get("correction") in EMPTY:
+    given = record.get("correction")
+    if given in EMPTY or (isinstance(given, str) and not given.strip()):
         return messages
     better = text_of_field(record, "correction")
     if layout in ("preference", "ranked"):

@@ -146,6 +146,11 @@ def _reasons(rows: list[dict[str, Any]]) -> str:
 
 
 def _emptied(split: str, refused: list[dict[str, Any]], bound: Bound, on_long: str) -> str:
+    if not refused:
+        return (
+            f"render leaves no row in {split}: all of its rows have undesirable answers (label is false); accepted: at "
+            "least one row with an answer that people want"
+        )
     long = [row["length"] for row in refused if row["reason"] == TOO_LONG]
     why = f"{len(long)} of its {len(refused)} rows are longer than {bound}, they have "
     why = f"{why}{lengths_in_words(long)}: {bound.cure(max(long), on_long)}" if long else _reasons(refused)
@@ -224,7 +229,8 @@ def render(
     counts = {name: measure(folder / f"{name}.parquet") for name in SPLITS}
     for name, measured in counts.items():
         if not measured.num_rows:
-            raise DataError(_emptied(name, refused[name], bound, model.on_long), see=("quarantine.parquet",))
+            see = ("quarantine.parquet",) if refused[name] else ()
+            raise DataError(_emptied(name, refused[name], bound, model.on_long), see=see)
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     num_pairs = {name: _num_pairs(folder / f"{name}.parquet") for name in SPLITS}
     terms = contract(chat, base)

@@ -43,6 +43,7 @@ from tunewright.tasks.split.columns import (
     earlier_splits,
     read_columns,
     strata_of,
+    undesirable,
     uneven,
     untested,
 )
@@ -259,10 +260,11 @@ def split(
     if nearest.similarity >= settings.threshold:
         named = " and ".join(f"{row.file} line {row.line} ({row.split})" for row in pair)
         raise DataError(f"near-duplicates across splits, over split.threshold: {named}")
-    counts, in_test = rows_by_split(assignment.split), np.unique(assignment.cluster[assignment.split == TEST])
+    counts, asked = rows_by_split(assignment.split), (assignment.split == TEST) & ~undesirable(file)
+    in_test = np.unique(assignment.cluster[asked])
     sizes = Counter(np.bincount(assignment.cluster[assigned]).tolist())  # size -> clusters
     own_split = np.where(columns.replay, NONE, assignment.split)
-    time, smallest = in_time(own_split, times) if times else None, visible_difference(len(in_test))
+    time, smallest = in_time(own_split, times) if times else None, visible_difference(max(1, len(in_test)))
     proof = LeakProof(
         threshold=settings.threshold,
         pairs_compared=nearest.num_compared,
@@ -290,7 +292,7 @@ def split(
         time=time,
         decontamination=contaminated,
         settings=settings.model_dump(),
-        findings=findings(contaminated, known_from_training(file, assignment.split), time, counts["test"], smallest),
+        findings=findings(contaminated, known_from_training(file, assignment.split), time, int(asked.sum()), smallest),
     )
     for name in proof.user_provided_splits:
         log.info("split: the %s split is user-provided; split.%s is not used", name, name)

@@ -15,6 +15,7 @@ from tunewright.artifacts.payloads import Balance, Deviation, Stratum
 from tunewright.artifacts.placement import NONE, NOT_PLACED, SPLITS, TEST, TRAIN, furthest, index_in, numbers_of
 from tunewright.errors import ConfigError
 from tunewright.reports.pages import counted, percent
+from tunewright.tools.conversation import conversation_of, is_undesirable
 
 READ = ["row_id", "file", "line", "source", "group", "time", "use_as"]
 REPORTED = 50
@@ -72,6 +73,15 @@ def read_columns(file: Path) -> RowColumns:
     replay = index_in(table["use_as"].combine_chunks(), pa.array(["replay"])) == 0
     given = np.where(replay, TRAIN, numbers_of(table["use_as"]))
     return RowColumns(table, table["row_id"].combine_chunks(), np.asarray(group).astype(np.int64), given, replay)
+
+
+def undesirable(file: Path) -> np.ndarray:
+    """(rows,) whether the answer of a row is undesirable: it is no reference, so such a test row is not asked."""
+    chats = pq.read_table(file, columns=["chat"])["chat"]
+    may_be = np.flatnonzero(pc.match_substring(chats, "undesirable").fill_null(False))  # pyright: ignore[reportAttributeAccessIssue]
+    found = np.zeros(len(chats), bool)
+    found[may_be] = [is_undesirable(conversation_of({"messages": [], "chat": chats[row].as_py()})) for row in may_be]
+    return found
 
 
 class EarlierSplits(NamedTuple):

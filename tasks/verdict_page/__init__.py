@@ -250,7 +250,7 @@ def _work(case: Case, record: Artifact) -> str:
         return f"{counted(record.num_rows, 'answer')}, {counted(num_tokens, 'token')}"
     if not isinstance(record, Adapter):
         return ""
-    steps = case.curves.steps
+    steps = curves.read(record.folder).steps
     tokens = sum(line["tokens_per_second"] * line["seconds"] for line in steps if "tokens_per_second" in line)
     peak = max((line["memory_bytes"] for line in steps if "memory_bytes" in line), default=0)
     computed = [f"{tokens:,.0f} tokens"] if tokens else []

@@ -54,8 +54,8 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def training_warnings(self) -> list[TrainingWarning]:
-        """The warnings about the training curves."""
-        return curves.warnings(self.curves)
+        """The warnings about the curves of all trainings."""
+        return [found for each in self.trainings for found in curves.warnings(curves.read(each.folder))]
 
     @cached_property
     def account(self) -> Account:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tunewright.artifacts import IGNORED, Base, Tokens
+from tunewright.artifacts import IGNORED, UNDESIRABLE, Base, Tokens
 from tunewright.config import Compute, Grpo, Method, Preference, Settings, Training
 from tunewright.cost_model import work
 from tunewright.cost_model.devices import Machine
@@ -35,6 +35,8 @@ class Ground:
     num_pairs: int = 0
     num_validation_pairs: int = 0
     labelled: tuple[int, int] = (0, 0)  # training and validation answers that are desirable or undesirable
+    undesirable: Sequence[Row] = ()  # some of the rows whose answer is undesirable
+    num_undesirable: int = 0
 
     def trains_on(self, preference: Preference) -> bool:
         """Whether there are rows for it."""
@@ -46,11 +48,21 @@ class Ground:
         A labelled answer counts as a pair with the mismatched one, which is computed beside it.
         """
         if preference.learns_labels:
-            rows, numbers = work.mismatched(self.rows), self.labelled
+            rows, numbers = work.mismatched(self._labelled_rows()), self.labelled
         else:
             rows, numbers = self.pairs, (self.num_pairs, self.num_validation_pairs)
         longest = max(len(row["input_ids"]) for row in rows)
         return Ground(self.shape, self.config, self.source, *numbers, rows, longest)
+
+    def _labelled_rows(self) -> list[Row]:
+        """Desirable and undesirable rows of those that are known, as many of each as there are of it among all."""
+        if not self.undesirable:
+            return [*self.rows]
+        known = min(len(self.rows) / self.num_rows, len(self.undesirable) / self.num_undesirable)
+        numbers = (math.ceil(known * number) for number in (self.num_rows, self.num_undesirable))
+        return [
+            row for rows, number in zip((self.rows, self.undesirable), numbers, strict=True) for row in rows[:number]
+        ]
 
     def of_answers(self, grpo: Grpo) -> "Ground":
         """The base and the answers that are drawn to each prompt, all as long as they may be."""
@@ -98,6 +110,8 @@ def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens) -> Groun
         num_pairs=tokens.num_pairs,
         num_validation_pairs=tokens.num_validation_pairs,
         labelled=tokens.num_labelled,
+        undesirable=work.rows_of_render(tokens.path(UNDESIRABLE.format("train")))[1] if tokens.num_undesirable else (),
+        num_undesirable=tokens.num_undesirable,
     )
 
 

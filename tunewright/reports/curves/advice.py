@@ -91,27 +91,39 @@ def windows(series: Series, most: int = WINDOWS) -> list[Window]:
 
 
 def unpreferred(curves: Curves) -> TrainingWarning | None:
-    """In the best evaluation the model preferred the chosen answer, more than at its beginning, no oftener than not."""
+    """In the best evaluation the model preferred the chosen answer, more than at its beginning, no oftener than not.
+
+    Of labelled answers, which nothing ranks, desirable ones gained no more than undesirable ones.
+    """
     found = [line for line in curves.evaluations if line["step"] == curves.best_step]
-    if not found or found[0]["eval_reward_accuracy"] > HALF:
+    if not found:
         return None
-    what = "answers" if curves.is_of_labels else "pairs"
-    seen = f"at step {curves.best_step} {percent(found[0]['eval_reward_accuracy'])} of the validation {what} are ranked"
+    accuracy, margin = found[0]["eval_reward_accuracy"], found[0]["eval_reward_margin"]
+    at = f"at step {curves.best_step}"
+    if curves.is_of_labels:
+        seen = f"{at} the reward of desirable validation answers is {number(margin)} above that of undesirable ones"
+    else:
+        seen = f"{at} {percent(accuracy)} of the validation pairs are ranked right, which chance does too"
+    if margin > 0 if curves.is_of_labels else accuracy > HALF:
+        return None
     advice = "try 3 to 10 times preference.learning_rate, or look at rows on the page of tokens and masks"
-    return TrainingWarning("no preference learnt", 0, f"{seen} right, which chance does too", advice)
+    return TrainingWarning("no preference learnt", 0, seen, advice)
 
 
 def unlikelier(curves: Curves) -> TrainingWarning | None:
     """The margin came from rejected answers that fell further, while the chosen ones became less likely as well."""
     found = [line for line in curves.evaluations if line["step"] == curves.best_step]
-    if not found or curves.status.get("preference") != "dpo":
+    if not found or curves.status.get("preference") not in ("dpo", "kto"):
         return None
     chosen, margin = found[0]["eval_reward_chosen"], found[0]["eval_reward_margin"]
     if chosen > -FALLEN * margin:
         return None
-    seen = f"at step {curves.best_step} the reward of chosen answers is {number(chosen)}, with a margin of"
-    advice = "add preference.sft_weight=1, or raise preference.beta, if answers get worse"
-    return TrainingWarning("chosen answers became less likely", 0, f"{seen} {number(margin)}", advice)
+    what, cure = ("desirable", "preference.desirable_weight") if curves.is_of_labels else ("chosen", "")
+    seen = f"at step {curves.best_step} the reward of {what} answers is {number(chosen)}, with a margin of"
+    advice = (
+        f"{f'raise {cure}' if cure else 'add preference.sft_weight=1'}, or raise preference.beta, if answers get worse"
+    )
+    return TrainingWarning(f"{what} answers became less likely", 0, f"{seen} {number(margin)}", advice)
 
 
 def no_signal(curves: Curves) -> TrainingWarning | None:
