@@ -175,3 +175,26 @@ def test_windows_cover_the_series_in_order() -> None:
     found = windows([(step, float(step)) for step in range(1, 121)], most=12)
     assert [(window.first, window.last) for window in found] == [(10 * at + 1, 10 * at + 10) for at in range(12)]
     assert found[0].mean == 5.5
+
+
+def preferred(method: str, **rewards: float) -> str:
+    """The first warning about a training on preferences whose best evaluation has these figures."""
+    line: dict[str, Any] = {"step": 4, "planned": 4, "loss": 0.5, "grad_norm": 1.0, "reward_accuracy": 0.5}
+    seen = {
+        "step": 4,
+        "planned": 4,
+        "eval_loss": 0.5,
+        **{f"eval_reward_{name}": each for name, each in rewards.items()},
+    }
+    found = warnings(Curves([line], [seen], best_step=4, status={"preference": method}))
+    return found[0].sentence if found else ""
+
+
+def test_labelled_answers_have_a_margin_and_no_rank() -> None:
+    assert "ranked right, which chance does too" in preferred("dpo", accuracy=0.34, margin=0.3, chosen=0.1)
+    assert preferred("kto", accuracy=0.34, margin=0.3, chosen=0.1) == ""
+    said = preferred("kto", accuracy=0.34, margin=0.33, chosen=-0.54)
+    assert said.startswith("desirable answers became less likely")
+    assert "raise preference.desirable_weight" in said and "sft_weight" not in said
+    assert preferred("kto", accuracy=0.6, margin=-0.1, chosen=0.1).startswith("no preference learnt")
+    assert "add preference.sft_weight=1" in preferred("dpo", accuracy=0.9, margin=0.33, chosen=-0.54)

@@ -14,7 +14,8 @@ from trained import by_forks, fork_trainers, in_this_process, kill_trainer_after
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Preference, Training
-from tunewright.errors import ConfigError, TrainerDied
+from tunewright.cost_model.case import ground_of
+from tunewright.errors import ConfigError, DataError, TrainerDied
 from tunewright.tasks.prefer import prefer
 from tunewright.tasks.render import render
 from tunewright.tasks.train import stage as train_stage
@@ -72,13 +73,20 @@ def test_labelled_answers_are_trained_and_no_reference_is_undesirable(
         return Conversation(asked, undesirable=bool(i % 2))
 
     rows = [*map(row, range(36))]
+    rows[1][-1]["content"] = "no " * 40
     tokens = render.fn(make_splits(rows[:24], rows[24:30], rows[30:]), tiny_base, Model(base="tiny", max_length=256))
     assert (tokens.num_train, tokens.num_validation, tokens.num_test) == (12, 3, 3)
     assert (tokens.num_undesirable, tokens.num_validation_undesirable, tokens.num_test_undesirable) == (12, 3, 3)
     references = pq.read_table(tokens.path("test.parquet"))["reference"].to_pylist()
     assert all(said.startswith("yes") for said in references)
     page = tokens.path("report.html").read_text()
-    assert "<b>12</b><span>more with an undesirable answer" in page and page.count(">undesirable answer, ") == 2
+    assert (
+        "<b>12</b><span>more training rows with an undesirable answer, of at most" in page
+        and page.count(">undesirable answer, ") == 2
+    )
+
+    ground = ground_of(tiny_base, tokens)
+    assert ground.longest < 80 and ground.of_preference(KTO).longest > 100, "the plan sees the long undesirable answer"
 
     first = train.fn(tokens, tiny_base, SMALL, SFT, ONE_THREAD)
     made = prefer.fn(tokens, tiny_base, SMALL, KTO, KTO.schedule(SFT), ONE_THREAD, begins_as=first)
@@ -133,6 +141,16 @@ def test_rows_without_pairs_are_refused_in_a_line(tiny_base: Base, make_splits: 
         prefer.fn(tokens, tiny_base, SMALL, DPO, DPO.schedule(SFT), ONE_THREAD)
     with pytest.raises(ConfigError, match=r"preference\.method=kto: no training row has an undesirable answer"):
         prefer.fn(tokens, tiny_base, SMALL, KTO, KTO.schedule(SFT), ONE_THREAD)
+
+
+def test_a_split_of_undesirable_answers_alone_is_refused(tiny_base: Base, make_splits: MakeSplits) -> None:
+    unwanted = Conversation(
+        [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "no"}], undesirable=True
+    )
+    wanted = ["another question", "yes"]
+    with pytest.raises(DataError, match="leaves no row in test: all of its rows have undesirable answers") as error:
+        render.fn(make_splits([wanted], [wanted], [unwanted]), tiny_base, Model(base="tiny", max_length=256))
+    assert not error.value.see
 
 
 @pytest.mark.parametrize("settings", [DPO.model_copy(update={"sft_weight": 0.5}), KTO], ids=["dpo", "kto"])

@@ -1,6 +1,7 @@
 """The pipeline on preference pairs: SFT, then the pairs, then a verdict by the pairs that were held out."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from tunewright.config import (
     Split,
     Training,
 )
+from tunewright.config import home as home_folder
 from tunewright.errors import ConfigError
 from tunewright.flows.calls import stages
 from tunewright.flows.compare import compare
@@ -112,6 +114,11 @@ def test_pairs_come_to_a_verdict_and_another_beta_trains_them_alone(settings: Se
     assert printed["divergence"]["reference"] == "the model after SFT"
     assert 0 < printed["divergence"]["per_token"][1] < printed["divergence"]["per_answer"]
 
+    assert done.page and done.adapter
+    page = done.page.path("report.html").read_text()
+    assert f"weights <code>prefer/{done.adapter.key}</code>" in page
+    assert re.search(r"prefer</td>.*?6 steps", page, re.S) and re.search(r"train</td>.*?4 steps", page, re.S)
+
     assert done.registered
     with connected(settings.registry) as client:
         assert isinstance(client, MlflowClient)
@@ -152,6 +159,19 @@ def test_labelled_answers_come_to_a_verdict_by_desirable_references(settings: Se
     with connected(settings.registry) as client:
         there = client.get_run(done.registered.run_id).data.metrics
     assert {"preference/kl", "preference/validation_kl", "preference/validation_reward_margin"} <= there.keys()
+
+
+def test_kto_without_an_undesirable_answer_is_refused_before_anything_is_trained(settings: Settings) -> None:
+    liked = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in ROWS]
+    Path("thumbs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in liked))
+    data = Data(sources=(Source(path="thumbs.jsonl"),))
+    kto = settings.model_copy(update={"data": data, "preference": Preference(method="kto", max_steps=2)})
+    said = r"preference\.method=kto: no training row has an undesirable answer"
+    with pytest.raises(ConfigError, match=said):
+        run(kto).result()
+    assert not (home_folder() / "artifacts" / "train").exists()
+    with pytest.raises(ConfigError, match=said):
+        plan(kto, "register", ())
 
 
 def test_without_preference_training_pairs_are_measured_alone(settings: Settings) -> None:

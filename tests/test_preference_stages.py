@@ -15,6 +15,7 @@ from test_ingest_tools import TOOLS
 from test_semantic import save_model
 
 from tunewright.artifacts import ROW_SCHEMA, CheckedRows
+from tunewright.artifacts.payloads import LeakProof
 from tunewright.config import Checks, Dedupe, Split
 from tunewright.data_checks.suite import BUILT_IN
 from tunewright.errors import DataError
@@ -22,7 +23,15 @@ from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.check import check
 from tunewright.tasks.dedupe import REASONS, dedupe, find_repeats
 from tunewright.tasks.ingest import row_id_of
-from tunewright.tools.conversation import Conversation, Tool, answer_hash, chat_of, texts_of
+from tunewright.tools.conversation import (
+    Conversation,
+    Tool,
+    answer_hash,
+    chat_of,
+    conversation_of,
+    is_undesirable,
+    texts_of,
+)
 
 OPPOSITE = "the rejected or undesirable answer is the chosen one of another row with this prompt"
 LONG = "please tell me why the new card that I ordered two weeks ago has still not come to my house"
@@ -111,6 +120,16 @@ def test_pairs_of_one_prompt_are_in_one_split() -> None:
     assert all(found.values())
     assert sum(map(len, found.values())) == len(texts)
     assert sum(map(len, by_split.values())) == len(rows)
+
+
+def test_undesirable_answers_are_no_test_rows_that_tell_models_apart() -> None:
+    texts = prompts(60, copies=0)
+    rows = [row(text, "yes") if at % 3 else undesirable(text, "no") for at, text in enumerate(texts)]
+    splits = split_rows(rows, Split(test=0.3, validation=0.2))
+    tested = in_splits(splits)["test"]
+    asked = [each for each in tested if not is_undesirable(conversation_of(each))]
+    assert len(asked) < len(tested)
+    assert LeakProof.load(splits).test_clusters == len(asked)
 
 
 def checked(make_rows: MakeRows, rows: list[dict[str, Any]], checks: Checks = LENIENT) -> CheckedRows:

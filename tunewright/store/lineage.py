@@ -12,7 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tunewright.artifacts import (
+    ASSIGNMENTS_FILE,
+    UNDESIRABLE,
+    Artifact,
+    CheckedRows,
+    Rows,
+    Splits,
+    Tokens,
+    UniqueRows,
+)
 from tunewright.artifacts.placement import NOT_PLACED
 from tunewright.config import from_here
 from tunewright.errors import ConfigError
@@ -118,6 +127,11 @@ def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
         yield {"stage": "split"} | placed
         if made.tokens:
             split = Path(placed["in"]).name
+            aside = UNDESIRABLE.format(Path(split).stem)
+            if made.tokens.sum_undesirable and select(
+                made.tokens.path(aside), pc.field("row_id") == record["row_id"], ["row_id"], 1
+            ):
+                split = aside
             yield {"stage": "render"} | (_quarantined(made.tokens, here) or _now(made.tokens, "rendered", split))
     if made.stopped and (gone := _quarantined(made.stopped, here) or _removed(made.stopped, here)):
         yield {"stage": made.stopped.stage} | gone
