@@ -10,19 +10,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import waiting
 import yaml
 from browsing import browser
 from mlflow import MlflowClient
 from playwright.sync_api import expect
 from servers import TUNEWRIGHT, free_port
 from test_flow import DATA, ROWS
-from waiting import until
 
 from tunewright.artifacts import Base
 from tunewright.config import Registry
@@ -34,6 +35,7 @@ from tunewright.registry.run_writer import GrowingCurves, RunEnding, RunFacts, R
 from tunewright.registry.tracking import connected
 
 STEPS = 300
+until = partial(waiting.until, every=0.3)  # to ask MLflow more often takes a third of a core
 
 
 class Pipeline:
