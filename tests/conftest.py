@@ -55,10 +55,11 @@ SENTENCES = (
 
 # Started first, the longest before the others, so that no worker has one left at the end: see the list of slow files.
 FIRST = (
-    *("team_servers", "live_run", "up", "triggers", "ui", "strangers", "deploy", "cli", "prefect_server", "flow"),
-    *("train", "docs", "ranks"),
-    *("engine", "distribution", "release", "register", "compare", "stopping", "elsewhere", "architecture", "json"),
-    *("gguf", "api", "services", "files", "needless", "interrupts", "predict", "serve", "export", "verify"),
+    *("team_servers", "live_run", "up", "triggers", "ui", "strangers", "deploy"),
+    *("cli", "flow", "docs", "release", "compare", "json", "verify"),  # with Prefect's server, which ends after them
+    *("preference_flow", "reward_flow", "caching", "calls", "stopped_log"),
+    *("prefect_server", "train", "ranks", "engine", "distribution", "register", "stopping", "elsewhere"),
+    *("architecture", "gguf", "api", "services", "files", "needless", "interrupts", "predict", "serve", "export"),
 )
 MAKE_PREFECT_DATABASE = """
 import asyncio
@@ -70,6 +71,8 @@ CORE_SECONDS = "core_seconds"  # a property of each report
 COUNTED = pytest.StashKey[float]()  # those that the reports so far have
 SLOW_FILES = 30  # that the run lists at its end
 SLOW_SECONDS = 5.0  # a file that takes fewer core-seconds is not listed
+ON_PREFECT = pytest.StashKey[set[Path]]()  # the files whose tests share its server
+END_PREFECT = pytest.StashKey[Callable[[], None]]()
 FROZEN = pytest.StashKey[int]()  # how many modules were imported when they were last left alone
 FEW_MODULES = 100  # for which that is not done again
 
@@ -113,15 +116,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[COUNTED] = sum(os.times()[:4])
     places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
+    config.stash[ON_PREFECT] = {item.path for item in items if "prefect_harness" in getattr(item, "fixturenames", ())}
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Has the garbage collector leave alone what was imported: libraries collect all before each training."""
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Has the garbage collector leave alone what was imported: libraries collect all before each training.
+
+    Ends Prefect's server before a file that does not need it: idle, it takes a fortieth of a core.
+    """
     if len(sys.modules) > item.config.stash.get(FROZEN, 0) + FEW_MODULES:
         gc.collect()
         gc.freeze()
         item.config.stash[FROZEN] = len(sys.modules)
+    if nextitem and nextitem.path not in {item.path, *item.config.stash[ON_PREFECT]}:
+        item.config.stash.get(END_PREFECT, lambda: None)()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -395,18 +404,19 @@ def ready(mlflow_database: Path, prefect_database: Path, architectures: Path) ->
 
 
 @pytest.fixture(scope="session")
-def prefect_harness(prefect_database: Path) -> Iterator[Harness]:
-    """`with prefect_harness():` has a Prefect server for flows, which all tests of this process share.
+def prefect_harness(prefect_database: Path, pytestconfig: pytest.Config) -> Iterator[Harness]:
+    """`with prefect_harness():` has a Prefect server for flows, which files of this process share.
 
     `with prefect_harness(own=True):` has one that is new, and ends with the block.
     """
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.testing import utilities
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = SubprocessASGIServer(port)
+    shared: dict[int, SubprocessASGIServer] = {}  # by the port that was asked for
+
+    def end() -> None:
+        while shared:
+            shared.popitem()[1].stop()
 
     def folder() -> str:
         made = tempfile.mkdtemp()
@@ -418,13 +428,24 @@ def prefect_harness(prefect_database: Path) -> Iterator[Harness]:
         with ExitStack() as stack:
             stack.enter_context(patch.object(utilities, "mkdtemp", folder))
             if not own:
+                if not shared:
+                    port = _free_port()
+                    shared[port] = SubprocessASGIServer(port)
+                ((port, server),) = shared.items()
                 stack.enter_context(patch.object(utilities, "_find_available_port", lambda: port))
-                stack.enter_context(patch.object(shared, "stop", lambda: None))
+                stack.enter_context(patch.object(server, "stop", lambda: None))
             with utilities.prefect_test_harness(server_startup_timeout=120):
                 yield
 
+    pytestconfig.stash[END_PREFECT] = end
     yield harness
-    shared.stop()
+    end()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         stack.enter_context(_postgres(programs, folder / "postgres.log", ports["postgres"], password))
         moto = [sys.executable, "-m", "moto.server", "--port", str(ports["storage"])]
         stack.enter_context(_process(folder, "storage", moto, {}))
-        waiting.until(lambda: _answers(f"{started.storage}/moto-api/"))
+        waiting.until(lambda: _answers(f"{started.storage}/moto-api/"), every=0.5)
         bucket = services["bucket"]
         subprocess.run(_here(bucket["command"]), check=True, env=_environment(folder, bucket["environment"]))
         if copy:
@@ -168,7 +168,7 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         ):
             service = services[name]
             stack.enter_context(_process(folder, name, _here(service["command"]), service["environment"]))
-            waiting.until(lambda health=health: _answers(health, started.authority))
+            waiting.until(lambda health=health: _answers(health, started.authority), every=0.5)
         yield started
 
 

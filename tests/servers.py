@@ -202,6 +202,16 @@ def make_team_packages(folder: Path) -> None:
         (folder / name / "__init__.py").write_text("raise ImportError('a package of the team')\n")
 
 
+def make_home(home: Path, made: Iterable[Path]) -> None:
+    """A home with copies of these databases and folders, which no process there makes then."""
+    home.mkdir(mode=0o700)
+    for each in made:
+        if each.is_dir():
+            shutil.copytree(each, home / each.name)
+        else:
+            shutil.copy(each, home)
+
+
 @contextmanager
 def started(folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}, made: Iterable[Path] = ()) -> Iterator[Up]:
     """One at work in this folder, with the deployment finetune/tiny; nothing of it is left afterwards.
@@ -209,12 +219,7 @@ def started(folder: Path, tiny_base: Base, settings: Mapping[str, str] = {}, mad
     Its home has copies of these databases and folders, where it is not to make its own.
     """
     up = Up(folder, (free_port(), free_port()), settings)
-    up.home.mkdir(mode=0o700)
-    for each in made:
-        if each.is_dir():
-            shutil.copytree(each, up.home / each.name)
-        else:
-            shutil.copy(each, up.home)
+    make_home(up.home, made)
     (folder / DATA).write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     make_team_packages(folder)  # in which a worker runs
     parameters = {

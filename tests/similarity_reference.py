@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
+from functools import cache
 
 from tunewright.similarity.folding import APOSTROPHES, FULL_STOPS, OPERATORS, SPACELESS_RANGES, VARIANTS
 from tunewright.similarity.prompts import FEWEST_BOILERPLATE_ROWS
@@ -36,11 +37,12 @@ def words(text: str) -> list[str]:
     return "".join(out).split()
 
 
-def shingles(text: str) -> set[tuple[str, ...]]:
+@cache  # a text is compared with each of the others
+def shingles(text: str) -> frozenset[tuple[str, ...]]:
     found = words(text)
     lengths = [3 if is_spaceless(word) else 2 for word in found]
-    grams = {tuple(found[i : i + n]) for i, n in enumerate(lengths) if i + n <= len(found)}
-    return grams or {("whole", *found)} if found else {("blank", *segments(text))}
+    grams = frozenset(tuple(found[i : i + n]) for i, n in enumerate(lengths) if i + n <= len(found))
+    return grams or frozenset([("whole", *found)] if found else [("blank", *segments(text))])
 
 
 def segments(text: str) -> list[str]:

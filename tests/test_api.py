@@ -24,6 +24,7 @@ import pytest
 import uvicorn
 import waiting
 import yaml
+from servers import make_home
 from test_flow import ROWS
 
 from tunewright.artifacts import Base
@@ -82,9 +83,7 @@ def test_openais_own_client_uploads_trains_follows_and_chats(
 ) -> None:
     """One job of the real server, with a real training that is paused in its midst."""
     home = tmp_path / "home"
-    home.mkdir()
-    for each in ready:
-        (shutil.copytree if each.is_dir() else shutil.copy)(each, home / each.name)
+    make_home(home, ready)
     file = write_template(
         tmp_path / "tiny.yaml", PARAMETERS | {"model": {"base": tiny_base.reference, "max_length": 128}}
     )

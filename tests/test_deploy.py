@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from prefect.settings import (
 )
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, Suspended
 from prefect.testing.cli import CycloptsCliRunner
+from prefect.utilities.callables import parameter_schema
 from rich.console import Console
 from servers import free_port
 from test_automations import event
@@ -126,9 +128,17 @@ deployments:
 """
 
 
+described = cache(parameter_schema)
+
+
 def deployed_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Does what `prefect deploy` does, without the seconds that a process takes to import it."""
-    with temporary_settings({PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY: True}):
+    """Does what `prefect deploy` does, without the seconds in which a process imports it and describes the flow."""
+    with (
+        temporary_settings({PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY: True}),
+        patch("prefect.logging.configuration.setup_logging"),
+        patch("prefect.cli.deploy._core.parameter_schema", described),
+        patch("prefect.deployments.runner.parameter_schema", described),
+    ):
         done = CycloptsCliRunner().invoke(["--no-prompt", "deploy", *arguments])
     return subprocess.CompletedProcess(arguments, done.exit_code, done.output)
 
@@ -186,7 +196,10 @@ def webhook() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_a_file_is_deployed_and_a_second_time_nothing_changes(
-    client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
+    client: SyncPrefectClient,
+    write: Callable[..., Path],
+    webhook: tuple[str, list[str]],
+    request: pytest.FixtureRequest,
 ) -> None:
     save_block("pager", webhook[0])
     operation = "{watch: 30, notify: [custom-webhook/pager], notify_on: [failure, rejection]}"
@@ -197,6 +210,7 @@ def test_a_file_is_deployed_and_a_second_time_nothing_changes(
     assert len(first["automations"]["made"]) == 5
     (looks,) = client.read_deployment_by_name("watch/drops").schedules
     assert in_words(looks.schedule) == "every 30 s"
+    request.getfixturevalue("quick")
     again = as_json(deploy(write(operation), None, "local"))["deployments"][0]
     assert (again["state"], again["changed"], again["id"]) == ("unchanged", [], first["id"])
     assert again["automations"] == {"made": [], "updated": [], "removed": []}
@@ -392,7 +406,11 @@ def test_no_two_deployments_get_one_model_from_their_names(
 
 
 def test_a_deployed_run_begins_in_the_folder_of_its_file_wherever_deploy_was_called(
-    client: SyncPrefectClient, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: SyncPrefectClient,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     file = write().rename("elsewhere.yaml")
     file.write_text(file.read_text().replace("name: drops", "name: elsewhere"))
@@ -404,6 +422,7 @@ def test_a_deployed_run_begins_in_the_folder_of_its_file_wherever_deploy_was_cal
     assert made.pull_steps == [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}]
     assert made.parameters["data"] == {"sources": [{"path": "in/*.jsonl"}]}
     monkeypatch.chdir(tmp_path)
+    request.getfixturevalue("quick")
     again = deploy(Path("elsewhere.yaml"), None, "local")
     assert [each.state for each in (*result.deployed, *again.deployed)] == ["created", "unchanged"]
 
@@ -718,6 +737,7 @@ def save_block(name: str, url: str) -> None:
 TRIGGER = "type: event, expect: [files.came], match: {prefect.resource.id: bucket}"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     client: SyncPrefectClient, write: Callable[..., Path], webhook: tuple[str, list[str]]
 ) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from servers import make_team_packages
+from servers import make_home, make_team_packages
 from test_cli import write_files
 
 from tunewright.artifacts import Base
@@ -83,11 +83,9 @@ def test_the_old_entrypoints_are_the_same_flows(site: Path, tmp_path: Path) -> N
 
 
 def test_what_is_installed_runs_beside_folders_of_a_team_with_our_names(
-    site: Path, tmp_path: Path, tiny_base: Base, mlflow_database: Path, prefect_database: Path
+    site: Path, tmp_path: Path, tiny_base: Base, ready: tuple[Path, ...]
 ) -> None:
-    (tmp_path / "home").mkdir()
-    for database in (mlflow_database, prefect_database):
-        shutil.copy(database, tmp_path / "home")
+    make_home(tmp_path / "home", ready)
     write_files(tiny_base, tmp_path)
     make_team_packages(tmp_path)
     code = "import tunewright.cli.main as cli, sys; print(cli.__file__, file=sys.stderr); cli.main()"

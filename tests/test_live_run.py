@@ -10,19 +10,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import waiting
 import yaml
 from browsing import browser
 from mlflow import MlflowClient
 from playwright.sync_api import expect
-from servers import TUNEWRIGHT, free_port
+from servers import TUNEWRIGHT, free_port, make_home
 from test_flow import DATA, ROWS
-from waiting import until
 
 from tunewright.artifacts import Base
 from tunewright.config import Registry
@@ -34,6 +35,7 @@ from tunewright.registry.run_writer import GrowingCurves, RunEnding, RunFacts, R
 from tunewright.registry.tracking import connected
 
 STEPS = 300
+until = partial(waiting.until, every=0.3)  # to ask MLflow more often takes a third of a core
 
 
 class Pipeline:
@@ -164,8 +166,9 @@ def server(tmp_path: Path, mlflow_database: Path) -> Iterator[Server]:
 
 
 def test_a_run_is_watched_while_it_trains_and_neither_an_outage_nor_a_kill_costs_or_doubles_a_point(
-    server: Server, tmp_path: Path, tiny_base: Base, home: Path
+    server: Server, tmp_path: Path, tiny_base: Base, home: Path, ready: tuple[Path, ...]
 ) -> None:
+    make_home(home, ready)
     pipeline = Pipeline(tmp_path, tiny_base, registry={"tracking_uri": server.uri})
     client = MlflowClient(server.uri)
     with ended_at_last(pipeline.start("--set", "training.learning_rate=0.002")) as process:
@@ -216,10 +219,9 @@ def test_a_run_is_watched_while_it_trains_and_neither_an_outage_nor_a_kill_costs
 
 
 def test_a_run_that_is_stopped_or_killed_ends_so_and_goes_on_in_the_same_run(
-    tmp_path: Path, tiny_base: Base, home: Path, mlflow_database: Path
+    tmp_path: Path, tiny_base: Base, home: Path, ready: tuple[Path, ...]
 ) -> None:
-    home.mkdir()
-    shutil.copy(mlflow_database, home)
+    make_home(home, ready)
     pipeline, client = Pipeline(tmp_path, tiny_base), local(home)
 
     def trains() -> Any:

@@ -146,7 +146,6 @@ def _deploy(client: SyncPrefectClient, pipeline: Pipeline, pool: str) -> Deploye
     server.deploy(pipeline, pool, before)
     now = server.read(client, FLOW, pipeline.name)
     assert now
-    now = server.with_log(client, now)
     operation, registry = pipeline.settings.operation, pipeline.settings.registry
     if pipeline.settings.gate.approval:
         release.deploy(registry.name, now)

@@ -18,7 +18,7 @@ from uuid import UUID
 import yaml
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter, WorkerFilter
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
@@ -188,13 +188,17 @@ def deploy(pipeline: Pipeline, pool: str, before: DeploymentResponse | None) -> 
 
     Raises TunewrightError with what it said, in one line.
     """
-    given = () if pipeline.work_pool else ("--pool", pool)
+    named = () if pipeline.work_pool else ("--pool", pool)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         assert pipeline.document
         # YAML 1.1, by which Prefect reads it, takes 1e-4 for text: here it is the number.
-        yaml.safe_dump(_anchored(pipeline, before), file)
+        content = copy.deepcopy(pipeline.document.value)
+        given = next(each for each in content["deployments"] if each["name"] == pipeline.name)
+        _anchor(given, pipeline, before)
+        _send_log(given)
+        yaml.safe_dump(content, file)
         file.flush()
-        done = _prefect_deploy("--prefect-file", file.name, "--name", pipeline.name, *given)
+        done = _prefect_deploy("--prefect-file", file.name, "--name", pipeline.name, *named)
     if done.returncode:
         config.make_home()
         log = log_file("deploy")
@@ -203,17 +207,14 @@ def deploy(pipeline: Pipeline, pool: str, before: DeploymentResponse | None) -> 
         raise TunewrightError(f"{pipeline.path}: prefect deploy of {pipeline.name}: {_said(done.stdout)}; see {log}")
 
 
-def _anchored(pipeline: Pipeline, before: DeploymentResponse | None) -> dict[str, Any]:
-    """The content of the file, whose intervals without an anchor have that of the same schedule on the server.
+def _anchor(given: dict[str, Any], pipeline: Pipeline, before: DeploymentResponse | None) -> None:
+    """Give intervals of a file's deployment without an anchor that of the same schedule on the server.
 
     Prefect anchors such a schedule at the time of each deploy, which moves its runs.
     """
-    assert pipeline.document
-    content = copy.deepcopy(pipeline.document.value)
     there = [each.schedule for each in before.schedules] if before else []
     left = [each for each in there if isinstance(each, IntervalSchedule)]
-    given = next(each for each in content["deployments"] if each["name"] == pipeline.name).get("schedules") or ()
-    for each, due in zip(given, pipeline.schedules or (), strict=True):
+    for each, due in zip(given.get("schedules") or (), pipeline.schedules or (), strict=True):
         if not isinstance(due, IntervalSchedule) or each.get("anchor_date"):
             continue
         for known in left:
@@ -221,7 +222,20 @@ def _anchored(pipeline: Pipeline, before: DeploymentResponse | None) -> dict[str
                 each["anchor_date"] = known.anchor_date.isoformat()
                 left.remove(known)
                 break
-    return content
+
+
+def _send_log(given: dict[str, Any]) -> None:
+    """Have runs of a file's deployment send the pipeline's lines to Prefect whichever worker starts them.
+
+    Prefect takes lines of the loggers that this variable names; those that the file names stay.
+    """
+    pool = given["work_pool"] = given.get("work_pool") or {}
+    variables = pool["job_variables"] = pool.get("job_variables") or {}
+    environment = variables.get("env") or {}
+    if isinstance(environment, dict):  # a pool may have a list
+        named = [name for name in str(environment.get(LOGGERS) or "").split(",") if name.strip()]
+        added = [] if LOGGER in named else [LOGGER]
+        variables["env"] = environment | {LOGGERS: ",".join([*named, *added])}
 
 
 def _prefect_deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -247,22 +261,6 @@ def environment_of(deployment: DeploymentResponse) -> dict[str, Any] | None:
     """The variables that a deployment sets for its runs; None where they are a list, as a pool may have it."""
     environment = deployment.job_variables.get("env") or {}
     return environment if isinstance(environment, dict) else None
-
-
-def with_log(client: SyncPrefectClient, deployment: DeploymentResponse) -> DeploymentResponse:
-    """The deployment, whose runs send the pipeline's lines to Prefect whichever worker starts them.
-
-    Prefect takes lines of the loggers that this variable names; those that a file names stay.
-    """
-    environment = environment_of(deployment)
-    if environment is None:
-        return deployment
-    named = [name for name in str(environment.get(LOGGERS, "")).split(",") if name.strip()]
-    if LOGGER in named:
-        return deployment
-    variables = deployment.job_variables | {"env": environment | {LOGGERS: ",".join([*named, LOGGER])}}
-    client.update_deployment(deployment.id, DeploymentUpdate(job_variables=variables))
-    return client.read_deployment(deployment.id)
 
 
 def _said(output: str) -> str:
