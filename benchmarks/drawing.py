@@ -72,8 +72,9 @@ def our_trainer(options: argparse.Namespace) -> Any:
     from tunewright.modeling import compute, methods
     from tunewright.modeling.groups import DrawnCollator
     from tunewright.modeling.objectives import RewardObjective
-    from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer, prompts_in
+    from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer
     from tunewright.tasks.train.trainer.preparing import prepare
+    from tunewright.tasks.train.trainer.rows import prompts_in
     from tunewright.tasks.train.trainer.watch import Watch
 
     grpo = Grpo(rewards={"chrf": 1}, group=options.group, batch=options.prompts, max_new_tokens=options.longest)

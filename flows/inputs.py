@@ -101,6 +101,8 @@ def _stop_outside(settings: Settings) -> None:
             outside.check_module("checks.expectations", expectation.name)
     for number, each in enumerate(settings.evaluation.api_models):
         outside.check_host(f"evaluation.api_models[{number}].url", each.url, "TUNEWRIGHT_API_HOSTS")
+    if settings.compute.vllm:
+        outside.check_host("compute.vllm", settings.compute.vllm, "TUNEWRIGHT_API_HOSTS")
     if settings.judge.url:
         outside.check_host("judge.url", settings.judge.url, "TUNEWRIGHT_JUDGE_HOSTS")
         config.judge_key(settings.judge.url)

@@ -18,7 +18,7 @@ from tunewright.tasks.prefer import prefer
 from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.render import render
 from tunewright.tasks.train.stage import train
-from tunewright.tasks.train.trainer.drawing import part_of
+from tunewright.tasks.train.trainer.rows import part_of
 from tunewright.tools.conversation import Conversation
 
 SMALL = Method(rank=2, alpha=4)

@@ -128,6 +128,7 @@ NEEDED = {"judge": {"model": "m"}, "lm_eval": {"tasks": ["hellaswag"]}}  # by a 
         ("evaluation", "metrics", ["auto", "os:X"], "evaluation.metrics=os:X: is of none of TUNEWRIGHT_MODULES"),
         ("checks", "expectations", [{"name": "os.X"}], "checks.expectations=os.X: is of none of TUNEWRIGHT_MODULES"),
         ("judge", "url", "https://b.example/v1", "judge.url=https://b.example/v1: its host is none of"),
+        ("compute", "vllm", "https://b.example/v1", "compute.vllm=https://b.example/v1: its host is none of"),
         ("data", "sources", [{"path": "{other}/a.jsonl"}], "data.sources[0].path={other}/a.jsonl: lies outside"),
     ],
 )
@@ -140,6 +141,7 @@ def test_a_run_asks_before_it_reads_what_a_setting_names(
     monkeypatch.setenv("TUNEWRIGHT_ROOTS", str(inside))
     monkeypatch.setenv("TUNEWRIGHT_MODULES", "team")
     monkeypatch.setenv("TUNEWRIGHT_JUDGE_HOSTS", "a.example")
+    monkeypatch.setenv("TUNEWRIGHT_API_HOSTS", "a.example")
     monkeypatch.setattr("tunewright.modeling.models.identity", lambda _: "")
     settings = Settings(data=Data(sources=(Source(path=f"{inside}/*.jsonl"),)), model=Model(base=str(inside)))
     named = json.loads(json.dumps(value).replace("{other}", str(other)))

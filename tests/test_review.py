@@ -115,6 +115,15 @@ def test_the_champion_is_compared_by_default_and_equal_answers_are_left_out(
     assert review("show")["opponents"] == []
 
 
+def test_answers_that_are_all_the_same_leave_nothing_to_choose(
+    register_candidate: Callable[..., Registered], said: list[str], home: Path
+) -> None:
+    register_candidate()
+    register_candidate(digest="b", challenged="1", champions=tuple(said))
+    done = CliRunner().invoke(app, ["review", "write", "triage", "--json"])
+    assert json.loads(done.stdout)["error"] == "--against champion: all its answers are the same as the candidate's"
+
+
 def test_a_person_chooses_in_the_browser_and_saves_a_table_that_can_be_recorded(
     review: Review, said: list[str], tmp_path: Path
 ) -> None:

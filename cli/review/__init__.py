@@ -58,12 +58,8 @@ def write(
 
         with release.opened(registry) as client:
             found = review.look_up(client, registry, version)
-        asked = found.against(against, pairs)
-        opponent = against or ("champion" if "champion" in found.opponents else "base")
-        if not asked:
-            raise ConfigError(
-                f"--against {opponent}: all its answers are the same as the candidate's; nothing to compare"
-            )
+        opponent = against or found.usual_opponent
+        asked = found.pairs_with(opponent, pairs)
         output = output or Path(f"{name}-{found.number}-review.html")
         if output.exists() and not overwrite:
             raise ConfigError(f"--output {output}: exists; --overwrite replaces it")

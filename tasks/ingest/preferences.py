@@ -129,7 +129,7 @@ def is_undesirable(record: Record, layout: Layout) -> bool:
     if label is None:
         raise RefusedRecord("bad_label", f"{named} is {quoted(given)}; accepted: true, false, 1, 0")
     if not label and layout in ("preference", "ranked"):
-        said = f"{named} is {quoted(given)} and the record has several answers; accepted: one of the two"
+        said = f"{named} is {quoted(given)} and the record has several answers; accepted: a label beside one answer"
         raise RefusedRecord("bad_label", said)
     return not label
 

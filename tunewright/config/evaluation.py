@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from tunewright.config.outside import require_no_secret
+from tunewright.config.outside import HTTP_URL, require_no_secret
 from tunewright.config.section import LocalPath, Section
 
 Metric = Literal[
@@ -75,7 +75,6 @@ def require_in_range(metric: str, key: str, by: float) -> None:
         raise ValueError(f"{key}={by:g} is out of range: {scores} are from 0 to 1; accepted: below 1")
 
 
-HTTP_URL = "^https?://[^ ]+$"
 API_NAME = r"^[A-Za-z0-9][\w.-]*$"  # a part of MLflow's metric names
 OTHER_CONTENDERS = {"base", "candidate", "champion", "constant", "few_shot", "retrieval"}
 LEAST_LIMIT = 32  # tokens that max_new_tokens: auto leaves an answer, also of a base that says more than the label

@@ -6,7 +6,7 @@ Without these variables everything is allowed but metadata services, whose answe
     TUNEWRIGHT_MODULES         modules of the team's that metrics and expectations are imported from
     TUNEWRIGHT_TRACKING_HOSTS  hosts that registry.tracking_uri may name
     TUNEWRIGHT_JUDGE_HOSTS     hosts that judge.url may name; only these are sent TUNEWRIGHT_JUDGE_KEY
-    TUNEWRIGHT_API_HOSTS       hosts that evaluation.api_models[].url may name
+    TUNEWRIGHT_API_HOSTS       hosts that evaluation.api_models[].url and compute.vllm may name
 
 Each holds several, with commas between.
 """
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from tunewright.errors import ConfigError
 
+HTTP_URL = "^https?://[^ ]+$"
 METADATA = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 METADATA_ADDRESSES = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 HTTP = re.compile(r"(?:https?|ftp|webhdfs)://(?:\[[^\]\s]*\])?(?:(?!::)\S)*", re.I)  # also behind zip://file::

@@ -157,6 +157,22 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _vllm_can_draw(self) -> Self:
+        if not self.compute.vllm:
+            return self
+        wrong = {
+            "grpo.rewards: a training on rewards, for which alone answers are drawn": not self.grpo.rewards,
+            "method.kind=lora": self.method.kind != "lora",
+            "method.dora=false": self.method.dora,
+            "method.init=default": self.method.init in ("pissa", "olora"),
+            "grpo.temperature=1": self.grpo.temperature != 1,
+            "compute.devices=1": self.compute.devices > 1,
+        }
+        if lacking := next((accepted for accepted, is_wrong in wrong.items() if is_wrong), ""):
+            raise ValueError(f"compute.vllm cannot draw answers with these settings; accepted: {lacking}")
+        return self
+
+    @model_validator(mode="after")
     def _kl_can_be_estimated(self) -> Self:
         if self.preference.learns_labels and self.training.batch < FEWEST_LABELLED:
             raise ValueError(

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from tunewright.config.outside import HTTP_URL, require_no_secret
 from tunewright.config.section import CommaSeparated, LocalPath, Section
 
 
@@ -223,6 +224,13 @@ class Compute(Section):
         description="GPUs of this machine that train together, each computing a part of a step's rows, at most 64; "
         "on a CPU: processes, which share its cores",
     )
+    vllm: str | None = Field(
+        default=None,
+        pattern=HTTP_URL,
+        description="Base URL of a vLLM server that draws the answers of a training on rewards, such as "
+        "http://localhost:8000/v1; it serves model.base with --enable-lora and reads the trainer's folder; empty: the "
+        "trainer draws them",
+    )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
         description="How several devices hold the model. ddp: each all of it; fsdp: its weights, gradients and "
@@ -270,3 +278,8 @@ class Compute(Section):
         le=4_096,
         description="CPU threads of the trainer, at most 4096; empty uses one per physical core",
     )
+
+    @field_validator("vllm")
+    @classmethod
+    def _vllm_holds_no_secret(cls, url: str | None) -> str | None:
+        return url and require_no_secret(url, "the server's network: it is asked without a key")

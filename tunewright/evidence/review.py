@@ -71,19 +71,18 @@ class ReviewedVersion:
         return {each.pair.row_id: each.pair.cluster for each in self.pairs.values()}
 
     @property
-    def opponents(self) -> list[str]:
-        """The contenders whose answers are kept beside the candidate's."""
-        return [*self.num_equal]
+    def usual_opponent(self) -> str:
+        """The champion, or the base where there was none."""
+        return "champion" if "champion" in self.num_equal else "base"
 
-    def against(self, opponent: str | None, num_pairs: int) -> list[BlindPair]:
-        """The first pairs with one opponent: without a name the champion, or the base where there was none.
-
-        Raises ConfigError where that is none of the opponents.
-        """
-        name = opponent or ("champion" if "champion" in self.num_equal else "base")
-        if name not in self.num_equal:
-            raise ConfigError(f"--against {shown(name)}: accepted: {', '.join(self.opponents)}")
-        return [each for each in self.pairs.values() if each.pair.opponent == name][:num_pairs]
+    def pairs_with(self, opponent: str, num_pairs: int) -> list[BlindPair]:
+        """The first pairs with one opponent, at least one. Raises ConfigError where there is none."""
+        if opponent not in self.num_equal:
+            raise ConfigError(f"--against {shown(opponent)}: accepted: {', '.join(self.num_equal)}")
+        found = [each for each in self.pairs.values() if each.pair.opponent == opponent][:num_pairs]
+        if not found:
+            raise ConfigError(f"--against {opponent}: all its answers are the same as the candidate's")
+        return found
 
 
 def look_up(client: "MlflowClient", registry: Registry, version_number: str | None) -> ReviewedVersion:

@@ -50,7 +50,7 @@ class Sampling(Greedy):
         with torch.random.fork_rng():
             for start in range(0, len(rows), at_once):
                 some = rows[start : start + at_once]
-                torch.manual_seed(_number(self.names[some[0]]))
+                torch.manual_seed(number_of(self.names[some[0]]))
                 plain.generate_whole(self.model, some, sorted(self.stops), self.max_new_tokens, self.temperature)
                 self.on_progress(start + len(some))
 
@@ -61,12 +61,12 @@ class Sampling(Greedy):
         for at, row in enumerate(rows):
             for column, place in enumerate(places[at].tolist()):
                 if place >= 0:
-                    generator.manual_seed(_number(f"{self.names[row]} {place}"))
+                    generator.manual_seed(number_of(f"{self.names[row]} {place}"))
                     noise.exponential_(generator=generator)
                     chosen[at, column] = (logits[at, column].float() / self.temperature - noise.log()).argmax()
         return chosen
 
 
-def _number(name: str) -> int:
-    """A seed for a name."""
+def number_of(name: str) -> int:
+    """Return a seed for a name."""
     return int.from_bytes(sha256(name.encode()).digest()[:7])

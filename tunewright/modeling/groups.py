@@ -14,21 +14,23 @@ from tunewright.config import Grpo
 from tunewright.modeling.batches import Batch, Collator
 from tunewright.modeling.micro_batching import Row
 
-FIGURES = ("kl", "clipped_share")  # that are measured beside the loss
+FIGURES = ("kl", "clipped_share", "vllm_gap")  # that are measured beside the loss
 LEAST = 1e-4  # that is added to a standard deviation, as TRL does
 
 
 class DrawnBatch(Batch):
     """A micro-batch of drawn answers.
 
-    `advantages` and `weights` [answers]; `drawn` and `reference` [positions] are the log-likelihoods by the model that
-    drew the answers and by the one before its first step, zeros where the loss needs none.
+    `advantages` and `weights` [answers]; `drawn`, `reference` and `served` [positions] are the log-likelihoods by the
+    model that drew the answers, by the one before its first step, and as a vLLM server drew them, zeros where the loss
+    needs none.
     """
 
     advantages: torch.Tensor
     weights: torch.Tensor
     drawn: torch.Tensor
     reference: torch.Tensor
+    served: torch.Tensor
 
 
 class DrawnCollator(Collator):
@@ -52,6 +54,7 @@ class DrawnCollator(Collator):
             "weights": torch.tensor([row["weight"] for row in rows]),
             "drawn": of_positions(laid, [row.get("drawn") for row in rows]),
             "reference": of_positions(laid, [row.get("reference") for row in rows]),
+            "served": of_positions(laid, [row.get("served") for row in rows]),
         }
 
 

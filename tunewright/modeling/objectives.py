@@ -11,6 +11,7 @@ import torch
 
 from tunewright.artifacts import IGNORED
 from tunewright.config import Grpo, Preference
+from tunewright.errors import ConfigError
 from tunewright.modeling import groups, preferences, unpaired
 from tunewright.modeling.batches import Batch, answer_likelihoods, answer_loss, num_labels, token_likelihoods
 
@@ -136,11 +137,17 @@ class LabelObjective:
         return found
 
 
+# Of a token whose likelihood the server gave too low; TRL cuts it there too (truncated importance sampling).
+MOST_CORRECTION = 2.0
+MOST_GAP = 0.5  # nats per token, which no rounding comes to
+
+
 class RewardObjective:
     """The loss on answers that were drawn and rewarded, as TRL's GRPOTrainer has it."""
 
-    def __init__(self, settings: Grpo) -> None:
-        self.settings = settings
+    def __init__(self, settings: Grpo, *, is_served: bool = False) -> None:
+        """With `is_served` a vLLM server drew the answers, for whose other rounding the loss is corrected."""
+        self.settings, self.is_served = settings, is_served
         self.measured: dict[str, tuple[float, float]] = dict.fromkeys(groups.FIGURES, (0.0, 0.0))
 
     def sizes(self, batch: groups.DrawnBatch) -> tuple[float]:
@@ -151,7 +158,8 @@ class RewardObjective:
         """The one term."""
         found, answers = token_likelihoods(model, batch, self.settings.temperature), batch["answers"].flatten()
         is_scored = batch["labels"].flatten() != IGNORED
-        ratio = (found - (found.detach() if self.settings.iterations == 1 else batch["drawn"])).exp()
+        before = found.detach() if self.settings.iterations == 1 else batch["drawn"]
+        ratio = (found - before).exp()
         advantages = batch["advantages"][answers]
         high = self.settings.clip if self.settings.clip_high is None else self.settings.clip_high
         clipped = ratio.clamp(1 - self.settings.clip, 1 + high)
@@ -159,6 +167,15 @@ class RewardObjective:
         with torch.no_grad():
             is_clipped = (ratio * advantages > clipped * advantages) & is_scored
             self._measure("clipped_share", is_clipped, is_scored)
+        if self.is_served:
+            gap = before - batch["served"]
+            loss = loss * gap.exp().clamp(max=MOST_CORRECTION)
+            self._measure("vllm_gap", gap.abs() * is_scored, is_scored)
+            if (mean := (gap.abs() * is_scored).sum() / is_scored.sum().clamp(min=1)) > MOST_GAP:
+                raise ConfigError(
+                    f"compute.vllm: the server's log-likelihoods of its answers are {mean:.2g} nats per token from the "
+                    "model's: it serves another model; accepted: a vLLM server of model.base"
+                )
         if self.settings.beta:
             gap = batch["reference"] - found
             divergence = gap.exp() - gap - 1
@@ -174,6 +191,7 @@ class RewardObjective:
     def figures(self) -> Mapping[str, tuple[float, float]]:
         """The KL divergence from the reference and the share of clipped tokens, where the settings have them."""
         has = {"kl": self.settings.beta > 0, "clipped_share": self.settings.iterations > 1}
+        has["vllm_gap"] = self.is_served
         found = {name: value for name, value in self.measured.items() if has[name]}
         self.measured = dict.fromkeys(groups.FIGURES, (0.0, 0.0))
         return found

@@ -53,6 +53,7 @@ OF_REWARDS = {  # the same of a training on rewards
     "cut_share": "grpo/cut_share",
     "kl": "grpo/kl",
     "clipped_share": "grpo/clipped_share",
+    "vllm_gap": "grpo/vllm_gap",
     "loss": "grpo/loss",
     "learning_rate": "grpo/learning_rate",
     "grad_norm": "grpo/grad_norm",

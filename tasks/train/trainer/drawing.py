@@ -5,56 +5,40 @@ the same answers. Several steps on the same answers read them from a file.
 """
 
 import json
-import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
 from tunewright import compat
 from tunewright.config import Grpo
 from tunewright.errors import ConfigError
-from tunewright.generation import Greedy, Sampling
+from tunewright.generation import Answer, Greedy, Sampling
+from tunewright.generation.vllm_server import Drawn, VllmServer
 from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import groups
 from tunewright.modeling.batches import token_likelihoods
 from tunewright.modeling.groups import DrawnCollator
 from tunewright.tasks.train.trainer import checkpoints, ranks
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
+from tunewright.tasks.train.trainer.rows import Asked
 from tunewright.tasks.train.trainer.watch import BatchRows, answering, asked_of, mean_score, share_of
 
-COLUMNS = ["row_id", "input_ids", "labels", "prompt_length", "reference"]
 FOLDER = "drawn"  # beside the job: the answers of a draw, where several steps learn from them
 SHOWN = 300  # characters of an answer in the log
 
-Asked = Mapping[str, Any]  # COLUMNS of a row, and its question as `answer`
-
-
-def part_of(rows: pa.Table, share: float) -> pa.Table:
-    """A share of the rows, at least one: those whose ids, which are hashes, come first. A smaller share is within."""
-    if share == 1:
-        return rows
-    last = sorted(rows["row_id"].to_pylist())[math.ceil(share * len(rows)) - 1]
-    return rows.filter(pc.field("row_id") <= last)
-
-
-def prompts_in(file: Path, share: float = 1) -> list[Asked]:
-    """The rows of a file of render's whose prompts are answered, or a share of them: all but those for replay."""
-    table = part_of(pq.read_table(file, columns=[*COLUMNS, "replay"]), share)
-    return [row | {"answer": asked_of(row)} for row in table.to_pylist() if not row["replay"]]
-
 
 class Drawing:
-    """Draws answers to prompts and rewards them; `batch` are the answers that are drawn at once."""
+    """Draws answers to prompts and rewards them; `batch` are the answers that are drawn at once.
+
+    With a `server` that draws the training answers; those to the validation prompts are the model's own.
+    """
 
     def __init__(
         self,
@@ -66,8 +50,9 @@ class Drawing:
         stops: Sequence[int],
         seed: int,
         batch: int,
+        server: VllmServer | None = None,
     ) -> None:
-        self.settings, self.rewards = settings, rewards
+        self.settings, self.rewards, self.server = settings, rewards, server
         self.train, self.validation = splits
         self.tokenizer, self.stops, self.seed, self.batch = tokenizer, stops, seed, batch
         self.beat: Callable[[], None] = lambda: None  # called after each pass through the model
@@ -94,24 +79,15 @@ class Drawing:
         asked = self.prompts(draw)
         number, rank = share_of(model)
         own = asked[rank::number]
-        sampling = Sampling(
-            model,
-            temperature=self.settings.temperature,
-            seed=f"{self.seed} {draw}",
-            stops=self.stops,
-            max_new_tokens=self.settings.max_new_tokens,
-            batch=self.batch,
-        )
+        named = [f"{rank + at * number} {row['row_id']}" for at, row in enumerate(own)]
         drawn = list[tuple[int, list[dict[str, Any]], list[float], list[str]]]()
-        with answering(model):
-            named = [f"{rank + at * number} {row['row_id']}" for at, row in enumerate(own)]
-            asked_here, group = [row["answer"] for row in own], self.settings.group
-            found = sampling.draw(asked_here, named, group, lambda _: self.beat()) if own else []
+        found = self._drawn(model, draw, [row["answer"] for row in own], named) if own else []
         for at, (row, answers) in enumerate(zip(own, found, strict=True)):
-            texts = [answer.text(self.tokenizer, row["reference"], self.stops) for answer in answers]
-            drawn.append(
-                (rank + at * number, groups.as_rows(row, answers), self._rewards([row] * len(texts), texts), texts)
-            )
+            texts = [each.answer.text(self.tokenizer, row["reference"], self.stops) for each in answers]
+            rows = groups.as_rows(row, [each.answer for each in answers])
+            if self.server:
+                rows = [each | {"served": one.likelihoods} for each, one in zip(rows, answers, strict=True)]
+            drawn.append((rank + at * number, rows, self._rewards([row] * len(texts), texts), texts))
         whole = sorted(ranks.gathered(drawn) if number > 1 else drawn, key=lambda each: each[0])
         rewards = torch.tensor([each[2] for each in whole])
         rows = [row for each in whole for row in each[1]]
@@ -133,6 +109,23 @@ class Drawing:
             "answer_tokens": statistics.fmean(row["num_tokens"] for row in rows),
             "cut_share": statistics.fmean(row["labels"][-1] not in self.stops for row in rows),
         }
+
+    def _drawn(self, model: Any, draw: int, asked: list[Answer], names: list[str]) -> list[list[Drawn]]:
+        """The answers to each question, a group of them; only those of a server have likelihoods."""
+        group, beat = self.settings.group, lambda _: self.beat()
+        if self.server:
+            self.server.load(model, draw)
+            return self.server.draw(asked, [f"{self.seed} {draw} {name}" for name in names], group, beat)
+        sampling = Sampling(
+            model,
+            temperature=self.settings.temperature,
+            seed=f"{self.seed} {draw}",
+            stops=self.stops,
+            max_new_tokens=self.settings.max_new_tokens,
+            batch=self.batch,
+        )
+        with answering(model):
+            return [[Drawn(each, []) for each in answers] for answers in sampling.draw(asked, names, group, beat)]
 
     def validate(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
         """The mean reward of the greedy answers to the validation prompts, or of those before an interruption."""

@@ -16,17 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from trl.trainer.sft_config import SFTConfig
 
-from tunewright.artifacts import UNDESIRABLE, training_log
+from tunewright.artifacts import training_log
 from tunewright.artifacts.payloads import TrainingSummary
-from tunewright.config import Preference
 from tunewright.errors import ConfigError
+from tunewright.generation.vllm_server import VllmServer
 from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.batches import Collator
@@ -40,13 +37,14 @@ from tunewright.modeling.objectives import (
     RewardObjective,
 )
 from tunewright.modeling.preferences import PairCollator
-from tunewright.modeling.unpaired import LabelledCollator, labelled
+from tunewright.modeling.unpaired import LabelledCollator
 from tunewright.serving import TRAINED, context_length
 from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks, reference
-from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer, part_of, prompts_in
+from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.preparing import prepare
 from tunewright.tasks.train.trainer.record import Record, Recorder, ValidationResult
+from tunewright.tasks.train.trainer.rows import longest_of, part_of, prompts_in, rows_in
 from tunewright.tasks.train.trainer.watch import Scores, Watch, with_rows
 
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -57,10 +55,10 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_a
 def fit(job: Job, folder: Path) -> int:
     """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
     training = job.training
-    splits = [part_of(_read(job.train, job.preference), training.share), _read(job.validation, job.preference)]
+    splits = [part_of(rows_in(job.train, job.preference), training.share), rows_in(job.validation, job.preference)]
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
-    drawing = _drawing(job, tokenizer) if job.grpo else None
-    longest = drawing.longest if drawing else max(map(_longest, splits))
+    drawing = _drawing(job, tokenizer, folder) if job.grpo else None
+    longest = drawing.longest if drawing else max(map(longest_of, splits))
     config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
     if drawing and (reads := context_length(config.to_dict())) and longest > reads:
         raise ConfigError(_too_long(drawing, reads))
@@ -201,7 +199,7 @@ def _reward_before(folder: Path) -> float:
 
 def _objective(job: Job) -> Objective:
     if job.grpo:
-        return RewardObjective(job.grpo)
+        return RewardObjective(job.grpo, is_served=bool(job.compute.vllm))
     if job.preference:
         return (LabelObjective if job.preference.learns_labels else PairObjective)(job.preference)
     return AnswerObjective()
@@ -215,8 +213,12 @@ def _kind_of_collator(job: Job) -> type[Collator]:
     return Collator
 
 
-def _drawing(job: Job, tokenizer: Any) -> Drawing:
+def _drawing(job: Job, tokenizer: Any, folder: Path) -> Drawing:
     assert job.grpo
+    server = None
+    if job.compute.vllm:
+        most = job.grpo.max_new_tokens
+        server = VllmServer(job.compute.vllm, folder / "served", stops=job.stop_token_ids, max_new_tokens=most)
     return Drawing(
         job.grpo,
         Rewards(job.grpo.rewards, job.json_schema),
@@ -225,28 +227,8 @@ def _drawing(job: Job, tokenizer: Any) -> Drawing:
         stops=job.stop_token_ids,
         seed=job.training.seed,
         batch=job.micro_batch,
+        server=server,
     )
-
-
-def _read(file: Path, preference: Preference | None) -> pa.Table:
-    """The rows of a file of render's; with `preference` its pairs or labelled answers, of which the stage saw some."""
-    columns = ["row_id", "input_ids", "labels"]
-    if not preference:
-        return pq.read_table(file, columns=columns)
-    columns += ["prompt_length", "rejected_ids"]
-    if preference.learns_labels:
-        files = (file, file.with_name(UNDESIRABLE.format(file.stem)))
-        rows, undesirable = (pq.read_table(each, columns=[*columns, "replay"]).to_pylist() for each in files)
-        return pa.Table.from_pylist(labelled(rows, undesirable))
-    found = pq.read_table(file, columns=columns)
-    return found.filter(found["rejected_ids"].is_valid())
-
-
-def _longest(rows: pa.Table) -> int:
-    """The most tokens of a row; of a pair those of its prompt and both answers."""
-    columns = [name for name in ("input_ids", "rejected_ids") if name in rows.column_names]
-    lengths = [rows[name].combine_chunks().value_lengths().to_numpy() for name in columns]
-    return int(np.sum(lengths, axis=0).max())
 
 
 def save(

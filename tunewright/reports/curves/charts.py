@@ -25,6 +25,7 @@ FIGURES = {
     "cut_share": ("Share of answers that were cut", ""),
     "kl": ("KL divergence from the reference", "nats per token"),
     "clipped_share": ("Share of clipped tokens", ""),
+    "vllm_gap": ("Distance from the vLLM server's log-likelihoods", "nats per token"),
     "eval_reward_accuracy": ("Validation pairs ranked right", ""),
     "eval_reward_margin": ("Validation reward margin", ""),
     "eval_reward_chosen": ("Validation reward of chosen answers", ""),
