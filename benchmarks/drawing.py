@@ -141,10 +141,10 @@ def trl_trainer(options: argparse.Namespace) -> Any:
         for row in rows
     ]
 
-    def reward(completions: list[str], reference: list[str], **_: Any) -> list[float]:
+    def reward(completions: Any, reference: Any, **_: Any) -> list[float | None]:
         return [PER_ROW["chrf"](said, right) for said, right in zip(completions, reference, strict=True)]
 
-    tuned = {"bf16": device_here().has_bfloat16, "gradient_checkpointing": False}
+    tuned: dict[str, Any] = {"bf16": device_here().has_bfloat16, "gradient_checkpointing": False}
     given = argparse.Namespace(**vars(options) | {"batch": options.prompts * options.group})
     return GRPOTrainer(
         model=str(options.weights),
