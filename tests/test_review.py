@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from tunewright.artifacts import Registered
 from tunewright.cli.main import app
 from tunewright.evidence.judgements import Judgement, krippendorff, summed_up
-from tunewright.metrics.win_rate import preferred
+from tunewright.evidence.review import BlindPair, write_csv
+from tunewright.metrics.win_rate import Pair, preferred
 
 Review = Callable[..., dict[str, Any]]
 Row = dict[str, str]
@@ -204,6 +205,13 @@ def test_a_judge_is_measured_on_what_people_prefer() -> None:
     assert (found.num_with_judge, found.judge_agrees) == (2, 0.5), "not where either has no preference"
     assert (found.num_pairs, found.num_people, found.num_shared, found.agreement) == (5, 2, 1, 1.0)
     assert "The judge wise prefers the same answer as they do in 50 % of the 2 in which" in found.says("wise")
+
+
+def test_a_spreadsheet_computes_nothing_in_the_table(tmp_path: Path) -> None:
+    pair = Pair("row", 0, "base", "-1 or 1?", "1", '=HYPERLINK("http://example.org")', "1")
+    write_csv(tmp_path / "pairs.csv", [BlindPair("id", pair, is_swapped=False)])
+    (row,) = rows_of(tmp_path / "pairs.csv")
+    assert (row["conversation"], row["A"], row["B"]) == ("'-1 or 1?", """'=HYPERLINK("http://example.org")""", "1")
 
 
 def test_krippendorffs_alpha_is_that_of_his_example() -> None:

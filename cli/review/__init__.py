@@ -67,10 +67,11 @@ def write(
         console.print(
             f"{output}: {len(asked):,} pairs of answers of version {found.number} of {name} and of the {opponent}, in "
             f"random order. Left out: {found.num_equal[opponent]:,} test rows with the same answer of both.",
+            markup=False,
             soft_wrap=True,
         )
-        number = f" --version {found.number}" if version else ""
-        console.print(f"Then: tunewright review record {name} FILE.csv --by REVIEWER{number}", soft_wrap=True)
+        then = f"Then: tunewright review record {name} FILE.csv --by REVIEWER --version {found.number}"
+        console.print(then, markup=False, soft_wrap=True)
     if as_json:
         shown = {"name": name, "version": found.number, "against": opponent, "output": str(output)}
         print(as_line({**shown, "num_pairs": len(asked), "num_equal": found.num_equal[opponent]}))
@@ -132,7 +133,8 @@ def show(
 def _show(version: "ReviewedVersion", people: "list[HumanPreference]", as_json: bool) -> None:
     console = console_of(as_json)
     if not people:
-        console.print(f"Nobody has reviewed version {version.number} of {version.name} yet", soft_wrap=True)
+        said = f"Nobody has reviewed version {version.number} of {version.name} yet"
+        console.print(said, markup=False, soft_wrap=True)
     for each in people:
         console.print(f"{each.says(version.judge)}.", markup=False, soft_wrap=True)
         for lost in each.lost[:LISTED]:

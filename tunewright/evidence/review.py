@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ID_DIGITS = 16
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # begins a cell that a spreadsheet computes
 COLUMNS = ("pair", "conversation", "reference", "A", "B", "better", "comment")
 NEEDED = {"pair", "better"}
 CHOICES = {"a": "A", "b": "B", "tie": "tie"}
@@ -142,9 +143,14 @@ def write_csv(file: Path, asked: Sequence[BlindPair]) -> None:
     with file.open("w", newline="", encoding="utf-8-sig") as opened:  # by whose mark spreadsheets know UTF-8
         writer = csv.writer(opened)
         writer.writerow(COLUMNS)
-        writer.writerows(
-            (each.id, each.pair.conversation, each.pair.reference, *each.answers, "", "") for each in asked
-        )
+        for each in asked:
+            texts = each.pair.conversation, each.pair.reference, *each.answers
+            writer.writerow((each.id, *map(_no_formula, texts), "", ""))
+
+
+def _no_formula(text: str) -> str:
+    """A text as a spreadsheet shows it: behind an apostrophe if it would be computed."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def read(file: Path, version: ReviewedVersion, by: str) -> tuple[list[Judgement], int]:
