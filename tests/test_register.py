@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -39,6 +40,15 @@ Make = Callable[..., Registered]
 @pytest.fixture
 def make(register_candidate: Make) -> Make:
     return register_candidate
+
+
+def test_a_model_that_another_run_makes_at_the_same_moment_is_taken(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "search_registered_models", lambda *_, **__: [])  # it was not there yet
+        assert make(digest="b", challenged="1").version == "2"
 
 
 def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make: Make, home: Path) -> None:

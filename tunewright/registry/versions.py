@@ -37,6 +37,19 @@ ADVICE = (
 )
 
 
+def _make_model(client: "MlflowClient", name: str) -> None:
+    """Makes the registered model where there is none; another run may make it at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    if client.search_registered_models(f"name = '{name}'"):
+        return
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedModel", run: "Run") -> "ModelVersion":
     """The version of this candidate, with what was found out about it this time."""
     name = candidate.name
@@ -59,8 +72,7 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
     else:
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
+        _make_model(client, name)
         version = client.create_model_version(
             name,
             f"models:/{model.model_id}",
