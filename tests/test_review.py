@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tunewright.artifacts import Registered
 from tunewright.cli.main import app
 from tunewright.evidence.judgements import Judgement, krippendorff, summed_up
-from tunewright.evidence.review import BlindPair, write_csv
+from tunewright.evidence.review import BlindPair, ReviewedVersion, read, write_csv
 from tunewright.metrics.win_rate import Pair, preferred
 
 Review = Callable[..., dict[str, Any]]
@@ -208,10 +208,29 @@ def test_a_judge_is_measured_on_what_people_prefer() -> None:
 
 
 def test_a_spreadsheet_computes_nothing_in_the_table(tmp_path: Path) -> None:
-    pair = Pair("row", 0, "base", "-1 or 1?", "1", '=HYPERLINK("http://example.org")', "1")
+    pair = Pair("row", 0, "base", "-1 or\u2028 1?", "1", '=HYPERLINK("http://example.org")', "1")
     write_csv(tmp_path / "pairs.csv", [BlindPair("id", pair, is_swapped=False)])
     (row,) = rows_of(tmp_path / "pairs.csv")
-    assert (row["conversation"], row["A"], row["B"]) == ("'-1 or 1?", """'=HYPERLINK("http://example.org")""", "1")
+    assert (row["conversation"], row["A"], row["B"]) == (
+        "'-1 or\u2028 1?",
+        """'=HYPERLINK("http://example.org")""",
+        "1",
+    )
+    with (tmp_path / "filled.csv").open("w", newline="", encoding="utf-8") as filled:
+        writer = csv.DictWriter(filled, row)
+        writer.writeheader()
+        writer.writerow(row | {"better": "A"})
+    version = ReviewedVersion(
+        name="triage",
+        number="1",
+        run_id="",
+        pairs={"id": BlindPair("id", pair, is_swapped=False)},
+        num_equal={"base": 0},
+        judge="",
+        judged={},
+    )
+    ((judgement,), num_open) = read(tmp_path / "filled.csv", version, "Ann")
+    assert (judgement.better, num_open) == ("candidate", 0), "U+2028 in a text ends no line of the table"
 
 
 def test_krippendorffs_alpha_is_that_of_his_example() -> None:

@@ -150,4 +150,4 @@ def _show(version: "ReviewedVersion", people: "list[HumanPreference]", as_json: 
 
 def _as_json(found: "HumanPreference") -> dict[str, object]:
     lost = [each.model_dump(include={"row_id", "by", "comment"}) for each in found.lost]
-    return {**{name: value for name, value in vars(found).items() if name != "lost"}, "lost": lost}
+    return vars(found) | {"lost": lost}

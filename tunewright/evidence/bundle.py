@@ -29,6 +29,7 @@ from tunewright.store.code_hashes import commit
 from tunewright.store.manifest import MANIFEST, digest_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
@@ -165,6 +166,17 @@ def evidence_of(registry: Registry, number: str | None, local: Path) -> tuple[st
     with release.opened(registry) as client:
         version = release.chosen(client, registry, number)
         return str(version.version), of_version(client, version, local)
+
+
+def answers_in(evidence: EvidenceBundle, local: Path) -> "dict[str, pa.Table]":
+    """The answers of each contender, from the files of the evidence in `local`."""
+    import pyarrow.parquet as pq
+
+    return {
+        stage.of: pq.read_table(local / stage.place("answers.parquet"))
+        for stage in evidence.stages
+        if stage.stage == "evaluate"
+    }
 
 
 def of_version(client: "MlflowClient", version: "ModelVersion", local: Path) -> EvidenceBundle:

@@ -6,6 +6,7 @@ nothing but the evidence of the version.
 
 import csv
 import hashlib
+import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tunewright.accepted import shown
 from tunewright.artifacts import Artifact
 from tunewright.config import Registry
 from tunewright.errors import ConfigError
-from tunewright.evidence.bundle import RUN, EvidenceBundle, of_version
+from tunewright.evidence.bundle import RUN, EvidenceBundle, answers_in, of_version
 from tunewright.evidence.judgements import Better, Judgement
 from tunewright.metrics.win_rate import CANDIDATE, Pair, RowPrompt, pairs, questions_of
 from tunewright.registry import release
@@ -93,11 +94,7 @@ def look_up(client: "MlflowClient", registry: Registry, version_number: str | No
         local = Path(folder)
         evidence = of_version(client, version, local)
         stages = {each.name: each for each in evidence.stages}
-        tables = {
-            each.of: pq.read_table(local / each.place("answers.parquet"))
-            for each in evidence.stages
-            if each.stage == "evaluate"
-        }
+        tables = answers_in(evidence, local)
         judge = stages.get("judge")
         kept = local / judge.place("judged.parquet") if judge else None
         judged = pq.read_table(kept).to_pylist() if kept and kept.is_file() else []
@@ -164,7 +161,7 @@ def read(file: Path, version: ReviewedVersion, by: str) -> tuple[list[Judgement]
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{file}: {reason}; accepted: the CSV file that the page saves, or a filled-in one") from None
     header = text.partition("\n")[0]
-    rows = csv.DictReader(text.splitlines(keepends=True), delimiter=max(",;\t", key=header.count))
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     if missing := NEEDED - {*(rows.fieldnames or ())}:
         raise ConfigError(
             f"{file}: no column {shown(min(missing))}; accepted: pair, better, and comment if there is one"

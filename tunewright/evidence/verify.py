@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -18,7 +17,7 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, General
 from tunewright.artifacts.payloads import Comparison, Decision, VerdictDetails
 from tunewright.config import Gate, Registry
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.evidence.bundle import AGAIN, RUN, EvidenceBundle, StageEvidence, fetched, listed
+from tunewright.evidence.bundle import AGAIN, RUN, EvidenceBundle, StageEvidence, answers_in, fetched, listed
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import PER_ROW
 from tunewright.registry import alias_history, files, release
@@ -114,19 +113,10 @@ def _evidence(client: "MlflowClient", version: "ModelVersion", decide: Decide) -
         yield _sources(evidence)
 
 
-def _tables(evidence: EvidenceBundle, local: Path) -> dict[str, pa.Table]:
-    """The answers of each contender."""
-    return {
-        stage.of: pq.read_table(local / stage.place("answers.parquet"))
-        for stage in evidence.stages
-        if stage.stage == "evaluate"
-    }
-
-
 def _answers(evidence: EvidenceBundle, local: Path) -> Check:
     """The scores in the kept answers are those of their texts."""
     faults, number = [], 0
-    for name, table in _tables(evidence, local).items():
+    for name, table in answers_in(evidence, local).items():
         texts = zip(*(table.column(column).to_pylist() for column in ("answer", "reference")), strict=True)
         pairs = list(texts)
         for metric in (each for each in PER_ROW if each in table.column_names):
@@ -161,7 +151,7 @@ def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", dec
         return Check("verdict", "unknown", f"not decided again: {missing}; {found}")
     if details.confidence < gate.confidence - CLOSE:
         return Check("verdict", "altered", f"it was decided at confidence {details.confidence}, below gate.confidence")
-    tables = {name: table for name, table in _tables(evidence, local).items() if not records[name].get("api")}
+    tables = {name: table for name, table in answers_in(evidence, local).items() if not records[name].get("api")}
     _, again = decide(
         tables,
         general,
@@ -211,7 +201,7 @@ def _splits(evidence: EvidenceBundle, local: Path) -> Check:
         split: {*placed.filter(pc.field("side") == split)["row_id"].to_pylist()}
         for split in ("train", "validation", "test")
     }
-    answered = {row for table in _tables(evidence, local).values() for row in table["row_id"].to_pylist()}
+    answered = {row for table in answers_in(evidence, local).values() for row in table["row_id"].to_pylist()}
     if elsewhere := answered - of["test"]:
         return Check("splits", "altered", f"not among the test rows: {counted(len(elsewhere), 'answered row')}")
     if both := of["test"] & (of["train"] | of["validation"]):
