@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunewright.data_checks.columns import Columns, Turn, derive, prompt_and_answer
+from tunewright.data_checks.columns import Columns, Turn, derive
 from tunewright.data_checks.suite import Entry
-from tunewright.tools.conversation import more_texts, tools_hash
+from tunewright.tools.conversation import more_texts, prompt_and_answer, tools_hash
 
 if TYPE_CHECKING:
     from tunewright.data_checks.validation import ExpectationOutcome

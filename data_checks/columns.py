@@ -1,16 +1,17 @@
 """The plain columns that expectations look at, derived from the conversations of one batch of rows."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunewright.data_checks.answers import cut_off, no_json, placeholder, refusal, stripped
 from tunewright.data_checks.language import Language, language
 from tunewright.privacy.personal import personal
 from tunewright.privacy.secrets import secrets
+from tunewright.tools.conversation import prompt_and_answer
 
 MAX_CHARS = 40  # of an example
 
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Turn = dict[str, str | None]
-Said = TypeVar("Said", bound=Mapping[str, str | None])  # a turn, with a content or perhaps without
 
 LANGUAGES, CONFIDENCE = ("prompt_language", "answer_language"), "_confidence"
 
@@ -140,14 +140,6 @@ def derive(
         columns[name] = [language and language.code for language in languages]
         columns[name + CONFIDENCE] = [language and language.confidence for language in languages]
     return pd.DataFrame(columns, columns=names)
-
-
-def prompt_and_answer(turns: Sequence[Said]) -> tuple[Sequence[Said], Said | None]:
-    """The turns before the last answer, and that answer: all turns and None where the assistant says nothing."""
-    for position in reversed(range(len(turns))):
-        if turns[position]["role"] == "assistant":
-            return turns[:position], turns[position]
-    return turns, None
 
 
 def _conversation(turns: Sequence[Turn], more: Sequence[str], rejected: str | None, undesirable: bool) -> TurnTexts:

@@ -7,7 +7,7 @@ beside the verdict, which does not depend on it.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +48,10 @@ def log_probabilities(model: Any, ids: list[int], num_answer: int) -> "Tensor":
     """
     import torch
 
-    from tunewright.generation.plain import parameters
+    from tunewright.generation.plain import answer_logits
 
-    keep = {"logits_to_keep": num_answer + 1} if "logits_to_keep" in parameters(model) else {}
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False, **keep).logits
-        return logits[0, -num_answer - 1 : -1].float().log_softmax(-1)
+        return answer_logits(model, ids, num_answer).log_softmax(-1)
 
 
 def both(candidate: Contender, reference: Contender) -> tuple[LogProbabilities, LogProbabilities]:
@@ -63,25 +61,25 @@ def both(candidate: Contender, reference: Contender) -> tuple[LogProbabilities, 
     """
     model = load_model(candidate.base, candidate.model)
     if not hasattr(model, "disable_adapter"):
-        other = load_model(reference.base, reference.model)
-        return (
-            lambda ids, num_answer: log_probabilities(model, ids, num_answer),
-            lambda ids, num_answer: log_probabilities(other, ids, num_answer),
+        return partial(log_probabilities, model), partial(
+            log_probabilities, load_model(reference.base, reference.model)
         )
     own = model.active_adapter
     if reference.model:
         model.load_adapter(str(reference.model), REFERENCE)
 
-    def of(adapter: str | None) -> LogProbabilities:
-        def found(ids: list[int], num_answer: int) -> "Tensor":
-            if adapter:
-                model.set_adapter(adapter)
-            with nullcontext() if adapter else model.disable_adapter():
+    def with_own(ids: list[int], num_answer: int) -> "Tensor":
+        model.set_adapter(own)
+        return log_probabilities(model, ids, num_answer)
+
+    def with_reference(ids: list[int], num_answer: int) -> "Tensor":
+        if not reference.model:
+            with model.disable_adapter():
                 return log_probabilities(model, ids, num_answer)
+        model.set_adapter(REFERENCE)
+        return log_probabilities(model, ids, num_answer)
 
-        return found
-
-    return of(own), of(REFERENCE if reference.model else None)
+    return with_own, with_reference
 
 
 def diverging(

@@ -1,6 +1,7 @@
 """Parts of the training rows: the same rows each time, one within the other, and what more of them brought."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,9 @@ from tunewright.artifacts import Adapter, Base, Tokens
 from tunewright.artifacts.payloads import TrainingSummary
 from tunewright.comparison.ranking import Trial, learning_curve, rank
 from tunewright.config import Compute, Grpo, Method, Model, Preference, Settings, Training
-from tunewright.cost_model.case import ground_of
+from tunewright.cost_model import estimate
+from tunewright.cost_model.case import BudgetCase, ground_of, on_rewards
+from tunewright.cost_model.devices import machine
 from tunewright.flows.compare import _shares  # pyright: ignore[reportPrivateUsage]
 from tunewright.tasks.prefer import prefer
 from tunewright.tasks.reinforce import reinforce
@@ -66,9 +69,12 @@ def test_each_training_takes_its_share_and_the_plan_counts_it(
     grpo = Grpo(rewards={"exact_match": 1}, batch=2, group=2, max_new_tokens=2)
     assert steps(reinforce.fn(*given, grpo, grpo.schedule(HALF), ONE_THREAD)) == 4, "8 prompts, 2 a step"
     ground = ground_of(tiny_base, tokens)
-    half = ground.part(0.5)
-    assert (ground.num_rows, half.num_rows, half.num_pairs, half.labelled[0]) == (16, 8, 8, 16)
-    assert half.num_tokens == pytest.approx(ground.num_tokens / 2, abs=1) if ground.num_tokens else False
+    half = BudgetCase(ground, SMALL, HALF, ONE_THREAD, machine())
+    of_pairs, of_labels = (replace(half, ground=ground.of_preference(each)) for each in (dpo, kto))
+    assert (ground.num_rows, half.num_rows, of_pairs.num_rows, of_labels.num_rows) == (16, 8, 8, 16)
+    assert on_rewards(half, grpo).num_rows == 16, "two answers to each of 8 prompts"
+    planned = estimate(half).work
+    assert planned.num_rows * planned.row_tokens == pytest.approx((ground.num_tokens or 0) / 2)
 
 
 def curve(measure: str, **values: list[float]) -> str:

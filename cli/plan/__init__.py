@@ -110,9 +110,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         raise DataError(sample.too_long)
     if sample and sample.is_too_long:
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
-    case = BudgetCase(
-        ground.part(settings.training.share), settings.method, settings.training, settings.compute, machine
-    )
+    case = BudgetCase(ground, settings.method, settings.training, settings.compute, machine)
     reads, longest = context_length(ground.config.fields), settings.model.max_length
     if reads is not None and reads < longest:
         notes.append(

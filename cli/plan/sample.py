@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import Artifact, Base, Rows, Splits
 from tunewright.config import Checks, Model, Settings, Split
 from tunewright.cost_model import shapes, work
-from tunewright.data_checks.columns import prompt_and_answer
 from tunewright.data_checks.suite import LengthArguments, suite
 from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Tokenized, tokenize, tokenize_rejected
@@ -24,7 +23,15 @@ from tunewright.serving import package_file
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest.sampling import MOST_BYTES, Sample, repeated_share
 from tunewright.tasks.render import bound_of, lengths_in_words
-from tunewright.tools.conversation import Message, conversation_of, is_undesirable, rejected_of, texts_of, tools_of
+from tunewright.tools.conversation import (
+    Message,
+    conversation_of,
+    is_undesirable,
+    prompt_and_answer,
+    rejected_of,
+    texts_of,
+    tools_of,
+)
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
 

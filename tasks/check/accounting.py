@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import FINDINGS_SCHEMA, QUARANTINE_SCHEMA, ROW_SCHEMA, Rows
 from tunewright.data_checks.batches import row_batches, rows_at
-from tunewright.data_checks.columns import prompt_and_answer
 from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
 from tunewright.data_checks.rules import answers_by_prompt
 from tunewright.privacy.excerpts import excerpt, in_a_line, masked
 from tunewright.reports.pages import percent
 from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
-from tunewright.tools.conversation import shown_turns
+from tunewright.tools.conversation import prompt_and_answer, shown_turns
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
 Examples = dict[str, list[Record]]

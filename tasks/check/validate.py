@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, ROW_SCHEMA, Artifact
 from tunewright.data_checks.batches import Ask, look, rows_at
-from tunewright.data_checks.columns import Columns, prompt_and_answer
+from tunewright.data_checks.columns import Columns
 from tunewright.data_checks.expectations import conflict_expectations, row_expectations, set_expectations
 from tunewright.data_checks.own import looks_at_texts, own_expectation
 from tunewright.data_checks.profile import (
@@ -37,6 +37,7 @@ from tunewright.data_checks.table import schema_expectations, table_expectations
 from tunewright.data_checks.validation import ExpectationOutcome, joined, run
 from tunewright.errors import ConfigError, DataError
 from tunewright.privacy.excerpts import in_a_line, masked
+from tunewright.tools.conversation import prompt_and_answer
 
 # What the table's own expectations and the profile look at, whatever the suite asks.
 COUNTED = {

@@ -107,10 +107,11 @@ def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, 
     Raises ApiError if it does not answer, and the next attempt resumes from its replies; ConfigError if it refuses
     the requests.
     """
-    tables = {each.contender: pq.read_table(each.path("answers.parquet")) for each in answers}
-    kept = sorted(tables["candidate"]["row_id"].to_pylist())[:rows]
-    few = {name: table.filter(pc.field("row_id").isin(kept)) for name, table in tables.items()}
-    every = list(pairs(few, questions_of(pq.read_table(splits.path("test.parquet")))))
+    columns = ["row_id", "answer", "reference"]
+    tables = {each.contender: pq.read_table(each.path("answers.parquet"), columns=columns) for each in answers}
+    judged_rows = pc.field("row_id").isin(sorted(tables["candidate"]["row_id"].to_pylist())[:rows])
+    few = {name: table.filter(judged_rows) for name, table in tables.items()}
+    every = list(pairs(few, questions_of(pq.read_table(splits.path("test.parquet"), filters=judged_rows))))
     progress = work_folder(folder) / "said.jsonl"
     asked = [pair for pair in every if not pair.is_equal]
     said = replies(JudgeClient(url, model, config.judge_key(url)), asked, progress)

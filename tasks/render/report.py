@@ -204,7 +204,7 @@ def write_report(
         },
         "histograms": {kind: _histogram(getattr(train, kind)) for kind in kinds},
         "undesirable": num_undesirable,
-        "longest_undesirable": max(map(len, pq.read_table(undesirable)["input_ids"].to_pylist()), default=0),
+        "longest_undesirable": int(measure(undesirable).whole.max(initial=0)),
         "examples": _examples(folder / "train.parquet", tokenizer, choose_examples(train), split)
         + _examples(undesirable, tokenizer, first, split, undesirable=True),
     }

@@ -15,6 +15,7 @@ from tunewright.artifacts.payloads import Balance, Deviation, Stratum
 from tunewright.artifacts.placement import NONE, NOT_PLACED, SPLITS, TEST, TRAIN, furthest, index_in, numbers_of
 from tunewright.errors import ConfigError
 from tunewright.reports.pages import counted, percent
+from tunewright.similarity.engine import read_pieces
 from tunewright.tools.conversation import conversation_of, is_undesirable
 
 READ = ["row_id", "file", "line", "source", "group", "time", "use_as"]
@@ -77,11 +78,11 @@ def read_columns(file: Path) -> RowColumns:
 
 def undesirable(file: Path) -> np.ndarray:
     """(rows,) whether the answer of a row is undesirable: it is no reference, so such a test row is not asked."""
-    chats = pq.read_table(file, columns=["chat"])["chat"]
-    may_be = np.flatnonzero(pc.match_substring(chats, "undesirable").fill_null(False))  # pyright: ignore[reportAttributeAccessIssue]
-    found = np.zeros(len(chats), bool)
-    found[may_be] = [is_undesirable(conversation_of({"messages": [], "chat": chats[row].as_py()})) for row in may_be]
-    return found
+    found = list[bool]()
+    for piece in read_pieces(file, ["chat"]):
+        rows = ({"messages": [], "chat": chat} for chat in piece["chat"].to_pylist())
+        found += ["undesirable" in (row["chat"] or "") and is_undesirable(conversation_of(row)) for row in rows]
+    return np.array(found)
 
 
 class EarlierSplits(NamedTuple):

@@ -19,7 +19,6 @@ from tunewright.machine import addresses
 from tunewright.metrics.catalogue import CONSTANT, baseline, constant_answer
 from tunewright.metrics.catalogue import general_tables as of_each
 from tunewright.privacy.excerpts import ends
-from tunewright.reports import curves
 from tunewright.reports.account import leak_sentence
 from tunewright.reports.curves.charts import charts
 from tunewright.reports.pages import counted, in_part, interval, number, percent, template
@@ -119,7 +118,7 @@ def render(
         costs=took.stages,
         total_cost=took.total,
         method=METHODS[case.adapter.method],
-        trainings=[(each, curves.read(each.folder)) for each in case.trainings],
+        trainings=[(each, case.all_curves[each.stage]) for each in case.trainings],
         total=duration(sum(each["seconds"] for each in took.stages)),
         title=title,
         in_part=in_part,
@@ -250,7 +249,7 @@ def _work(case: Case, record: Artifact) -> str:
         return f"{counted(record.num_rows, 'answer')}, {counted(num_tokens, 'token')}"
     if not isinstance(record, Adapter):
         return ""
-    steps = curves.read(record.folder).steps
+    steps = case.all_curves[record.stage].steps
     tokens = sum(line["tokens_per_second"] * line["seconds"] for line in steps if "tokens_per_second" in line)
     peak = max((line["memory_bytes"] for line in steps if "memory_bytes" in line), default=0)
     computed = [f"{tokens:,.0f} tokens"] if tokens else []

@@ -48,14 +48,19 @@ class Case(RunArtifacts, frozen=True):
         return VerdictDetails.load(self.verdict)
 
     @cached_property
+    def all_curves(self) -> dict[str, curves.Curves]:
+        """The curves of each training, by its stage."""
+        return {each.stage: curves.read(each.folder) for each in self.trainings}
+
+    @cached_property
     def curves(self) -> curves.Curves:
         """The curves of the training on answers, or of the only training."""
-        return curves.read(self.trainings[0].folder)
+        return next(iter(self.all_curves.values()))
 
     @cached_property
     def training_warnings(self) -> list[TrainingWarning]:
         """The warnings about the curves of all trainings."""
-        return [found for each in self.trainings for found in curves.warnings(curves.read(each.folder))]
+        return [found for each in self.all_curves.values() for found in curves.warnings(each)]
 
     @cached_property
     def account(self) -> Account:

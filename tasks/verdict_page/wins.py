@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from tunewright.data_checks.columns import prompt_and_answer
 from tunewright.metrics import row_score
 from tunewright.metrics.intervals import Floats
 from tunewright.metrics.labels import Labels
@@ -21,6 +20,7 @@ from tunewright.metrics.texts import canonical, parsed, plain
 from tunewright.privacy.excerpts import ends, masked
 from tunewright.reports.pages import in_part
 from tunewright.tasks.verdict_page.case import CANDIDATE, Case, title
+from tunewright.tools.conversation import prompt_and_answer
 
 MOST_ROWS = 100
 MOST_BYTES = 600_000  # of their texts in the page

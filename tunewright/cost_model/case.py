@@ -71,15 +71,6 @@ class Ground:
         numbers = self.num_rows * grpo.group, self.num_validation
         return Ground(self.shape, self.config, self.source, *numbers, rows, longest)
 
-    def part(self, share: float) -> "Ground":
-        """The same with a share of the training rows (training.share)."""
-        if share == 1:
-            return self
-        numbers = {name: math.ceil(share * getattr(self, name)) for name in ("num_rows", "num_pairs")}
-        tokens = None if self.num_tokens is None else round(share * self.num_tokens)
-        labelled = math.ceil(share * self.labelled[0]), self.labelled[1]
-        return replace(self, **numbers, num_tokens=tokens, labelled=labelled)
-
     @property
     def row_tokens(self) -> float:
         """Tokens of a training row, in the mean: of all of them, or of those that are known."""
@@ -136,7 +127,13 @@ class BudgetCase:
     @property
     def batch(self) -> int:
         """Rows of a step; there may be fewer than are asked for."""
-        return min(self.training.batch, self.ground.num_rows)
+        return min(self.training.batch, self.num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """The rows that train, of which training.share takes a part; all answers to a prompt are in it."""
+        group = self.grpo.group if self.grpo else 1
+        return group * math.ceil(self.training.share * (self.ground.num_rows // group))
 
     @cached_property
     def drawn(self) -> list[list[Row]]:

@@ -59,13 +59,13 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
     size, learns = case.micro_batch, learning(shape, method)
     cut = case.cut(size)
     most = case.most(cut)
-    steps_an_epoch = math.ceil(ground.num_rows / case.training.batch)
+    steps_an_epoch = math.ceil(case.num_rows / case.training.batch)
     num_steps = case.training.max_steps or math.ceil(case.training.epochs * steps_an_epoch)
     every = case.training.evaluate_every or math.ceil(steps_an_epoch / 2)  # as tasks/train/trainer/fit.py has it
     validated = FORWARD_SHARE[method.kind] * ground.num_validation / case.batch
     total = case.flops_a_step(cut) * (num_steps + validated * math.ceil(num_steps / min(every, num_steps)))
     if case.reads_reference:
-        read = (ground.num_rows + ground.num_validation) / case.batch
+        read = (case.num_rows + ground.num_validation) / case.batch
         total += FORWARD_SHARE[method.kind] * read * case.flops_a_step(cut)
     passes = sum(map(len, cut)) / len(cut) / chosen.devices
     if case.grpo:  # each answer is drawn token by token, all of a micro-batch at a time, and learned from
@@ -87,7 +87,7 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
             case.drawn,
             cut,
             source=ground.source,
-            num_rows=ground.num_rows,
+            num_rows=case.num_rows,
             row_tokens=ground.row_tokens,
             longest=ground.longest,
         ),
@@ -177,7 +177,7 @@ def before_training(
     try:
         ground = ground_of(base, tokens)
         ground = ground.of_preference(preference) if preference else ground
-        case = BudgetCase(ground.part(training.share), method, training, compute, machine())
+        case = BudgetCase(ground, method, training, compute, machine())
         case = on_rewards(case, grpo) if grpo else case
     except ValueError:  # what its files say is not known here
         most = training.batch * (grpo.group if grpo else 1)

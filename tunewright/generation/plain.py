@@ -43,11 +43,16 @@ def answer(
         on_progress(len(rows) - len(longest_first) + start + len(some))
 
 
+def answer_logits(model: Any, ids: list[int], num_answer: int) -> torch.Tensor:
+    """The logits at each of the last `num_answer` places of a row: [num_answer, vocabulary], float32."""
+    keep = {"logits_to_keep": num_answer + 1} if "logits_to_keep" in parameters(model) else {}
+    laid = torch.tensor([ids], device=model.device)
+    return model(input_ids=laid, use_cache=False, **keep).logits[0, -num_answer - 1 : -1].float()
+
+
 def _verify(model: Any, row: Answer) -> list[int]:
     """Reads a reference, and returns what is said of it; a row at a time, since such a state takes no padding."""
-    keep = {"logits_to_keep": len(row.reference) + 1} if "logits_to_keep" in parameters(model) else {}
-    ids = torch.tensor([row.prompt + row.reference])
-    logits = model(input_ids=ids, use_cache=False, **keep).logits[0, -len(row.reference) - 1 : -1].float()
+    logits = answer_logits(model, row.prompt + row.reference, len(row.reference))
     chosen = torch.tensor(row.reference)[:, None]
     row.tokens = []
     row.nll = -logits.log_softmax(-1).gather(1, chosen).sum(dtype=torch.float64).item()

@@ -24,6 +24,7 @@ class Answer:
     stopped: bool = False  # by a stop token of its own
     stop: int | None = None  # that token
     nll: float = 0.0  # negative log-likelihood of the reference, summed over its tokens, in nats
+    served: list[float] | None = None  # log-likelihood of each token, the stop token too, by a server that drew it
     states: States = field(default_factory=list)  # of all tokens but the last, while the answer waits to go on
 
     @classmethod

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tunewright.errors import ConfigError
 from tunewright.generation.rows import Answer
@@ -30,13 +30,6 @@ PLAIN: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 
 log = logging.getLogger("tunewright")
 
 
-class Drawn(NamedTuple):
-    """An answer, and the log-likelihood of each of its tokens, the stop token too, by the server."""
-
-    answer: Answer
-    likelihoods: list[float]
-
-
 class VllmServer:
     """The server at a URL, such as http://localhost:8000/v1; `folder` is where it is given the adapter."""
 
@@ -47,14 +40,17 @@ class VllmServer:
         self.stops, self.max_new_tokens = sorted(stops), max_new_tokens
         self.client = httpx.Client(timeout=SECONDS)
         self.run = uuid.uuid4().hex[:8]  # of this process: a resumed one has other weights under the same draw
-        self.loaded = ""
+        self.loaded, self.seed = "", ""
 
-    def load(self, model: Any, draw: int) -> None:
-        """Have the server answer with the adapter of `model` as it is. Raises ConfigError where it does not."""
-        name, before = f"tunewright-{self.run}-{draw}", self.loaded
+    def load(self, model: Any, seed: str) -> None:
+        """Have the server draw with the adapter of `model` as it is; `seed` names the draw.
+
+        Raises ConfigError where it does not.
+        """
+        name, before = f"tunewright-{self.run}-{seed.replace(' ', '-')}", self.loaded
         model.save_pretrained(str(self.folder / name), save_embedding_layers=False)
         self._post("load_lora_adapter", {"lora_name": name, "lora_path": str(self.folder.absolute() / name)})
-        self.loaded = name
+        self.loaded, self.seed = name, seed
         if before:
             self._post("unload_lora_adapter", {"lora_name": before})
             shutil.rmtree(self.folder / before)
@@ -65,23 +61,23 @@ class VllmServer:
         names: Sequence[str],
         number: int,
         on_progress: Callable[[int], None] = lambda _: None,
-    ) -> list[list[Drawn]]:
-        """So many answers to each question; a name is the seed of its answers."""
+    ) -> list[list[Answer]]:
+        """As Sampling draws them; the answers also have the server's log-likelihoods."""
         with ThreadPoolExecutor(AT_ONCE) as threads:
             waiting = [threads.submit(self._ask, *each, number) for each in zip(asked, names, strict=True)]
-            found = list[list[Drawn]]()
+            found = list[list[Answer]]()
             for done, future in enumerate(waiting, 1):
                 found.append(future.result())
                 on_progress(done)
         return found
 
-    def _ask(self, asked: Answer, name: str, number: int) -> list[Drawn]:
+    def _ask(self, asked: Answer, name: str, number: int) -> list[Answer]:
         request = {
             "model": self.loaded,
             "prompt": asked.prompt,
             "n": number,
             "max_tokens": self.max_new_tokens,
-            "seed": number_of(name),
+            "seed": number_of(f"{self.seed} {name}"),
             "stop_token_ids": self.stops,
             "logprobs": 0,
             "return_token_ids": True,
@@ -97,10 +93,11 @@ class VllmServer:
             raise ConfigError(f"{SETTING}={self.url}: its reply has no {error}; accepted: {NEEDED}") from error
         raise ConfigError(f"{SETTING}={self.url}: its reply has not the tokens of {number} answers; accepted: {NEEDED}")
 
-    def _drawn(self, asked: Answer, tokens: list[int], likelihoods: list[float]) -> Drawn:
+    def _drawn(self, asked: Answer, tokens: list[int], likelihoods: list[float]) -> Answer:
         answer = Answer(prompt=asked.prompt, reference=asked.reference)
         answer.add(tokens, self.stops, self.max_new_tokens)
-        return Drawn(answer, likelihoods[: len(answer.tokens) + answer.stopped])
+        answer.served = likelihoods[: len(answer.tokens) + answer.stopped]
+        return answer
 
     def _post(self, path: str, request: dict[str, Any]) -> Any:
         """The reply to a request; None where it is no JSON. Raises ConfigError where there is none."""

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -250,17 +252,14 @@ def _warn_of_invalid(splits: Splits, schema: str) -> None:
     """Warns of training answers that do not satisfy the schema: the model learns to give such answers."""
     from tunewright.reports.pages import counted
 
-    rows = pq.read_table(splits.path("train.parquet"), columns=["file", "line", "messages", "chat", "use_as"])
-    rows = [row for row in rows.slice(0, MOST_VALIDATED).to_pylist() if row["use_as"] != "replay"]
-    found = [conversation_of(row) for row in rows]
-    kept = [(row, last_answer(each)) for row, each in zip(rows, found, strict=True) if not is_undesirable(each)]
-    valid = schema_valid(schema, [answer for _, answer in kept])
-    if wrong := [row for (row, _), is_valid in zip(kept, valid, strict=True) if not is_valid]:
+    rows = [*islice(_rows(splits, "train"), MOST_VALIDATED)]
+    valid = schema_valid(schema, [last_answer(conversation) for _, conversation in rows])
+    if wrong := [row for (row, _), is_valid in zip(rows, valid, strict=True) if not is_valid]:
         log.warning(
             "%s of %s do not satisfy evaluation.json_schema, first %s line %d: the model learns such answers; correct "
             "them, or the schema",
             f"{len(wrong):,}",
-            counted(len(kept), "training answer"),
+            counted(len(rows), "training answer"),
             wrong[0]["file"],
             wrong[0]["line"],
         )
@@ -305,6 +304,12 @@ def wanted(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _conversations(splits: Splits, split: str) -> Iterator[list[Message]]:
     """The conversations of a split, but those whose answer says nothing of the task: for replay, or undesirable."""
-    for batch in pq.ParquetFile(splits.path(f"{split}.parquet")).iter_batches(columns=["messages", "chat", "use_as"]):
-        found = (conversation_of(row) for row in batch.to_pylist() if row["use_as"] != "replay")
-        yield from (each for each in found if not is_undesirable(each))
+    return (conversation for _, conversation in _rows(splits, split))
+
+
+def _rows(splits: Splits, split: str) -> Iterator[tuple[dict[str, Any], list[Message]]]:
+    """The same with the rows that they are of."""
+    columns = ["file", "line", "messages", "chat", "use_as"]
+    for batch in pq.ParquetFile(splits.path(f"{split}.parquet")).iter_batches(columns=columns):
+        found = ((row, conversation_of(row)) for row in batch.to_pylist() if row["use_as"] != "replay")
+        yield from (each for each in found if not is_undesirable(each[1]))

@@ -3,13 +3,14 @@
 A judge's model (tasks/judge) and people (tunewright/evidence/review.py) say which answer of a pair is better.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tunewright.metrics.intervals import by_cluster
+from tunewright.tools.conversation import prompt_and_answer
 
 CONFIDENCE = 0.95  # of each bound of an interval
 CANDIDATE = "candidate"
@@ -59,18 +60,16 @@ def pairs(tables: Mapping[str, pa.Table], questions: Mapping[str, RowPrompt]) ->
 def questions_of(test: pa.Table) -> dict[str, RowPrompt]:
     """Return what each row of test.parquet asks, by row_id."""
     rows = test.select(["row_id", "cluster", "messages"]).to_pylist()
-    return {row["row_id"]: RowPrompt(row["cluster"], _conversation(row["messages"])) for row in rows}
+    asked = ((row, prompt_and_answer(row["messages"])[0]) for row in rows)
+    return {
+        row["row_id"]: RowPrompt(row["cluster"], "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
+        for row, turns in asked
+    }
 
 
 def preferred(scores: Sequence[float], clusters: Sequence[int]) -> tuple[float, float, float]:
     """Return the mean of the candidate's scores of pairs, from 0 to 1, between its bounds: low, mean, high."""
     return by_cluster(np.array(scores), np.array(clusters), 0.0, 1.0).interval(CONFIDENCE)
-
-
-def _conversation(messages: Iterable[Mapping[str, str]]) -> str:
-    turns = list(messages)
-    last = max((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns[:last])
 
 
 def _column(table: pa.Table, name: str) -> dict[str, str]:

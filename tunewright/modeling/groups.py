@@ -97,5 +97,6 @@ def as_rows(asked: Mapping[str, Any], answers: Sequence[Any]) -> list[dict[str, 
         tokens = [*answer.tokens, *([answer.stop] if answer.stopped else [])]
         ids = [*answer.prompt, *tokens]
         labels = [IGNORED] * len(answer.prompt) + tokens
-        rows.append({"row_id": asked["row_id"], "input_ids": ids, "labels": labels, "num_tokens": len(tokens)})
+        row = {"row_id": asked["row_id"], "input_ids": ids, "labels": labels, "num_tokens": len(tokens)}
+        rows.append(row | {"served": answer.served})
     return rows

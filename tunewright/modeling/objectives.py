@@ -168,10 +168,11 @@ class RewardObjective:
             is_clipped = (ratio * advantages > clipped * advantages) & is_scored
             self._measure("clipped_share", is_clipped, is_scored)
         if self.is_served:
-            gap = before - batch["served"]
-            loss = loss * gap.exp().clamp(max=MOST_CORRECTION)
-            self._measure("vllm_gap", gap.abs() * is_scored, is_scored)
-            if (mean := (gap.abs() * is_scored).sum() / is_scored.sum().clamp(min=1)) > MOST_GAP:
+            apart = before - batch["served"]
+            loss = loss * apart.exp().clamp(max=MOST_CORRECTION)
+            distance = apart.abs() * is_scored
+            self._measure("vllm_gap", distance, is_scored)
+            if (mean := distance.sum() / is_scored.sum().clamp(min=1)) > MOST_GAP:
                 raise ConfigError(
                     f"compute.vllm: the server's log-likelihoods of its answers are {mean:.2g} nats per token from the "
                     "model's: it serves another model; accepted: a vLLM server of model.base"

@@ -10,9 +10,10 @@ false), which no model may learn.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 Message = dict[str, Any]  # role and content; tool_calls, tool_call_id, name, reasoning_content and weight as needed
+Said = TypeVar("Said", bound=Mapping[str, Any])  # a turn, with a content or perhaps without
 Tool = dict[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
 
@@ -66,6 +67,14 @@ def before(messages: Sequence[Message], number: int) -> Sequence[Message]:
     """The first messages of a conversation, with its tools."""
     first = messages[:number]
     return Conversation(first, messages.tools) if isinstance(messages, Conversation) else first
+
+
+def prompt_and_answer(turns: Sequence[Said]) -> tuple[Sequence[Said], Said | None]:
+    """The turns before the last answer, and that answer: all turns and None where the assistant says nothing."""
+    for position in reversed(range(len(turns))):
+        if turns[position]["role"] == "assistant":
+            return turns[:position], turns[position]
+    return turns, None
 
 
 def chat_of(messages: Sequence[Message]) -> str | None:

@@ -19,8 +19,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from tunewright import compat
 from tunewright.config import Grpo
 from tunewright.errors import ConfigError
-from tunewright.generation import Answer, Greedy, Sampling
-from tunewright.generation.vllm_server import Drawn, VllmServer
+from tunewright.generation import Greedy, Sampling
+from tunewright.generation.vllm_server import VllmServer
 from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import groups
 from tunewright.modeling.batches import token_likelihoods
@@ -81,13 +81,15 @@ class Drawing:
         own = asked[rank::number]
         named = [f"{rank + at * number} {row['row_id']}" for at, row in enumerate(own)]
         drawn = list[tuple[int, list[dict[str, Any]], list[float], list[str]]]()
-        found = self._drawn(model, draw, [row["answer"] for row in own], named) if own else []
+        with answering(model):
+            asked_here, group = [row["answer"] for row in own], self.settings.group
+            drawer = self._drawer(model, f"{self.seed} {draw}")
+            found = drawer.draw(asked_here, named, group, lambda _: self.beat()) if own else []
         for at, (row, answers) in enumerate(zip(own, found, strict=True)):
-            texts = [each.answer.text(self.tokenizer, row["reference"], self.stops) for each in answers]
-            rows = groups.as_rows(row, [each.answer for each in answers])
-            if self.server:
-                rows = [each | {"served": one.likelihoods} for each, one in zip(rows, answers, strict=True)]
-            drawn.append((rank + at * number, rows, self._rewards([row] * len(texts), texts), texts))
+            texts = [answer.text(self.tokenizer, row["reference"], self.stops) for answer in answers]
+            drawn.append(
+                (rank + at * number, groups.as_rows(row, answers), self._rewards([row] * len(texts), texts), texts)
+            )
         whole = sorted(ranks.gathered(drawn) if number > 1 else drawn, key=lambda each: each[0])
         rewards = torch.tensor([each[2] for each in whole])
         rows = [row for each in whole for row in each[1]]
@@ -110,22 +112,19 @@ class Drawing:
             "cut_share": statistics.fmean(row["labels"][-1] not in self.stops for row in rows),
         }
 
-    def _drawn(self, model: Any, draw: int, asked: list[Answer], names: list[str]) -> list[list[Drawn]]:
-        """The answers to each question, a group of them; only those of a server have likelihoods."""
-        group, beat = self.settings.group, lambda _: self.beat()
+    def _drawer(self, model: Any, seed: str) -> Sampling | VllmServer:
+        """That which draws answers by the model as it is now."""
         if self.server:
-            self.server.load(model, draw)
-            return self.server.draw(asked, [f"{self.seed} {draw} {name}" for name in names], group, beat)
-        sampling = Sampling(
+            self.server.load(model, seed)
+            return self.server
+        return Sampling(
             model,
             temperature=self.settings.temperature,
-            seed=f"{self.seed} {draw}",
+            seed=seed,
             stops=self.stops,
             max_new_tokens=self.settings.max_new_tokens,
             batch=self.batch,
         )
-        with answering(model):
-            return [[Drawn(each, []) for each in answers] for answers in sampling.draw(asked, names, group, beat)]
 
     def validate(self, model: Any, is_interrupted: Callable[[], bool]) -> float:
         """The mean reward of the greedy answers to the validation prompts, or of those before an interruption."""

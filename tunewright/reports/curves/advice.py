@@ -99,15 +99,16 @@ def unpreferred(curves: Curves) -> TrainingWarning | None:
     if not found:
         return None
     accuracy, margin = found[0]["eval_reward_accuracy"], found[0]["eval_reward_margin"]
-    at = f"at step {curves.best_step}"
     if curves.is_of_labels:
-        seen = f"{at} the reward of desirable validation answers is {number(margin)} above that of undesirable ones"
+        is_learnt = margin > 0
+        seen = f"the reward of desirable validation answers is {number(margin)} above that of undesirable ones"
     else:
-        seen = f"{at} {percent(accuracy)} of the validation pairs are ranked right, which chance does too"
-    if margin > 0 if curves.is_of_labels else accuracy > HALF:
+        is_learnt = accuracy > HALF
+        seen = f"{percent(accuracy)} of the validation pairs are ranked right, which chance does too"
+    if is_learnt:
         return None
     advice = "try 3 to 10 times preference.learning_rate, or look at rows on the page of tokens and masks"
-    return TrainingWarning("no preference learnt", 0, seen, advice)
+    return TrainingWarning("no preference learnt", 0, f"at step {curves.best_step} {seen}", advice)
 
 
 def unlikelier(curves: Curves) -> TrainingWarning | None:
@@ -118,11 +119,11 @@ def unlikelier(curves: Curves) -> TrainingWarning | None:
     chosen, margin = found[0]["eval_reward_chosen"], found[0]["eval_reward_margin"]
     if chosen > -FALLEN * margin:
         return None
-    what, cure = ("desirable", "preference.desirable_weight") if curves.is_of_labels else ("chosen", "")
+    what, cure = "chosen", "add preference.sft_weight=1"
+    if curves.is_of_labels:
+        what, cure = "desirable", "raise preference.desirable_weight"
     seen = f"at step {curves.best_step} the reward of {what} answers is {number(chosen)}, with a margin of"
-    advice = (
-        f"{f'raise {cure}' if cure else 'add preference.sft_weight=1'}, or raise preference.beta, if answers get worse"
-    )
+    advice = f"{cure}, or raise preference.beta, if answers get worse"
     return TrainingWarning(f"{what} answers became less likely", 0, f"{seen} {number(margin)}", advice)
 
 
