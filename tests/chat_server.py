@@ -8,20 +8,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = Callable[[Any, str | None], tuple[int, Any]]  # of a request and its Authorization: a status and the body
+AnswerAt = Callable[[str, Any, str | None], tuple[int, Any]]  # the same, of a path behind /v1/ before both
 
 
 @contextmanager
-def chat_server(answer: Answer) -> Iterator[str]:
-    """The base URL of an API that answers requests so."""
+def json_server(answer: AnswerAt) -> Iterator[str]:
+    """The base URL of a server that answers requests so: with JSON, or with a text as it is."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            is_known = self.path == "/v1/chat/completions"
-            status, body = answer(request, self.headers["Authorization"]) if is_known else (404, "none")
+            status, body = answer(self.path.removeprefix("/v1/"), request, self.headers["Authorization"])
+            is_text = isinstance(body, str)
             self.send_response(status)
+            self.send_header("Content-Type", "text/plain" if is_text else "application/json")
             self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+            self.wfile.write((body if is_text else json.dumps(body)).encode())
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 http.server's name
             pass
@@ -33,6 +35,13 @@ def chat_server(answer: Answer) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def chat_server(answer: Answer) -> Iterator[str]:
+    """The base URL of an API that answers requests so."""
+    with json_server(lambda path, *asked: answer(*asked) if path == "chat/completions" else (404, "none")) as url:
+        yield url
 
 
 def reply_of(message: str | dict[str, Any], finish_reason: str = "stop", tokens: tuple[int, int] = (50, 5)) -> Any:

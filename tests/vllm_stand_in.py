@@ -3,15 +3,14 @@
 Its endpoints and their fields are those of vLLM 0.33. A field that it does not know is an error, as in vLLM.
 """
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
+from chat_server import json_server
 
 from tunewright.artifacts import Base
 from tunewright.modeling.models import load_model
@@ -64,27 +63,11 @@ def vllm_stand_in(base: Base) -> Iterator[StandIn]:
     """Starts it on this machine; its address is `url`."""
     served = StandIn(base)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            path = self.path.removeprefix("/v1/")
-            with served.lock:
-                served.requests.append((path, request))
-                status = served.statuses.pop(0) if served.statuses else 200
-                body = getattr(served, path)(request) if status == 200 else {"error": "no"}
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json" if body else "text/plain")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode() if body else b"Success")
+    def answer(path: str, request: Any, _: str | None) -> tuple[int, Any]:
+        with served.lock:
+            served.requests.append((path, request))
+            status = served.statuses.pop(0) if served.statuses else 200
+            return status, getattr(served, path)(request) or "Success" if status == 200 else {"error": "no"}
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 http.server's name
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    served.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with json_server(answer) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
