@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -155,8 +156,8 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         password = services["postgres"]["environment"]["POSTGRES_PASSWORD"]
         stack.enter_context(_postgres(programs, folder / "postgres.log", ports["postgres"], password))
         moto = [sys.executable, "-m", "moto.server", "--port", str(ports["storage"])]
-        stack.enter_context(_process(folder, "storage", moto, {}))
-        waiting.until(lambda: _answers(f"{started.storage}/moto-api/"), every=0.5)
+        storage = stack.enter_context(_process(folder, "storage", moto, {}))
+        _wait_for(storage, f"{started.storage}/moto-api/", folder / "storage.log")
         bucket = services["bucket"]
         subprocess.run(_here(bucket["command"]), check=True, env=_environment(folder, bucket["environment"]))
         if copy:
@@ -167,8 +168,8 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
             ("proxy", f"https://{HOST}:{ports['4443']}/api/health"),
         ):
             service = services[name]
-            stack.enter_context(_process(folder, name, _here(service["command"]), service["environment"]))
-            waiting.until(lambda health=health: _answers(health, started.authority), every=0.5)
+            server = stack.enter_context(_process(folder, name, _here(service["command"]), service["environment"]))
+            _wait_for(server, health, folder / f"{name}.log", started.authority)
         yield started
 
 
@@ -234,7 +235,15 @@ def _postgres(programs: Path, log: Path, port: int, password: str) -> Iterator[N
             server.wait(60)
 
 
-def _answers(address: str, ca: Path | None = None) -> bool:
+def _wait_for(server: subprocess.Popen[bytes], address: str, log: Path, ca: Path | None = None) -> None:
+    """Wait until a server answers; fails with its log when it has ended or takes minutes."""
+    end = time.monotonic() + 300
+    while not _answers(address, ca):
+        assert server.poll() is None and time.monotonic() < end, f"no answer from {address}\n{log.read_text()}"
+        time.sleep(0.5)
+
+
+def _answers(address: str, ca: Path | None) -> bool:
     try:
         return httpx.get(address, verify=str(ca) if ca and address.startswith("https") else True).is_success
     except httpx.HTTPError:

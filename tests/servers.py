@@ -32,6 +32,7 @@ SECONDS = 900.0  # a bound on what hangs: a busy machine may take minutes
 until = partial(waiting.until, seconds=SECONDS, every=0.5)  # to ask the server more often slows it down
 TUNEWRIGHT = (sys.executable, "-c", "from tunewright.cli.main import main; main()")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+_GIVEN: set[int] = set()  # ports
 PARTS = {
     "trainer": "tunewright.tasks.train.trainer",
     "flow": "prefect.engine",
@@ -186,12 +187,15 @@ def _answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
 
 
 def free_port() -> int:
-    """A port that no other worker of these tests takes, and the kernel gives nobody, before a server listens there."""
+    """A port that no other call and no other worker of these tests takes, and that the kernel gives nobody."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         port = 11_000 + 16 * random.randrange(1_300) + worker % 16  # none that browsers refuse
+        if port in _GIVEN:
+            continue
         with socket.socket() as one, suppress(OSError):
             one.bind(("127.0.0.1", port))
+            _GIVEN.add(port)
             return port
 
 
