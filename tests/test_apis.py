@@ -13,9 +13,9 @@ from conftest import MakeSplits
 from pydantic import ValidationError
 
 from tunewright.artifacts import Answers, Base, Contender, Splits, Tokens
-from tunewright.chat_api import ChatApi
 from tunewright.config import Evaluation, Gate, Model
 from tunewright.errors import ApiError, ApiRefused, is_transient
+from tunewright.json_api import ChatApi
 from tunewright.similarity.embedding import WORDLLAMA
 from tunewright.tasks.decide import decide
 from tunewright.tasks.evaluate import evaluate

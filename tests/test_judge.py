@@ -223,7 +223,7 @@ def test_what_is_no_reply_is_one_line(headers: dict[str, str], content: bytes, e
         return httpx.Response(200, headers=headers, stream=httpx.ByteStream(content))
 
     asked = JudgeClient("http://judge", "m", wait=0)
-    asked.api.client = httpx.Client(transport=httpx.MockTransport(answered))
+    asked.api.server.client = httpx.Client(transport=httpx.MockTransport(answered))
     with pytest.raises((ConfigError, ApiError), match=rf"^judge\.url=[^\n]*{error}[^\n]*$"):
         asked.better("q", "r", "a", "b")
 

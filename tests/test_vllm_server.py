@@ -1,6 +1,7 @@
 """A vLLM server draws the answers of a training on rewards with the adapter as it is; here a stand-in does."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from conftest import MakeSplits
 from trained import in_this_process
 from vllm_stand_in import StandIn, vllm_stand_in
 
+from tunewright import json_api
 from tunewright.artifacts import Adapter, Base, Tokens
 from tunewright.config import Compute, Grpo, Method, Model, Settings, Training
-from tunewright.errors import ConfigError
+from tunewright.errors import ApiError, ConfigError, is_transient
 from tunewright.generation import vllm_server
+from tunewright.generation.rows import Answer
+from tunewright.generation.vllm_server import VllmServer
 from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.render import render
 from tunewright.tasks.train import stage as train_stage
@@ -32,7 +36,7 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
 @pytest.fixture
 def server(tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     monkeypatch.setattr(train_stage, "_attempt", in_this_process)
-    monkeypatch.setattr(vllm_server.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(json_api.time, "sleep", lambda seconds: None)
     with vllm_stand_in(tiny_base) as served:
         yield served
 
@@ -75,8 +79,6 @@ def test_each_draw_is_of_the_adapter_as_it_is(
             {"statuses": [404]},
             r"load_lora_adapter answers 404 .*; accepted: a vLLM server of model\.base with --enable-",
         ),
-        ({"statuses": [200, *[503] * 99]}, r"completions answers 503 "),
-        ({"url": "http://127.0.0.1:9/v1"}, r"^compute\.vllm=http://127\.0\.0\.1:9/v1: ConnectError"),
     ],
 )
 def test_a_server_that_does_not_answer_as_it_should_is_one_error(
@@ -86,6 +88,53 @@ def test_a_server_that_does_not_answer_as_it_should_is_one_error(
         setattr(server, name, value)
     with pytest.raises(ConfigError, match=said):
         trained(tokens, tiny_base, server)
+
+
+def test_a_server_that_is_away_is_transient_and_the_next_attempt_resumes(
+    tokens: Tokens, tiny_base: Base, server: StandIn
+) -> None:
+    away = [200] * 6 + [503] * 99  # two draws, each of which loads an adapter and asks for two prompts
+    server.statuses = away
+    with pytest.raises(ApiError, match=r"^compute\.vllm=http\S+: no answer after 5 attempts: 503 ") as error:
+        trained(tokens, tiny_base, server)
+    assert is_transient(error.value)
+    server.statuses, server.models = [], {}  # as after a restart
+    server.requests.clear()
+    made = trained(tokens, tiny_base, server)
+    lines = [json.loads(line) for line in made.path("metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_server_without_the_adapter_before_is_asked_on(tokens: Tokens, tiny_base: Base, server: StandIn) -> None:
+    server.statuses = [200] * 4 + [404]  # a load, two prompts, a load, and the first unload
+    assert trained(tokens, tiny_base, server)
+
+
+def test_a_server_away_from_the_start_is_one_error(tokens: Tokens, tiny_base: Base, server: StandIn) -> None:
+    server.url = "http://127.0.0.1:9/v1"
+    with pytest.raises(
+        ApiError, match=r"^compute\.vllm=http://127\.0\.0\.1:9/v1/\w+: no answer .*ConnectError.* --ena"
+    ):
+        trained(tokens, tiny_base, server)
+
+
+def test_the_trainer_shows_life_while_it_waits_for_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_server, "BEAT", 0.01)
+    answered, beats = threading.Event(), list[int]()
+
+    def answer(*_: Any) -> list[Answer]:
+        assert answered.wait(60)
+        return [Answer([1], [1])]
+
+    def beat(done: int) -> None:
+        beats.append(done)
+        if len(beats) == 3:
+            answered.set()
+
+    monkeypatch.setattr(VllmServer, "_ask", answer)
+    server = VllmServer("http://localhost:9/v1", tmp_path, stops=[0], max_new_tokens=4)
+    assert len(server.draw([Answer([1], [1])] * 2, ["a", "b"], 1, beat)) == 2
+    assert beats[:3] == [0, 0, 0] and beats[-1] == 2
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from tunewright import config
 from tunewright.artifacts import ApiUse, Contender
-from tunewright.chat_api import ChatApi, Reply
 from tunewright.config import Evaluation
 from tunewright.errors import ApiRefused, ConfigError
+from tunewright.json_api import ChatApi, Reply
 from tunewright.reports.progress import Countdown
 from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA
 from tunewright.tasks.evaluate.blocks import AnsweredBlock

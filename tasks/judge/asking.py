@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from tunewright.chat_api import ChatApi
+from tunewright.json_api import ChatApi
 
 Reply = Literal["A", "B", "tie", "unreadable"]
 

@@ -24,6 +24,7 @@ from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import Compute, Grpo, Method, Preference, Training
 from tunewright.errors import (
     NO_SPACE,
+    ApiError,
     ConfigError,
     TrainerDied,
     TrainerFailed,
@@ -76,8 +77,8 @@ def _keep_seconds(work: Path, seconds: float) -> None:
 def run_trainer(job: trainer.Job, work: Path) -> None:
     """Runs the trainer to its planned end in `work`, halving the micro-batch while memory runs out.
 
-    Raises TrainerDied if it was killed, ConfigError where the settings cannot be, and TrainingError if it ended
-    otherwise before its planned end.
+    Raises TrainerDied if it was killed, ConfigError where the settings cannot be, ApiError where the server that draws
+    answers is away, and TrainingError if it ended otherwise before its planned end.
     """
     micro_batch = job.micro_batch
     while True:
@@ -182,8 +183,9 @@ def _failure(code: int, work: Path) -> TunewrightError:
     if shutil.disk_usage(work).free < ROOM_BYTES:
         return TrainingError(f"training did not finish: {NO_SPACE.format(work)}")
     kind, message = _told(work)
-    if kind == ConfigError.__name__:
-        return ConfigError(message)
+    for error in (ConfigError, ApiError):
+        if kind == error.__name__:
+            return error(message)
     failed = TrainingError if kind in OF_SETTINGS_OR_DATA else TrainerFailed
     said = shortened(_error(work)) if failed is TrainerFailed else _error(work)
     return failed(f"training did not finish: {said}; full output: {work / 'trainer.log'}")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tunewright import compat, config
-from tunewright.errors import ConfigError
+from tunewright.errors import ApiError, ConfigError
 from tunewright.machine import end_with_parent, num_cores
 from tunewright.store import locks
 from tunewright.tasks.train import trainer
@@ -36,7 +36,7 @@ def main(job_file: Path, parent: int | None = None) -> int:
             except BlockingIOError:
                 raise BlockingIOError(f"another trainer is running in {folder}") from None
             return _fit(job, folder) if job.compute.devices == 1 else _fit_by_ranks(job, job_file)
-    except (RuntimeError, MemoryError, OSError, ValueError, FloatingPointError, ConfigError) as error:
+    except (RuntimeError, MemoryError, OSError, ValueError, FloatingPointError, ApiError, ConfigError) as error:
         message = " ".join(str(error).split())[:500]
         with contextlib.suppress(FileExistsError), (folder / "error.json").open("x", encoding="utf-8") as file:
             json.dump({"type": type(error).__name__, "message": message}, file)  # of ranks the first tells

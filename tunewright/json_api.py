@@ -1,0 +1,136 @@
+"""Requests with JSON to a server, such as an OpenAI-compatible API of a model.
+
+They are tried again while it is busy or away, and fail with one line.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tunewright.errors import ApiError, ConfigError
+
+log = logging.getLogger("tunewright")
+
+ATTEMPTS = 5  # with 1, 2, 4 and 8 seconds between them
+MOST_BYTES = 10_000_000  # of one reply, unpacked
+AGAIN = {408, 425, 429, 500, 502, 503, 504}
+CHAT_SECONDS = 120  # for one reply
+CHAT_API = "the base address of an OpenAI-compatible API, its model's name and its key"
+
+
+class JsonReply(NamedTuple):
+    """The answer of a server to one request."""
+
+    status: int
+    body: bytes
+    seconds: float
+
+    def __str__(self) -> str:
+        """The status and how the body begins, in one line."""
+        return f"{self.status} {' '.join(self.body[:200].decode(errors='replace').split())}"
+
+
+class JsonApi:
+    """The server that `setting` names; its method can be called from several threads.
+
+    `who` is what the log calls it, and `accepted` what errors say must be there; a reply may take so many `seconds`.
+    """
+
+    def __init__(
+        self, *, setting: str, who: str, accepted: str, seconds: float, key: str = "", wait: float = 1.0
+    ) -> None:
+        import httpx
+
+        self.client = httpx.Client(headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=seconds)
+        self.setting, self.who, self.accepted, self.wait = setting, who, accepted, wait
+        self.faults: set[str] = set()  # that were told of
+
+    def post(self, url: str, request: dict[str, Any]) -> JsonReply:
+        """The reply to a request, whose status is one of success.
+
+        Raises ApiError where there is none after some attempts, ConfigError where the server refuses the request.
+        """
+        fault = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                if fault not in self.faults:
+                    self.faults.add(fault)
+                    log.info("  %s does not answer; retrying: %s", self.who, fault)
+                time.sleep(self.wait * 2 ** (attempt - 1))
+            reply = self._reply(url, request)
+            if isinstance(reply, JsonReply) and reply.status not in AGAIN:
+                if 200 <= reply.status < 300:
+                    return reply
+                raise self.refused(url, reply)
+            fault = str(reply)
+        raise ApiError(f"{self.setting}={url}: no answer after {ATTEMPTS} attempts: {fault}; accepted: {self.accepted}")
+
+    def refused(self, url: str, reply: JsonReply) -> ConfigError:
+        """The error for a reply that is not what was asked for."""
+        return ConfigError(f"{self.setting}={url} answers {reply}; accepted: {self.accepted}")
+
+    def _reply(self, url: str, request: dict[str, Any]) -> JsonReply | str:
+        """A reply, or why there was none."""
+        import httpx
+
+        body, started = bytearray(), time.monotonic()
+        try:
+            with self.client.stream("POST", url, json=request) as response:
+                for part in response.iter_bytes():
+                    body += part
+                    if len(body) > MOST_BYTES:
+                        raise ConfigError(
+                            f"{self.setting}={url} answers more than {MOST_BYTES:,} bytes; longer replies are refused"
+                        )
+        except httpx.RequestError as error:
+            return f"{type(error).__name__}: {error}"
+        return JsonReply(response.status_code, bytes(body), time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A message of a model, and its tokens and time."""
+
+    message: dict[str, Any]  # its content and tool_calls, whatever these are
+    stopped: bool  # by itself, not by a limit of tokens
+    input_tokens: int  # 0 where the API does not count them
+    output_tokens: int
+    seconds: float  # of the request that was answered
+
+    @property
+    def text(self) -> str:
+        """The content; empty where that is no text, of which nothing can be read."""
+        content = self.message.get("content")
+        return content if isinstance(content, str) else ""
+
+
+class ChatApi:
+    """One model of one API; its method can be called from several threads.
+
+    `setting` is the one that errors name, and `who` what the log calls the model.
+    """
+
+    def __init__(self, url: str, model: str, key: str = "", *, setting: str, who: str, wait: float = 1.0) -> None:
+        self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
+        self.server = JsonApi(setting=setting, who=who, accepted=CHAT_API, seconds=CHAT_SECONDS, key=key, wait=wait)
+
+    def ask(self, messages: list[dict[str, Any]], **more: Any) -> Reply:
+        """The reply to a conversation; `more` are other fields of the request.
+
+        Raises ApiError where there is none after some attempts, ConfigError where the API refuses the request.
+        """
+        reply = self.server.post(self.url, {"model": self.model, "messages": messages} | more)
+        try:
+            return _read(json.loads(reply.body), reply.seconds)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise self.server.refused(self.url, reply) from error
+
+
+def _read(answered: Any, seconds: float) -> Reply:
+    choice = answered["choices"][0]
+    used = answered.get("usage")
+    counts = [used.get(name) if isinstance(used, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
+    read, written = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
+    return Reply(dict(choice["message"]), choice.get("finish_reason") in ("stop", "tool_calls"), read, written, seconds)
