@@ -196,6 +196,7 @@ def test_two_rows_that_say_the_opposite_are_quarantined_and_a_ranking_is_none(ma
     said = {each["line"]: each["detail"] for each in quarantined(found)}
     assert found.reasons == {"rejected_elsewhere": 3}
     assert said == {line: f"{OPPOSITE}: data.jsonl line {other}" for line, other in ((4, 5), (5, 4), (7, 8))}
+    assert found.findings == {"conflicting_answers": 3}, "the rows of Which?; of Who? one answer is left"
 
 
 def test_an_undesirable_answer_is_no_duplicate_of_a_desirable_one_and_contradicts_it(

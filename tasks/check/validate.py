@@ -120,7 +120,19 @@ def validate_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[s
     conflicts = conflict_expectations(suite)
     validated = ValidatedRows(frame, [*validated.outcomes, *(run(frame, conflicts) if conflicts else [])])
     stop_if_broken(validated, file)
-    return ValidatedRows(frame, _kept_findings(validated))
+    validated = _of_kept_answers(validated, suite)
+    return ValidatedRows(validated.frame, _kept_findings(validated))
+
+
+def _of_kept_answers(validated: ValidatedRows, suite: Sequence[Entry]) -> ValidatedRows:
+    """The outcomes, with conflicting_answers among the kept answers where it only reports."""
+    frame, kept = validated.frame, validated.kept()
+    entry = next((each for each in suite if each.name == "conflicting_answers" and each.severity == "info"), None)
+    if not entry or kept.all():
+        return validated
+    frame = frame.assign(num_answers=num_answers(frame[kept]).reindex(frame.index))
+    (again,) = run(frame, conflict_expectations([entry]))
+    return ValidatedRows(frame, [again if each.entry == entry else each for each in validated.outcomes])
 
 
 def _kept_findings(validated: ValidatedRows) -> list[ExpectationOutcome]:

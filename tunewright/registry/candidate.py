@@ -38,7 +38,7 @@ OF_PAIRS = {  # the same of a training on preference pairs
     "reward_accuracy": "preference/reward_accuracy",
     "kl": "preference/kl",
     "tokens_per_second": "preference/tokens_per_second",
-    "rows_per_second": "preference/pairs_per_second",
+    "rows_per_second": "preference/rows_per_second",
     "memory_bytes": "preference/memory_gigabytes",
     "eval_loss": "preference/validation_loss",
     "eval_reward_margin": "preference/validation_reward_margin",
