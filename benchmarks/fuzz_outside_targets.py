@@ -94,7 +94,7 @@ def judge(content: bytes) -> str:
     def answered(_: httpx.Request) -> httpx.Response:
         return httpx.Response(status, headers=names, stream=httpx.ByteStream(body))
 
-    JUDGE.api.client = httpx.Client(transport=httpx.MockTransport(answered))
+    JUDGE.api.server.client = httpx.Client(transport=httpx.MockTransport(answered))
     try:
         said = JUDGE.better("question", "reference", "a", "b")
     except TunewrightError as error:

@@ -14,6 +14,7 @@ from tunewright.cli.settings import listed
 from tunewright.cli.terminal import opened_by, show_next
 from tunewright.cli.visible import plain_table
 from tunewright.comparison import VariantComparison, notes, rows
+from tunewright.comparison.ranking import recommended
 from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
 from tunewright.registry.address import tracking_uri
@@ -126,7 +127,7 @@ def show(console: Console, found: VariantComparison, asked: dict[str, Variant], 
     console.print(Text(f"\n{found.sentence}\n"), soft_wrap=True)
     for trial in (trial for each in found.ranked for trial in each.trials if trial.state == "failed"):
         console.print(Text(f"{trial.variant}, seed {trial.seed}: {trial.said}", "yellow"), soft_wrap=True)
-    best = found.ranked[0]
+    best = recommended(found.ranked)
     variant = asked[best.variant]
     link = opened_by(found.link, tracking_uri(variant.settings.registry))
     for name, place in (("comparison", from_here(found.folder / "report.html")), ("in MLflow", link)):

@@ -307,7 +307,7 @@ def too_few_test_rows(
 
 def few_test_rows(rows: str, least: float, assumes: str = "") -> str:
     """The estimate of which gain so few test rows show at least, before a verdict has measured it."""
-    gain = f"smallest detectable gain in the share of right answers about {number(least)}"
+    gain = f"smallest detectable gain in a score from 0 to 1 about {number(least)}"
     return f"warning: only {rows}, {gain} (80 % power, estimated{assumes})"
 
 

@@ -35,13 +35,19 @@ def prefer(
 
 def require_rows(tokens: Tokens, preference: Preference) -> None:
     """Raises ConfigError where no training or no validation row is one that the method learns from."""
-    pairs, lacks = (tokens.num_pairs, tokens.num_validation_pairs), "a rejected answer (columns chosen and rejected"
+    pairs = tokens.num_pairs, tokens.num_validation_pairs
     if preference.learns_labels:
         pairs = pairs[0] + tokens.num_undesirable, pairs[1] + tokens.num_validation_undesirable
-        lacks = "an undesirable answer (column label is false, or chosen and rejected"
     for split, number in zip(("training", "validation"), pairs, strict=True):
         if not number:
-            raise ConfigError(
-                f"preference.method={preference.method}: no {split} row has {lacks} of a record); accepted: none, or "
-                "such rows"
-            )
+            raise ConfigError(without_rows(preference, split))
+
+
+def without_rows(preference: Preference, split: str) -> str:
+    """The error of a split without a row that the method learns from."""
+    lacks = "a rejected answer (columns chosen and rejected"
+    if preference.learns_labels:
+        lacks = "an undesirable answer (column label is false, or chosen and rejected"
+    return (
+        f"preference.method={preference.method}: no {split} row has {lacks} of a record); accepted: none, or such rows"
+    )

@@ -21,7 +21,7 @@ from tunewright.cli.compare import Variant, show, variants
 from tunewright.cli.deployment_file import load
 from tunewright.cli.main import app
 from tunewright.comparison import Course, Study, Trial, VariantComparison, markdown, notes, of, rows
-from tunewright.comparison.ranking import Ranked, State, ValidationPoint, rank, sentence
+from tunewright.comparison.ranking import Ranked, State, ValidationPoint, rank, recommended, sentence
 from tunewright.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
 from tunewright.errors import ConfigError, Pruned, TrainingError
 from tunewright.flows.compare import WarningsOnce, compare, warnings_once
@@ -196,7 +196,14 @@ def test_a_difference_of_next_to_nothing_is_a_tie(values: tuple[list[float], lis
     found = ranked(a=first, b=second, c=[each + 1 for each in first])
     assert sentence(found).startswith("A tie by validation loss: a and b (")
     assert [row["behind"] for row in rows(found)][:2] == ["best", "tie"]
+    assert recommended(found).variant == "a"
     assert not found[2].ties
+
+
+def test_of_a_tie_the_one_that_trains_fewer_parameters_is_recommended() -> None:
+    found = rank([trial("a", 0, 1.0, learning=4000), trial("b", 0, 1.0, learning=1000), trial("c", 0, 2.0, learning=1)])
+    assert recommended(found).variant == "b"
+    assert "of which b trains 1,000 parameters instead of 4,000." in sentence(found)
 
 
 def even(*variants: dict[str, Any]) -> str:
@@ -215,7 +222,7 @@ def test_of_variants_as_good_as_the_best_it_is_said_which_takes_less() -> None:
     assert even(large, small) == "v1, which trains 1,000 parameters instead of 4,000."
     assert even(large, large, small) == "v1, or v2, of which v2 trains 1,000 parameters instead of 4,000."
     assert even(small, large) == even(small, {"learning": 1000, "seconds": 41.0}) == "v1."
-    assert even({"seconds": 200.0}, {"seconds": 100.0}) == "v1, which takes 100 s instead of 3.3 min."
+    assert even({"seconds": 200.0}, {"seconds": 90.0}) == "v1, which takes 90 s instead of 3.3 min."
 
 
 def test_a_best_step_that_is_the_last_is_said() -> None:
@@ -227,9 +234,9 @@ def test_a_best_step_that_is_the_last_is_said() -> None:
         ]
         return sentence(rank(found))
 
-    assert ends(a=20, b=10).endswith(" It was best at its last step: more steps may improve it.")
+    assert ends(a=20, b=10).endswith(" a was best at its last step: more steps may improve it.")
     assert "last step" not in ends(a=10, b=20)
-    assert ends(a=0, b=10).endswith(" It keeps the model from before this training: no step improved it.")
+    assert ends(a=0, b=10).endswith(" a keeps the model from before this training: no step improved it.")
     assert ends(a=0, b=0).startswith("No variant improved the validation loss: each keeps the model from before this")
 
 

@@ -408,8 +408,16 @@ def test_the_hub_reads_the_front_matter_of_the_card() -> None:
     ("languages", "listed", "said"),
     [
         ({"en": 25}, ["en"], "It was measured in this language only: en (25 test rows)."),
-        ({"en": 60, "ja": 40, "nl": 1}, ["en", "ja"], "in these languages only: en (60 test rows), ja (40 test rows)."),
-        ({"en": 2, "unknown": 20}, ["en"], "It was measured in this language only: en (2 test rows)."),
+        (
+            {"en": 60, "ja": 40, "nl": 1},
+            ["en", "ja"],
+            "in these languages only: en (60 test rows), ja (40 test rows), beside 1 test row in other languages, or ",
+        ),
+        (
+            {"en": 2, "unknown": 20},
+            ["en"],
+            "only: en (2 test rows), beside 20 test rows in other languages, or too short to tell.",
+        ),
         ({"unknown": 20}, None, "The test rows are too short to tell their languages."),
         ({}, None, "It is not known in which languages it was measured."),
     ],

@@ -80,6 +80,33 @@ def test_an_undesirable_answer_counts_for_kto_alone(tiny_base: Base) -> None:
     assert costs.later["preference"].peak > costs.chosen.peak
 
 
+def test_preference_training_without_a_row_to_learn_from_ends_the_plan_as_it_would_the_run(tiny_base: Base) -> None:
+    write("a.jsonl", *map(record, range(50)))
+    mine = pipeline(tiny_base)
+    for method in ("dpo", "kto"):
+        asked = deployment_file.override(mine, [f"preference.method={method}"])
+        with pytest.raises(ConfigError, match=rf"^preference\.method={method}: no training row has an? "):
+            plan.look_up(asked, "mine.yaml")
+        costs = plan.look_up(deployment_file.override(asked, ["data.limit=40"]), "mine.yaml").costs
+        assert costs and any(note.startswith("warning: of the rows that were looked at: pref") for note in costs.notes)
+    assert plan.look_up(deployment_file.override(mine, ["preference.method=none"]), "mine.yaml").costs
+
+
+def test_settings_of_an_sft_that_is_left_out_are_said_to_be_unused(tiny_base: Base) -> None:
+    write("a.jsonl", *({"prompt": f"Say {at}", "chosen": "one", "rejected": "two"} for at in range(50)))
+    asked = ["preference.method=orpo", "training.max_steps=7", "training.epochs=2"]
+
+    def notes(*changes: str) -> list[str]:
+        costs = plan.look_up(deployment_file.override(pipeline(tiny_base), [*asked, *changes]), "mine.yaml").costs
+        assert costs
+        return [note for note in costs.notes if "not used" in note]
+
+    assert notes() == ["not used, as there is no SFT (preference.after_sft): training.epochs and training.max_steps"]
+    assert notes("preference.after_sft=true") == [
+        "training.epochs=2 is not used: training.max_steps=7 overrides it",
+    ]
+
+
 @pytest.mark.parametrize("answers", [{"output": "word " * 5000}, {"chosen": "a", "rejected": "word " * 5000}])
 @pytest.mark.parametrize("after_ingest", [False, True])
 def test_a_row_that_check_will_quarantine_for_its_length_does_not_enlarge_the_plan(
@@ -438,7 +465,7 @@ def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base
         assert costs
         return [note for note in costs.notes if "test row" in note]
 
-    gain = "smallest detectable gain in the share of right answers about"
+    gain = "smallest detectable gain in a score from 0 to 1 about"
     said = f"warning: only about {{}}, {gain} {{}} (80 % power, estimated; {CLUSTERS})"
     assert notes() == [said.format("5 test rows", ".86")]
     assert notes("split.test=0.03") == [said.format("2 test rows", "1.00")], "as split rounds 1.5"
@@ -501,7 +528,7 @@ def test_a_plan_says_of_the_split_that_its_test_rows_are_few(make_splits: Any, t
     write("a.jsonl", record(1))
     settings = pipeline(tiny_base).settings
     (note,) = plan._few_test_rows(settings, {"split": made}, None, [])
-    gain = "smallest detectable gain in the share of right answers about .90"
+    gain = "smallest detectable gain in a score from 0 to 1 about .90"
     assert note == f"warning: only 1 test row, {gain} (80 % power, estimated)"
     assert plan._few_test_rows(settings, {"split": made.model_copy(update={"findings": {}})}, None, []) == []
 

@@ -1,6 +1,7 @@
 """Training on preference pairs: it moves the model to the chosen answers, resumes to the same bytes, and is TRL's."""
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,18 @@ def test_each_kind_of_method_goes_on_from_its_sft(
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.allclose(after[name].float(), tensor.float(), atol=1e-6), f"{name} began elsewhere"
+
+
+def test_a_rejected_answer_that_is_too_long_is_told_by_its_own_length(
+    tiny_base: Base, make_splits: MakeSplits, home: Path
+) -> None:
+    rows = [pair(f"the question number {i}", "yes", "no" if i else "no " * 200) for i in range(18)]
+    splits = make_splits(rows[:12], rows[12:15], rows[15:])
+    with pytest.raises(DataError, match=r"1 of 18 rows is longer than model\.max_length=64 .*raise model") as error:
+        render.fn(splits, tiny_base, Model(base="tiny", max_length=64))
+    needed = re.search(r"it has (\d+); .*raise model.max_length to (\d+),", str(error.value))
+    assert needed and needed[1] == needed[2] and int(needed[1]) > 200
+    assert render.fn(splits, tiny_base, Model(base="tiny", max_length=int(needed[1]))).num_pairs == 12
 
 
 def test_rows_without_pairs_are_refused_in_a_line(tiny_base: Base, make_splits: MakeSplits, home: Path) -> None:

@@ -68,6 +68,7 @@ def test_pairs_are_duplicates_only_if_both_answers_are_the_same(tmp_path: Path) 
         row(LONG.replace("new", "old"), "It is late.", "Who knows?\n"),
         row(LONG.replace("new", "old"), "It is late.", "who knows?"),
         row(LONG, "It is late."),
+        row(f" {LONG.upper()}", "It is late.", "Who knows?"),
     ]
     assert repeats(rows, Dedupe(max_removed_share=1), tmp_path) == [
         (-1, ""),
@@ -76,6 +77,7 @@ def test_pairs_are_duplicates_only_if_both_answers_are_the_same(tmp_path: Path) 
         (0, "near_duplicate"),
         (-1, ""),
         (-1, ""),
+        (0, "exact_duplicate"),
     ]
 
 

@@ -228,3 +228,7 @@ def test_a_metric_of_pairs_is_refused_where_rows_have_none() -> None:
 def test_settings_that_do_nothing_are_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         Preference(**given)
+
+
+def test_settings_may_stay_where_the_method_is_switched_off() -> None:
+    assert Preference(method="none", beta=0.2, epochs=2).beta == 0.2

@@ -164,6 +164,7 @@ UNREADABLE = {  # a table -> the error
     "": 'no column "better"',
     "pair,better\n0123,A\n": 'line 2: pair "0123" is no pair of version 2 of triage; give the --version',
     "pair,better\n{pair},C\n": 'line 2: better="C"; accepted: A, B, tie, or nothing',
+    'pair,A,better\n{pair},"1\n2\n3",C\n': 'line 2: better="C"',
     "pair,better\n{pair},A\n{pair},B\n": "line 3: pair {pair} is judged twice",
     "pair,better\n{pair},\n": "no pair is judged; fill in the column better",
 }

@@ -420,7 +420,7 @@ def test_test_rows_of_one_group_are_said_to_count_once(
     assert splits.num_test == 28
     assert (
         "28 test rows count as 1 independent row (near-duplicates and rows of one group count once) and can show only "
-        "a difference in the share of right answers of more than about 1.00 between two models "
+        "a difference of more than about 1.00 between two models, in a score from 0 to 1 "
         "(estimated before training): "
     ) in caplog.text
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from browsing import browser, shows
@@ -157,6 +157,16 @@ def test_the_pages_of_prefect_reach_no_other_server_and_work(name: str, up: Up, 
     assert hosts <= {"127.0.0.1", "localhost"}, hosts
     ours = [said for said in refused if f":{up.ports[0]}" in said.partition("violates")[0]]
     assert ours == []
+
+
+def test_the_link_that_logs_a_browser_in_to_mlflow_opens_a_page_with_its_experiments(up: Up, chromium: Browser) -> None:
+    with chromium.new_context() as context:
+        page = context.new_page()
+        page.goto(up.addresses.mlflow.replace("://", f"://tunewright:{quote(up.password, safe='')}@"))
+        expect(page.get_by_text("Create your first experiment").or_(page.get_by_text("Default")).first).to_be_visible()
+        assert page.evaluate("new URL(document.baseURI).username") == ""
+        asked = "fetch('/ajax-api/2.0/mlflow/experiments/search?max_results=1').then(answer => answer.status)"
+        assert page.evaluate(asked) == 200
 
 
 def test_the_pages_of_mlflow_reach_no_other_server_and_work(up: Up, chromium: Browser) -> None:

@@ -158,7 +158,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     ]
     make_proof(smallest_visible_difference=0.1576).save(tmp_path)
     few = splits.model_copy(update={"folder": tmp_path, "num_test": 50})
-    gain = "smallest detectable gain in the share of right answers about .16"
+    gain = "smallest detectable gain in a score from 0 to 1 about .16"
     assert too_few_test_rows(few) == f"warning: only 50 test rows, {gain} (80 % power, estimated)"
     said = {"decision": "keep", "because": "worse", "sentence": "Not promoted.", "metric": "exact_match"}
     verdict = Verdict.model_validate(
@@ -179,7 +179,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     tokens = Tokens.model_construct(num_test=500)
     assert too_few_test_rows(many, tokens=tokens) == ""
     told = too_few_test_rows(many, tokens=Tokens.model_construct(num_test=20))
-    assert told.startswith("warning: only 20 test rows, smallest detectable gain in the share of right answers about .")
+    assert told.startswith("warning: only 20 test rows, smallest detectable gain in a score from 0 to 1 about .")
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

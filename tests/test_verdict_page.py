@@ -737,6 +737,14 @@ def test_the_baseline_of_always_the_same_answer_is_explained(make: Make) -> None
     )
 
 
+def test_no_rows_are_asked_for_where_a_prompt_is_ahead(make: Make) -> None:
+    given: dict[str, Any] = {"candidate": wrong(RIGHT, range(30)), "base": wrong(RIGHT, range(5, 40))}
+    assert [each for each in make(**given).suggestions if each.startswith("Add test rows")]
+    ahead = make(**given, others={"retrieval": wrong(RIGHT, range(6, 32))})
+    assert "would probably not help" in Read(page_of(ahead)).text
+    assert not [each for each in ahead.suggestions if each.startswith("Add test rows")]
+
+
 UNLEARNED = {
     "candidate": ["nonsense"] * 80,
     "base": ["login"] * 80,

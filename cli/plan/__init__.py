@@ -10,7 +10,7 @@ from tunewright.artifacts import Artifact, Base, Splits, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import STAGES, Compute, Data, Method, Settings
+from tunewright.config import STAGES, Compute, Data, Method, Settings, Training
 from tunewright.cost_model import (
     BudgetCase,
     Estimate,
@@ -37,6 +37,7 @@ from tunewright.serving import context_length
 from tunewright.store import data_versions
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.sampling import Sample, first_rows
+from tunewright.tasks.prefer import without_rows
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
@@ -121,6 +122,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings)
+    notes += _nothing_preferred(settings, ground, sample)
     notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
     notes += _sent_out(settings, made, sample)
@@ -204,13 +206,30 @@ def _ground(
 
 
 def _overridden(settings: Settings) -> list[str]:
-    """Return a note for each training of which somebody set max_steps and epochs, as the first overrides the second."""
+    """Return a note for what somebody set and no training uses: epochs beside max_steps, and all of an SFT left out."""
     sections = {"training": settings.training, "preference": settings.preference, "grpo": settings.grpo}
-    return [
+    notes = list[str]()
+    if not settings.trains_on_answers:
+        training, last = sections.pop("training"), "grpo" if settings.grpo.rewards else "preference"
+        default = {name: Training.model_fields[name].default for name in ("learning_rate", "epochs", "max_steps")}
+        if unused := [f"training.{name}" for name, usual in default.items() if getattr(training, name) != usual]:
+            notes.append(f"not used, as there is no SFT ({last}.after_sft): {' and '.join(unused)}")
+    return notes + [
         f"{name}.epochs={section.epochs:g} is not used: {name}.max_steps={section.max_steps} overrides it"
         for name, section in sections.items()
         if section.max_steps is not None and section.epochs != type(section).model_fields["epochs"].default
     ]
+
+
+def _nothing_preferred(settings: Settings, ground: Ground, sample: Sampled | None) -> list[str]:
+    """Warn where preference training has no row to learn from. Raises ConfigError where the run is certain to stop."""
+    preference = settings.preference
+    found = [*ground.pairs, *(ground.undesirable if preference.learns_labels else ())]
+    if preference.method == "none" or ground.source == "settings" or found:
+        return []
+    if sample is None or (sample.is_all and not settings.data.limit):
+        raise ConfigError(without_rows(preference, "training"))
+    return [f"warning: of the rows that were looked at: {without_rows(preference, 'training')}"]
 
 
 def _too_many_repeats(settings: Settings, made: dict[str, Artifact | None], sample: Sampled | None) -> list[str]:

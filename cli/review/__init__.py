@@ -1,7 +1,7 @@
 """`tunewright review`: people compare the candidate's answers with another contender's, blindly."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -148,6 +148,6 @@ def _show(version: "ReviewedVersion", people: "list[HumanPreference]", as_json: 
         print(as_line(shown | {"opponents": [_as_json(each) for each in people]}))
 
 
-def _as_json(found: "HumanPreference") -> dict[str, object]:
+def _as_json(found: "HumanPreference") -> dict[str, Any]:
     lost = [each.model_dump(include={"row_id", "by", "comment"}) for each in found.lost]
     return vars(found) | {"lost": lost}

@@ -184,7 +184,8 @@ def _no_gain(comparison: Comparison, against: str) -> str:
         return f"; the gain{against} is not above {exactly(threshold)}, so more test rows would probably not help"
     if threshold < 0:
         measured = number(-mean, _digits(comparison))
-        return f"; measured, it is {measured} behind{against}, so more test rows would probably not help"
+        behind = f"behind {who(comparison.opponent, comparison.metric)}" if against else "behind"
+        return f"; measured, it is {measured} {behind}, so more test rows would probably not help"
     if round(mean, 2) == 0:  # as number writes it
         return f"; the gain{against} is about zero, so more test rows would probably not help"
     return f"; the gain{against} is negative, so more test rows would probably not help"

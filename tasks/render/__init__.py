@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -29,7 +28,7 @@ from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
 from tunewright.tasks.render.left_out import SPLITS, TOO_LONG, Bound, lengths_in_words, many_long
 from tunewright.tasks.render.report import measure, preview, write_report
-from tunewright.tools.conversation import Message, conversation_of, is_undesirable
+from tunewright.tools.conversation import conversation_of, is_undesirable
 
 __all__ = ["Bound", "bound_of", "lengths_in_words", "preview", "render"]
 
@@ -73,15 +72,17 @@ def render_split(
             read, kept, unwanted = batch.to_pylist(), list[dict[str, Any]](), list[dict[str, Any]]()
             conversations = [*map(conversation_of, read)]
             written = tokenize(chat, conversations, last_only=last_only, reasoning=reasoning)
-            rejected = _rejected(chat, conversations, limit, reasoning)
+            rejected = tokenize_rejected(chat, conversations, reasoning)
             for at, (row, tokens) in enumerate(zip(read, written, strict=True)):
                 fit, other = _fits(tokens, limit), rejected.get(at)
-                if isinstance(other, Untrainable) and not isinstance(fit, Untrainable):
-                    fit = other
+                fit_other = _fits(other, limit) if other else None
+                if isinstance(fit_other, Untrainable) and not isinstance(fit, Untrainable):
+                    fit = Untrainable(fit_other.reason, f"the rejected answer: {fit_other.detail}")
                 if isinstance(fit, Untrainable):
                     entry = {name: row[name] for name in ("file", "line", "byte", "row_id") if name in row}
                     entry |= {"text": json.dumps(row["messages"], ensure_ascii=False)[:500]}
-                    length = None if isinstance(tokens, Untrainable) else len(tokens.input_ids)
+                    whole = [len(each.input_ids) for each in (tokens, other) if isinstance(each, Tokenized)]
+                    length = max(whole, default=None)
                     refused.append(entry | {"reason": fit.reason, "detail": fit.detail, "length": length})
                 else:
                     named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["use_as"] == "replay"}
@@ -90,17 +91,6 @@ def render_split(
             writer.write_table(pa.Table.from_pylist(kept, TOKEN_SCHEMA))
             undesirable.write_table(pa.Table.from_pylist(unwanted, TOKEN_SCHEMA))
     return refused
-
-
-def _rejected(
-    chat: Chat, conversations: Sequence[Sequence[Message]], limit: int, reasoning: Reasoning
-) -> dict[int, Tokenized | Untrainable]:
-    """The conversations of preference pairs with their rejected answers, by their places; or why one is untrainable."""
-    fits = {at: _fits(tokens, limit) for at, tokens in tokenize_rejected(chat, conversations, reasoning).items()}
-    return {
-        at: Untrainable(fit.reason, f"the rejected answer: {fit.detail}") if isinstance(fit, Untrainable) else fit
-        for at, fit in fits.items()
-    }
 
 
 def _columns_of(rejected: Tokenized | Untrainable | None) -> dict[str, Any]:

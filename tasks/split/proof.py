@@ -41,8 +41,8 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
     NEWER: ("training row", "{are} newer than the oldest test row"),
     TOO_SMALL: (
         "test row",
-        "{independent}can show only a difference in the share of right answers of more than about {difference} "
-        "between two models (estimated before training): for a clearer verdict, {advice}",
+        "{independent}can show only a difference of more than about {difference} between two models, in a score from 0 "
+        "to 1 (estimated before training): for a clearer verdict, {advice}",
     ),
 }
 

@@ -68,7 +68,7 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
 def undecided(case: Case) -> Found:
     """More rows, or a larger gain, where the test rows do not tell."""
     num_rows = case.decided.num_rows
-    open_ones = [each for each in case.comparisons if each.rows_needed]
+    open_ones = [each for each in case.comparisons if each.rows_to_tell]
     if case.verdict.decision == "inconclusive" and any(each.smallest_visible is None for each in case.comparisons):
         because = f"with {counted(num_rows, 'test row')}, {SHOW_NONE}"
         yield Suggestion("Add test rows: split.test, or a source with use_as: test", because, "intervals")
@@ -76,8 +76,9 @@ def undecided(case: Case) -> Found:
     if case.verdict.decision != "inconclusive" or not open_ones:
         return
     hardest = max(open_ones, key=lambda each: each.rows_to_tell)
-    assert hardest.rows_needed, "of those that more rows can tell"
-    needed = hardest.rows_needed
+    if hardest.is_behind:  # more rows would rather show that it is worse
+        return
+    needed = hardest.rows_needed or 0
     gain = interval(hardest.difference, signed=True, threshold=hardest.threshold)
     smallest = hardest.smallest_visible
     is_of_verdict = smallest == case.verdict.smallest_visible  # else the page would have two smallest detectable gains

@@ -56,7 +56,7 @@ def in_words(measure: str) -> str:
 
 CONFIDENCE = 0.95
 TIE = 0.001  # of the best value or, where it is more, of the spread over seeds: a smaller difference is none
-QUICKER = 0.8  # of the time of another, to be worth a word on a machine that is not always as fast
+QUICKER = 0.5  # of the time of another, to be worth a word: a training may have had a busy machine
 STATES: tuple[State, ...] = ("finished", "pruned", "failed")
 
 
@@ -146,9 +146,9 @@ def sentence(ranked: Sequence[Ranked]) -> str:
             f"({best.mean:.4g}). Other rewards, a higher learning rate or more steps may."
         )
     is_at_its_end = all(trial.evaluations and trial.best_step == trial.evaluations[-1].planned for trial in best.trials)
-    more = " It was best at its last step: more steps may improve it." if is_at_its_end else ""
+    more = f" {best.variant} was best at its last step: more steps may improve it." if is_at_its_end else ""
     if all(trial.best_step == 0 for trial in best.trials):
-        more = " It keeps the model from before this training: no step improved it."
+        more = f" {best.variant} keeps the model from before this training: no step improved it."
     return _of_the_best(best, others) + more
 
 
@@ -174,16 +174,29 @@ def _of_the_best(best: Ranked, others: Sequence[Ranked]) -> str:
     return f"{said}; with {seeds} seeds it is not distinguishable from {names}{_cheaper(best, even)}."
 
 
+def recommended(ranked: Sequence[Ranked]) -> Ranked:
+    """The best variant, or the one of those that tie with it that takes less."""
+    best = ranked[0]
+    return _cheapest(best, [each for each in ranked if each.ties])[0]
+
+
 def _cheaper(best: Ranked, even: Sequence[Ranked]) -> str:
     """Which of those that are as good takes less; empty where none does."""
-    smallest, quickest = min(even, key=lambda each: each.learning), min(even, key=lambda each: each.seconds)
-    if 0 < smallest.learning < best.learning:
-        found, takes = smallest, f"trains {smallest.learning:,} parameters instead of {best.learning:,}"
-    elif quickest.seconds < QUICKER * best.seconds:
-        found, takes = quickest, f"takes {duration(quickest.seconds)} instead of {duration(best.seconds)}"
-    else:
+    found, takes = _cheapest(best, even)
+    if not takes:
         return ""
     return f", which {takes}" if len(even) == 1 and not found.ties else f", of which {found.variant} {takes}"
+
+
+def _cheapest(best: Ranked, even: Sequence[Ranked]) -> tuple[Ranked, str]:
+    """Which of those that are as good takes less, and what; the best itself and "" where none does."""
+    smallest = min(even, key=lambda each: each.learning, default=best)
+    quickest = min(even, key=lambda each: each.seconds, default=best)
+    if 0 < smallest.learning < best.learning:
+        return smallest, f"trains {smallest.learning:,} parameters instead of {best.learning:,}"
+    if quickest.seconds < QUICKER * best.seconds:
+        return quickest, f"takes {duration(quickest.seconds)} instead of {duration(best.seconds)}"
+    return best, ""
 
 
 def learning_curve(ranked: Sequence[Ranked], shares: Mapping[str, float]) -> str:

@@ -96,7 +96,9 @@ class Preference(Section):
     def _each_setting_does_something(self) -> Self:
         fields = type(self).model_fields
         of_dpo, of_kto = {"loss", "label_smoothing", "sft_weight"}, {"desirable_weight", "undesirable_weight"}
-        idle = {"none": set(fields) - {"method"}, "orpo": of_dpo | of_kto, "dpo": of_kto, "kto": of_dpo}[self.method]
+        # With method=none set, the rest may stay, for a comparison with SFT alone.
+        of_all = set() if "method" in self.model_fields_set else set(fields) - {"method"}
+        idle = {"none": of_all, "orpo": of_dpo | of_kto, "dpo": of_kto, "kto": of_dpo}[self.method]
         if unused := sorted(name for name in idle if getattr(self, name) != fields[name].default):
             accepted = "dpo" if unused[0] in of_dpo else "kto" if unused[0] in of_kto else "dpo, orpo or kto"
             raise ValueError(

@@ -169,8 +169,10 @@ def read(file: Path, version: ReviewedVersion, by: str) -> tuple[list[Judgement]
     found: dict[str, Judgement] = {}
     num_open = 0
     now = datetime.now().astimezone().isoformat(timespec="seconds")
+    end = rows.line_num
     for row in rows:
-        where, said = f"{file} line {rows.line_num}", (row["better"] or "").strip()
+        where, said = f"{file} line {end + 1}", (row["better"] or "").strip()  # where the record begins
+        end = rows.line_num
         asked = version.pairs.get((row["pair"] or "").strip())
         if asked is None:
             other = f"no pair of version {version.number} of {version.name}"

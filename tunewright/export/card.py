@@ -224,7 +224,10 @@ def limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
     languages = _languages(verdict)
     measured = ", ".join(f"{name} ({counted(rows, 'test row')})" for name, rows in languages)
     if languages:
-        yield f"It was measured in {'this language' if len(languages) == 1 else 'these languages'} only: {measured}."
+        these = "this language" if len(languages) == 1 else "these languages"
+        rest = sum(verdict.languages.values()) - sum(rows for _, rows in languages)
+        others = f", beside {counted(rest, 'test row')} in other languages, or too short to tell" if rest > 0 else ""
+        yield f"It was measured in {these} only: {measured}{others}."
     elif verdict.languages:
         yield "The test rows are too short to tell their languages."
     else:

@@ -25,8 +25,10 @@ from tunewright.machine import addresses
 
 OPEN = {"/health", "/version"}  # they tell nothing of this home
 ASSISTANT = "/mlflow/assistant"
-# Into MLflow's page: neither the assistant's panel nor a notice of telemetry, since both are off.
+# Into MLflow's page: neither the assistant's panel nor a notice of telemetry, since both are off. And its address loses
+# the password of the link that logs a browser in, with which the page could ask for nothing.
 QUIET = """<style>[data-assistant-ui] { display: none !important; }</style><script>
+if (new URL(document.baseURI).username) location.replace(location.origin + location.pathname + location.hash);
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
 localStorage.setItem("mlflow.telemetry.info.alert.dismissed_v1", "true");

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tunewright.similarity.folding import Folded, bytes_of, character_classes, fold_messages
-from tunewright.tools.conversation import answer_hash, identity_of
+from tunewright.tools.conversation import answer_hash, identity_beside_texts
 
 ROLES = ("system", "user", "assistant", "tool")
 FEWEST_BOILERPLATE_ROWS = 10  # in fewer rows a shared line says that the rows are similar
@@ -160,7 +160,7 @@ def hashed_conversations(
     of_messages[:, said] = exact_hashes(lists, said)
     hashes = conversation_hashes(folded.rows, np.asarray(roles).astype(np.uint64), of_messages)
     if chats is not None and chats.null_count < len(chats):
-        hashes = hashes ^ of_chats(chats, identity_of)[:, None]
+        hashes = hashes ^ of_chats(chats, identity_beside_texts)[:, None]
     return folded, of_messages, hashes
 
 

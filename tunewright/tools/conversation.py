@@ -105,6 +105,13 @@ def identity_of(chat: str) -> str:
     return sha256(json.dumps(held, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def identity_beside_texts(chat: str) -> str:
+    """The sha256 of a column `chat` but for the texts of its messages, which the column `messages` has."""
+    held = json.loads(chat)
+    held["messages"] = [{**message, "content": None} for message in held["messages"]]
+    return identity_of(json.dumps(held, ensure_ascii=False))
+
+
 def answer_hash(chat: str) -> str:
     """The sha256 of the tools, the label and the rejected answer in a column `chat`, but for white space at its end."""
     held = json.loads(chat)
