@@ -599,7 +599,7 @@ def test_assignments_add_up_before_they_are_checked(pipeline: Pipeline) -> None:
     [
         (["training.epochs"], '--set "training.epochs": accepted: section.field=value, such as training.epochs=2'),
         (["=1"], '--set "=1": accepted: section.field=value'),
-        (["a.b.c=1"], '--set "a.b.c=1": accepted: section.field=value'),
+        (["a.b.c=1"], '--set "a.b.c=1": an entry of a mapping; accepted: the whole mapping, such as a.b={c: ...}'),
         (
             ["data.sources[0].path=x"],
             '--set "data.sources[0].path=x": an entry of a list is set in the file; accepted: the whole list, such as '

@@ -125,7 +125,7 @@ def test_a_slow_export_says_how_far_it_is(
     monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
     result = export("--to", "merged")
     assert result.exit_code == 0, result.output
-    slowed = rf"; other processes slow it: 1000\.0 want {os.cpu_count()} processors"
+    slowed = rf"; the machine is busy: 1000\.0 processes want its {os.cpu_count()} processors"
     assert re.findall(rf"(\d) of 3 test rows answered in \d+ s{slowed}", result.output) == ["1", "2"]
     assert re.search(rf"still comparing after \d+ s{slowed}", result.output)
 

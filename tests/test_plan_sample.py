@@ -484,7 +484,7 @@ def test_a_plan_counts_rows_of_one_group_once(tiny_base: Base, after_ingest: boo
     costs = plan.look_up(pipeline(tiny_base), "mine.yaml").costs
     assert costs
     (note,) = (note for note in costs.notes if "test row" in note)
-    assert note.startswith("warning: only about 90 test rows in about 10 groups, which count once, smallest detectable")
+    assert note.startswith("warning: only about 90 test rows (about 10 groups, each of which counts once), smallest")
     assert f"about {number_of(visible_difference(10))} " in note
 
 

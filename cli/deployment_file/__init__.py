@@ -340,6 +340,11 @@ def _assign(parameters: dict[str, Any], assignment: str, option: str, paths: "Ty
             f"{option} {_said(assignment)}: an entry of a list is set in the file; accepted: the whole list, such as "
             f"{entry[1]}=[{{{entry[2]}: ...}}]"
         )
+    if entry := re.fullmatch(r"(\w+\.\w+)\.(\w+)", key):
+        raise ConfigError(
+            f"{option} {_said(assignment)}: an entry of a mapping; accepted: the whole mapping, such as "
+            f"{entry[1]}={{{entry[2]}: ...}}"
+        )
     if not equals or not assignment.isprintable() or not all(name.isidentifier() for name in names):
         raise ConfigError(f"{option} {_said(assignment)}: accepted: section.field=value, such as training.epochs=2")
     key = present(key, lambda _: f"{option} {_said(assignment)}")

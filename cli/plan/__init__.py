@@ -274,7 +274,7 @@ def _few_test_rows(
     least = visible_difference(max(1, groups))
     if least <= LEAST_VISIBLE:
         return []
-    of_groups = f" in about {counted(groups, 'group')}, which count once" if groups < sample.num_test else ""
+    of_groups = f" (about {counted(groups, 'group')}, each of which counts once)" if groups < sample.num_test else ""
     rows = f"about {counted(sample.num_test, 'test row')}{of_groups}"
     return [few_test_rows(rows, least, f"; {CLUSTERS}")]
 

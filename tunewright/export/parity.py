@@ -78,7 +78,7 @@ def expected(
 def _slowed() -> str:
     """Say that others use the processors, where these are too few for all; an export waits for no lock."""
     load, num = os.getloadavg()[0], os.cpu_count() or 1
-    return f"; other processes slow it: {load:.1f} want {num} processors" if load > num + 1 else ""
+    return f"; the machine is busy: {load:.1f} processes want its {num} processors" if load > num + 1 else ""
 
 
 def require_effect(name: str, loaded: ServedChat, tuned: Path, prompts: list[list[int]]) -> None:
