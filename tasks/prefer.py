@@ -47,7 +47,7 @@ def without_rows(preference: Preference, split: str) -> str:
     """The error of a split without a row that the method learns from."""
     lacks = "a rejected answer (columns chosen and rejected"
     if preference.learns_labels:
-        lacks = "an undesirable answer (column label is false, or chosen and rejected"
+        lacks = "an undesirable answer (column label is false, or is 0 and named in columns, or chosen and rejected"
     return (
         f"preference.method={preference.method}: no {split} row has {lacks} of a record); accepted: none, or such rows"
     )

@@ -39,6 +39,7 @@ from tunewright.flows.compare import compare
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
 from tunewright.registry.tracking import connected
+from tunewright.reports.account import Account
 
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake", "in a shop")
 THINGS = ("parcel", "red shoes", "broken lamp", "late letter", "green chair", "old phone", "yellow bag", "small table")
@@ -151,6 +152,10 @@ def test_labelled_answers_come_to_a_verdict_by_desirable_references(settings: Se
     assert [each.stage for each in done.trainings] == ["train", "prefer"]
     assert done.tokens and done.verdict
     assert done.tokens.num_undesirable and done.tokens.num_validation_undesirable and done.tokens.num_test_undesirable
+    assert done.rows and done.splits
+    at_split = Account.of(done.rows, done.checked, done.unique, done.splits)
+    assert at_split.undesirable == done.tokens.sum_undesirable
+    assert (at_split.train, at_split.test) == (done.tokens.num_train, done.tokens.num_test)
     wanted = {row["completion"] for row in labelled if row["label"]}
     for answers in done.answers.values():
         table = pq.read_table(answers.path("answers.parquet"))

@@ -260,7 +260,8 @@ def split(
     if nearest.similarity >= settings.threshold:
         named = " and ".join(f"{row.file} line {row.line} ({row.split})" for row in pair)
         raise DataError(f"near-duplicates across splits, over split.threshold: {named}")
-    counts, asked = rows_by_split(assignment.split), (assignment.split == TEST) & ~undesirable(file)
+    counts, unwanted = rows_by_split(assignment.split), undesirable(file)
+    asked = (assignment.split == TEST) & ~unwanted
     in_test = np.unique(assignment.cluster[asked])
     sizes = Counter(np.bincount(assignment.cluster[assigned]).tolist())  # size -> clusters
     own_split = np.where(columns.replay, NONE, assignment.split)
@@ -320,5 +321,6 @@ def split(
         largest_similarity=proof.largest_similarity,
         random_leak_share=proof.random_leak_share,
         num_replay=int((assignment.because == Because.REPLAY).sum()),
+        undesirable=tuple(int((unwanted & (assignment.split == each)).sum()) for each in (TRAIN, VALIDATION, TEST)),
         warned=tuple(warnings),
     )

@@ -213,6 +213,7 @@ class Splits(Artifact, frozen=True):
     largest_similarity: float  # between rows of two splits, or the floor below which no pair was compared
     random_leak_share: float  # of test rows that a random split of the same sizes would have leaked
     num_replay: int = 0  # of the training rows
+    undesirable: tuple[int, ...] = (0, 0, 0)  # rows of train, validation and test with an undesirable answer
 
 
 class Tokens(Artifact, frozen=True):

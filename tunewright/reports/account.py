@@ -15,8 +15,8 @@ Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 class Account(BaseModel, frozen=True):
     """The account of all records: read = kept + quarantined + duplicates, and kept = train + validation + test.
 
-    Of train `replay` are replay rows. Rows with an undesirable answer are `undesirable` and in no split once render has
-    told them apart; they are kept as well. A run that ended before the split has no splits yet, and they are 0.
+    Of train `replay` are replay rows. Rows with an undesirable answer are kept, and are `undesirable` in place of their
+    split. A run that ended before the split has no splits yet, and they are 0.
     """
 
     read: int
@@ -42,15 +42,17 @@ class Account(BaseModel, frozen=True):
         last = next(each for each in (tokens, splits, unique, checked, rows) if each)
         is_split = isinstance(last, Tokens | Splits)
         sizes = (last.num_train, last.num_validation, last.num_test) if is_split else (0, 0, 0)
-        undesirable = tokens.sum_undesirable if tokens else 0
+        aside = last.undesirable if isinstance(last, Splits) else (0, 0, 0)  # split has them in its sizes
+        train, validation, test = (size - unwanted for size, unwanted in zip(sizes, aside, strict=True))
+        undesirable = tokens.sum_undesirable if tokens else sum(aside)
         return cls(
             read=rows.num_read,
-            kept=sum(sizes) + undesirable if is_split else last.num_rows,
+            kept=train + validation + test + undesirable if is_split else last.num_rows,
             quarantined=sum(each.num_quarantined for each in (rows, checked, splits, tokens) if each),
             duplicates=unique.num_removed if unique else 0,
-            train=sizes[0],
-            validation=sizes[1],
-            test=sizes[2],
+            train=train,
+            validation=validation,
+            test=test,
             replay=last.num_replay if isinstance(last, Tokens | Splits) else 0,
             undesirable=undesirable,
         )
