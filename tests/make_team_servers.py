@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -237,10 +236,8 @@ def _postgres(programs: Path, log: Path, port: int, password: str) -> Iterator[N
 
 def _wait_for(server: subprocess.Popen[bytes], address: str, log: Path, ca: Path | None = None) -> None:
     """Wait until a server answers; fails with its log when it has ended or takes minutes."""
-    end = time.monotonic() + 300
-    while not _answers(address, ca):
-        assert server.poll() is None and time.monotonic() < end, f"no answer from {address}\n{log.read_text()}"
-        time.sleep(0.5)
+    waiting.until(lambda: server.poll() is not None or _answers(address, ca), every=0.5, said=log.read_text)
+    assert server.poll() is None, log.read_text()
 
 
 def _answers(address: str, ca: Path | None) -> bool:

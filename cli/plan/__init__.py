@@ -224,8 +224,8 @@ def _overridden(settings: Settings) -> list[str]:
 def _nothing_preferred(settings: Settings, ground: Ground, sample: Sampled | None) -> list[str]:
     """Warn where preference training has no row to learn from. Raises ConfigError where the run is certain to stop."""
     preference = settings.preference
-    found = [*ground.pairs, *(ground.undesirable if preference.learns_labels else ())]
-    if preference.method == "none" or ground.source == "settings" or found:
+    has_rows = ground.pairs or (preference.learns_labels and ground.undesirable)
+    if preference.method == "none" or ground.source == "settings" or has_rows:
         return []
     if sample is None or (sample.is_all and not settings.data.limit):
         raise ConfigError(without_rows(preference, "training"))

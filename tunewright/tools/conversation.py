@@ -101,15 +101,18 @@ def conversation_of(row: Mapping[str, Any]) -> list[Message]:
 
 def identity_of(chat: str) -> str:
     """The sha256 of a column `chat`, whatever the order of the fields in its objects."""
-    held = json.loads(chat)
-    return sha256(json.dumps(held, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _digest(json.loads(chat))
 
 
 def identity_beside_texts(chat: str) -> str:
     """The sha256 of a column `chat` but for the texts of its messages, which the column `messages` has."""
     held = json.loads(chat)
     held["messages"] = [{**message, "content": None} for message in held["messages"]]
-    return identity_of(json.dumps(held, ensure_ascii=False))
+    return _digest(held)
+
+
+def _digest(held: dict[str, Any]) -> str:
+    return sha256(json.dumps(held, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def answer_hash(chat: str) -> str:
