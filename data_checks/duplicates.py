@@ -1,4 +1,7 @@
-"""The page of the duplicates that dedupe removed: how many by similarity, and the pairs nearest to the threshold."""
+"""The page of the duplicates that dedupe removed: how many by similarity, and the pairs nearest to the threshold.
+
+Of exact duplicates it has the first pairs.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +30,10 @@ class RemovedPair(NamedTuple):
 
 
 class RemovedKind(NamedTuple):
-    """The removed rows of one reason that compares by a threshold, and the pairs nearest to that threshold."""
+    """The removed rows of one reason, and the pairs nearest to its threshold; of exact duplicates the first pairs."""
 
     reason: str
-    setting: str
+    setting: str  # of the threshold; empty where the rows are equal
     threshold: float
     bars: Sequence[tuple[float, float, int]]  # from a similarity to another: rows
     pairs: Sequence[RemovedPair]

@@ -21,7 +21,8 @@ _NO_LETTERS = bytes(byte for byte in range(0x80) if not chr(byte).isalpha())
 # How JSON, markup, a fenced block, a docstring and the code of some languages begin.
 _STRUCTURE = re.compile(
     r"""\s*(?:[{\[<]|```|["']{3}|def \w+\(|class \w+[:({]|import [\w.]+(?: as |\n|$)|from [\w.]+ import |#include"""
-    r"""|(?:const|let|var) \w+ =|function \w*\(|public (?:class|static)|select .+ from )""",
+    r"""|(?:const|let|var) \w+ =|function \w*\(|public (?:class|static)|select .+ from """
+    r"""|(?-i:SELECT|INSERT INTO|DELETE FROM|(?:CREATE|ALTER|DROP) TABLE|UPDATE \w+ SET|WITH \w+ AS) )""",
     re.IGNORECASE,
 )
 

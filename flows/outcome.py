@@ -15,7 +15,7 @@ from tunewright.flows.budget import price_here
 from tunewright.flows.calls import TRAININGS, Step, as_json
 from tunewright.metrics.catalogue import CONSTANT
 from tunewright.registry.address import tracking_uri
-from tunewright.reports import account
+from tunewright.reports import account, curves
 from tunewright.reports.account import Account
 from tunewright.reports.pages import counted, number, percent
 from tunewright.reports.progress import duration
@@ -319,10 +319,14 @@ def user_provided_splits(checked: artifacts.CheckedRows) -> Sequence[str]:
 
 def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
     names = ("method", "steps", "best_step", "best_by", "best_value", "best_validation_loss", "stopped_early")
+    found = curves.read(adapter.folder)
     return {name: getattr(adapter, name) for name in names} | {
         "method": "grpo" if adapter.rewards else adapter.preference or adapter.method,
+        "epochs": found.epochs,
+        "ended_by": found.ended_by,
         "seconds": adapter.train_seconds,
         "warnings": list(adapter.warnings),
+        "note": found.too_few or None,
         "curves": str(adapter.path("curves.html")),
     }
 

@@ -175,16 +175,20 @@ def _write(folder: Path, file: Path, repeats: Repeats) -> None:
 
 
 def _kinds(file: Path, repeats: Repeats, settings: Dedupe) -> list[duplicates.RemovedKind]:
-    """The removed rows by each reason that has a threshold, with the pairs nearest to it."""
+    """The removed rows by reason: those that compare by a threshold with the pairs nearest to it, then the others."""
     kinds = []
-    for reason, threshold in ((NEAR, settings.threshold), (SEMANTIC, settings.semantic or 0.0)):
+    of_reasons = (
+        (NEAR, "dedupe.threshold", settings.threshold),
+        (SEMANTIC, "dedupe.semantic", settings.semantic or 0.0),
+        (EXACT, "", 1.0),
+    )
+    for reason, setting, threshold in of_reasons:
         rows = np.flatnonzero(repeats.reason == reason)
         if len(rows):
             similarity = repeats.similarity[rows]
             nearest = rows[np.argsort(similarity, kind="stable")[: duplicates.SHOWN]]
             removed, kept = (_shown(file, pair) for pair in (nearest, repeats.partner[nearest]))
             pairs = map(duplicates.RemovedPair, repeats.similarity[nearest].tolist(), removed, kept)
-            setting = "dedupe.threshold" if reason == NEAR else "dedupe.semantic"
             bars = duplicates.bars(similarity.tolist())
             kinds.append(duplicates.RemovedKind(REASONS[reason], setting, threshold, bars, [*pairs]))
     return kinds

@@ -101,6 +101,11 @@ def test_unknown_keys_are_refused(model: type[BaseModel]) -> None:
     ]
 
 
+def test_epochs_make_no_other_training_beside_max_steps() -> None:
+    assert Training(epochs=5, max_steps=4).used() == Training(max_steps=4).used() == Training(max_steps=4)
+    assert Training(epochs=5).used() == Training(epochs=5)
+
+
 @pytest.mark.parametrize("section", [Training(), Gate(), Settings(**NEEDED), SOURCES[0]])
 def test_settings_do_not_change_once_made(section: BaseModel) -> None:
     with pytest.raises(ValidationError, match="frozen"):

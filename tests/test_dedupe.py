@@ -292,6 +292,17 @@ def test_the_page_of_duplicates_runs_steers_and_tells_nothing(checked: Any) -> N
     assert page.count("(not shown, it holds: ") == 2
 
 
+def test_the_page_shows_the_first_exact_duplicates_last(checked: Any) -> None:
+    rows = [chat(f"{LONG} now"), *[chat(f"What is {name}?") for name in "abcdefghijkl" for _ in range(2)]]
+    unique = dedupe.fn(checked([*rows, chat(f"{LONG} soon")]), KEEP_ALL)
+    page = unique.path("report.html").read_text()
+    near, exact = page.split("<h2>Exact duplicates</h2>")
+    assert (near.count("<b>Removed</b>"), exact.count("<b>Removed</b>")) == (1, 10)
+    assert "The first 10 pairs." in exact
+    assert "<pre>user: What is a?" in exact
+    assert "similarity" not in exact
+
+
 def test_no_rows_are_no_error(checked: Any) -> None:
     assert dedupe.fn(checked([]), Dedupe()).num_rows == 0
 

@@ -91,7 +91,7 @@ def test_the_records_of_the_docs_become_the_same_row() -> None:
     page = (Path(__file__).parents[1] / "docs" / "your-data.md").read_text(encoding="utf-8")
     kept, refused = read(page.partition("### Preference pairs")[2].split("```")[1].removeprefix("json\n").encode())
     assert not refused
-    assert len(kept) == 9
+    assert len(kept) == 10
     assert {found["row_id"] for found in kept} == {row_id_of(Conversation([ASKED, YES], rejected="No."))}
 
 
@@ -306,6 +306,32 @@ def test_a_label_says_whether_people_want_the_answer(label: Any, columns: dict[s
 def test_a_label_that_says_nothing_is_refused(record: dict[str, Any], detail: str) -> None:
     found = one(record, columns={"label": "thumbs"})
     assert (found["reason"], detail in found["detail"]) == ("bad_label", True), found
+
+
+@pytest.mark.parametrize("rejected", ["No.", NO, [ASKED, NO]])
+@pytest.mark.parametrize(
+    "answered",
+    [
+        {"prompt": "Is it open?", "completion": "Yes, until six."},
+        {"instruction": "Is it open?", "output": "Yes, until six."},
+        {"messages": [ASKED, {"role": "assistant", "content": "Yes, until six."}]},
+    ],
+)
+def test_an_answer_is_chosen_over_a_rejected_one_beside_it(answered: dict[str, Any], rejected: Any) -> None:
+    assert one(answered | {"rejected": rejected})["row_id"] == one(PAIR)["row_id"]
+
+
+def test_rejected_beside_an_answer_is_read_only_where_it_is_one() -> None:
+    answered = {"prompt": "Is it open?", "completion": "Yes, until six."}
+    for no_answer in (None, "", False, True, 0):
+        assert one(answered | {"rejected": no_answer})["row_id"] == one(answered)["row_id"]
+    refused = {
+        "bad_label": {"label": False},
+        "two_layouts": {"correction": "Yes."},
+        "prompts_differ": {"rejected": [{"role": "user", "content": "Are you there?"}, NO]},
+    }
+    for reason, more in refused.items():
+        assert one(answered | {"rejected": "No."} | more)["reason"] == reason
 
 
 def test_a_correction_is_chosen_over_the_answer_that_it_corrects() -> None:

@@ -60,6 +60,14 @@ def test_a_short_sentence_is_told_by_its_language(code: str, text: str) -> None:
             "SELECT name FROM users WHERE id = 7;",
             "<p>Where is it?</p>",
         ],
+        *[
+            "SELECT name, COUNT(*) AS n, AVG(price) AS mean_price, MAX(price) AS highest\nFROM orders",
+            "INSERT INTO orders (customer, item, price) VALUES ('Ada', 'lamp', 12)",
+            "UPDATE customers SET city = 'Berlin' WHERE id = 7",
+            "DELETE FROM customers WHERE city IS NULL",
+            "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL)",
+            "WITH recent AS (SELECT customer FROM orders)",
+        ],
         *["```python\nprint('hello there')\n```", "rnbqkbnr/pp1ppppp/8/2p5/4P3/5N2/PPPP1PPP/RNBQKB1R"],
     ],
 )

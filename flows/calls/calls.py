@@ -82,11 +82,11 @@ def training_inputs(
 ) -> dict[str, dict[str, Any]]:
     """The inputs of each stage that trains; all but the first have `begins_as` besides."""
     shared = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
-    on_pairs = {"preference": s.preference.of_loss(), "training": s.preference.schedule(s.training)}
-    on_rewards = {"grpo": s.grpo.of_answers(), "training": s.grpo.schedule(s.training), "own": read.rewards}
+    on_pairs = {"preference": s.preference.of_loss(), "training": s.preference.schedule(s.training).used()}
+    on_rewards = {"grpo": s.grpo.of_answers(), "training": s.grpo.schedule(s.training).used(), "own": read.rewards}
     on_rewards["schema"] = read.schema if "schema_valid" in s.grpo.rewards else ""
     return {
-        "train": {**shared, "training": s.training},
+        "train": {**shared, "training": s.training.used()},
         "prefer": {**shared, **on_pairs},
         "reinforce": {**shared, **on_rewards},
     }

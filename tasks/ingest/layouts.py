@@ -121,7 +121,7 @@ def _to_messages(
     system = optional_text(record, "system")
     opening = [{"role": "system", "content": system}] if system else []
     answered = read(record)
-    messages = preferences.corrected(record, layout, answered)
+    messages = preferences.paired(record, layout, answered)
     undesirable = messages is answered and not is_question and preferences.is_undesirable(record, layout)
     if tools or undesirable or isinstance(messages, Conversation):
         rejected = rejected_of(messages)

@@ -3,7 +3,8 @@
 A record gives its prompt in fields of its own, or both answers as whole conversations, as lists of messages or as texts
 in the form of Anthropic's HH-RLHF. OpenAI's fine-tuning files have a form of their own, in which the prompt lies in an
 object. Or a record has several answers, ranked or with scores, of which the best and the worst are taken. A record of
-any other layout may say by its label whether its answer is one that people want (KTO), or have a correction of it.
+any other layout may have a rejected answer or a correction beside its own, or say by its label whether its answer is
+one that people want (KTO).
 """
 
 import re
@@ -33,7 +34,9 @@ OUTPUTS = {"chosen": "preferred_output", "rejected": "non_preferred_output"}  # 
 OF_OPENAI = ("input", *OUTPUTS.values())
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # opens a turn of HH-RLHF
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_Prompts = list[tuple[str, list[Message]]]  # fields that have the prompt, with its messages
 # pandas writes a column of 1, 0 and gaps as 1.0 and 0.0.
+NO_ANSWER: Message = {"role": "assistant", "content": ""}
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
@@ -73,17 +76,7 @@ def is_of_openai(record: Record) -> bool:
 def preference(record: Record) -> Conversation:
     """The conversation that ends with the chosen answer, and the rejected one. Raises RefusedRecord."""
     prompts = _prompts(record)
-    chosen, rejected = (_conversation(record, field, prompts) for field in PAIR)
-    if chosen[:-1] != rejected[:-1]:
-        pairs = enumerate(zip(chosen, rejected, strict=False))
-        first = next((at for at, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
-        raise RefusedRecord(
-            "prompts_differ",
-            f"{own_place(record, 'chosen')} has {len(chosen)} messages and {own_place(record, 'rejected')} "
-            f"{len(rejected)}, and message {first + 1} is not the same; accepted: conversations that differ in the "
-            "last answer alone",
-        )
-    return _pair(chosen, _only_text(rejected[-1], own_name(record, "rejected")))
+    return _against_rejected(record, _conversation(record, "chosen", prompts), prompts, own_place(record, "chosen"))
 
 
 def ranked(record: Record) -> Conversation:
@@ -128,37 +121,60 @@ def is_undesirable(record: Record, layout: Layout) -> bool:
     named = own_name(record, "label")
     if label is None:
         raise RefusedRecord("bad_label", f"{named} is {quoted(given)}; accepted: true, false, 1, 0")
-    if not label and layout in ("preference", "ranked"):
+    if not label and (layout in ("preference", "ranked") or _has_rejected(record)):
         said = f"{named} is {quoted(given)} and the record has several answers; accepted: a label beside one answer"
         raise RefusedRecord("bad_label", said)
     return not label
 
 
-def corrected(record: Record, layout: Layout, messages: list[Message]) -> list[Message]:
-    """The messages; where the record has another answer in `correction`, that one, and its own as the rejected one.
+def paired(record: Record, layout: Layout, messages: list[Message]) -> list[Message]:
+    """The messages, whose last answer is chosen over a `rejected` one beside it, or rejected for a `correction` of it.
 
     Raises RefusedRecord.
     """
-    given = record.get("correction")
-    if given in EMPTY or (isinstance(given, str) and not given.strip()):
-        return messages
-    better = text_of_field(record, "correction")
-    if layout in ("preference", "ranked"):
+    given, has_several = record.get("correction"), layout in ("preference", "ranked")
+    is_corrected = given not in EMPTY and not (isinstance(given, str) and not given.strip())
+    if is_corrected and (has_several or _has_rejected(record)):
         said = f"it has {own_name(record, 'correction')} and several answers; accepted: one of the two"
         raise RefusedRecord("two_layouts", said)
-    if messages[-1]["role"] != "assistant" or messages[-1]["content"].split() == better.split():
+    if has_several or messages[-1]["role"] != "assistant" or messages[-1] == NO_ANSWER:
+        return messages
+    if _has_rejected(record):
+        is_undesirable(record, layout)  # a label that says so is refused
+        return _against_rejected(record, messages, [("its prompt", messages[:-1])], "the record")
+    if not is_corrected or messages[-1]["content"].split() == (better := text_of_field(record, "correction")).split():
         return messages
     tools = messages.tools if isinstance(messages, Conversation) else []
     rejected = _only_text(messages[-1], "the answer that is corrected")
     return Conversation([*messages[:-1], {"role": "assistant", "content": better}], tools, rejected)
 
 
-def _prompts(record: Record) -> list[tuple[str, list[Message]]]:
+def _has_rejected(record: Record) -> bool:
+    """Whether `rejected` has an answer; true or a number says something else."""
+    given = record.get("rejected")
+    return given not in EMPTY and isinstance(given, str | list | dict)
+
+
+def _against_rejected(record: Record, chosen: list[Message], prompts: _Prompts, place: str) -> Conversation:
+    """The pair of a conversation, found at a place, and the rejected answer. Raises RefusedRecord."""
+    rejected = _conversation(record, "rejected", prompts)
+    if chosen[:-1] != rejected[:-1]:
+        pairs = enumerate(zip(chosen, rejected, strict=False))
+        first = next((at for at, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
+        raise RefusedRecord(
+            "prompts_differ",
+            f"{place} has {len(chosen)} messages and {own_place(record, 'rejected')} {len(rejected)}, and message "
+            f"{first + 1} is not the same; accepted: conversations that differ in the last answer alone",
+        )
+    return _pair(chosen, _only_text(rejected[-1], own_name(record, "rejected")))
+
+
+def _prompts(record: Record) -> _Prompts:
     """(field, messages) of each field that has the prompt; messages that end with an answer are none.
 
     Raises RefusedRecord where there are two different ones.
     """
-    found: list[tuple[str, list[Message]]] = []
+    found: _Prompts = []
     for field in PROMPTS:
         if record.get(field) not in EMPTY:
             asked = _asked(record, field)
@@ -180,7 +196,7 @@ def _asked(record: Record, field: str) -> list[Message]:
     return side(record, field, "user") if field == "prompt" else turns(record, field, form_of(record[field]))
 
 
-def _conversation(record: Record, field: str, prompts: Sequence[tuple[str, list[Message]]]) -> list[Message]:
+def _conversation(record: Record, field: str, prompts: _Prompts) -> list[Message]:
     """The conversation that ends with the answer in a field: the field has all of it, or the answer to the prompt."""
     named, said = own_name(record, field), _said(record, field, has_prompt=bool(prompts))
     if (role := said[-1]["role"]) != "assistant":
@@ -232,7 +248,7 @@ def _only_text(answer: Message, named: str) -> str:
 def _pair(messages: Sequence[Message], rejected: str) -> Conversation:
     if messages[-1].get("weight") == 0:
         raise RefusedRecord("nothing_trained", "the chosen answer has weight 0; accepted: 1")
-    return Conversation(messages, rejected=rejected)
+    return Conversation(messages, messages.tools if isinstance(messages, Conversation) else [], rejected)
 
 
 def _best_and_worst(scores: Any, number: int) -> tuple[int, int]:

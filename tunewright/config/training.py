@@ -207,6 +207,10 @@ class Training(Section):
         "section compute turns on",
     )
 
+    def used(self) -> Self:
+        """The settings that change a training: epochs at their default where max_steps overrides them."""
+        return self if self.max_steps is None else self.without("epochs")
+
     @model_validator(mode="after")
     def _micro_batch_is_of_the_batch(self) -> Self:
         if isinstance(self.micro_batch, int) and not 1 <= self.micro_batch <= self.batch:
