@@ -52,6 +52,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.says_cost:
         console.print(outcome.says_cost, style="dim")
     _show_account(console, outcome)
+    for said in outcome.suspected.says() if outcome.suspected else ():
+        console.print(Text(said), soft_wrap=True)
     for adapter in outcome.trainings:
         trained = curves.read(adapter.folder)
         console.print(f"\n{training_sentence(adapter, trained)}")
@@ -180,6 +182,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     looks += [("duplicates", outcome.duplicates)] if outcome.duplicates else []
     if outcome.tokens:
         looks.append(("tokens and masks", outcome.tokens.path("report.html")))
+    if outcome.suspected:
+        looks.append(("label errors", outcome.suspected.path("report.html")))
     if outcome.adapter:
         looks += [(f"curves, {each.stage}", each.path("curves.html")) for each in outcome.trainings[:-1]]
         looks.append(("curves", outcome.adapter.path("curves.html")))

@@ -60,6 +60,7 @@ from tunewright.tasks.evaluate import evaluate
 from tunewright.tasks.forgetting import forgetting
 from tunewright.tasks.ingest import ingest, watching
 from tunewright.tasks.judge import judge as ask_judge
+from tunewright.tasks.label_errors import label_errors
 from tunewright.tasks.lm_eval import lm_eval
 from tunewright.tasks.prefer import prefer
 from tunewright.tasks.prompt import prompt
@@ -87,7 +88,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     )
     checked = call(check)(
         rows=rows,
-        checks=s.checks,
+        checks=s.checks.without("label_error_folds"),
         special_tokens=base.special_tokens,
         own=read.own,
         before=before.checked,
@@ -101,6 +102,9 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     call.require_preferences(s, tokens)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
     call.approve_cost(s, read, base, tokens, best)
+    if s.checks.label_error_folds:
+        as_train = training_inputs(s, read, tokens, base, best)["label_errors"]
+        call(label_errors)(splits=splits, num_folds=s.checks.label_error_folds, **as_train)
     *earlier, adapter = _trained(s, call, read, tokens, base, best)
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)

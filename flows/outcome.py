@@ -32,6 +32,7 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
     "withdrawn": "Withdrawn",
 }
 
+LABEL_ERROR_FILES = {"page": "report.html", "rows": "label_errors.parquet"}
 UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that automations on a verdict fire once
 GIVEN = "given_"  # begins the codes of findings on user-provided splits (data_checks/given.py)
 
@@ -46,6 +47,7 @@ class Outcome(BaseModel, frozen=True):
     splits: artifacts.Splits | None
     tokens: artifacts.Tokens | None
     scan: artifacts.Scan | None = None
+    suspected: artifacts.LabelErrors | None = None
     trainings: tuple[artifacts.Adapter, ...] = ()  # on answers, on preference pairs and on rewards
     prompts: artifacts.Prompts | None = None
     answers: dict[str, artifacts.Answers]
@@ -245,6 +247,7 @@ class Outcome(BaseModel, frozen=True):
             "reasons": self.reasons() if account else None,
             "findings": self.findings() if self.checked else None,
             "rotation": self.rotation or None,
+            "label_errors": self.suspected and _label_errors(self.suspected),
             **{each.section: _training(each) for each in self.trainings},
             "scores": self._scores() or None,
             "answered_in_part": self._answered_in_part() or None,
@@ -329,6 +332,11 @@ def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
         "note": found.too_few or None,
         "curves": str(adapter.path("curves.html")),
     }
+
+
+def _label_errors(found: artifacts.LabelErrors) -> dict[str, Any]:
+    counts = {"num_folds": found.num_folds, "num_rows": found.num_rows, "num_likely": found.num_likely}
+    return counts | {name: str(found.path(file)) for name, file in LABEL_ERROR_FILES.items()}
 
 
 def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:

@@ -102,6 +102,7 @@ LIBRARY = {  # of each stage: the one that does its work
     "split": "numba",
     "render": "transformers",
     "scan": "torch",
+    "label_errors": "transformers",
     "train": "trl",
     "prefer": "trl",
     "reinforce": "trl",

@@ -87,6 +87,8 @@ SELDOM = {
             "grpo.best_by",
             "grpo.best_validation_loss",
         ),  # with grpo.rewards (tests/test_reward_flow.py)
+        *("label_errors", "label_errors.num_folds", "label_errors.num_rows"),  # with checks.label_error_folds
+        *("label_errors.num_likely", "label_errors.page", "label_errors.rows"),
         *("divergence", "divergence.reference", "divergence.num_rows"),  # with preference.method
         *("divergence.per_token", "divergence.per_answer"),
         *("judged", "judged.model", "judged.num_rows"),  # with a judge

@@ -32,7 +32,7 @@ from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.outcome import few_test_rows, too_few_test_rows
 from tunewright.modeling import models
-from tunewright.reports.pages import counted
+from tunewright.reports.pages import counted, percent
 from tunewright.serving import context_length
 from tunewright.store import data_versions
 from tunewright.tasks.ingest.files import SourceFile, is_remote
@@ -122,6 +122,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings)
+    notes += _label_errors(settings)
     notes += _nothing_preferred(settings, ground, sample)
     notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
@@ -219,6 +220,17 @@ def _overridden(settings: Settings) -> list[str]:
         for name, section in sections.items()
         if section.max_steps is not None and section.epochs != type(section).model_fields["epochs"].default
     ]
+
+
+def _label_errors(settings: Settings) -> list[str]:
+    """Say what the search for label errors takes, which is not in the estimate of the training."""
+    folds = settings.checks.label_error_folds
+    if not folds:
+        return []
+    training, share = settings.training, (folds - 1) / folds
+    of_each = "as many steps as the training" if training.max_steps else f"{percent(share)} of the training's steps"
+    more = f"{folds} more trainings before it, each with {of_each}, and an answer to each training row"
+    return [f"checks.label_error_folds={folds}: {more}; the time and the cost above leave them out"]
 
 
 def _nothing_preferred(settings: Settings, ground: Ground, sample: Sampled | None) -> list[str]:

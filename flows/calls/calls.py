@@ -66,6 +66,7 @@ A = TypeVar("A", bound=Artifact)
 TRAININGS: tuple[Stage, ...] = ("train", "prefer", "reinforce")
 ONLY_WITH = {
     "scan": "method.kind=spectrum",
+    "label_errors": "checks.label_error_folds",
     "train": "preference.after_sft or grpo.after_sft",
     "prefer": "preference.method",
     "reinforce": "grpo.rewards",
@@ -80,12 +81,13 @@ ONLY_WITH = {
 def training_inputs(
     s: Settings, read: Inputs, tokens: Tokens, base: Base, scan: Scan | None
 ) -> dict[str, dict[str, Any]]:
-    """The inputs of each stage that trains; all but the first have `begins_as` besides."""
+    """The inputs that the stages which train have in common with others, or with what begins where another ended."""
     shared = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
     on_pairs = {"preference": s.preference.of_loss(), "training": s.preference.schedule(s.training).used()}
     on_rewards = {"grpo": s.grpo.of_answers(), "training": s.grpo.schedule(s.training).used(), "own": read.rewards}
     on_rewards["schema"] = read.schema if "schema_valid" in s.grpo.rewards else ""
     return {
+        "label_errors": {**shared, "training": s.training.used().without("share")},
         "train": {**shared, "training": s.training.used()},
         "prefer": {**shared, **on_pairs},
         "reinforce": {**shared, **on_rewards},
@@ -103,6 +105,7 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     """
     left_out = {
         "scan": settings.method.kind != "spectrum",
+        "label_errors": settings.checks.label_error_folds is None,
         "train": not settings.trains_on_answers,
         "prefer": settings.preference.method == "none",
         "reinforce": not settings.grpo.rewards,

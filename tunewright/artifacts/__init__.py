@@ -6,7 +6,7 @@ A row table has the columns row_id, source, file, line, group and messages; ROW_
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -251,6 +251,34 @@ class Tokens(Artifact, frozen=True):
             self.num_train - self.num_replay + self.num_pairs + self.num_undesirable,
             self.num_validation + self.num_validation_pairs + self.num_validation_undesirable,
         )
+
+
+class SuspectedRow(NamedTuple):
+    """A training row whose answer is likely wrong, and what a model answers that was trained without it."""
+
+    file: str
+    line: int
+    reference: str  # masked, on one line
+    answer: str  # likewise
+
+
+class LabelErrors(Artifact, frozen=True):
+    """label_errors: label_errors.parquet (LABEL_ERRORS_SCHEMA of the stage, the likeliest first) and report.html."""
+
+    num_folds: int
+    num_rows: int
+    num_likely: int
+    named: tuple[SuspectedRow, ...]  # the first of those
+
+    def says(self) -> list[str]:
+        """Describe it in a sentence, and the first rows in a line each."""
+        from tunewright.reports.pages import counted
+
+        said = f"{self.num_likely:,} of {counted(self.num_rows, 'training row')} are likely label errors"
+        said += f" (cross-validation with {self.num_folds} folds)"
+        lines = [f"{row.file}:{row.line}: {row.reference}, where the model answers {row.answer}" for row in self.named]
+        more = f"; the first {len(lines)}" if self.num_likely > len(lines) else ""
+        return [f"{said}{more}{':' if lines else '.'}", *lines]
 
 
 class Scan(Artifact, frozen=True):

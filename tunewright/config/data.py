@@ -132,6 +132,14 @@ class Checks(Section):
         description="Stop if more than this share of the rows is quarantined, by checks or the chat template, 0 to 1; "
         "of rows that model.on_long=quarantine leaves out it only warns",
     )
+    label_error_folds: int | None = Field(
+        default=None,
+        ge=2,
+        le=20,
+        description="Number of folds, 2 to 20, of a cross-validation that finds likely label errors among the "
+        "training rows: for each fold a model is trained on the others, so it takes about as long as so many "
+        "trainings; empty looks for none",
+    )
 
 
 class Dedupe(Section):

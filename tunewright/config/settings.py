@@ -93,6 +93,7 @@ Stage = Literal[
     "split",
     "render",
     "scan",
+    "label_errors",
     "train",
     "prefer",
     "reinforce",

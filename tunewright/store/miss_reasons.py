@@ -27,6 +27,7 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "split.engine": "dedupe.engine",
     "render.max_quarantined_share": "checks.max_quarantined_share",
     "scan.share": "method.share",
+    "label_errors.num_folds": "checks.label_error_folds",
     "prefer.training.learning_rate": "preference.learning_rate",
     "prefer.training.epochs": "preference.epochs",
     "prefer.training.max_steps": "preference.max_steps",

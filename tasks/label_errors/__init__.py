@@ -1,0 +1,218 @@
+"""Training rows whose answers are likely wrong, found by cross-validation.
+
+The training rows are dealt into folds, rows of one cluster into the same one. A model that is trained on the other
+folds, and so saw neither a row nor its near-duplicates, answers it. If it finds its own answer far likelier than the
+given one, the given one is likely a label error: the idea of confident learning (Northcutt et al. 2021, "Confident
+Learning: Estimating Uncertainty in Dataset Labels"), with answers in place of classes. People decide what becomes of
+such rows; none is quarantined, and the training that follows does not depend on it.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tunewright import cost_model
+from tunewright.artifacts import Base, LabelErrors, Scan, Splits, SuspectedRow, Tokens
+from tunewright.artifacts.payloads import Contract, TrainingSummary
+from tunewright.config import Compute, Method, Training
+from tunewright.errors import DataError
+from tunewright.modeling.models import load_model, load_tokenizer, merged
+from tunewright.privacy.excerpts import clipped, in_a_line, masked, visible
+from tunewright.reports.pages import template
+from tunewright.reports.progress import Countdown
+from tunewright.store.caching import work_folder
+from tunewright.store.stage import stage
+from tunewright.tasks.train import trainer
+from tunewright.tasks.train.stage import LIBRARIES, run_trainer
+
+if TYPE_CHECKING:
+    from tunewright.generation import Answer
+
+log = logging.getLogger("tunewright")
+
+LABEL_ERRORS_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("fold", pa.int64()),  # whose model, trained on the others, answered
+        ("loss", pa.float64()),  # of the given answer, in nats per token
+        ("log_odds", pa.float64()),  # log-likelihood of the model's own answer less that of the given one, in nats
+        ("likely", pa.bool_()),  # whether that is LIKELY or more
+        ("reference", pa.string()),  # the given answer
+        ("answer", pa.string()),  # the model's own
+    ]
+)
+LIKELY = math.log(20)  # nats: the model finds its own answer twenty times as likely as the given one
+BATCH = 32  # rows that are answered at once, or fewer where memory does not suffice
+MOST = math.log(1e6)  # nats; more is not told apart on the page
+AT_ONCE = 1_000  # rows whose tokens are in memory
+SHOWN, NAMED = 100, 5  # rows on the page, and in a terminal
+SHOWN_CHARS = 600  # of a prompt or an answer on the page
+
+
+def dealt(rows: pa.Table, num_folds: int) -> np.ndarray:
+    """The fold of each row [rows], 0 to num_folds - 1; -1 of a row for replay, which trains in each.
+
+    Clusters are dealt in the order of the smallest id of their rows, which are hashes. Raises DataError where there are
+    fewer clusters than folds.
+    """
+    own = rows.filter(~pc.field("replay"))
+    smallest = own.group_by("cluster").aggregate([("row_id", "min")]).sort_by("row_id_min")["cluster"].to_pylist()
+    if len(smallest) < num_folds:
+        raise DataError(
+            f"checks.label_error_folds={num_folds}: the training rows are {len(smallest)} clusters of near-duplicates; "
+            "accepted: at most one fold for each"
+        )
+    fold_of = {cluster: at % num_folds for at, cluster in enumerate(smallest)}
+    replay = rows["replay"].to_pylist()
+    return np.array([-1 if r else fold_of[c] for c, r in zip(rows["cluster"].to_pylist(), replay, strict=True)])
+
+
+def _without_fold(work: Path, tokens: Tokens, rows: pa.Table, is_in_fold: np.ndarray) -> Path:
+    """A folder as render's with the training rows of the other folds."""
+    folder = work / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows.filter(pa.array(~is_in_fold)), folder / "train.parquet")
+    for name in ("validation.parquet", Contract.FILE):
+        shutil.copy(tokens.path(name), folder)
+    return folder
+
+
+def _answered(base: Base, model: Path, tokens: Tokens, rows: pa.Table, fold: str) -> Iterator[dict[str, Any]]:
+    """Yield what the model in a folder says of each row (TOKEN_SCHEMA): its id, scores and answers."""
+    from tunewright.generation import Answer, Greedy
+
+    loaded, tokenizer = merged(load_model(base, model)), load_tokenizer(base)
+    stops = Contract.load(tokens).stop_token_ids
+    greedy = Greedy(loaded, stops=stops, max_new_tokens=tokens.longest_answer, batch=BATCH)
+    countdown = Countdown(len(rows), "answers", "label-errors-progress", fold)
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows.slice(start, AT_ONCE).to_pylist()
+        given = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in some]
+        greedy.answer(given, on_progress=lambda number, before=start: countdown.tell(before + number))
+        other = {at: _own(answer) for at, answer in enumerate(given) if not answer.is_reference(stops)}
+        if other:
+            greedy.answer([*other.values()], generate=False)
+        for at, (row, answer) in enumerate(zip(some, given, strict=True)):
+            yield {
+                "row_id": row["row_id"],
+                "loss": answer.mean_nll,
+                "log_odds": answer.nll - other[at].nll if at in other else 0.0,
+                "reference": row["reference"],
+                "answer": answer.text(tokenizer, row["reference"], stops),
+            }
+
+
+def _own(answer: "Answer") -> "Answer":
+    """The model's own answer, as the reference of the same question."""
+    stop = [answer.stop] if answer.stop is not None else []
+    return type(answer)(list(answer.prompt), [*answer.tokens, *stop])
+
+
+def _places(splits: Splits) -> dict[str, tuple[str, int]]:
+    """The file and line of each training row, by its id."""
+    found = pq.read_table(splits.path("train.parquet"), columns=["row_id", "file", "line"])
+    places = zip(found["file"].to_pylist(), found["line"].to_pylist(), strict=True)
+    return dict(zip(found["row_id"].to_pylist(), places, strict=True))
+
+
+def _prompts(splits: Splits, wanted: set[str]) -> dict[str, str]:
+    """The last message before the answer of each training row of these ids."""
+    found = pq.read_table(splits.path("train.parquet"), columns=["row_id", "messages"])
+    found = found.filter(pc.field("row_id").isin(pa.array([*wanted], pa.string()))).to_pylist()
+    return {row["row_id"]: row["messages"][-2]["content"] if len(row["messages"]) > 1 else "" for row in found}
+
+
+def _page(table: pa.Table, suspected: Sequence[Mapping[str, Any]], prompts: Mapping[str, str], num_folds: int) -> str:
+    shown = [
+        {
+            **{name: visible(str(row[name])) for name in ("file", "line")},
+            "times": f"{math.exp(row['log_odds']):,.0f}" if row["log_odds"] < MOST else f"over {math.exp(MOST):,.0f}",
+            **{
+                name: visible(clipped(masked(text), SHOWN_CHARS))
+                for name, text in (
+                    ("prompt", prompts[row["row_id"]]),
+                    ("reference", row["reference"]),
+                    ("answer", row["answer"]),
+                )
+            },
+        }
+        for row in suspected[:SHOWN]
+    ]
+    page = template(Path(__file__).with_name("page.html"))
+    same = sum(map(str.__eq__, table["reference"].to_pylist(), table["answer"].to_pylist()))
+    return page.render(
+        rows=shown,
+        num_rows=len(table),
+        num_likely=len(suspected),
+        num_same=same,
+        num_folds=num_folds,
+        times=math.exp(LIKELY),
+    )
+
+
+@stage("{num_folds} folds", libraries=(*LIBRARIES, "numpy", "pyarrow", "jinja2"), volatile=("seconds",))
+def label_errors(
+    folder: Path,
+    splits: Splits,
+    tokens: Tokens,
+    base: Base,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    num_folds: int,
+    scan: Scan | None = None,
+) -> LabelErrors:
+    """The training rows, the likeliest label errors first, each with the answer of a model trained without it.
+
+    A model is trained for each fold, as `train` would on the other folds; a killed run goes on where it was. Raises
+    DataError where there are too few rows, and what the trainer raises.
+    """
+    work = work_folder(folder)
+    rows = pq.read_table(tokens.path("train.parquet"))
+    folds, places = dealt(rows, num_folds), _places(splits)
+    found: list[dict[str, Any]] = []
+    with cost_model.on_devices(compute.devices):
+        micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
+        if shortage:
+            log.warning("  %s", shortage)
+        for fold in range(num_folds):
+            own, is_in_fold = work / f"fold_{fold}", folds == fold
+            said = f"fold {fold + 1} of {num_folds}"
+            if not (own / TrainingSummary.FILE).is_file():  # the last that a finished training writes
+                log.info("  %s: training on %d rows, answering %d", said, (~is_in_fold).sum(), is_in_fold.sum())
+                job = trainer.Job.of(
+                    base.weights,
+                    _without_fold(own, tokens, rows, is_in_fold),
+                    reference=base.reference,
+                    method=method,
+                    modules=scan.chosen if scan else (),
+                    training=training,
+                    compute=compute,
+                    micro_batch=micro_batch,
+                )
+                run_trainer(job, own)
+            asked = rows.filter(pa.array(is_in_fold))
+            for row in _answered(base, own / "model", tokens, asked, said):
+                file, line = places[row["row_id"]]
+                found.append({**row, "file": file, "line": line, "fold": fold, "likely": row["log_odds"] >= LIKELY})
+    found.sort(key=lambda row: -row["log_odds"])
+    table = pa.Table.from_pylist(found, LABEL_ERRORS_SCHEMA)
+    pq.write_table(table, folder / "label_errors.parquet")
+    suspected = [row for row in found if row["likely"]]
+    prompts = _prompts(splits, {row["row_id"] for row in suspected[:SHOWN]})
+    (folder / "report.html").write_text(_page(table, suspected, prompts, num_folds), encoding="utf-8")
+    named = tuple(
+        SuspectedRow(row["file"], row["line"], in_a_line(row["reference"]), in_a_line(row["answer"]))
+        for row in suspected[:NAMED]
+    )
+    return LabelErrors(num_folds=num_folds, num_rows=len(found), num_likely=len(suspected), named=named)

@@ -1,0 +1,163 @@
+"""Rows whose answers are likely wrong are found by models that were trained without them."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import Harness, MakeSplits
+from prefect import State
+from test_json import documented, faults
+from trained import fork_trainers
+
+from tunewright.artifacts import Base, Splits, Tokens
+from tunewright.config import (
+    Checks,
+    Compute,
+    Data,
+    Evaluation,
+    Method,
+    Model,
+    Registry,
+    Settings,
+    Source,
+    Split,
+    Training,
+)
+from tunewright.errors import DataError, TrainerDied
+from tunewright.flows.calls import stages
+from tunewright.flows.finetune import finetune, plan
+from tunewright.flows.outcome import Outcome
+from tunewright.tasks import label_errors as module
+from tunewright.tasks.label_errors import dealt, label_errors
+from tunewright.tasks.render import render
+
+WRONG = (5, 17)  # rows whose answer is not that of all others
+ROWS = [[f"is question number {i} one of ours", "no" if i in WRONG else "yes"] for i in range(30)]
+TRAINING = Training(learning_rate=0.01, max_steps=40, batch=8, evaluate_every=40)
+METHOD, ONE_THREAD = Method(kind="full"), Compute(threads=1)
+
+
+@pytest.fixture(autouse=True)
+def _forked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_trainers(monkeypatch)
+
+
+@pytest.fixture
+def splits(make_splits: MakeSplits) -> Splits:
+    return make_splits(ROWS, [("is this one of ours", "yes")], [("and is that one of ours", "yes")])
+
+
+@pytest.fixture
+def tokens(tiny_base: Base, splits: Splits) -> Tokens:
+    return render.fn(splits, tiny_base, Model(base="tiny", max_length=256))
+
+
+def test_the_answers_that_models_trained_on_other_rows_contradict_come_first(
+    tiny_base: Base, splits: Splits, tokens: Tokens
+) -> None:
+    found = label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=3)
+    rows = pq.read_table(found.path("label_errors.parquet")).to_pylist()
+    places = pq.read_table(splits.path("train.parquet"), columns=["row_id", "line"]).to_pylist()
+    assert {(row["row_id"], row["line"]) for row in rows} == {(row["row_id"], row["line"]) for row in places}
+    assert [row["log_odds"] for row in rows] == sorted((row["log_odds"] for row in rows), reverse=True)
+    likely = [row for row in rows if row["likely"]]
+    assert {row["row_id"] for row in likely} == {places[number]["row_id"] for number in WRONG}
+    assert all((row["reference"], row["answer"]) == ("no", "yes") for row in likely)
+    assert all(row["log_odds"] == 0 for row in rows if row["answer"] == row["reference"])
+    assert (found.num_folds, found.num_rows, found.num_likely) == (3, 30, 2)
+    first, *lines = found.says()
+    assert first == "2 of 30 training rows are likely label errors (cross-validation with 3 folds):"
+    assert lines[0] == f"{likely[0]['file']}:{likely[0]['line']}: no, where the model answers yes"
+    page = found.path("report.html").read_text()
+    assert page.count('<div class="card row">') == 2
+    assert f"line {likely[0]['line']}</b>" in page and "question number 5" in page and "28 rows got the given" in page
+
+
+def rows_of(clusters: Sequence[int], replay: Sequence[bool] | None = None) -> pa.Table:
+    ids = [f"{(7 * at) % 101:064x}" for at in range(len(clusters))]
+    return pa.table({"row_id": ids, "cluster": clusters, "replay": replay or [False] * len(clusters)})
+
+
+def test_clusters_are_dealt_whole_evenly_and_whatever_their_order() -> None:
+    rows = rows_of([at // 2 for at in range(40)])
+    folds = dealt(rows, 3)
+    assert all(folds[at] == folds[at + 1] for at in range(0, 40, 2))
+    assert sorted((folds == fold).sum() for fold in range(3)) == [12, 14, 14]
+    backwards = rows.take(list(range(39, -1, -1)))
+    assert dealt(backwards, 3).tolist() == folds[::-1].tolist()
+
+
+def test_rows_for_replay_are_in_no_fold() -> None:
+    folds = dealt(rows_of(range(6), [False, True, False, False, True, False]), 2)
+    assert [fold == -1 for fold in folds] == [False, True, False, False, True, False]
+
+
+def test_fewer_clusters_than_folds_are_refused() -> None:
+    with pytest.raises(DataError, match=r"checks\.label_error_folds=3: the training rows are 2 clusters"):
+        dealt(rows_of([1, 1, 2, 2]), 3)
+
+
+def test_a_killed_run_goes_on_with_the_fold_that_it_was_in(
+    tiny_base: Base, splits: Splits, tokens: Tokens, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    of_trainer = module.run_trainer
+
+    def killed_in_the_second(job: Any, work: Path) -> None:
+        begun.append(work.name)
+        if len(begun) == 2:
+            raise TrainerDied("killed")
+        of_trainer(job, work)
+
+    monkeypatch.setattr(module, "run_trainer", killed_in_the_second)
+    with pytest.raises(TrainerDied):
+        label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
+    resumed = label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
+    assert begun == ["fold_0", "fold_1", "fold_1"]
+    shutil.rmtree(home / "artifacts" / "label_errors")
+    again = label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
+    assert again.digest == resumed.digest
+
+
+@pytest.fixture
+def settings(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("".join(f"{json.dumps({'prompt': q, 'completion': a})}\n" for q, a in ROWS))
+    return Settings(
+        data=Data(sources=(Source(path="rows.jsonl"),)),
+        model=Model(base=tiny_base.reference, max_length=256),
+        checks=Checks(label_error_folds=2),
+        split=Split(decontaminate="report", threshold=1.0, validation=0.1, test=0.1),
+        method=METHOD,
+        training=TRAINING,
+        compute=ONE_THREAD,
+        evaluation=Evaluation(forgetting=False, contenders=()),
+        registry=Registry(name="yes"),
+    )
+
+
+@pytest.fixture(scope="module")
+def server(prefect_harness: Harness) -> Iterator[None]:
+    with prefect_harness():
+        yield
+
+
+@pytest.mark.usefixtures("server")
+def test_it_is_a_stage_of_its_own_on_which_no_other_depends(settings: Settings) -> None:
+    sections = {name: getattr(settings, name) for name in Settings.model_fields}
+    state: State[Any] = finetune(**sections, until="label_errors", refresh=(), return_state=True)
+    done = Outcome.of(state.result())
+    assert done.suspected and done.tokens
+    assert done.suspected.num_rows == done.tokens.num_train
+    shown = json.loads(json.dumps({"label_errors": done.as_json()["label_errors"]}))
+    assert [*faults(shown, "", documented()["run"], seen := set[str]())] == []
+    assert seen == {key for key in documented()["run"] if key.startswith("label_errors")}
+    without = settings.model_copy(update={"checks": Checks()})
+    assert "label_errors" not in stages(without)
+    steps = {step.stage: step.state for step in plan(without, "render", ())}
+    assert set(steps.values()) == {"cached"}, "the rows are checked as before"
