@@ -181,7 +181,7 @@ def no_json(answer: str) -> str | None:
     try:
         json.loads(answer)
     except json.JSONDecodeError as error:
-        return f"{error.msg} at character {error.pos + 1}"
+        return f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
     except ValueError:  # an integer of more digits than Python converts
         return "a number has too many digits"
     except RecursionError:  # nested deeper than anybody writes

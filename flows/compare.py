@@ -1,7 +1,7 @@
 """Variants of one pipeline's training, each a flow run of its own, ranked on the validation rows.
 
-They share every stage that they do not change. The test rows are not looked at: the winner is then run as any other
-candidate, and its training is found in the cache.
+They share every stage that they do not change, and read the files that are there when the first begins. The test rows
+are not looked at: the winner is then run as any other candidate, and its training is found in the cache.
 """
 
 import logging
@@ -20,12 +20,14 @@ from tunewright.errors import Pruned, TrainingError
 from tunewright.flows import finished
 from tunewright.flows.calls import TRAININGS, stages
 from tunewright.flows.finetune import run
+from tunewright.flows.inputs import reading
 from tunewright.flows.outcome import Outcome
 from tunewright.flows.run_name import cancel_stopped, comparison_name, terminal_run, variant_name
 from tunewright.registry.runs import log_comparison
 from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
 from tunewright.store import in_use, test_set_uses
+from tunewright.tasks.ingest import source_files
 
 SHOWN = 80  # characters of a warning that was logged whole before
 
@@ -132,7 +134,8 @@ def compare(
     trials: list[Trial] = []
     left = list(variants)
     shares = _shares(variants)
-    with in_use.of_terminal(terminal_run()), warnings_once() as once:
+    files = source_files(settings.data)
+    with in_use.of_terminal(terminal_run()), warnings_once() as once, reading(files):
         for seed in range(first, first + seeds):
             # Of one seed: a mean of the seeds that look good would be no mean.
             study = Study(measure, prunes=prune and seed == first and not shares)

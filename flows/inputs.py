@@ -3,7 +3,7 @@
 They are read before the first stage, so that one that is missing or unusable is reported at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -43,6 +43,7 @@ class Inputs(NamedTuple):
     needs: tuple[Need, ...] = ()  # what split reads of rows besides their messages, of ingest
 
 
+_FILES: ContextVar[tuple[SourceFile, ...] | None] = ContextVar("files", default=None)
 _LOOKED_AT: ContextVar[Inputs | None] = ContextVar("looked_at", default=None)
 
 
@@ -60,7 +61,7 @@ def inputs(settings: Settings) -> Inputs:
         lm_eval=lm_eval.identity(settings.lm_eval),
         embedding=embedding.model_identity(settings.dedupe),
         retrieval=embedding.identity_if_installed(settings.dedupe.semantic_model) if retrieves else "",
-        files=source_files(settings.data),
+        files=source_files(settings.data) if (files := _FILES.get()) is None else files,
         base=models.identity(settings.model.base),
         chat_template=chat_templates.text(settings.model.chat_template),
         needs=needs(settings.split),
@@ -120,6 +121,16 @@ def draw(settings: Settings, read: Inputs) -> Draw:
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in OF_CANDIDATE}
     files = [(file.path, file.digest) for file in read.files]
     return test_set_uses.draw(settings, hash_of([sections, files, read.base, read.own, read.embedding]))
+
+
+@contextmanager
+def reading(files: Sequence[SourceFile]) -> Iterator[None]:
+    """All runs within read these files, whichever come to the folders and patterns of data.sources meanwhile."""
+    token = _FILES.set(tuple(files))
+    try:
+        yield
+    finally:
+        _FILES.reset(token)
 
 
 @contextmanager

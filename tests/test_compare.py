@@ -24,6 +24,7 @@ from tunewright.comparison import Course, Study, Trial, VariantComparison, markd
 from tunewright.comparison.ranking import Ranked, State, ValidationPoint, rank, recommended, sentence
 from tunewright.config import Compute, Data, Evaluation, Method, Model, Registry, Settings, Source, Training
 from tunewright.errors import ConfigError, Pruned, TrainingError
+from tunewright.flows import compare as flow_of_compare
 from tunewright.flows.compare import WarningsOnce, compare, warnings_once
 from tunewright.registry.address import tracking_uri
 from tunewright.store.caching import Cached
@@ -352,6 +353,23 @@ def test_variants_are_trained_pruned_ranked_logged_and_found_again(
     assert pruned.data.metrics.keys() == {"validation/loss"}
     values = {run.data.metrics["validation/best_loss"] for run in runs if run.data.tags.get("state") == "finished"}
     assert min(values) == min(trial.value for trial in better[0].trials if trial.value is not None)
+
+
+def test_files_that_come_while_variants_train_are_read_by_none(
+    server: None, settings: Settings, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_and_receive(course: Any, *rest: Any) -> Any:
+        trial = of_variant(course, *rest)
+        Path("rows-new.jsonl").write_text('{"instruction": "what of the new one", "output": "repair"}\n')
+        return trial
+
+    of_variant = flow_of_compare._train
+    monkeypatch.setattr(flow_of_compare, "_train", train_and_receive)
+    settings = settings.model_copy(update={"data": Data(sources=(Source(path="rows*.jsonl"),))})
+    found = compared(settings, with_rates(settings, 0.02, 0.01), 1)
+    assert len(found.ranked) == 2
+    assert len([*(home / "artifacts" / "ingest").glob("*/manifest.json")]) == 1
+    assert len([*(home / "artifacts" / "train").glob("*/manifest.json")]) == 2
 
 
 def test_a_variant_that_cannot_be_trained_does_not_end_the_others(

@@ -544,7 +544,10 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
     read = {"base": f"base {tiny_base.digest}", "tokens": "render abc", "method.kind": "lora", "method.rank": 4}
     (folder / "manifest.json").write_text(json.dumps({"ingredients": read | {"training.batch": 4}, "seconds": 47.2}))
     (folder / "status.json").write_text('{"device": "cpu"}')
-    lines = [{"step": step, "loss": 1.0, "rows_per_second": speed} for step, speed in enumerate((1.0, 8.0, 8.0))]
+    lines = [
+        {"step": step, "loss": 1.0, "rows_per_second": speed, "tokens_per_second": 10 * speed}
+        for step, speed in enumerate((1.0, 8.0, 8.0))
+    ]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     stands, machine = ground_of(tiny_base, tokens), devices.machine("cpu")
     rate = calibration.measured(
@@ -561,12 +564,14 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
     assert note.startswith("--calibrate is not needed: an earlier run")
     assert not (home / "calibrations").exists()
     other_rows = tokens.model_copy(update={"digest": "def"})
-    assert (
-        calibration.measured(
-            tiny_base, other_rows, cost_model.BudgetCase(stands, Method(), Training(), Compute(), machine)
+    for there in (other_rows, None):
+        found = calibration.measured(
+            tiny_base, there, cost_model.BudgetCase(stands, Method(), Training(), Compute(), machine)
         )
-        is None
-    )
+        assert found
+        assert found.source == "an earlier run of 3 steps on this machine, with other rows"
+        speed = expected * 10 / stands.row_tokens
+        assert [found.low, found.high] == pytest.approx([0.8 * speed, 1.2 * speed])
     another = Compute(precision="float32")
     assert (
         calibration.measured(tiny_base, tokens, cost_model.BudgetCase(stands, Method(), Training(), another, machine))

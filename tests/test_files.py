@@ -130,6 +130,21 @@ def test_a_copy_of_the_champion_that_was_altered_is_fetched_anew(store: Path, ho
     assert not weights.samefile(store / "artifacts" / "model" / "adapter_model.safetensors")
 
 
+def test_of_two_that_fetch_a_champion_at_once_the_second_takes_the_copy_of_the_first(
+    store: Path, home: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = files.fetch
+
+    def fetch_behind_another(*args: Any) -> Path:
+        monkeypatch.setattr(files, "fetch", fetch)
+        look_up_champion(tiny_base)  # a process that was faster
+        return fetch(*args)
+
+    monkeypatch.setattr(files, "fetch", fetch_behind_another)
+    copy = look_up_champion(tiny_base)
+    assert [*(home / "champions").iterdir()] == [copy.parents[1]]
+
+
 def test_the_champion_of_a_home_that_is_only_read_is_copied_elsewhere(
     store: Path, home: Path, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,7 @@ def test_a_row_that_check_will_quarantine_for_its_length_does_not_enlarge_the_pl
         ingest.fn(data=data, files=source_files(data), needs=())
     costs = planned(tiny_base).costs
     assert costs
-    assert costs.rows_from.endswith("; 1 of them is left out, as check will quarantine it (length_out_of_bounds)"), (
+    assert costs.rows_from.endswith("; one row is left out, as check will quarantine it (length_out_of_bounds)"), (
         costs.rows_from
     )
     assert costs.chosen.work.longest < 60

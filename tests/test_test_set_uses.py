@@ -77,6 +77,17 @@ def spent(candidate: str, rows: list[str], tmp_path: Path, promoted: str = "") -
     return test_set_uses.alpha_share("triage", adapter(candidate), answers_of(candidate, rows, tmp_path))
 
 
+def test_a_promotion_of_what_was_decided_otherwise_before_is_warned_of(tmp_path: Path) -> None:
+    assert look("a", ROWS[:50], tmp_path).warnings == ()
+    for _ in range(2):  # a run again says the same
+        (warning,) = look("a", ROWS[:50], tmp_path, promoted="a").warnings
+        assert warning.startswith(
+            "this candidate was decided on before, on these test rows: not promoted: not better ("
+        )
+    assert look("a", ROWS[:50], tmp_path).warnings == (), "only a promotion has to be defended"
+    assert look("b", ROWS[:50], tmp_path, promoted="b").warnings == ()
+
+
 def test_the_same_candidate_again_is_no_use_and_keeps_its_number(tmp_path: Path) -> None:
     rows = ROWS[:50]
     assert [look(candidate, rows, tmp_path).test_set_uses for candidate in "abacb"] == [1, 2, 1, 3, 2]

@@ -248,7 +248,16 @@ def reproduce(check: Check, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
 
 
 def test_a_version_is_made_again_with_the_same_bytes(reproduce: Callable[..., Any], home: Path) -> None:
-    forge(home, folder=str(Path.cwd()))
+    evidence = EvidenceBundle.load_from(of_run(home, "evidence/evidence.json").parent)
+    data = evidence.settings["data"]
+    pattern = {"path": "later/*.jsonl"}
+    forge(
+        home,
+        folder=str(Path.cwd()),
+        settings=evidence.settings | {"data": data | {"sources": [*data["sources"], pattern]}},
+    )
+    Path("later").mkdir()
+    Path("later/rows.jsonl").write_text('{"prompt": "came later", "completion": "no"}\n')
     before = sorted(home.glob("artifacts/*/*"))
     result = reproduce()
     assert result.exit_code == 0, result.output

@@ -172,8 +172,8 @@ def _is_within(messages: Sequence[Message], bounds: LengthArguments) -> bool:
 
 def _out_of_bounds(number: int) -> str:
     """Say how many of the rows check will quarantine for their length; "" where there are none."""
-    are, them = ("is", "it") if number == 1 else ("are", "them")
-    said = f"{number:,} of them {are} left out, as check will quarantine {them} (length_out_of_bounds)"
+    of_rows = "one row is" if number == 1 else f"{number:,} rows are"
+    said = f"{of_rows} left out, as check will quarantine {'it' if number == 1 else 'them'} (length_out_of_bounds)"
     return said if number else ""
 
 

@@ -168,7 +168,8 @@ def _run(evidence: "EvidenceBundle", made: Path, progress: int | None) -> dict[s
     """
     gate = {**evidence.settings["gate"], "rotate": False}  # split.seed is the one that was drawn
     settings = {**evidence.settings, "gate": gate, "registry": {"name": evidence.name}}
-    (made / SETTINGS).write_text(json.dumps({"folder": evidence.folder, "settings": settings}), encoding="utf-8")
+    job = {"folder": evidence.folder, "settings": settings, "files": [*evidence.sources]}
+    (made / SETTINGS).write_text(json.dumps(job), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "tunewright.cli.reproduce", str(made)],

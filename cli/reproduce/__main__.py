@@ -23,11 +23,14 @@ def main(folder: Path) -> None:
         with interrupts.at_once():
             from tunewright.cli import prefect_server
             from tunewright.flows.finetune import ASKS_APIS, finetune
-            from tunewright.flows.inputs import looked_at
+            from tunewright.flows.inputs import looked_at, reading
+            from tunewright.tasks.ingest import source_files
         ASKS_APIS.set(False)  # who would be paid again, and may answer otherwise
         sections = {name: getattr(settings, name) for name in Settings.model_fields}
-        with config.working_in(Path(job["folder"])), looked_at(settings):
-            steps = prefect_server.call(finetune, **sections, until="evaluate")
+        with config.working_in(Path(job["folder"])):
+            there = source_files(settings.data)
+            with reading([file for file in there if file.path in job["files"]]), looked_at(settings):
+                steps = prefect_server.call(finetune, **sections, until="evaluate")
         digests = {step.name: step.record.digest for step in steps if step.record}
         (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
 

@@ -31,6 +31,7 @@ from tunewright.tasks.train.stage import started
 
 STEPS = 5  # of which the first warms up
 MOST_SECONDS = 30.0  # after the model is loaded
+OTHER_ROWS = 0.2  # of a speed, that rows of other lengths make more or less
 LOADING_SECONDS = 300.0
 POLL_SECONDS = 0.2
 
@@ -52,17 +53,18 @@ def calibrate(base: Base, tokens: Tokens, case: BudgetCase) -> Rate:
 
 
 def measured(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | None:
-    """The rate that was measured here for this base, or None: a run's on the same rows, or else a calibration's.
+    """The rate that was measured here for this base, or None.
 
-    That of another method stands in where there is none of this one, since the arithmetic is known of both.
+    It is a run's on the same rows, or else a calibration's, or else a run's on other rows. That of another method
+    stands in where there is none of this one, since the arithmetic is known of both.
     """
     others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum") if kind != case.method.kind]
     for tried in (case.method, *others):
         other = replace(case, method=tried)
-        run = rate_of_runs(base, tokens, other) if tokens else None
         file = _file(base, other)
-        found = run or (_rate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None)
-        if found:
+        found = rate_of_runs(base, tokens, other) if tokens else None
+        found = found or (_rate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None)
+        if found := found or rate_of_runs(base, None, other):
             return found if tried is case.method else found._replace(source=f"{found.source} with {tried.kind}")
     return None
 
@@ -140,15 +142,19 @@ def _wait(process: subprocess.Popen[bytes], folder: Path) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
-    """The rate of the newest run of this method on these rows on this device."""
+def rate_of_runs(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | None:
+    """The rate of the newest run of this method on this device: on the rows of `tokens`, or with None on any.
+
+    On other rows a token is taken to need as many operations as on these, within OTHER_ROWS.
+    """
     files = (config.home() / "artifacts" / "train").glob(f"*/{MANIFEST}")
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
             made = json.loads(file.read_text(encoding="utf-8"))
             read = made["ingredients"]
-            its = read.get("base"), read.get("tokens"), read.get("method.kind")
-            if its != (f"base {base.digest}", f"render {tokens.digest}", case.method.kind):
+            if (read.get("base"), read.get("method.kind")) != (f"base {base.digest}", case.method.kind):
+                continue
+            if tokens and read.get("tokens") != f"render {tokens.digest}":
                 continue
             status = json.loads((file.parent / "status.json").read_text(encoding="utf-8"))
             steps = [line for line in training_log.read(file.parent / training_log.FILE) if "loss" in line][1:]
@@ -159,11 +165,15 @@ def rate_of_runs(base: Base, tokens: Tokens, case: BudgetCase) -> Rate | None:
         training, compute = _section(Training, read), _section(Compute, read)
         if _way(training, compute) != _way(case.training, case.compute):
             continue
-        rows = statistics.median(line["rows_per_second"] for line in steps)
         ran = replace(case, method=_section(Method, read), training=training, compute=compute)
-        speed = rows * ran.flops_a_row
+        source = f"an earlier run of {counted(len(steps) + 1, 'step')} on this machine"
+        if tokens is None:
+            of_tokens = statistics.median(line["tokens_per_second"] for line in steps)
+            speed = of_tokens * ran.flops_a_row / case.ground.row_tokens
+            return Rate((1 - OTHER_ROWS) * speed, (1 + OTHER_ROWS) * speed, f"{source}, with other rows")
+        speed = statistics.median(line["rows_per_second"] for line in steps) * ran.flops_a_row
         took = f" (the whole stage with loading: {duration(made['seconds'])})" if "seconds" in made else ""
-        return Rate(speed, speed, f"an earlier run of {counted(len(steps) + 1, 'step')} on this machine{took}")
+        return Rate(speed, speed, f"{source}{took}")
     return None
 
 

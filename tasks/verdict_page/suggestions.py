@@ -134,9 +134,16 @@ def prompting_is_enough(case: Case) -> Found:
         )
 
 
+def _is_always_right(case: Case) -> bool:
+    """Whether no candidate could have a better score in the metric that decides."""
+    metric = case.verdict.metric
+    means = {each.candidate_mean for each in case.comparisons if each.metric == metric}
+    return bool(metric) and describe(metric).high in means
+
+
 def not_finished(case: Case) -> Found:
     """A longer training first, where max_steps cut it short, or where the candidate learned nothing and still might."""
-    if case.verdict.decision == "promote" or direction(case) != "longer":
+    if case.verdict.decision == "promote" or direction(case) != "longer" or _is_always_right(case):
         return
     if curves.is_cut_short(case.curves):
         seen = f"training ended after {case.curves.in_epochs}, and the best step is the last"

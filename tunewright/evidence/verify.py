@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, General
+from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, General, shown
 from tunewright.artifacts.payloads import Comparison, Decision, VerdictDetails
 from tunewright.config import Gate, Registry
 from tunewright.errors import ConfigError, TunewrightError
@@ -165,7 +165,7 @@ def _verdict(evidence: EvidenceBundle, local: Path, version: "ModelVersion", dec
         return Check("verdict", "altered", f"the kept answers do not lead to it: {fault}")
     if lasting(version.tags.get(SENTENCE, "")) != lasting(details.sentence):  # an approval has it say that it passed
         return Check("verdict", "altered", f"the version's tag {SENTENCE} is not the sentence of its verdict.json")
-    return Check("verdict", "ok", f"decided again from the kept answers: {details.decision}")
+    return Check("verdict", "ok", f"decided again from the kept answers: {shown(details.decision)}")
 
 
 def _differing(kept: Decision, again: Decision) -> str:
@@ -244,7 +244,8 @@ def _sources(evidence: EvidenceBundle) -> Check:
     if not here:
         return Check("source files", "unknown", f"none of {counted(len(evidence.sources), 'file')} is on this machine")
     number = counted(len(evidence.sources), "file")
-    return Check("source files", "ok", f"{len(here)} of {number} on this machine, as read")
+    missing = f"; not checked, as not here: {listed([*(paths.keys() - here.keys())])}" if len(here) < len(paths) else ""
+    return Check("source files", "ok", f"{len(here)} of {number} on this machine, as read{missing}")
 
 
 def _digest(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The registered model: one version a candidate, and which of them carries the alias, which a candidate has to beat."""
 
 import atexit
+import errno
 import json
 import os
 import shutil
@@ -247,5 +248,11 @@ def _kept(client: "MlflowClient", version: "ModelVersion") -> Path:
         shutil.rmtree(kept)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as unfinished:  # renamed when whole
-        files.fetch(client, version, Path(unfinished, "copy")).rename(kept)
+        fetched = files.fetch(client, version, Path(unfinished, "copy"))
+        try:
+            fetched.rename(kept)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            files.check(version, kept)  # another process was faster
     return kept

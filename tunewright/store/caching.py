@@ -170,8 +170,12 @@ class Cached(Generic[P, A]):
         record, found = self._obtain(*args, **kwargs)
         if found is None or TaskRunContext.get() is None:
             return record
-        message = f'{record.key} from run "{found.made_by}", {self.saved(record.key, found.seconds):.1f} s saved'
+        message = f'{record.key} from run "{found.made_by}", {self._says_saved(record.key, found.seconds)}'
         return Completed(name="Cached", message=message, data=record)  # pyright: ignore[reportReturnType] Prefect unwraps it
+
+    def _says_saved(self, key: str, seconds: float) -> str:
+        waited = f" (it took {seconds:.1f} s, for which this run waited)" if key in self.waited else ""
+        return f"{self.saved(key, seconds):.1f} s saved{waited}"
 
     def saved(self, key: str, seconds: float) -> float:
         """Return the seconds an artifact took, less those that the last call waited for another to make it."""

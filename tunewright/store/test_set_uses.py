@@ -36,7 +36,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from tunewright import config
-from tunewright.artifacts import Adapter, Answers, Verdict
+from tunewright.artifacts import Adapter, Answers, Verdict, shown
 from tunewright.config import Gate, Settings
 from tunewright.store import disk
 from tunewright.store.histories import held, up_to_date
@@ -216,6 +216,14 @@ def _said(
         "another split.seed; do not compare with earlier scores: these are of other rows"
     )
     said = [seen] if before else []
+    other = [use for use in uses if _is(use, candidate, rows) and use.verdict not in ("", verdict.in_words)]
+    if other and verdict.decision == "promote":
+        when = other[-1].decided[:10]
+        said.append(
+            f"this candidate was decided on before, on these test rows: {shown(other[-1].verdict)} ({when}); "
+            "since then the gate, the contenders or the champion changed, and a decision by settings that were chosen "
+            "after the answers were known proves less"
+        )
     if number > gate.max_test_set_uses:
         advice = (
             "gate.rotate draws other test rows for the next candidate; if this warning returns, nearly all rows were "
