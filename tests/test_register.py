@@ -422,6 +422,13 @@ def test_a_version_that_is_decided_on_again_is_not_taken_for_lost(make: Make) ->
     assert (by_id[first.run_id]["verdict"], by_id[again.run_id]["verdict"]) == ("not promoted", "promote")
     assert by_id[first.run_id]["later verdict"] == f"promote, by run {again.run_id}"
     assert "later verdict" not in by_id[again.run_id]
+    for _ in range(2):
+        first_line = by_id[first.run_id]["mlflow.note.content"].splitlines()[0]
+        assert f"runs/{again.run_id}): promote. What follows is older." in first_line
+        assert by_id[first.run_id]["mlflow.note.content"].count("Decided again by") == 1
+        make(digest="a")
+        by_id = {run.info.run_id: run.data.tags for run in runs()}
+    assert "Decided again" not in by_id[again.run_id]["mlflow.note.content"]
 
 
 def test_equal_weights_on_other_splits_are_compared_with_the_champion(tiny_base: Base, make: Make) -> None:

@@ -25,7 +25,7 @@ from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import Compute, Method, Training
 from tunewright.errors import DataError
 from tunewright.modeling.models import load_model, load_tokenizer, merged
-from tunewright.privacy.excerpts import clipped, in_a_line, masked, visible
+from tunewright.privacy.excerpts import ends, in_a_line, masked, visible
 from tunewright.reports.pages import template
 from tunewright.reports.progress import Countdown
 from tunewright.store.caching import work_folder
@@ -138,7 +138,7 @@ def _page(table: pa.Table, suspected: Sequence[Mapping[str, Any]], prompts: Mapp
             **{name: visible(str(row[name])) for name in ("file", "line")},
             "times": f"{math.exp(row['log_odds']):,.0f}" if row["log_odds"] < MOST else f"over {math.exp(MOST):,.0f}",
             **{
-                name: visible(clipped(masked(text), SHOWN_CHARS))
+                name: visible(ends(masked(text), SHOWN_CHARS))
                 for name, text in (
                     ("prompt", prompts[row["row_id"]]),
                     ("reference", row["reference"]),

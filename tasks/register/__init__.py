@@ -9,14 +9,16 @@ time at which the run began, and the candidate's come after them.
 """
 
 import contextlib
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.artifacts import Answers, ApiUse, Registered
+from tunewright.artifacts import Answers, ApiUse, Registered, shown
 from tunewright.errors import AnotherChampion
 from tunewright.evidence import bundle
 from tunewright.registry import alias, rehearsal, runs, versions
+from tunewright.registry.alias_state import NOTE
 from tunewright.registry.candidate import PROGRESS, Candidate, scores
 from tunewright.registry.runs import data
 from tunewright.registry.tracking import connected
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 UNDECIDED = "tunewright.undecided"  # tag of a finished run without a decision: the alias moved, or a later run decided
+DECIDED_AGAIN = re.compile(r"\ADecided again by .*\n\n")  # the line above the description of such a run
 LATER = "later verdict"  # tag of the run in which a version was made: what a later run found of the version
 
 __all__ = ["champion", "register", "trained_on_test"]
@@ -95,13 +98,18 @@ def _finish_undecided(client: "MlflowClient", run_id: str, why: str) -> None:
 
 
 def _note_in_source(client: "MlflowClient", version: "ModelVersion", run_id: str, verdict: str) -> None:
-    """Tags the run in which a version was made with the verdict of a later run on it; a failed one ends as finished."""
+    """Tells the verdict of a later run on a version in the run in which it was made; a failed one ends as finished."""
     if version.run_id == run_id:
         return
     source = client.get_run(str(version.run_id))
     if source.info.lifecycle_stage != "active":
         return
     client.set_tag(source.info.run_id, LATER, f"{verdict}, by run {run_id}")
+    place = f"[a later run](#/experiments/{source.info.experiment_id}/runs/{run_id})"
+    note = DECIDED_AGAIN.sub("", source.data.tags.get(NOTE, ""))
+    client.set_tag(
+        source.info.run_id, NOTE, f"Decided again by {place}: {shown(verdict)}. What follows is older.\n\n{note}"
+    )
     if source.info.status == "FAILED":
         _finish_undecided(client, source.info.run_id, f"registered by run {run_id}")
 
