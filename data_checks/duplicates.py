@@ -39,12 +39,12 @@ class RemovedKind(NamedTuple):
     pairs: Sequence[RemovedPair]
 
 
-def bars(similarities: Sequence[float]) -> list[tuple[float, float, int]]:
-    """The rows in each twentieth of the similarity, from the lowest one with rows up."""
+def bars(similarities: Sequence[float], threshold: float) -> list[tuple[float, float, int]]:
+    """The rows in each twentieth of the similarity, from that of the threshold up."""
     counts = [0] * STEPS
     for similarity in similarities:
         counts[min(int(round(similarity * STEPS, 9)), STEPS - 1)] += 1
-    lowest = next((step for step, count in enumerate(counts) if count), STEPS)
+    lowest = min(int(round(threshold * STEPS, 9)), STEPS - 1)
     return [(step / STEPS, (step + 1) / STEPS, counts[step]) for step in range(lowest, STEPS)]
 
 

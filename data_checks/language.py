@@ -17,6 +17,7 @@ MIN_DENSE_LETTERS = 4  # of a script from Thai on, U+0E00: few make a sentence, 
 CODE_MARKS = b"\\_{}[]<>=|#^`~;"
 MAX_MARKS = 0.03  # of the characters; prose has almost none
 
+_WITH_DIGITS = re.compile(r"[!-~]*[0-9][!-~]*")  # of ASCII, as scripts without spaces have digits beside words
 _NO_LETTERS = bytes(byte for byte in range(0x80) if not chr(byte).isalpha())
 # How JSON, markup, a fenced block, a docstring and the code of some languages begin.
 _STRUCTURE = re.compile(
@@ -42,7 +43,7 @@ class Language:
 
 def language(text: str) -> Language | None:
     """The language of the beginning of `text`; None for too little text, code, JSON, labels, or an unsure guess."""
-    window = text[:WINDOW]
+    window = _WITH_DIGITS.sub(" ", text[: 2 * WINDOW])[:WINDOW]  # an order number is of no language
     if not is_prose(window):
         return None
     found = _predict(" ".join(window.split()))

@@ -189,7 +189,7 @@ def _kinds(file: Path, repeats: Repeats, settings: Dedupe) -> list[duplicates.Re
             nearest = rows[np.argsort(similarity, kind="stable")[: duplicates.SHOWN]]
             removed, kept = (_shown(file, pair) for pair in (nearest, repeats.partner[nearest]))
             pairs = map(duplicates.RemovedPair, repeats.similarity[nearest].tolist(), removed, kept)
-            bars = duplicates.bars(similarity.tolist())
+            bars = duplicates.bars(similarity.tolist(), threshold)
             kinds.append(duplicates.RemovedKind(REASONS[reason], setting, threshold, bars, [*pairs]))
     return kinds
 

@@ -80,6 +80,18 @@ def test_the_codes_that_can_be_told_are_known() -> None:
     assert {"english", "EN", "", "__label__en"} & codes() == set()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "VPN client freezes at step 645 while exporting the list of eeno47 and eeno48",
+        "badge reader crashes with error 261 when I open case eento28 in the portal",
+    ],
+)
+def test_words_with_digits_are_of_no_language(text: str) -> None:
+    found = language(text)
+    assert found and found.code == "en"
+
+
 def test_capitals_do_not_make_a_text_japanese() -> None:
     found = language("WHERE IS THE PARCEL THAT I ORDERED LAST WEEK?")
     assert found
