@@ -65,6 +65,10 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
         create_markdown_artifact(shown, key="split", description="The splits, with the leakage check")
     if outcome.scan:
         create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Trained modules (Spectrum)")
+    if outcome.suspected:
+        first, *named = (html.escape(said, quote=False) for said in outcome.suspected.says())
+        lines = [first, "", *(f"- {said}" for said in named), "", f"`{outcome.suspected.path('report.html')}`"]
+        create_markdown_artifact("\n".join(lines), key="label-errors", description=first)
     for adapter in outcome.trainings:
         trained = curves.read(adapter.folder)
         said = training_sentence(adapter, trained)

@@ -28,7 +28,7 @@ from tunewright.config import (
     Split,
     Training,
 )
-from tunewright.errors import DataError, TrainerDied
+from tunewright.errors import DataError, TrainerDied, TunewrightError
 from tunewright.flows.calls import stages
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
@@ -76,6 +76,19 @@ def test_the_answers_that_models_trained_on_other_rows_contradict_come_first(
     page = found.path("report.html").read_text()
     assert page.count('<div class="card row">') == 2
     assert f"line {likely[0]['line']}</b>" in page and "question number 5" in page and "28 rows got the given" in page
+
+
+def test_models_without_finite_likelihoods_say_nothing_of_the_rows(
+    tiny_base: Base, splits: Splits, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_likelihoods(*_: Any) -> Iterator[dict[str, Any]]:
+        row_id = pq.read_table(tokens.path("train.parquet"))["row_id"][0].as_py()
+        yield {"row_id": row_id, "loss": float("nan"), "log_odds": float("nan"), "reference": "yes", "answer": ""}
+
+    monkeypatch.setattr(module, "run_trainer", lambda *_: None)
+    monkeypatch.setattr(module, "_answered", without_likelihoods)
+    with pytest.raises(TunewrightError, match="2 of 2 training rows have NaN or infinite likelihoods"):
+        label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
 
 
 def rows_of(clusters: Sequence[int], replay: Sequence[bool] | None = None) -> pa.Table:
@@ -157,6 +170,7 @@ def test_it_is_a_stage_of_its_own_on_which_no_other_depends(settings: Settings) 
     shown = json.loads(json.dumps({"label_errors": done.as_json()["label_errors"]}))
     assert [*faults(shown, "", documented()["run"], seen := set[str]())] == []
     assert seen == {key for key in documented()["run"] if key.startswith("label_errors")}
+    assert {step.state for step in plan(settings, "label_errors", ())} == {"cached"}
     without = settings.model_copy(update={"checks": Checks()})
     assert "label_errors" not in stages(without)
     steps = {step.stage: step.state for step in plan(without, "render", ())}

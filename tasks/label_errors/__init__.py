@@ -23,7 +23,7 @@ from tunewright import cost_model
 from tunewright.artifacts import Base, LabelErrors, Scan, Splits, SuspectedRow, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import Compute, Method, Training
-from tunewright.errors import DataError
+from tunewright.errors import DataError, TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer, merged
 from tunewright.privacy.excerpts import ends, in_a_line, masked, visible
 from tunewright.reports.pages import template
@@ -175,7 +175,8 @@ def label_errors(
     """The training rows, the likeliest label errors first, each with the answer of a model trained without it.
 
     A model is trained for each fold, as `train` would on the other folds; a killed run goes on where it was. Raises
-    DataError where there are too few rows, and what the trainer raises.
+    DataError where there are too few rows, TunewrightError where likelihoods are not finite, and what the trainer
+    raises.
     """
     work = work_folder(folder)
     rows = pq.read_table(tokens.path("train.parquet"))
@@ -205,6 +206,11 @@ def label_errors(
             for row in _answered(base, own / "model", tokens, asked, said):
                 file, line = places[row["row_id"]]
                 found.append({**row, "file": file, "line": line, "fold": fold, "likely": row["log_odds"] >= LIKELY})
+    if unknown := sum(not math.isfinite(row["log_odds"]) for row in found):
+        raise TunewrightError(
+            f"{unknown} of {len(found)} training rows have NaN or infinite likelihoods: the training on the other folds "
+            "diverged; a lower training.learning_rate may not"
+        )
     found.sort(key=lambda row: -row["log_odds"])
     table = pa.Table.from_pylist(found, LABEL_ERRORS_SCHEMA)
     pq.write_table(table, folder / "label_errors.parquet")
