@@ -74,6 +74,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)  # refused in seconds
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar for GGUF cannot be switched off
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # save_pretrained refuses a model that says it is quantized, so the weights move to one that is not.
@@ -81,7 +82,6 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     kept = _without_environment(file)  # else it would be another file when it is made again
     file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -208,8 +208,8 @@ def label_errors(
                 found.append({**row, "file": file, "line": line, "fold": fold, "likely": row["log_odds"] >= LIKELY})
     if unknown := sum(not math.isfinite(row["log_odds"]) for row in found):
         raise TunewrightError(
-            f"{unknown} of {len(found)} training rows have NaN or infinite likelihoods: the training on the other folds "
-            "diverged; a lower training.learning_rate may not"
+            f"{unknown} of {len(found)} training rows have NaN or infinite likelihoods, as the training on the other "
+            "folds diverged; try a lower training.learning_rate"
         )
     found.sort(key=lambda row: -row["log_odds"])
     table = pa.Table.from_pylist(found, LABEL_ERRORS_SCHEMA)
