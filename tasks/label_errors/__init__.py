@@ -99,16 +99,18 @@ def _answered(base: Base, model: Path, tokens: Tokens, rows: pa.Table, fold: str
         some = rows.slice(start, AT_ONCE).to_pylist()
         given = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in some]
         greedy.answer(given, on_progress=lambda number, before=start: countdown.tell(before + number))
-        other = {at: _own(answer) for at, answer in enumerate(given) if not answer.is_reference(stops)}
+        texts = [answer.text(tokenizer, row["reference"], stops) for row, answer in zip(some, given, strict=True)]
+        differs = (row["reference"].strip() != text.strip() for row, text in zip(some, texts, strict=True))
+        other = {at: _own(given[at]) for at, is_other in enumerate(differs) if is_other}
         if other:
             greedy.answer([*other.values()], generate=False)
-        for at, (row, answer) in enumerate(zip(some, given, strict=True)):
+        for at, (row, answer, text) in enumerate(zip(some, given, texts, strict=True)):
             yield {
                 "row_id": row["row_id"],
                 "loss": answer.mean_nll,
                 "log_odds": answer.nll - other[at].nll if at in other else 0.0,
                 "reference": row["reference"],
-                "answer": answer.text(tokenizer, row["reference"], stops),
+                "answer": text,
             }
 
 
@@ -132,19 +134,17 @@ def _prompts(splits: Splits, wanted: set[str]) -> dict[str, str]:
     return {row["row_id"]: row["messages"][-2]["content"] if len(row["messages"]) > 1 else "" for row in found}
 
 
+def _shown(text: str) -> str:
+    return visible(ends(masked(text), SHOWN_CHARS))
+
+
 def _page(table: pa.Table, suspected: Sequence[Mapping[str, Any]], prompts: Mapping[str, str], num_folds: int) -> str:
     shown = [
         {
-            **{name: visible(str(row[name])) for name in ("file", "line")},
+            "file": visible(row["file"]),
+            "line": row["line"],
             "times": f"{math.exp(row['log_odds']):,.0f}" if row["log_odds"] < MOST else f"over {math.exp(MOST):,.0f}",
-            **{
-                name: visible(ends(masked(text), SHOWN_CHARS))
-                for name, text in (
-                    ("prompt", prompts[row["row_id"]]),
-                    ("reference", row["reference"]),
-                    ("answer", row["answer"]),
-                )
-            },
+            "texts": [_shown(text) for text in (prompts[row["row_id"]], row["reference"], row["answer"])],
         }
         for row in suspected[:SHOWN]
     ]
