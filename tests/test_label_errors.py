@@ -85,7 +85,7 @@ def test_models_without_finite_likelihoods_say_nothing_of_the_rows(
         row_id = pq.read_table(tokens.path("train.parquet"))["row_id"][0].as_py()
         yield {"row_id": row_id, "loss": float("nan"), "log_odds": float("nan"), "reference": "yes", "answer": ""}
 
-    monkeypatch.setattr(module, "run_trainer", lambda *_: None)
+    monkeypatch.setattr(module, "run_trainer", lambda _, work: work.mkdir(exist_ok=True))
     monkeypatch.setattr(module, "_answered", without_likelihoods)
     with pytest.raises(TunewrightError, match="2 of 2 training rows have NaN or infinite likelihoods"):
         label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
@@ -118,8 +118,14 @@ def test_fewer_clusters_than_folds_are_refused() -> None:
 def test_a_killed_run_goes_on_with_the_fold_that_it_was_in(
     tiny_base: Base, splits: Splits, tokens: Tokens, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[str] = []
-    of_trainer = module.run_trainer
+    begun, answered = list[str](), list[str]()
+    of_trainer, of_fold = module.run_trainer, module._answered
+
+    def noted(*inputs: Any) -> Iterator[dict[str, Any]]:
+        answered.append(inputs[-1])
+        return of_fold(*inputs)
+
+    monkeypatch.setattr(module, "_answered", noted)
 
     def killed_in_the_second(job: Any, work: Path) -> None:
         begun.append(work.name)
@@ -132,6 +138,7 @@ def test_a_killed_run_goes_on_with_the_fold_that_it_was_in(
         label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
     resumed = label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
     assert begun == ["fold_0", "fold_1", "fold_1"]
+    assert answered == ["fold 1 of 2", "fold 2 of 2"]
     shutil.rmtree(home / "artifacts" / "label_errors")
     again = label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
     assert again.digest == resumed.digest

@@ -188,8 +188,8 @@ def label_errors(
             log.warning("  %s", shortage)
         for fold in range(num_folds):
             own, is_in_fold = work / f"fold_{fold}", folds == fold
-            said = f"fold {fold + 1} of {num_folds}"
-            if not (own / TrainingSummary.FILE).is_file():  # the last that a finished training writes
+            said, answers = f"fold {fold + 1} of {num_folds}", own / "answers.parquet"
+            if not answers.is_file():
                 log.info("  %s: training on %d rows, answering %d", said, (~is_in_fold).sum(), is_in_fold.sum())
                 job = trainer.Job.of(
                     base.weights,
@@ -201,9 +201,12 @@ def label_errors(
                     compute=compute,
                     micro_batch=micro_batch,
                 )
-                run_trainer(job, own)
-            asked = rows.filter(pa.array(is_in_fold))
-            for row in _answered(base, own / "model", tokens, asked, said):
+                if not (own / TrainingSummary.FILE).is_file():  # the last that a finished training writes
+                    run_trainer(job, own)
+                answered = _answered(base, own / "model", tokens, rows.filter(pa.array(is_in_fold)), said)
+                pq.write_table(pa.Table.from_pylist([*answered]), own / "unfinished.parquet")
+                (own / "unfinished.parquet").rename(answers)
+            for row in pq.read_table(answers).to_pylist():
                 file, line = places[row["row_id"]]
                 found.append({**row, "file": file, "line": line, "fold": fold, "likely": row["log_odds"] >= LIKELY})
     if unknown := sum(not math.isfinite(row["log_odds"]) for row in found):
