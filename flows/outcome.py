@@ -335,7 +335,7 @@ def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
 
 
 def _label_errors(found: artifacts.LabelErrors) -> dict[str, Any]:
-    counts = {"num_folds": found.num_folds, "num_rows": found.num_rows, "num_likely": found.num_likely}
+    counts = found.model_dump(include={"num_folds", "num_rows", "num_same", "num_likely"})
     return counts | {name: str(found.path(file)) for name, file in LABEL_ERROR_FILES.items()}
 
 

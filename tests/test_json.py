@@ -87,7 +87,12 @@ SELDOM = {
             "grpo.best_by",
             "grpo.best_validation_loss",
         ),  # with grpo.rewards (tests/test_reward_flow.py)
-        *("label_errors", "label_errors.num_folds", "label_errors.num_rows"),  # with checks.label_error_folds
+        *(
+            "label_errors",
+            "label_errors.num_folds",
+            "label_errors.num_rows",
+            "label_errors.num_same",
+        ),  # with checks.label_error_folds
         *("label_errors.num_likely", "label_errors.page", "label_errors.rows"),
         *("divergence", "divergence.reference", "divergence.num_rows"),  # with preference.method
         *("divergence.per_token", "divergence.per_answer"),

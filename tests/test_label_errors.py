@@ -28,7 +28,7 @@ from tunewright.config import (
     Split,
     Training,
 )
-from tunewright.errors import DataError, TrainerDied, TunewrightError
+from tunewright.errors import ConfigError, TrainerDied, TunewrightError
 from tunewright.flows.calls import stages
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
@@ -69,13 +69,17 @@ def test_the_answers_that_models_trained_on_other_rows_contradict_come_first(
     assert {row["row_id"] for row in likely} == {places[number]["row_id"] for number in WRONG}
     assert all((row["reference"], row["answer"]) == ("no", "yes") for row in likely)
     assert all(row["log_odds"] == 0 for row in rows if row["answer"] == row["reference"])
-    assert (found.num_folds, found.num_rows, found.num_likely) == (3, 30, 2)
+    assert (found.num_folds, found.num_rows, found.num_same, found.num_likely) == (3, 30, 28, 2)
     first, *lines = found.says()
-    assert first == "2 of 30 training rows are likely label errors (cross-validation with 3 folds):"
+    assert first == (
+        "2 of 30 training rows are likely label errors (cross-validation with 3 folds, in which 93 % got the given "
+        "answer):"
+    )
     assert lines[0] == f"{likely[0]['file']}:{likely[0]['line']}: no, where the model answers yes"
     page = found.path("report.html").read_text()
-    assert page.count('<div class="card row">') == 2
-    assert f"line {likely[0]['line']}</b>" in page and "question number 5" in page and "28 rows got the given" in page
+    assert page.count('<tr class="row">') == 2
+    assert f"line {likely[0]['line']}<br>" in page and "question number 5" in page
+    assert "28 rows (93 %) got the given answer" in page
 
 
 def test_models_without_finite_likelihoods_say_nothing_of_the_rows(
@@ -91,9 +95,42 @@ def test_models_without_finite_likelihoods_say_nothing_of_the_rows(
         label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
 
 
-def rows_of(clusters: Sequence[int], replay: Sequence[bool] | None = None) -> pa.Table:
+def test_among_labels_an_invented_answer_shows_no_error_and_a_label_that_was_not_learned_is_told(
+    tiny_base: Base, splits: Splits, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered(*inputs: Any) -> Iterator[dict[str, Any]]:
+        for row in inputs[3].to_pylist():
+            is_no = row["reference"] == "no"
+            answer = "yes" if is_no else "perhaps" if row["row_id"] == first else "yes"
+            odds = 9.0 if answer != row["reference"] else 0.0
+            yield {
+                "row_id": row["row_id"],
+                "loss": 1.0,
+                "log_odds": odds,
+                "reference": row["reference"],
+                "answer": answer,
+            }
+
+    rows = pq.read_table(tokens.path("train.parquet")).to_pylist()
+    first = next(row["row_id"] for row in rows if row["reference"] == "yes")
+    monkeypatch.setattr(module, "run_trainer", lambda _, work: work.mkdir(exist_ok=True))
+    monkeypatch.setattr(module, "_answered", answered)
+    monkeypatch.setattr(module, "MOSTLY", 1)
+    found = label_errors.fn(splits, tokens, tiny_base, METHOD, TRAINING, ONE_THREAD, num_folds=2)
+    table = pq.read_table(found.path("label_errors.parquet")).to_pylist()
+    assert [row["likely"] for row in table if row["row_id"] == first] == [False]
+    assert (found.num_likely, found.num_same) == (2, 27)
+    assert found.unlearned == ("2 of the 2 rows with 'no'",)
+    assert "; among them are 2 of the 2 rows with 'no': too few for the models to learn, or most are" in found.says()[0]
+    page = " ".join(found.path("report.html").read_text().split())
+    assert '<td>no</td><td class="number">2</td><td class="number">0</td><td class="number">2</td>' in page
+    assert '<td>yes</td><td class="number">28</td><td class="number">27</td><td class="number">0</td>' in page
+
+
+def rows_of(clusters: Sequence[int], replay: Sequence[bool] = (), answers: Sequence[str] = ()) -> pa.Table:
     ids = [f"{(7 * at) % 101:064x}" for at in range(len(clusters))]
-    return pa.table({"row_id": ids, "cluster": clusters, "replay": replay or [False] * len(clusters)})
+    rest = {"replay": replay or [False] * len(clusters), "reference": answers or ["yes"] * len(clusters)}
+    return pa.table({"row_id": ids, "cluster": clusters, **rest})
 
 
 def test_clusters_are_dealt_whole_evenly_and_whatever_their_order() -> None:
@@ -105,13 +142,21 @@ def test_clusters_are_dealt_whole_evenly_and_whatever_their_order() -> None:
     assert dealt(backwards, 3).tolist() == folds[::-1].tolist()
 
 
+def test_each_fold_has_its_share_of_each_label() -> None:
+    answers = ["theft"] * 6 + ["fire"] * 21 + ["hail"] * 3
+    folds = dealt(rows_of(range(30), answers=answers), 3)
+    for label, share in {"theft": 2, "fire": 7, "hail": 1}.items():
+        of_label = [fold for fold, answer in zip(folds, answers, strict=True) if answer == label]
+        assert [of_label.count(fold) for fold in range(3)] == [share] * 3
+
+
 def test_rows_for_replay_are_in_no_fold() -> None:
     folds = dealt(rows_of(range(6), [False, True, False, False, True, False]), 2)
     assert [fold == -1 for fold in folds] == [False, True, False, False, True, False]
 
 
 def test_fewer_clusters_than_folds_are_refused() -> None:
-    with pytest.raises(DataError, match=r"checks\.label_error_folds=3: the training rows are 2 clusters"):
+    with pytest.raises(ConfigError, match=r"checks\.label_error_folds=3: the training rows are 2 clusters"):
         dealt(rows_of([1, 1, 2, 2]), 3)
 
 

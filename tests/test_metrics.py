@@ -427,6 +427,17 @@ def test_labels_that_only_some_of_the_rows_have_are_told_apart() -> None:
     assert two == "2 of 40 references have one of 2 labels that no training row has, such as 'd'"
 
 
+def test_a_reference_that_is_a_trained_label_but_for_its_case_is_that_label() -> None:
+    choice = metrics.choose(["auto"], ["theft"] * 19 + ["Theft"] + ["fire"] * 20, ["theft", "fire"] * 9)
+    assert choice.shape.labels == ("fire", "theft")
+    assert choice.shape.untrained() == ""
+    labels = Labels(choice.shape.labels)
+    assert labels.macro_f1(["theft", "theft", "fire"], ["Theft", "theft", "fire"]) == 1.0
+    assert labels.accuracy("theft", "Theft") == 1.0
+    told_apart = metrics.choose(["auto"], ["theft"] * 20, ["theft", "Theft"] * 9)
+    assert told_apart.shape.labels == ("Theft", "theft"), "training rows have both"
+
+
 def test_named_metrics_are_taken_as_they_are_but_for_those_that_mean_nothing() -> None:
     choice = metrics.choose(["bleu", "json_valid", "auto"], ["no JSON"] * 2 + ['{"a": 1}'])
     assert choice.names[0] == "bleu"

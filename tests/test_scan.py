@@ -181,6 +181,8 @@ def test_only_a_run_with_spectrum_has_the_stage() -> None:
     assert "scan" not in stages(settings)
     assert stages(spectrum)[6:8] == ("scan", "train")
     for call in (Run, Plan):
-        with pytest.raises(ConfigError, match=r"scan is a stage with method.kind=spectrum only; accepted: ingest, "):
+        with pytest.raises(
+            ConfigError, match=r"scan is a stage with method.kind=spectrum only, which is not set; accepted: ingest, "
+        ):
             call(settings, "scan")
     assert "scan" not in Plan(settings, "train").stages

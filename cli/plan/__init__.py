@@ -95,7 +95,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     unanswered = _look_up_base(settings, steps)
     made = {step.stage: step.record if step.state == "cached" else None for step in steps}
     first = None if made["ingest"] else _first_rows(read, settings.data, what)
-    if STAGES.index(pipeline.until) < STAGES.index("train"):
+    if STAGES.index(pipeline.until) < STAGES.index("label_errors"):  # the first that trains
         return Planned(steps=steps, costs=None)
     notes += gate.misfits(settings, read, made, first)
     made["base"] = next(step.record or step.last for step in steps if step.stage == "base")
@@ -122,7 +122,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings)
-    notes += _label_errors(settings)
+    notes += _label_errors(settings, steps)
     notes += _nothing_preferred(settings, ground, sample)
     notes += _too_many_repeats(settings, made, sample)
     notes += _few_test_rows(settings, made, sample, read.files)
@@ -222,15 +222,15 @@ def _overridden(settings: Settings) -> list[str]:
     ]
 
 
-def _label_errors(settings: Settings) -> list[str]:
+def _label_errors(settings: Settings, steps: Sequence[Step]) -> list[str]:
     """Say what the search for label errors takes, which is not in the estimate of the training."""
     folds = settings.checks.label_error_folds
-    if not folds:
+    if not folds or not any(step.stage == "label_errors" and step.state == "run" for step in steps):
         return []
     training, share = settings.training, (folds - 1) / folds
     of_each = "as many steps as the training" if training.max_steps else f"{percent(share)} of the training's steps"
-    more = f"{folds} more trainings before it, each with {of_each}, and an answer to each training row"
-    return [f"checks.label_error_folds={folds}: {more}; the time and the cost above leave them out"]
+    more = f"{folds} more trainings, each with {of_each}, and an answer to each training row"
+    return [f"checks.label_error_folds={folds}: {more}, which the estimate leaves out"]
 
 
 def _nothing_preferred(settings: Settings, ground: Ground, sample: Sampled | None) -> list[str]:

@@ -118,7 +118,8 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     used: tuple[Stage, ...] = tuple(stage for stage in STAGES if not left_out.get(stage))
     if absent := [stage for stage in (until, *refresh) if stage not in used]:
         accepted = ", ".join(used)
-        raise ConfigError(f"{absent[0]} is a stage with {ONLY_WITH[absent[0]]} only; accepted: {accepted}")
+        said = f"{absent[0]} is a stage with {ONLY_WITH[absent[0]]} only, which is not set"
+        raise ConfigError(f"{said}; accepted: {accepted}")
     wanted = used[: used.index(until) + 1]
     if beyond := [stage for stage in refresh if stage not in wanted]:
         raise ConfigError(

@@ -1,18 +1,19 @@
 """Training rows whose answers are likely wrong, found by cross-validation.
 
 The training rows are dealt into folds, rows of one cluster into the same one. A model that is trained on the other
-folds, and so saw neither a row nor its near-duplicates, answers it. If it finds its own answer far likelier than the
-given one, the given one is likely a label error: the idea of confident learning (Northcutt et al. 2021, "Confident
-Learning: Estimating Uncertainty in Dataset Labels"), with answers in place of classes. People decide what becomes of
-such rows; none is quarantined, and the training that follows does not depend on it.
+folds, and so saw neither a row nor its near-duplicates and group, answers it. If it finds its own answer far likelier
+than the given one, the given one is likely a label error: the idea of confident learning (Northcutt et al. 2021,
+"Confident Learning: Estimating Uncertainty in Dataset Labels"), with answers in place of classes and one threshold for
+all. People decide what becomes of such rows; none is quarantined, and no other stage depends on it.
 """
 
 import logging
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,9 @@ from tunewright import cost_model
 from tunewright.artifacts import Base, LabelErrors, Scan, Splits, SuspectedRow, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import Compute, Method, Training
-from tunewright.errors import DataError, TunewrightError
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.metrics.labels import Labels, are_labels
+from tunewright.metrics.texts import plain
 from tunewright.modeling.models import load_model, load_tokenizer, merged
 from tunewright.privacy.excerpts import ends, in_a_line, masked, visible
 from tunewright.reports.pages import template
@@ -45,12 +48,15 @@ LABEL_ERRORS_SCHEMA = pa.schema(
         ("line", pa.int64()),
         ("fold", pa.int64()),  # whose model, trained on the others, answered
         ("loss", pa.float64()),  # of the given answer, in nats per token
-        ("log_odds", pa.float64()),  # log-likelihood of the model's own answer less that of the given one, in nats
-        ("likely", pa.bool_()),  # whether that is LIKELY or more
+        # Log-likelihood of the model's own answer less that of the given one, both over all tokens, in nats. It can be
+        # below 0: the likeliest token each time need not make the likeliest answer.
+        ("log_odds", pa.float64()),
+        ("likely", pa.bool_()),  # whether that is LIKELY or more; among labels, if the own answer is one of them
         ("reference", pa.string()),  # the given answer
         ("answer", pa.string()),  # the model's own
     ]
 )
+MOSTLY = 2  # likely errors of a label; with more, and more than half of its rows, it is told
 LIKELY = math.log(20)  # nats: the model finds its own answer twenty times as likely as the given one
 BATCH = 32  # rows that are answered at once, or fewer where memory does not suffice
 MOST = math.log(1e6)  # nats; more is not told apart on the page
@@ -59,20 +65,29 @@ SHOWN, NAMED = 100, 5  # rows on the page, and in a terminal
 SHOWN_CHARS = 600  # of a prompt or an answer on the page
 
 
+class LabelCount(NamedTuple):
+    """How many rows have a label, got it as the model's answer, and are likely errors."""
+
+    name: str
+    num_rows: int
+    num_same: int
+    num_likely: int
+
+
 def dealt(rows: pa.Table, num_folds: int) -> np.ndarray:
     """The fold of each row [rows], 0 to num_folds - 1; -1 of a row for replay, which trains in each.
 
-    Clusters are dealt in the order of the smallest id of their rows, which are hashes. Raises DataError where there are
-    fewer clusters than folds.
+    Clusters are dealt in turn, by their first answer, so that each fold has its share of each label, and then by the
+    smallest id of their rows, which are hashes. Raises ConfigError where there are fewer clusters than folds.
     """
-    own = rows.filter(~pc.field("replay"))
-    smallest = own.group_by("cluster").aggregate([("row_id", "min")]).sort_by("row_id_min")["cluster"].to_pylist()
-    if len(smallest) < num_folds:
-        raise DataError(
-            f"checks.label_error_folds={num_folds}: the training rows are {len(smallest)} clusters of near-duplicates; "
-            "accepted: at most one fold for each"
+    clusters = rows.filter(~pc.field("replay")).group_by("cluster").aggregate([("reference", "min"), ("row_id", "min")])
+    ordered = clusters.sort_by([("reference_min", "ascending"), ("row_id_min", "ascending")])["cluster"].to_pylist()
+    if len(ordered) < num_folds:
+        raise ConfigError(
+            f"checks.label_error_folds={num_folds}: the training rows are {len(ordered)} clusters (near-duplicates, "
+            f"and rows of one group); accepted: at most {len(ordered)}"
         )
-    fold_of = {cluster: at % num_folds for at, cluster in enumerate(smallest)}
+    fold_of = {cluster: at % num_folds for at, cluster in enumerate(ordered)}
     replay = rows["replay"].to_pylist()
     return np.array([-1 if r else fold_of[c] for c, r in zip(rows["cluster"].to_pylist(), replay, strict=True)])
 
@@ -138,7 +153,27 @@ def _shown(text: str) -> str:
     return visible(ends(masked(text), SHOWN_CHARS))
 
 
-def _page(table: pa.Table, suspected: Sequence[Mapping[str, Any]], prompts: Mapping[str, str], num_folds: int) -> str:
+def _line(text: str) -> str:
+    return visible(in_a_line(text))
+
+
+def _by_label(found: Sequence[Mapping[str, Any]], labels: Labels | None) -> list[LabelCount]:
+    """The rows of each label, those with the most likely errors first; none where answers are no labels."""
+    counts = {name: LabelCount(name, 0, 0, 0) for name in sorted(labels.exactly if labels else ())}
+    for row in found if labels else ():
+        name, num_rows, num_same, num_likely = counts[plain(row["reference"])]
+        same, likely = num_same + (row["answer"] == row["reference"]), num_likely + row["likely"]
+        counts[name] = LabelCount(name, num_rows + 1, same, likely)
+    return sorted(counts.values(), key=lambda each: -each.num_likely)
+
+
+def _page(
+    found: LabelErrors,
+    suspected: Sequence[Mapping[str, Any]],
+    prompts: Mapping[str, str],
+    by_label: Sequence[LabelCount],
+) -> str:
+    labels = [each._replace(name=_shown(each.name)) for each in by_label]
     shown = [
         {
             "file": visible(row["file"]),
@@ -149,15 +184,7 @@ def _page(table: pa.Table, suspected: Sequence[Mapping[str, Any]], prompts: Mapp
         for row in suspected[:SHOWN]
     ]
     page = template(Path(__file__).with_name("page.html"))
-    same = sum(map(str.__eq__, table["reference"].to_pylist(), table["answer"].to_pylist()))
-    return page.render(
-        rows=shown,
-        num_rows=len(table),
-        num_likely=len(suspected),
-        num_same=same,
-        num_folds=num_folds,
-        times=math.exp(LIKELY),
-    )
+    return page.render(found=found, rows=shown, labels=labels, times=math.exp(LIKELY))
 
 
 @stage("{num_folds} folds", libraries=(*LIBRARIES, "numpy", "pyarrow", "jinja2"), volatile=("seconds",))
@@ -175,12 +202,14 @@ def label_errors(
     """The training rows, the likeliest label errors first, each with the answer of a model trained without it.
 
     A model is trained for each fold, as `train` would on the other folds; a killed run goes on where it was. Raises
-    DataError where there are too few rows, TunewrightError where likelihoods are not finite, and what the trainer
+    ConfigError where there are too few rows, TunewrightError where likelihoods are not finite, and what the trainer
     raises.
     """
     work = work_folder(folder)
     rows = pq.read_table(tokens.path("train.parquet"))
     folds, places = dealt(rows, num_folds), _places(splits)
+    counts = Counter(map(plain, rows.filter(~pc.field("replay"))["reference"].to_pylist()))
+    labels = Labels([*counts]) if are_labels(counts.values()) else None
     found: list[dict[str, Any]] = []
     with cost_model.on_devices(compute.devices):
         micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
@@ -208,20 +237,31 @@ def label_errors(
                 (own / "unfinished.parquet").rename(answers)
             for row in pq.read_table(answers).to_pylist():
                 file, line = places[row["row_id"]]
-                found.append({**row, "file": file, "line": line, "fold": fold, "likely": row["log_odds"] >= LIKELY})
+                likely = row["log_odds"] >= LIKELY and (labels is None or labels.read(row["answer"]) is not None)
+                found.append({**row, "file": file, "line": line, "fold": fold, "likely": likely})
     if unknown := sum(not math.isfinite(row["log_odds"]) for row in found):
         raise TunewrightError(
             f"{unknown} of {len(found)} training rows have NaN or infinite likelihoods, as the training on the other "
             "folds diverged; try a lower training.learning_rate"
         )
     found.sort(key=lambda row: -row["log_odds"])
-    table = pa.Table.from_pylist(found, LABEL_ERRORS_SCHEMA)
-    pq.write_table(table, folder / "label_errors.parquet")
-    suspected = [row for row in found if row["likely"]]
-    prompts = _prompts(splits, {row["row_id"] for row in suspected[:SHOWN]})
-    (folder / "report.html").write_text(_page(table, suspected, prompts, num_folds), encoding="utf-8")
-    named = tuple(
-        SuspectedRow(row["file"], row["line"], in_a_line(row["reference"]), in_a_line(row["answer"]))
-        for row in suspected[:NAMED]
+    pq.write_table(pa.Table.from_pylist(found, LABEL_ERRORS_SCHEMA), folder / "label_errors.parquet")
+    suspected, by_label = [row for row in found if row["likely"]], _by_label(found, labels)
+    made = LabelErrors(
+        num_folds=num_folds,
+        num_rows=len(found),
+        num_same=sum(row["answer"] == row["reference"] for row in found),
+        num_likely=len(suspected),
+        named=tuple(
+            SuspectedRow(visible(row["file"]), row["line"], *(_line(row[name]) for name in ("reference", "answer")))
+            for row in suspected[:NAMED]
+        ),
+        unlearned=tuple(
+            f"{each.num_likely} of the {each.num_rows} rows with {_line(each.name)!r}"
+            for each in by_label
+            if each.num_likely > max(MOSTLY, each.num_rows / 2)
+        ),
     )
-    return LabelErrors(num_folds=num_folds, num_rows=len(found), num_likely=len(suspected), named=named)
+    prompts = _prompts(splits, {row["row_id"] for row in suspected[:SHOWN]})
+    (folder / "report.html").write_text(_page(made, suspected, prompts, by_label), encoding="utf-8")
+    return made

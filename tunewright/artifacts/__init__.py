@@ -267,15 +267,20 @@ class LabelErrors(Artifact, frozen=True):
 
     num_folds: int
     num_rows: int
+    num_same: int  # that got the given answer
     num_likely: int
     named: tuple[SuspectedRow, ...]  # the first of those
+    unlearned: tuple[str, ...] = ()  # "10 of the 17 rows with 'liability'", of labels most of whose rows are likely
 
     def says(self) -> list[str]:
-        """Describe it in a sentence, and the first rows in a line each."""
-        from tunewright.reports.pages import counted
+        """Describe it in a sentence or two, and the first rows in a line each."""
+        from tunewright.reports.pages import counted, percent
 
+        same = percent(self.num_same / self.num_rows)
         said = f"{self.num_likely:,} of {counted(self.num_rows, 'training row')} are likely label errors"
-        said += f" (cross-validation with {self.num_folds} folds)"
+        said += f" (cross-validation with {self.num_folds} folds, in which {same} got the given answer)"
+        if self.unlearned:
+            said += f"; among them are {', '.join(self.unlearned)}: too few for the models to learn, or most are wrong"
         lines = [f"{row.file}:{row.line}: {row.reference}, where the model answers {row.answer}" for row in self.named]
         more = f"; the first {len(lines)}" if self.num_likely > len(lines) else ""
         return [f"{said}{more}{':' if lines else '.'}", *lines]

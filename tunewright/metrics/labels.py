@@ -17,7 +17,7 @@ UNSEEN = 0.05  # so many of the references may be labels that no training row ha
 
 
 class Labels:
-    """A closed set. An answer is the label that it equals but for case, spaces and signs around it, or as JSON."""
+    """A closed set. A text is the label that it equals but for case, spaces and signs around it, or as JSON."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.exactly = {plain(name) for name in names}
@@ -26,13 +26,13 @@ class Labels:
         self.loosely = {_loosely(name): name for name in self.exactly if alike[_loosely(name)] == 1}
 
     def read(self, answer: str) -> str | None:
-        """The label that an answer is, or None."""
+        """The label that a text is, or None."""
         said = plain(answer)
         return said if said in self.exactly else self.loosely.get(_loosely(said))
 
     def accuracy(self, answer: str, reference: str) -> float:
         """1.0 where the answer is read as the reference's label."""
-        return float(self.read(answer) == plain(reference))
+        return float(self.read(answer) == self._wanted(reference))
 
     def unparseable(self, answer: str, reference: str = "") -> float:
         """1.0 where the answer is none of the labels, of which test rows alone may have a few."""
@@ -43,10 +43,13 @@ class Labels:
 
         An answer that is no label is a miss of its row's label and no find of another.
         """
-        said, wanted = [self.read(answer) for answer in answers], [plain(reference) for reference in references]
+        said, wanted = [*map(self.read, answers)], [*map(self._wanted, references)]
         found = Counter(mine for mine, right in zip(said, wanted, strict=True) if mine == right)
         num_said, num_wanted = Counter(said), Counter(wanted)
         return sum(2 * found[label] / (num_said[label] + num_wanted[label]) for label in num_wanted) / len(num_wanted)
+
+    def _wanted(self, reference: str) -> str:
+        return self.read(reference) or plain(reference)
 
 
 def _loosely(text: str) -> str:
@@ -85,6 +88,8 @@ def find_labels(answers: Iterable[str], references: Sequence[str]) -> ClosedSet:
         if len(counts) > MAX_LABELS:
             return ClosedSet()
     unseen = [reference for reference in map(plain, references) if reference not in counts]
+    known = {*map(_loosely, counts)} if unseen else set[str]()
+    unseen = [reference for reference in unseen if _loosely(reference) not in known]  # others are misspelt
     if not are_labels(counts.values()) or len(unseen) > UNSEEN * len(references):
         return ClosedSet()
     return ClosedSet(tuple(sorted({*counts, *unseen})), tuple(sorted({*unseen})))
