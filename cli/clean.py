@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -50,20 +51,20 @@ def show(console: Console, cleaned: Cleaned) -> None:
         return
     for kind in dict.fromkeys(each.kind for each in cleaned.found):
         all_of_it = [each for each in cleaned.found if each.kind == kind]
-        console.print(Text(f"{kind}: {len(all_of_it):,}, {_megabytes(sum(each.size for each in all_of_it))}", "bold"))
+        console.print(Text(f"{kind}: {len(all_of_it):,}, {decimal(sum(each.size for each in all_of_it))}", "bold"))
         table = Table(box=None, pad_edge=False, show_header=False)
         for each in sorted(all_of_it, key=lambda each: -each.size)[:SHOWN]:
-            table.add_row(*map(Text, ("", each.name, _megabytes(each.size), each.why)))
+            table.add_row(*map(Text, ("", each.name, decimal(each.size), each.why)))
         console.print(table)
         if len(all_of_it) > SHOWN:
             console.print(f"  and {len(all_of_it) - SHOWN:,} more")
     console.print()
     if cleaned.removed is None:
-        total = _megabytes(sum(each.size for each in cleaned.found))
+        total = decimal(sum(each.size for each in cleaned.found))
         console.print(f"{total} can be freed; nothing was removed. To remove it: the same command with --yes")
         return
     kept = len(cleaned.found) - len(cleaned.removed)
-    console.print(f"removed {len(cleaned.removed):,}, {_megabytes(sum(each.size for each in cleaned.removed))}")
+    console.print(f"removed {len(cleaned.removed):,}, {decimal(sum(each.size for each in cleaned.removed))}")
     if kept:
         console.print(f"{kept:,} kept: in use by a run, or needed again", style="yellow")
 
@@ -80,7 +81,3 @@ def as_json(cleaned: Cleaned) -> dict[str, Any]:
         "found": [plain(each) for each in cleaned.found],
         "removed": None if removed is None else [plain(each) for each in removed],
     }
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

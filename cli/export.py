@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.text import Text
 
 from tunewright.accepted import did_you_mean, shown
@@ -25,7 +26,6 @@ FORMS = {
     **dict.fromkeys(("gguf", "ollama"), (*DTYPES, *QUANTIZED)),
 }
 PROGRAMS = {"gguf": "llama.cpp", "ollama": "Ollama"}  # that next is said to be run by
-MEGABYTE = 1e6
 
 
 def export(
@@ -132,10 +132,10 @@ def _next(found: "Exported") -> list[str]:
 
 def _show(console: Console, found: "Exported") -> None:
     size = sum(found.files.values())
-    said = f": version {found.version} of {found.name}, {found.form} in {found.dtype}, {size / MEGABYTE:,.1f} MB, "
+    said = f": version {found.version} of {found.name}, {found.form} in {found.dtype}, {decimal(size)}, "
     console.print(Text.assemble(("Exported", "bold green"), f"{said}{found.seconds:,.0f} s"))
     for path, each in found.files.items():
-        console.print(Text(f"  {each / MEGABYTE:10,.2f} MB  {path}"))
+        console.print(Text(f"  {decimal(each):>10}  {path}"))
     parity = found.parity
     ties = f", {parity.near_ties} others from a near tie on" if parity.near_ties else ""
     ties += f", {parity.others} other tokens" if parity.others else ""

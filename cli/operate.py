@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from tunewright import config
 from tunewright.cli.command_line import Deployment, Json, console_of, note_home_beside, one_line_errors, prepare
@@ -148,7 +149,7 @@ def backup(
         from tunewright.store import backup as copies
 
         size = copies.backup(file, overwrite=overwrite)
-        console_of(as_json).print(f"{config.home()} was backed up to {file}, {size / 1e6:,.1f} MB", markup=False)
+        console_of(as_json).print(f"{config.home()} was backed up to {file}, {decimal(size)}", markup=False)
     if as_json:
         print(as_line({"home": str(config.home()), "file": str(file.absolute()), "size": size}))
 

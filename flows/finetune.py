@@ -31,6 +31,7 @@ from tunewright.artifacts import (
     Tokens,
 )
 from tunewright.config import Gate, Settings, Stage
+from tunewright.cost_model import of_run
 from tunewright.errors import AnotherChampion
 from tunewright.flows import budget, finished, report
 from tunewright.flows.announcing import announce_drift, tell_files
@@ -301,7 +302,8 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
     if calls.trainings:
         budget.require_price(settings.operation)
     shown = nullcontext() if is_variant else seen_in_mlflow(calls)
-    with in_use.by_a_run(), in_use.of_terminal(terminal_run()), looked_at(settings), shown, suppress(Reached):
+    told = of_run(priority=settings.operation.priority, devices=settings.compute.devices)
+    with in_use.by_a_run(), in_use.of_terminal(terminal_run()), looked_at(settings), shown, told, suppress(Reached):
         tell_files(inputs(settings).files)
         try:
             pipeline(settings, calls)

@@ -32,6 +32,7 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
     "withdrawn": "Withdrawn",
 }
 
+ON_ALL_DEVICES = (*TRAININGS, "label_errors", "evaluate")  # of compute.devices; other stages compute on one
 LABEL_ERROR_FILES = {"page": "report.html", "rows": "label_errors.parquet"}
 UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that automations on a verdict fire once
 GIVEN = "given_"  # begins the codes of findings on user-provided splits (data_checks/given.py)
@@ -57,7 +58,7 @@ class Outcome(BaseModel, frozen=True):
     page: artifacts.VerdictPage | None = None
     registered: artifacts.Registered | None
     price: Price = Price(0.0, "")  # of an hour of this machine's device, where operation.prices has one
-    num_devices: int = 1  # that trained
+    num_devices: int = 1  # that trained and answered
 
     @classmethod
     def of(cls, steps: Sequence[Step], settings: Settings | None = None) -> "Outcome":
@@ -147,7 +148,8 @@ class Outcome(BaseModel, frozen=True):
             return {}
 
         def of(step: Step, seconds: float) -> float:
-            return self.price.of(seconds, self.num_devices if step.stage in TRAININGS else 1)
+            is_asked = isinstance(step.record, artifacts.Answers) and step.record.api
+            return self.price.of(seconds, self.num_devices if step.stage in ON_ALL_DEVICES and not is_asked else 1)
 
         costs = {step.name: of(step, step.seconds if step.state == "ran" else step.saved) for step in self.steps}
         answers = {

@@ -42,7 +42,7 @@ def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
 
 @cached()
 def on_device_part(folder: Path, name: str) -> UniqueRows:
-    with one_at_a_time.held("cpu", "run late-lynx"):
+    with one_at_a_time.held(["cpu"], "run late-lynx"):
         (folder / "rows.txt").write_text(name)
         return UniqueRows(num_rows=1, num_removed=0, reasons={}, boilerplate=())
 
@@ -175,7 +175,7 @@ def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(
     try_lock = one_at_a_time.try_lock
 
     def hold() -> None:
-        with one_at_a_time.held("cpu", "run early-bird"):
+        with one_at_a_time.held(["cpu"], "run early-bird"):
             entered.set()
             free.wait(150)
 

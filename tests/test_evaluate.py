@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,12 +18,13 @@ from waiting import until
 
 from tunewright.artifacts import TOKEN_SCHEMA, Base, Contender, Tokens
 from tunewright.config import Evaluation, Model
-from tunewright.cost_model import one_at_a_time
+from tunewright.cost_model import of_run, one_at_a_time
 from tunewright.errors import TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.reports import progress
 from tunewright.tasks.evaluate import answers as answering
-from tunewright.tasks.evaluate import evaluate
+from tunewright.tasks.evaluate import evaluate, several
+from tunewright.tasks.evaluate.several import shares
 from tunewright.tasks.render import render
 
 ORDERS = [
@@ -149,9 +152,9 @@ def test_progress_is_logged_as_rows_are_answered(
 def test_the_device_is_waited_for(
     tokens: Tokens, candidate: Contender, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunewright.cost_model.one_at_a_time.identities_here", lambda number: ["cpu"])
+    monkeypatch.setattr("tunewright.cost_model.one_at_a_time.gpus_here", dict)
     caplog.set_level("INFO", "tunewright")
-    with ThreadPoolExecutor(1) as pool, one_at_a_time.held("cpu", '"brave-otter"'):
+    with ThreadPoolExecutor(1) as pool, one_at_a_time.held(["cpu"], '"brave-otter"'):
         evaluating = pool.submit(
             evaluate.fn, contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=4)
         )
@@ -209,3 +212,50 @@ def test_the_same_question_to_the_same_contender_is_not_asked_again(
     first = evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=2))
     monkeypatch.delattr(answering, "load_model")
     assert evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=2)) == first
+
+
+def answering_processes() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if several.__name__ in child.cmdline()]
+
+
+def test_several_devices_answer_a_part_of_the_rows_each(
+    tokens: Tokens,
+    candidate: Contender,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    settings = Evaluation(max_new_tokens=40, batch=5)
+    alone = evaluate.fn(contender=candidate, tokens=tokens, evaluation=settings)
+    for stage in ("evaluate", "answer_part"):
+        (alone.folder.parents[1] / stage).rename(tmp_path / stage)
+    caplog.set_level("INFO", "tunewright")
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
+    with of_run(devices=2):
+        together = evaluate.fn(contender=candidate, tokens=tokens, evaluation=settings)
+    assert "  14 of 14 answers in " in caplog.text
+    one = pq.read_table(tmp_path / "evaluate" / alone.folder.name / "answers.parquet")
+    other = pq.read_table(together.path("answers.parquet"))
+    assert one.drop_columns("nll") == other.drop_columns("nll")
+    assert other["nll"].to_pylist() == pytest.approx(one["nll"].to_pylist(), rel=1e-5)
+    assert (together.scores, together.precision) == (pytest.approx(alone.scores, rel=1e-5), alone.precision)
+    assert not answering_processes()
+
+
+def test_a_process_that_ends_before_it_has_answered_is_told_with_what_it_said(
+    tokens: Tokens, candidate: Contender
+) -> None:
+    shutil.copytree(candidate.base.weights, broken := tokens.folder.parent / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    base = candidate.base.model_copy(update={"folder": broken, "location": Path()})
+    said = r"process \d of 2 that answer the test rows ended: .*SafetensorError: "
+    with of_run(devices=2), pytest.raises(TunewrightError, match=said):
+        evaluate.fn(contender=Contender(name="base", base=base), tokens=tokens, evaluation=Evaluation(max_new_tokens=4))
+    assert not answering_processes()
+
+
+def test_rows_whose_prompts_begin_alike_are_answered_by_one_process() -> None:
+    rows = [{"input_ids": [first, at, 9], "prompt_length": 2} for at in range(3) for first in (5, 3)]
+    parts = shares(pa.Table.from_pylist(rows), 2)
+    assert [part.tolist() for part in parts] == [[1, 3, 5], [0, 2, 4]]
+    assert [part.tolist() for part in shares(pa.Table.from_pylist(rows[:2]), 4)] == [[1], [0]]

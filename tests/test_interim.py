@@ -192,7 +192,7 @@ def test_the_model_of_a_prompt_is_loaded_once_for_all_blocks_and_not_where_all_a
     loaded: list[str] = []
     load, hold = parts.load_model, parts.on_devices
     monkeypatch.setattr(parts, "load_model", lambda *given: loaded.append("model") or load(*given))
-    monkeypatch.setattr(parts, "on_devices", lambda: loaded.append("device") or hold())
+    monkeypatch.setattr(parts, "on_devices", lambda _: loaded.append("device") or hold())
     prompted = Contender(name="few_shot", base=tiny_base, prompts=tokens.path("test.parquet"), prompts_digest="1")
     for metrics in (("exact_match",), ("exact_match", "chrf")):
         evaluate.fn(contender=prompted, tokens=tokens, evaluation=Evaluation(max_new_tokens=4, metrics=metrics))

@@ -245,12 +245,12 @@ def test_a_run_says_what_it_and_its_candidate_cost(tmp_path: Path) -> None:
     )
     outcome = Outcome.of(steps, settings)
     cost = outcome.cost
-    assert cost["thousand_answers"] == pytest.approx({"base": 0.4 / 60 * 5, "big": 0.5, "candidate": 0.02})
+    assert cost["thousand_answers"] == pytest.approx({"base": 0.4 / 60 * 10, "big": 0.5, "candidate": 0.04})
     assert (cost["device"], cost["hour"]) == ("cpu", 0.4)
-    assert (cost["run"], cost["saved"], cost["training"]) == pytest.approx((0.04, 0.204, 0.2))
+    assert (cost["run"], cost["saved"], cost["training"]) == pytest.approx((0.4 * 7 / 60, 0.208, 0.2))
     assert outcome.says_cost == (
-        "this run cost 0.04 (6 min at 0.40 an hour of cpu; about 0.20 saved by the cache); the training 0.20; "
-        "1,000 answers of the candidate about 0.02, 4 % of those of big"
+        "this run cost 0.047 (6 min at 0.40 an hour of cpu; about 0.21 saved by the cache); the training 0.20; "
+        "1,000 answers of the candidate about 0.04, 8 % of those of big"
     )
     assert outcome.as_json()["cost"] == cost
     make_verdict_details().save(tmp_path)

@@ -11,6 +11,7 @@ import httpx
 import psutil
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+from rich.filesize import decimal
 
 from tunewright import config
 from tunewright.cli.doctor.environment import Finding
@@ -95,7 +96,7 @@ def _database(name: str, file: Path) -> Finding:
             "and no models",
             "nothing to do: the next run creates a new one and keeps this file beside it",
         )
-    return Finding("ok", name, f"{file}, {file.stat().st_size / 1e6:.1f} MB")
+    return Finding("ok", name, f"{file}, {decimal(file.stat().st_size)}")
 
 
 def of_servers() -> Iterator[Finding]:

@@ -4,10 +4,11 @@ Such parts lie beside the other artifacts, in <home>/artifacts/answer_part, and 
 is made again when it is needed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,12 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, Contender, Tokens
 from tunewright.artifacts.payloads import Contract
-from tunewright.cost_model import on_devices
+from tunewright.cost_model import devices_of_run, on_devices
 from tunewright.errors import TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer, merged
 from tunewright.reports.progress import Countdown
 from tunewright.store.caching import cached
+from tunewright.tasks.evaluate.several import HowToAnswer, several
 
 if TYPE_CHECKING:
     from tunewright.generation import Answer
@@ -54,13 +56,17 @@ class AnswerPart(Artifact, frozen=True):
     precision: str  # of the weights that answered, such as float32
 
 
+# The answers to rows (TOKEN_SCHEMA) and the precision of the weights; it is told how many rows are answered.
+Answering = Callable[[pa.Table, HowToAnswer, Callable[[int], None]], tuple[pa.Table, str]]
+
+
 @dataclass
 class KeptModel:
-    """A contender's model, from the first answers that are made to the last."""
+    """A contender's model at work, from the first answers that are made to the last."""
 
-    until_last: ExitStack  # then it gives the device back
+    until_last: ExitStack  # then it gives the devices back
     name: str  # of the contender
-    model: Any = None
+    answer: Answering | None = None
 
 
 _KEPT: ContextVar[KeptModel] = ContextVar("kept")
@@ -68,7 +74,7 @@ _KEPT: ContextVar[KeptModel] = ContextVar("kept")
 
 @contextmanager
 def one_contender(name: str) -> Iterator[None]:
-    """All answers that are made in the block are of one contender: its model is loaded once, and holds the device."""
+    """All answers that are made in the block are of one contender: its model is loaded once, and holds the devices."""
     with ExitStack() as until_last:
         token = _KEPT.set(KeptModel(until_last, name))
         try:
@@ -77,12 +83,25 @@ def one_contender(name: str) -> Iterator[None]:
             _KEPT.reset(token)
 
 
-def _model_of(contender: Contender) -> Any:
-    kept = _KEPT.get()
-    if kept.model is None:
-        kept.until_last.enter_context(on_devices())
-        kept.model = merged(load_model(contender.base, contender.model))
-    return kept.model
+def _answering(contender: Contender) -> Answering:
+    kept, number = _KEPT.get(), devices_of_run()
+    if kept.answer is None:
+        kept.until_last.enter_context(on_devices(number))
+        spread = number > 1
+        kept.answer = kept.until_last.enter_context(several(contender, number)).answered if spread else alone(contender)
+    return kept.answer
+
+
+def alone(contender: Contender) -> Answering:
+    """A contender's model in this process."""
+    return partial(_answered_by, merged(load_model(contender.base, contender.model)), load_tokenizer(contender.base))
+
+
+def _answered_by(
+    model: Any, tokenizer: Any, test: pa.Table, how: HowToAnswer, tell: Callable[[int], None]
+) -> tuple[pa.Table, str]:
+    answers = answered(model, tokenizer, test, how.stops, how.max_new_tokens, how.batch, tell=tell)
+    return answers, str(model.dtype).removeprefix("torch.")
 
 
 @cached(libraries=LIBRARIES)
@@ -92,11 +111,10 @@ def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_toke
     By its own name it would be another one in the key: a champion has answered as a candidate, most often these rows.
     Raises TunewrightError if the contender could not answer all.
     """
-    stops = Contract.load(tokens).stop_token_ids
+    how = HowToAnswer(stops=tuple(Contract.load(tokens).stop_token_ids), max_new_tokens=max_new_tokens, batch=batch)
     test = pq.read_table(asked(contender, tokens))
-    model = _model_of(contender)
-    name = _KEPT.get().name
-    answers = answered(model, load_tokenizer(contender.base), test, stops, max_new_tokens, batch, contender=name)
+    answer, name = _answering(contender), _KEPT.get().name
+    answers, precision = answer(test, how, Countdown(len(test), "answers", "evaluation-progress", name).tell)
     failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
     if len(failed):
         raise TunewrightError(
@@ -104,7 +122,7 @@ def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_toke
             f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
         )
     pq.write_table(answers, folder / "answers.parquet")
-    return AnswerPart(precision=str(model.dtype).removeprefix("torch."))
+    return AnswerPart(precision=precision)
 
 
 def asked(contender: Contender, tokens: Tokens) -> Path:
@@ -120,19 +138,21 @@ def answered(
     max_new_tokens: int,
     batch: int,
     *,
-    contender: str = "",
+    tell: Callable[[int], None] = lambda _: None,
 ) -> pa.Table:
-    """Generate the model's answer to each row of `test` (TOKEN_SCHEMA): a table of ANSWER_SCHEMA in the same order."""
+    """Generate the model's answer to each row of `test` (TOKEN_SCHEMA): a table of ANSWER_SCHEMA in the same order.
+
+    `tell` is called with the number of rows that are answered.
+    """
     from tunewright.generation import Answer, Greedy
 
     greedy = Greedy(model, stops=stops, max_new_tokens=max_new_tokens, batch=batch)
-    countdown = Countdown(len(test), "answers", "evaluation-progress", contender)
     written: list[dict[str, Any]] = []
     for start in range(0, len(test), ROWS):
         rows = test.slice(start, ROWS).to_pylist()
         pairs = _rejected(model, rows, batch)
         answers = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in rows]
-        greedy.answer(answers, on_progress=lambda number, before=start: countdown.tell(before + number))
+        greedy.answer(answers, on_progress=lambda number, before=start: tell(before + number))
         written += [
             {
                 **{name: row[name] for name in ("row_id", "cluster", "reference", "tools")},

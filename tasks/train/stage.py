@@ -141,7 +141,6 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
     environment = os.environ | {
         # No others: with more in sight, transformers would spread a batch over them in a way of its own.
         "CUDA_VISIBLE_DEVICES": ",".join(machine.first_gpus(job.compute.devices)),
-        "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # as nvidia-smi, and so plan, counts
         "WANDB_DISABLED": "true",
     }
     root = str(Path(__file__).parents[3])

@@ -55,7 +55,7 @@ def verdict_page(folder: Path, run: RunArtifacts, price: Price | None = None, nu
     """report.html, the page of a run, and suggestions.json, what it says to try next.
 
     The page says how many seconds the stages took when they ran, which is why it is no part of the content hash, and
-    with the `price` of an hour what they cost; `num_devices` trained.
+    with the `price` of an hour what they cost; `num_devices` trained and answered.
     """
     case = Case.of(run)
     made, picked = Mistakes(case), shown(case)
@@ -234,7 +234,8 @@ def _costs(case: Case, price: Price | None, num_devices: int) -> StageCosts:
     for name, record in case.steps():
         seconds = json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
         time = duration(seconds) if seconds >= 1 else "under 1 s"
-        cost = price.of(seconds, num_devices if isinstance(record, Adapter) else 1) if price else 0.0
+        is_spread = isinstance(record, Adapter) or (isinstance(record, Answers) and not record.api)
+        cost = price.of(seconds, num_devices if is_spread else 1) if price else 0.0
         paid += cost
         said = {"time": time, "cost": money(cost) if price else "", "said": _work(case, record)}
         found.append({"stage": name, "seconds": seconds} | said)

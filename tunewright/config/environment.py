@@ -38,6 +38,7 @@ MODEST = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process can be ten times slower
     "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts, and with it plan and the locks on devices
 }
 SERVER_NEEDS = 20_000_000  # bytes: its database takes 2 MB at first, and its log of what is written 4 MB
 READ_ONLY_DATABASE = "attempt to write a readonly database"  # in sqlite's words

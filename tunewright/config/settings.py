@@ -13,6 +13,7 @@ from tunewright.config.preference import Preference
 from tunewright.config.section import Section
 from tunewright.config.training import Compute, Method, Model, Training
 
+HIGHEST_PRIORITY = 100
 FEWEST_LABELLED = 2  # answers of a step, of which KTO can estimate the KL divergence
 Told = Literal["failure", "rejection", "approval", "promotion"]
 
@@ -58,6 +59,13 @@ class Operation(Section):
         gt=0,
         description="Maximum cost of a run up to the end of its training, above 0, in the currency of prices: a run "
         "with a higher estimate asks for approval before it trains; empty never asks",
+    )
+    priority: int = Field(
+        default=0,
+        ge=-HIGHEST_PRIORITY,
+        le=HIGHEST_PRIORITY,
+        description="Where runs wait for a GPU or the CPU, -100 to 100: one with a higher priority gets it first, then "
+        "the one that waits longest",
     )
 
     @field_validator("notify")

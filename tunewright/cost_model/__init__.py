@@ -5,18 +5,18 @@ takes milliseconds; only calibration.py runs something.
 """
 
 from tunewright.cost_model.case import BudgetCase, Ground, ground_of_render, trainings
-from tunewright.cost_model.devices import identities_here
 from tunewright.cost_model.estimate import Estimate, before_training, estimate, remedies, shortage
-from tunewright.cost_model.one_at_a_time import on_devices
+from tunewright.cost_model.one_at_a_time import devices_of_run, of_run, on_devices
 
 __all__ = [
     "BudgetCase",
     "Estimate",
     "Ground",
     "before_training",
+    "devices_of_run",
     "estimate",
     "ground_of_render",
-    "identities_here",
+    "of_run",
     "on_devices",
     "remedies",
     "shortage",

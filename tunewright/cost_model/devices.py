@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from tunewright.errors import ConfigError
-from tunewright.machine import available_bytes, first_gpu, first_gpus, memory_bytes
+from tunewright.machine import available_bytes, first_gpu, memory_bytes, shown_gpus
 from tunewright.modeling.compute import Device, cpu_has_bfloat16
 
 GB = 1_000_000_000
@@ -88,12 +88,11 @@ def machine(name: str = "") -> Machine:
     return Machine(device, int(0.97 * memory), card.teraflops, is_here=False)
 
 
-def identities_here(number: int = 1) -> list[str]:
-    """The ids of the first so many training devices: the UUIDs of GPUs, or "cpu" alone."""
-    gpus = _told_by_driver()
-    wanted = first_gpus(number) if gpus else []
-    found = [next((uuid for at, uuid, *_ in gpus if at == name or uuid.startswith(name)), name) for name in wanted]
-    return found or ["cpu"]
+def gpus_here() -> dict[str, str]:
+    """The UUID of each GPU that this process may use -> its name in CUDA_VISIBLE_DEVICES; empty without a driver."""
+    told = _told_by_driver()
+    shown = shown_gpus(len(told)) if told else []
+    return {next((uuid for at, uuid, *_ in told if at == name or uuid.startswith(name)), name): name for name in shown}
 
 
 def _cpu_here() -> Machine:
@@ -115,7 +114,7 @@ def _gpu_here() -> Machine | None:
     name, total, free, capability = found[0][2:]
     memory = _bytes(total) or memory_bytes()  # "[N/A]" where the GPU has no memory but the host's
     available = _bytes(free) or available_bytes()
-    device = _gpu(name, memory, has_bfloat16=float(capability) >= 8, count=len(first_gpus(len(gpus))))
+    device = _gpu(name, memory, has_bfloat16=float(capability) >= 8, count=len(shown_gpus(len(gpus))))
     # The driver's name has one of ours in it, or several, of which the longest counts.
     flat = name.lower().replace(" ", "-")
     known = [key for key in CARDS if key.removesuffix("-80gb").removesuffix("-40gb") in flat] if is_listed else []

@@ -10,8 +10,10 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ OWN = Path("/proc/self/cgroup")
 VMSTAT = Path("/proc/vmstat")
 HIDDEN = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that show no GPU
 PR_SET_PDEATHSIG = 1
+_ONLY: ContextVar[tuple[str, ...]] = ContextVar("only", default=())
 T = TypeVar("T")
 
 
@@ -61,15 +64,30 @@ def oom_kills() -> int:
 
 
 def first_gpu() -> str | None:
-    """Return the first GPU of CUDA_VISIBLE_DEVICES, an index or the beginning of a UUID; None if it hides all."""
+    """Return the first GPU to compute on, an index or the beginning of a UUID; None where all are hidden."""
     return next(iter(first_gpus(1)), None)
 
 
 def first_gpus(number: int) -> list[str]:
-    """The first GPUs of CUDA_VISIBLE_DEVICES, so many or all that it shows, as an index or the beginning of a UUID."""
+    """The first GPUs to compute on, so many or all: those of `only_gpus`, and outside of its block all shown ones."""
+    return [*(_ONLY.get() or shown_gpus(number))[:number]]
+
+
+def shown_gpus(total: int) -> list[str]:
+    """The GPUs of CUDA_VISIBLE_DEVICES, as an index or the beginning of a UUID; where it is not set, 0 to total - 1."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = map(str, range(number)) if shown is None else (name.strip() for name in shown.split(",")[:number])
+    names = map(str, range(total)) if shown is None else (name.strip() for name in shown.split(","))
     return list(itertools.takewhile(lambda name: name not in HIDDEN, names))
+
+
+@contextmanager
+def only_gpus(names: Sequence[str]) -> Iterator[None]:
+    """Has `first_gpus` return these alone in the block, as `shown_gpus` names them; no names change nothing."""
+    token = _ONLY.set((*names,))
+    try:
+        yield
+    finally:
+        _ONLY.reset(token)
 
 
 def _groups(controller: str) -> Iterator[Path]:

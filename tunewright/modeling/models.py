@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tunewright import compat
+from tunewright import compat, machine
 from tunewright.artifacts import Base
 from tunewright.config import as_called, or_meant
 from tunewright.config.outside import without_secrets
@@ -121,7 +121,18 @@ def load_model(base: Base, model: Path | None = None, **options: Any) -> Any:
     if model is not None and (model / "adapter_config.json").is_file():  # PEFT imports it
         compat.import_bitsandbytes()
     loaded = load_weights(base.weights, model, **options)
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.to(device_to_load())
+
+
+def device_to_load() -> Literal["cuda", "cpu"]:
+    """The device for a model; "cuda" is in this thread, from now on, the GPU that the flow run holds."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    shown = machine.shown_gpus(torch.cuda.device_count())
+    torch.cuda.set_device(shown.index(machine.first_gpu() or shown[0]))
+    return "cuda"
 
 
 def merged(model: Any) -> Any:

@@ -50,14 +50,15 @@ def shared(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def presence(path: Path) -> Iterator[None]:
+def presence(path: Path, text: str = "") -> Iterator[None]:
     """A file that is there, and exclusively locked, while the block goes on; of a killed process it stays, unlocked.
 
-    It is locked before it has its name, and loses that before the lock ends, so that nobody sees it there unlocked.
+    It has its text and its lock before its name, and loses that before the lock ends, so that nobody sees it unlocked.
     """
     unnamed = path.with_name(f".{path.name}")
     with exclusive(unnamed):
         try:
+            unnamed.write_text(text, encoding="utf-8")
             unnamed.rename(path)
             yield
         finally:
