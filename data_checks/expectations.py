@@ -84,7 +84,7 @@ def _language(entry: Entry, frame: pd.DataFrame) -> list[Rule]:
         accepted = sorted(counts.index[counts >= least])
     return [
         Rule(
-            f"the {part} is not in {' or '.join(accepted)}: {{value}}",
+            f"the {part} seems not to be in {' or '.join(accepted)}: {{value}}",
             gxe.ExpectColumnValuesToBeInSet(column=f"{part}_language", value_set=accepted),
         )
         for part in TEXTS

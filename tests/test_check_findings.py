@@ -117,8 +117,8 @@ def test_a_finding_of_language_names_the_languages_that_were_found(make_rows: Ma
     rows = make_rows([*[ENGLISH] * 5, *[(ENGLISH[0], GERMAN[1])] * 2])
     results = CheckResults.load(check.fn(rows, only("language", arguments={"languages": ["en"]}), SPECIAL))
     assert [each.fault for each in results.expectations if each.name == "language"] == [
-        "the prompt is not in en",
-        "the answer is not in en (de 2)",
+        "the prompt seems not to be in en",
+        "the answer seems not to be in en (de 2)",
     ]
 
 

@@ -211,7 +211,7 @@ def test_the_report_of_rows_without_an_answer_has_no_answer_lengths() -> None:
 
 def test_the_report_says_that_nothing_was_found_and_nothing_quarantined() -> None:
     html = page([said("a", "b")], expectations=[EXPECTATION | {"failed": 0}], reasons={"ingest": {}, "check": {}})
-    assert "None was." in html
+    assert "No row was quarantined." in html
     assert "No findings.</div>" in html
 
 

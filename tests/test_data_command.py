@@ -385,7 +385,7 @@ def test_a_place_may_begin_in_the_folder_that_the_command_was_called_in(
     with working_in(Path("team")):
         for line, number in (("team/data/a.jsonl:3", 3), ("./team/data/a.jsonl:90", 90), ("data/a.jsonl:3", 3)):
             assert [record["line"] for record in find(data, None, line, None)] == [number]
-        with pytest.raises(ConfigError, match=r"no such file was read; files read: data/a\.jsonl"):
+        with pytest.raises(ConfigError, match=r"not a file of the current data; files read: data/a\.jsonl"):
             find(data, None, "other/data/a.jsonl:3", None)
 
 
@@ -405,7 +405,7 @@ def test_of_several_rows_ten_are_listed_and_equal_ones_are_one_row(data: Pipelin
         ({"row": "f" * 64}, "no such record among the 12 records (data of triage: version 2 of 2)"),
         ({"row": "%"}, "--row %"),
         ({"line": "a.jsonl:99"}, "--line a.jsonl:99: no such record"),
-        ({"line": "b.jsonl:1"}, "--line b.jsonl:1: no such file was read; files read: data/a.jsonl"),
+        ({"line": "b.jsonl:1"}, "--line b.jsonl:1: not a file of the current data; files read: data/a.jsonl"),
         ({"line": "a.jsonl"}, "accepted: FILE:LINE"),
         ({"line": "a.jsonl:x"}, "accepted: FILE:LINE"),
         ({"text": " "}, "--text: accepted: one word or more"),
@@ -507,8 +507,8 @@ def test_a_given_test_row_stands_on_its_split_although_a_row_that_says_the_same_
 
 def test_a_row_that_another_version_has_is_said_to_be_there(data: PipelineData) -> None:
     said = refusal(lambda: find(look_up(SETTINGS, "1"), None, f"{FILE}:9", None))
-    assert said.endswith("no such record among the 2 records (data of triage: version 1 of 2); it is in version 2")
-    assert "it is in" not in refusal(lambda: find(data, None, f"{FILE}:99", None))
+    assert said.endswith("among the 2 records (data of triage: version 1 of 2); version 2 has it: add --version 2")
+    assert "has it" not in refusal(lambda: find(data, None, f"{FILE}:99", None))
 
 
 def test_an_earlier_version_can_be_looked_at(data: PipelineData) -> None:

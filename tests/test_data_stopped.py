@@ -223,7 +223,7 @@ def test_a_record_that_ingest_refused_when_it_stopped_is_found_with_its_reason(
     ("given", "said"),
     [
         ({"line": "bad.jsonl:2"}, r"bad\.jsonl:2: line 2 of bad\.jsonl is not among those that ingest quarantined"),
-        ({"line": "other.jsonl:1"}, r"no such file was read; files read: bad\.jsonl, held\.txt"),
+        ({"line": "other.jsonl:1"}, r"not a file of the current data; files read: bad\.jsonl, held\.txt"),
         ({"text": "nobody"}, "--text nobody: no record that ingest quarantined"),
         ({"row": "ab"}, "--row ab: no record that ingest quarantined"),
     ],

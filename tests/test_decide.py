@@ -716,7 +716,7 @@ def test_a_winner_that_is_more_wrong_than_right_is_warned_of_unless_a_score_was_
     assert verdict_of(splits, better, given[1]).warnings == ()
     why = "4 of 15 references do not satisfy evaluation.json_schema"
     unmeasured = better.model_copy(update={"digest": "other", "not_measured": {"schema_valid": why}})
-    said = f"schema_valid is not measured: {why}; correct these references, or leave it out"
+    said = f"schema_valid is not measured: {why}; correct these references, or the schema"
     assert verdict_of(splits, unmeasured, given[1]).warnings == (said,)
     faulty = better.model_copy(update={"digest": "another", "faults": ("1 of 40 references are not JSON",)})
     (warning,) = verdict_of(splits, faulty, given[1]).warnings

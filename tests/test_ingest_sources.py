@@ -49,7 +49,7 @@ def test_a_file_that_lies_in_a_folder_below_is_named() -> None:
     [
         ("trian.jsonl", r"data.sources\[0\].path=trian.jsonl: no such file in .*; did you mean train.jsonl\?"),
         ("other.jsonl", r"no such file in .*, whose data files are notes.txt, train.jsonl$"),
-        ("folder/train.jsonl", r"no such file in .*folder: it has no data file$"),
+        ("folder/train.jsonl", r"no such file in .*folder, which has no data files$"),
         ("nowhere/a.jsonl", r"no such file: there is no folder .*nowhere$"),
         ("*.csv", r"no file matches in .*, whose data files are notes.txt, train.jsonl$"),
         ("nowhere/*/a.jsonl", r"no file matches: there is no folder .*nowhere$"),

@@ -157,6 +157,8 @@ def test_rouge_l_is_of_the_longest_common_subsequence(seed: int) -> None:
     [
         ("Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72", 72),
         ("#### 42\nI checked it 3 times.", 42),
+        ("#### 42\nHe has 3.\n#### 42\n####", 42),
+        ("that is 500 + 1000 = 1500 ft.\n####", 1500),
         ("So it is $1,234.50.", 1234.5),
         ("1.234,50 €", 1234.5),
         ("1'234'567 Franken", 1234567),
@@ -255,7 +257,7 @@ def test_a_schema_is_satisfied_or_not() -> None:
     [
         ("{", " is not JSON: "),
         ("[1]", " is not a JSON Schema: not an object"),
-        ('{"type": "objekt"}', r" is not a JSON Schema: \$.type: 'objekt' is not valid"),
+        ('{"type": "objekt"}', r" is not a JSON Schema: \$.type: 'objekt' is not one of \['array', "),
         ('{"properties": {"a": {"$ref": "https://example.com/a.json"}}}', " refers to https://example.com/a.json,"),
         ('{"$ref": "#/$defs/b", "$defs": {"a": {}}}', r" refers to /\$defs/b, which is not in the file"),
         ('{"items": {"$dynamicRef": "https://example.com/a.json"}}', " refers to https://example.com/a.json,"),
@@ -272,6 +274,13 @@ def test_what_is_no_schema_is_said_with_its_file_and_nothing_is_fetched(tmp_path
     with pytest.raises(ConfigError, match=f"^evaluation.json_schema={file}{said}"):
         json_schema(str(file))
     assert json_schema(None) == ""
+
+
+def test_a_schema_that_is_not_there_is_looked_for_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "triage.schema.json").write_text("{}")
+    said = rf"no such file in {tmp_path}; did you mean triage.schema.json\? accepted: a file with a JSON Schema$"
+    with pytest.raises(ConfigError, match=said):
+        json_schema(str(tmp_path / "triage.schem.json"))
 
 
 def test_a_schema_is_a_file_of_some_megabytes(tmp_path: Path) -> None:

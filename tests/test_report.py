@@ -274,6 +274,6 @@ def test_two_evaluations_are_said_to_be_too_few_and_what_to_lower() -> None:
         steps=[], evaluations=[{"step": 1, "eval_loss": 1.0}, {"step": 2, "eval_loss": 0.9}], best_step=2
     )
     assert found.nothing == (
-        "Only 2 evaluations: too few to tell whether the loss had converged. Evaluate more often: lower "
+        "Only 2 evaluations: too few to tell whether the loss had converged. Evaluate more often: set a smaller "
         "training.evaluate_every."
     )

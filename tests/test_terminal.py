@@ -109,8 +109,8 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     expectations = [
         EXPECTATION | {"name": name, "fault": fault, "of_set": of_set, "failed": failed}
         for name, fault, of_set, failed in (
-            ("language", "the prompt is not in en (de 1,150, fr 50)", False, 1_200),
-            ("language", "the answer is not in en", False, 0),
+            ("language", "the prompt seems not to be in en (de 1,150, fr 50)", False, 1_200),
+            ("language", "the answer seems not to be in en", False, 0),
             ("secrets", "a text holds a secret", False, 1),
             ("conflicting_answers", "the prompt has more than max_answers=1 different answers", False, 10),
             ("source_drift", "sources are not those of the last accepted version", True, 1),
@@ -137,7 +137,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     )
     steps = [Step(stage=stage, state="ran", record=made) for stage, made in (("check", checked), ("split", splits))]
     assert worth_a_look(Outcome.of(steps)) == [
-        "language: the prompt is not in en (de 1,150, fr 50), 1,200 rows",
+        "language: the prompt seems not to be in en (de 1,150, fr 50), 1,200 rows",
         "secrets: a text holds a secret, 1 row",
         "conflicting_answers: 1 prompt has more than one answer, in 10 rows",
         "source_drift: sources are not those of the last accepted version",
@@ -146,7 +146,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     rows = Rows(num_read=9, num_rows=9, num_quarantined=0, reasons={}, detected={})
     terminal.show_outcome(console, Outcome.of([Step(stage="ingest", state="ran", record=rows), steps[0]]), "x.yaml")
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert "findings (rows in the data report, below):\n  language: the prompt is not in en (de" in shown
+    assert "findings (rows in the data report, below):\n  language: the prompt seems not to be in en (de" in shown
     assert shown.index("findings (rows") < shown.index("data report  ")
     of_split = {"contaminated": 1_200, "validation_in_held_out": 1, "test_in_held_out": 2, "train_newer_than_test": 1}
     found_by_split = [Step(stage="split", state="ran", record=splits.model_copy(update={"findings": of_split}))]
@@ -268,7 +268,7 @@ def test_the_leak_sentence_shows_that_a_similarity_is_below_the_threshold() -> N
     proof = make_proof().model_copy(
         update={"largest_similarity": 11 / 13, "threshold": 0.85, "largest_pair": ("a", "b")}
     )
-    assert "the two most similar rows have a similarity of 0.846 (threshold 0.85)" in leak_sentence(proof)
+    assert "rows of different splits have a similarity of 0.846 (threshold 0.85)" in leak_sentence(proof)
     far = proof.model_copy(update={"largest_similarity": 0.5})
     assert "a similarity of 0.50 (threshold 0.85)" in leak_sentence(far)
 

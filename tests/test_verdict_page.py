@@ -613,7 +613,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         ),
         (
             {"candidate": wrong(RIGHT, range(9)), "base": wrong(RIGHT, range(70)), "cut": range(5)},
-            "learns to stop: 5 of 80 answers did not stop and hit the token limit",
+            "learns to stop: 5 of 80 answers went on beyond their references up to the limit",
         ),
         (
             {
@@ -770,7 +770,8 @@ def test_a_model_that_had_not_finished_learning_is_trained_longer_and_not_more_g
         ([2.0], "Train longer: more training.max_steps: training had only 10 steps"),
         (
             LOSSES,
-            "Train longer so that the model learns to stop: 16 of 80 answers did not stop and hit the token limit",
+            "Train longer so that the model learns to stop: 16 of 80 answers went on beyond their references "
+            "up to the limit",
         ),
     ],
 )
@@ -866,6 +867,10 @@ def test_the_page_names_what_is_counted_and_which_way_is_better(make: Make) -> N
     answers = ['{"intent": "b"}'] * 8 + ["nothing"] * 32
     text = Read(page_of(make(answers, references, references=references))).text
     assert "Wrong fields of the 8 wrong answers that are JSON objects: intent in 8." in text
+    invented = ['{"intent": "a", "people": 2}'] * 8 + references[8:]
+    text = Read(page_of(make(invented, references, references=references))).text
+    assert "Wrong fields of the 8 wrong answers that are JSON objects: people in 8." in text
+    assert "people nothing 2 8" in " ".join(text.split())
 
 
 def opposite(suggestions: Sequence[str]) -> bool:

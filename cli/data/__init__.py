@@ -151,7 +151,7 @@ def _not_found(data: PipelineData, asked: RowQuery) -> str:
         there = f"no such record among the {data.made.rows.num_read:,} records ({data.title})"
     others = ((v.number, kept(Rows, "ingest", v.rows.key)) for v in reversed(data.past) if v != data.version)
     if elsewhere := next((number for number, rows in others if rows and asked.among(rows)), None):
-        there += f"; it is in version {elsewhere}"
+        there += f"; version {elsewhere} has it: add --version {elsewhere}"
     return f"{there}, and none that ingest quarantined when it stopped on {stop.when[:10]}{look}" if stop else there
 
 
@@ -170,7 +170,7 @@ def _not_refused(name: str, stop: StoppedStage, asked: RowQuery) -> str:
 
 
 def _no_file(read: Sequence[str]) -> str:
-    return f"no such file was read; files read: {', '.join(read[:3])}{' and more' * (len(read) > 3)}"
+    return f"not a file of the current data; files read: {', '.join(read[:3])}{' and more' * (len(read) > 3)}"
 
 
 def _chosen(number: str, name: str, past: Sequence[Version]) -> Version:

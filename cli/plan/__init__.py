@@ -27,7 +27,7 @@ from tunewright.cost_model import (
 from tunewright.cost_model.money import Price, price_of, without_price
 from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
-from tunewright.flows.calls import Step
+from tunewright.flows.calls import MADE_NOW, Step
 from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.outcome import few_test_rows, too_few_test_rows
@@ -128,6 +128,9 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     notes += _few_test_rows(settings, made, sample, read.files)
     notes += _sent_out(settings, made, sample)
     costs = _costs(case, rates, settings, notes, sample.said if sample else "")
+    if costs.warning and any(step.stage == "train" and MADE_NOW in step.because for step in steps):
+        beside = "while the other run trains, it holds part of the memory; beside it, "
+        costs = replace(costs, warning=f"{beside}{costs.warning}")
     return Planned(steps=steps, costs=costs)
 
 

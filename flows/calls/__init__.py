@@ -40,7 +40,7 @@ from tunewright.flows.calls.calls import (
     stages,
     training_inputs,
 )
-from tunewright.flows.calls.plan import Plan
+from tunewright.flows.calls.plan import MADE_NOW, Plan
 from tunewright.flows.inputs import Inputs
 from tunewright.flows.live import describe
 from tunewright.registry.live_run import LiveRun
@@ -54,7 +54,7 @@ from tunewright.tasks.prefer import prefer
 from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.train.stage import train
 
-__all__ = ["TRAININGS", "Plan", "Reached", "Run", "Step", "as_json", "stages", "training_inputs"]
+__all__ = ["MADE_NOW", "TRAININGS", "Plan", "Reached", "Run", "Step", "as_json", "stages", "training_inputs"]
 
 log = logging.getLogger("tunewright")
 

@@ -20,6 +20,8 @@ from tunewright.store.stage import cached_part
 from tunewright.store.test_set_uses import Draw
 from tunewright.tasks.train.trainer.checkpoints import newest_sealed
 
+MADE_NOW = "another run is making it now"  # why a stage would run
+
 
 class Plan(Calls):
     """Looks each stage up instead of calling it, and says why it would run.
@@ -82,7 +84,7 @@ class Plan(Calls):
         elif found.record:
             return
         elif found.is_being_made and not waits:
-            yield "another run is making it now"
+            yield MADE_NOW
         elif found.fault:
             yield found.fault
         elif found.stopped and not waits:

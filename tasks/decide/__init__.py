@@ -47,7 +47,7 @@ __all__ = ["decide"]
 OF_CALLS = FITTING["tool calls"]  # of which always the same text, which calls nothing, has a score worth beating
 BASELINE = "constant.parquet"  # the scores of always the same answer, of each test row; empty where it has none
 CONSTANT_SCHEMA = pa.schema([("row_id", pa.string()), ("score", pa.float64())])
-CORRECT = "correct these references"
+CORRECT, SCHEMA = "correct these references", "the schema"
 # What the record has as well.
 SAID = {"decision", "because", "sentence", "gain", "confidence", "rows_needed", "smallest_visible", "visible_against"}
 
@@ -186,7 +186,10 @@ def decide(
     if decision.is_poor:
         warned += (TOO_LOW,)
     not_measured = {name: why for each in answers for name, why in each.not_measured.items()}  # the same of all
-    warned += tuple(f"{name} is not measured: {why}; {CORRECT}, or leave it out" for name, why in not_measured.items())
+    warned += tuple(
+        f"{name} is not measured: {why}; {CORRECT}, or {SCHEMA if name == 'schema_valid' else f'leave out {name}'}"
+        for name, why in not_measured.items()
+    )
     warned += tuple(f"{said}, so no answer is right there; {CORRECT}" for said in answers[0].faults)
     if untrained := answers[0].untrained:
         warned += (f"{untrained}, so the candidate cannot have learned it; add training rows with it",)

@@ -84,7 +84,8 @@ def evaluate(
         evaluation.metrics, references, training_answers(tokens), schema, has_tools=has_tools, num_pairs=num_pairs
     )
     if contender.name == "base":  # of all the same
-        log.info("  %s; evaluation.metrics adds others, gate.metric decides by another", choice.says())
+        by_default = f"; by default {choice.decides} decides (gate.metric)" if choice.decides else ""
+        log.info("  %s%s; evaluation.metrics adds metrics", choice.says(), by_default)
     by_api = ApiAnswers(contender, evaluation) if contender.api else None
     if by_api:
         choice = replace(

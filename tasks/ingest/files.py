@@ -271,7 +271,7 @@ def _looked(path: Path) -> str:
     return (
         f" in {folder}, whose data files are {', '.join(names[:3])}{more}"
         if names
-        else f" in {folder}: it has no data file"
+        else f" in {folder}, which has no data files"
     )
 
 

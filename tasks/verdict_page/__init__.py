@@ -27,6 +27,7 @@ from tunewright.store.caching import MANIFEST
 from tunewright.store.stage import stage
 from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case, title
 from tunewright.tasks.verdict_page.drawing import DrawnInterval, own_panel, panels, plain, scale_of, words
+from tunewright.tasks.verdict_page.findings import SLICED_BY
 from tunewright.tasks.verdict_page.suggestions import GENTLER, Suggestion, suggestions, with_advice
 from tunewright.tasks.verdict_page.wins import Mistakes, Shown, shown
 
@@ -122,6 +123,8 @@ def render(
         total=duration(sum(each["seconds"] for each in took.stages)),
         title=title,
         in_part=in_part,
+        has_mcnemar=any(each.mcnemar_p is not None for each in (*case.comparisons, *decided.beside)),
+        sliced_by=SLICED_BY,
         words=words,
         number=number,
         interval=interval,

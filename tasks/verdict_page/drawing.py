@@ -114,7 +114,8 @@ def own_panel(metric: str, own: Mapping[str, Mapping[str, Interval]], parts: Map
         return None
     scale = scale_of(value for each in found.values() for value in each)
     intervals = [plain(in_part(title(name), parts.get(name, "")), each, scale) for name, each in found.items()]
-    return Panel(words(metric), None, scale.ticks(), intervals)
+    title_of = "perplexity" if metric == "perplexity" else words(metric)  # whose words are of its logarithm
+    return Panel(title_of, None, scale.ticks(), intervals)
 
 
 def plain(name: str, found: Sequence[float], scale: Scale, style: str = "unclear") -> DrawnInterval:

@@ -24,6 +24,7 @@ FEWEST = 10  # test rows of a part that anything is said of
 RARE = 10  # training rows of an answer, under which it is rare
 UNSTOPPED = 0.02
 LENGTHS = (0.7, 1.4)  # of answers beside their references, beyond which they are too short or too long
+SLICED_BY = {"length": "prompt length"}  # in words, where the name of a kind of slices is not enough
 UNTOLD = "unknown"  # the language of what is too short to tell
 SAME = 0.8  # share of answers that equal the base's, from which on training changed little
 GENERAL = frozenset(("general_loss", "general_tasks"))  # the guardrails against forgetting
@@ -122,7 +123,9 @@ def mistakes(case: Case, found: Mistakes) -> Found:
             f"of {num_wrong:,} wrong answers, {worst} is wrong in {wrong:,}, {second} in {less:,}",
             "mistakes",
         )
-    top = next((each for each in found.confusions if each.said != MISSING and not each.is_no_label), None)
+    top = next(
+        (each for each in found.confusions if MISSING not in (each.said, each.right) and not each.is_no_label), None
+    )
     if top and _is_much(top.times, num_wrong):
         where = f" in {top.field}" if top.field else ""
         counts = f"; these have {top.trained[1]:,} and {top.trained[0]:,} training rows" if top.trained else ""
@@ -187,7 +190,7 @@ def unstopped(case: Case) -> Found:
     if _is_unstopped(case):
         yield Suggestion(
             "Train longer so that the model learns to stop",
-            f"{_num_unstopped(case):,} of {len(case.said):,} answers did not stop and hit the token limit",
+            f"{_num_unstopped(case):,} of {len(case.said):,} answers went on beyond their references up to the limit",
             "contenders",
         )
 
@@ -234,7 +237,7 @@ def parts(case: Case) -> Found:
     worst, each = max(behind, key=lambda pair: pair[0], default=(0.0, None))
     if each and worst > z:
         yield Suggestion(
-            f"Add training rows like those of {each.by} {each.name}",
+            f"Add training rows like those of {SLICED_BY.get(each.by, each.by)} {each.name}",
             f"{metric.in_words} is {number(each.candidate)} on its {each.num_rows:,} test rows and "
             f"{number(mean)} on all",
             "parts",

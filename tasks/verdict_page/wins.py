@@ -175,10 +175,13 @@ class Mistakes:
 
     @cached_property
     def fields(self) -> list[tuple[str, int]]:
-        """The fields of JSON answers with the number of wrong answers in each, the most frequent first."""
+        """The fields of JSON answers with the number of answers that are wrong in each, the most frequent first.
+
+        A field that an answer has and its reference has not is wrong there.
+        """
         counts = Counter[str]()
         for right, said in self._objects:
-            counts.update({name: int(_differs(name, right, said)) for name in right})
+            counts.update({name: int(_differs(name, right, said)) for name in right | said})
         return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
     @property
@@ -215,7 +218,7 @@ def _confused(wrong: Iterable[tuple[str, str]], labels: Sequence[str]) -> Iterat
     for reference, answer in wrong:
         right, said = parsed(reference), parsed(answer)
         if isinstance(right, dict) and isinstance(said, dict):
-            fields = (name for name in right if _differs(name, right, said))
+            fields = (name for name in right | said if _differs(name, right, said))
             yield from ((name, _value(right, name), _value(said, name), False) for name in fields)
         elif labels:
             read = known.read(answer)
@@ -224,7 +227,9 @@ def _confused(wrong: Iterable[tuple[str, str]], labels: Sequence[str]) -> Iterat
 
 def _differs(field: str, right: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
     """Whether a field is wrong, as json_field_f1 counts it: blanks around a text make no difference."""
-    return field not in said or canonical(said[field]) != canonical(right[field])
+    if field not in right or field not in said:
+        return True
+    return canonical(said[field]) != canonical(right[field])
 
 
 def _value(of: Any, field: str) -> str:

@@ -144,7 +144,7 @@ def remedies(case: BudgetCase) -> list[str]:
             continue
         if would.fits:
             changes = [f"method.kind={other.kind}"] if other.kind != method.kind else []
-            changes += [f"training.micro_batch={would.micro_batch}"] if training_change else []
+            changes += [f"training.micro_batch={would.micro_batch}"] * (would.micro_batch != case.micro_batch)
             changes += ["compute.checkpointing=true"] if compute_change else []
             found.append(" ".join(changes))
     return list(dict.fromkeys(found))[:3]
@@ -156,6 +156,7 @@ def shortage(would: Estimate, others: Sequence[str]) -> str:
         return ""
     verdict = "will not fit" if would.peak > would.free else "may not fit"
     need = f"training {verdict}: about {would.peak / 1e9:.1f} GB at peak, {would.free / 1e9:.1f} GB free"
+    need += "" if would.peak > would.free else ", and the estimate may be 15 % too low"
     return f"{need}; settings that fit: {', or '.join(others)}" if others else f"{need}; no known settings fit"
 
 

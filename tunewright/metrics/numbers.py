@@ -46,9 +46,11 @@ def numeric(answer: str, reference: str) -> float:
 
 
 def last_number(text: str) -> Number | None:
-    """The last number of a text, or the first behind its last "####"; None where there is none."""
-    _, mark, behind = text.rpartition(MARK)
+    """The last number of a text, or the first behind its last "####" with one behind it; None where there is none."""
+    before, mark, behind = text.rpartition(MARK)
     numbers = [number for found in NUMBER.finditer(_spelled(behind)) if (number := _read(found))]
+    if mark and not numbers:
+        return last_number(before)
     return (numbers[0] if mark else numbers[-1]) if numbers else None
 
 

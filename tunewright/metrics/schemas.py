@@ -6,9 +6,11 @@ bounded child, an error of which is one line.
 
 import json
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tunewright.accepted import meant
 from tunewright.config import or_meant
 from tunewright.errors import ConfigError
 from tunewright.machine import bounded
@@ -39,7 +41,9 @@ class Schema:
         try:
             kind.check_schema(schema)
         except SchemaError as error:
-            raise ValueError(f"is not a JSON Schema: {error.json_path}: {error.message}") from error
+            # Of a type: "'objekt' is not one of ['array', ...]" says more than "under any of the given schemas".
+            said = next((each.message for each in error.context or () if each.validator == "enum"), error.message)
+            raise ValueError(f"is not a JSON Schema: {error.json_path}: {said}") from error
         _stop_on_unknown_reference(schema, REGISTRY)
         self.validator = kind(schema, registry=REGISTRY)
 
@@ -84,10 +88,13 @@ def json_schema(file: str | None) -> str:
     try:
         text = _read(Path(file).expanduser())
         bounded.call(check, text)
+    except FileNotFoundError as error:
+        folder = Path(file).expanduser().absolute().parent
+        near = meant(get_close_matches(Path(file).name, [other.name for other in folder.glob("*.json")], 1))
+        said = f"no such file in {folder}; {near}accepted: a file with a JSON Schema{or_meant(file)}"
+        raise ConfigError(f"evaluation.json_schema={file}: {said}") from error
     except OSError as error:
-        raise ConfigError(
-            f"evaluation.json_schema={file}: {error.strerror}; accepted: a file{or_meant(file)}"
-        ) from error
+        raise ConfigError(f"evaluation.json_schema={file}: {error.strerror}; accepted: a file") from error
     except ValueError as error:  # of check, and bytes that are no UTF-8
         raise ConfigError(f"evaluation.json_schema={file} {error}") from error
     return text

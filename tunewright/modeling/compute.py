@@ -232,7 +232,7 @@ class _Choice:
         if self.plain:
             return self._because("checkpointing", False, "training.speed=plain")
         fits, why = self._fits(precision, self.compute.devices if sharded else 1)
-        return self._because("checkpointing", not fits, "memory suffices without it" if fits else why)
+        return self._because("checkpointing", not fits, "the weights and a row fit without it" if fits else why)
 
     def _fits(self, precision: str, ranks: int = 1) -> tuple[bool, str]:
         """Whether a device has room for the weights, sharded over so many, and a row; and how much they take of it."""
@@ -271,7 +271,7 @@ class _Choice:
             return self.compute.optimizer
         if self.method.kind == "qlora" and self.device.kind == "cuda" and not self.plain and not sharded:
             return self._because("optimizer", "paged_adamw_8bit", "it saves GPU memory, and peaks move to host memory")
-        return self._because("optimizer", "adamw", "training.speed=plain" if self.plain else "memory suffices")
+        return self._because("optimizer", "adamw", "training.speed=plain" if self.plain else "the default")
 
     def _switch(self, field: str, obstacle: str, reason: str) -> bool:
         """Off where there is an obstacle; raises ConfigError if it was asked for then."""

@@ -83,9 +83,9 @@ def leak_sentence(proof: LeakProof, unique: UniqueRows | None = None) -> str:
     """Describe the leaks in split's proof.json, and which sentences of the `unique` rows were not compared."""
     shared, of_held_out = proof.decontamination, ""
     most = (
-        "the two most similar rows have a similarity of"
+        "the two most similar rows of different splits have a similarity of"
         if proof.largest_pair
-        else "no two rows have a similarity above"
+        else "no row is similar to one of another split by more than"
     )
     if shared.held_out_records:
         rows = shared.by_partner.get("held_out", 0)

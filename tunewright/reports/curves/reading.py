@@ -136,7 +136,7 @@ def _too_few(evaluations: int) -> str:
         return ""
     said = f"{evaluations} evaluation{'s'[: evaluations != 1]}"
     too_few = f"Only {said}: too few to tell whether the loss had converged."
-    return f"{too_few} Evaluate more often: lower training.evaluate_every."
+    return f"{too_few} Evaluate more often: set a smaller training.evaluate_every."
 
 
 def number(value: float) -> str:
