@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from tunewright import artifacts
 from tunewright.artifacts.payloads import CheckResults, ExpectationResult, LeakProof, VerdictDetails
 from tunewright.config import Settings
-from tunewright.cost_model.money import Price, money
+from tunewright.cost_model.money import Price, devices_of, money
 from tunewright.flows.budget import price_here
 from tunewright.flows.calls import TRAININGS, Step, as_json
 from tunewright.metrics.catalogue import CONSTANT
@@ -32,7 +32,6 @@ STANDS = {  # of a candidate that was promoted, where a person decides or decide
     "withdrawn": "Withdrawn",
 }
 
-ON_ALL_DEVICES = (*TRAININGS, "label_errors", "evaluate")  # of compute.devices; other stages compute on one
 LABEL_ERROR_FILES = {"page": "report.html", "rows": "label_errors.parquet"}
 UNCHANGED = "Unchanged"  # the state of a run that decided nothing new, so that automations on a verdict fire once
 GIVEN = "given_"  # begins the codes of findings on user-provided splits (data_checks/given.py)
@@ -148,8 +147,7 @@ class Outcome(BaseModel, frozen=True):
             return {}
 
         def of(step: Step, seconds: float) -> float:
-            is_asked = isinstance(step.record, artifacts.Answers) and step.record.api
-            return self.price.of(seconds, self.num_devices if step.stage in ON_ALL_DEVICES and not is_asked else 1)
+            return self.price.of(seconds, devices_of(step.record, step.stage, self.num_devices))
 
         costs = {step.name: of(step, step.seconds if step.state == "ran" else step.saved) for step in self.steps}
         answers = {

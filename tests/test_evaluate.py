@@ -20,6 +20,7 @@ from tunewright.artifacts import TOKEN_SCHEMA, Base, Contender, Tokens
 from tunewright.config import Evaluation, Model
 from tunewright.cost_model import of_run, one_at_a_time
 from tunewright.errors import TunewrightError
+from tunewright.generation import decoding
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.reports import progress
 from tunewright.tasks.evaluate import answers as answering
@@ -128,7 +129,7 @@ def test_a_contender_with_prompts_of_its_own_is_asked_by_these(tokens: Tokens, t
 
 def test_many_rows_are_answered_in_parts(tokens: Tokens, candidate: Contender, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40))
-    monkeypatch.setattr(answering, "ROWS", 3)
+    monkeypatch.setattr(decoding, "AT_ONCE", 3)
     parts = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40, batch=2))
     one, other = (pq.read_table(answers.path("answers.parquet")) for answers in (whole, parts))
     assert one.column("answer").to_pylist() == other.column("answer").to_pylist()
@@ -139,7 +140,7 @@ def test_progress_is_logged_as_rows_are_answered(
     tokens: Tokens, candidate: Contender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "tunewright")
-    monkeypatch.setattr(answering, "ROWS", 6)
+    monkeypatch.setattr(decoding, "AT_ONCE", 6)
     monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40, batch=2))

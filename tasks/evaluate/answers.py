@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tunewright.generation import Answer
 
 LIBRARIES = ("torch", "transformers", "peft", "pyarrow")
-ROWS = 1_000  # whose tokens are in memory at once
 
 ANSWER_SCHEMA = pa.schema(
     [
@@ -144,15 +143,12 @@ def answered(
 
     `tell` is called with the number of rows that are answered.
     """
-    from tunewright.generation import Answer, Greedy
+    from tunewright.generation import Greedy
 
     greedy = Greedy(model, stops=stops, max_new_tokens=max_new_tokens, batch=batch)
     written: list[dict[str, Any]] = []
-    for start in range(0, len(test), ROWS):
-        rows = test.slice(start, ROWS).to_pylist()
+    for rows, answers in greedy.answer_table(test, tell):
         pairs = _rejected(model, rows, batch)
-        answers = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in rows]
-        greedy.answer(answers, on_progress=lambda number, before=start: tell(before + number))
         written += [
             {
                 **{name: row[name] for name in ("row_id", "cluster", "reference", "tools")},

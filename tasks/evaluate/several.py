@@ -4,7 +4,6 @@
 that it has to answer, and writes lines of JSON: how many rows it has answered, and that the part is done.
 """
 
-import json
 import os
 import queue
 import signal
@@ -27,7 +26,6 @@ from tunewright.artifacts import Contender
 from tunewright.errors import TunewrightError
 
 END_SECONDS = 10.0  # for a process that has nothing more to do
-ROOT = Path(__file__).parents[3]
 
 
 class HowToAnswer(BaseModel, frozen=True):
@@ -55,7 +53,7 @@ class AnswerShare(HowToAnswer, frozen=True):
 class AnswerProgress(BaseModel, frozen=True):
     """How far a process is with its part."""
 
-    answered: int = 0
+    answered: int
     precision: str = ""  # of the weights that answered, once the part is done
 
 
@@ -76,14 +74,13 @@ def several(contender: Contender, number: int) -> Iterator["Several"]:
 
 @contextmanager
 def _started(job: Path, at: int, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    log, paths = job.with_name(f"{at}.log"), (str(ROOT), os.environ.get("PYTHONPATH", ""))
-    with log.open("w", encoding="utf-8") as output:
+    with job.with_name(f"{at}.log").open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, str(job), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env=machine.importing_project(os.environ | environment),
             text=True,
         )
     try:
@@ -174,16 +171,16 @@ def main(job_file: Path, parent: int) -> int:
     torch.set_num_threads(job.threads)
     answer: Any = alone(job.contender)  # the types of this module have another name in it
 
-    def reply(**said: Any) -> None:
-        replies.write(json.dumps(said) + "\n")
+    def reply(answered: int, precision: str = "") -> None:
+        replies.write(AnswerProgress(answered=answered, precision=precision).model_dump_json() + "\n")
         replies.flush()
 
     for line in sys.stdin:
         part = AnswerShare.model_validate_json(line)
         test = pq.read_table(part.rows)
-        answers, precision = answer(test, part, lambda number: reply(answered=number))
+        answers, precision = answer(test, part, reply)
         pq.write_table(answers, part.answers)
-        reply(answered=len(test), precision=precision)
+        reply(len(test), precision)
     return 0
 
 

@@ -60,7 +60,6 @@ MOSTLY = 2  # likely errors of a label; with more, and more than half of its row
 LIKELY = math.log(20)  # nats: the model finds its own answer twenty times as likely as the given one
 BATCH = 32  # rows that are answered at once, or fewer where memory does not suffice
 MOST = math.log(1e6)  # nats; more is not told apart on the page
-AT_ONCE = 1_000  # rows whose tokens are in memory
 SHOWN, NAMED = 100, 5  # rows on the page, and in a terminal
 SHOWN_CHARS = 600  # of a prompt or an answer on the page
 
@@ -104,16 +103,13 @@ def _without_fold(work: Path, tokens: Tokens, rows: pa.Table, is_in_fold: np.nda
 
 def _answered(base: Base, model: Path, tokens: Tokens, rows: pa.Table, fold: str) -> Iterator[dict[str, Any]]:
     """Yield what the model in a folder says of each row (TOKEN_SCHEMA): its id, scores and answers."""
-    from tunewright.generation import Answer, Greedy
+    from tunewright.generation import Greedy
 
     loaded, tokenizer = merged(load_model(base, model)), load_tokenizer(base)
     stops = Contract.load(tokens).stop_token_ids
     greedy = Greedy(loaded, stops=stops, max_new_tokens=tokens.longest_answer, batch=BATCH)
     countdown = Countdown(len(rows), "answers", "label-errors-progress", fold)
-    for start in range(0, len(rows), AT_ONCE):
-        some = rows.slice(start, AT_ONCE).to_pylist()
-        given = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in some]
-        greedy.answer(given, on_progress=lambda number, before=start: countdown.tell(before + number))
+    for some, given in greedy.answer_table(rows, countdown.tell):
         texts = [answer.text(tokenizer, row["reference"], stops) for row, answer in zip(some, given, strict=True)]
         differs = (row["reference"].strip() != text.strip() for row, text in zip(some, texts, strict=True))
         other = {at: _own(given[at]) for at, is_other in enumerate(differs) if is_other}

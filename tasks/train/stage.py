@@ -143,8 +143,6 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
         "CUDA_VISIBLE_DEVICES": ",".join(machine.first_gpus(job.compute.devices)),
         "WANDB_DISABLED": "true",
     }
-    root = str(Path(__file__).parents[3])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     with (work / "trainer.log").open("a", encoding="utf-8") as output:
         output.write(f"{ATTEMPT} of {time.strftime('%Y-%m-%d %H:%M:%S')}, training.micro_batch={job.micro_batch}\n")
         output.flush()
@@ -154,7 +152,7 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=machine.importing_project(environment),
             start_new_session=True,
         )
     try:

@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from tunewright.artifacts import Adapter, Answers, Artifact, Rows, RunArtifacts, VerdictPage
 from tunewright.artifacts.payloads import OTHER_ROWS, ROWS_OF_A_SLICE, Comparison, LeakProof, Slice
-from tunewright.cost_model.money import Price, money
+from tunewright.cost_model.money import Price, devices_of, money
 from tunewright.machine import addresses
 from tunewright.metrics.catalogue import CONSTANT, baseline, constant_answer
 from tunewright.metrics.catalogue import general_tables as of_each
@@ -237,8 +237,7 @@ def _costs(case: Case, price: Price | None, num_devices: int) -> StageCosts:
     for name, record in case.steps():
         seconds = json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
         time = duration(seconds) if seconds >= 1 else "under 1 s"
-        is_spread = isinstance(record, Adapter) or (isinstance(record, Answers) and not record.api)
-        cost = price.of(seconds, num_devices if is_spread else 1) if price else 0.0
+        cost = price.of(seconds, devices_of(record, record.stage, num_devices)) if price else 0.0
         paid += cost
         said = {"time": time, "cost": money(cost) if price else "", "said": _work(case, record)}
         found.append({"stage": name, "seconds": seconds} | said)

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
+from tunewright.artifacts import Answers, Artifact
 from tunewright.modeling.compute import Device
+
+SPREAD = ("train", "prefer", "reinforce", "label_errors", "evaluate")  # the stages that use all of compute.devices
 
 
 class Price(NamedTuple):
@@ -21,6 +24,15 @@ class Price(NamedTuple):
     def said(self) -> str:
         """Such as "2.50 an hour of h100"."""
         return f"{money(self.hour)} an hour of {self.device}"
+
+
+def devices_of(record: Artifact | None, stage: str, number: int) -> int:
+    """The devices that a stage computed on, in a run with `number` of them: one where it does not spread its work.
+
+    A model behind an API answers on none of them, and its stage is counted as on one.
+    """
+    is_asked = isinstance(record, Answers) and record.api is not None
+    return number if stage in SPREAD and not is_asked else 1
 
 
 def price_of(device: Device, prices: Mapping[str, float]) -> Price | None:

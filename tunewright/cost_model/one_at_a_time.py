@@ -165,18 +165,15 @@ def _wait(
 
 def _taken(folder: Path, devices: Sequence[str], number: int, block: ExitStack) -> dict[str, IO[str]]:
     """The locked files of so many of the devices, until `block` ends; none where fewer are free."""
-    with ExitStack() as locked:
+    with ExitStack() as opened:
         mine: dict[str, IO[str]] = {}
         for device in devices:
-            file = folder / f"{device}.lock"
-            opened = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+", encoding="utf-8")
-            with ExitStack() as one:
-                one.enter_context(opened)
-                if try_lock(opened):
-                    mine[device] = opened
-                    locked.enter_context(one.pop_all())
+            descriptor = os.open(folder / f"{device}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            file = opened.enter_context(os.fdopen(descriptor, "r+", encoding="utf-8"))
+            if try_lock(file):
+                mine[device] = file
             if len(mine) == number:
-                block.enter_context(locked.pop_all())
+                block.enter_context(opened.pop_all())
                 return mine
     return {}
 

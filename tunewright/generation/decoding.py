@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -17,6 +18,7 @@ from tunewright.modeling.architecture import Architecture, Decoding
 
 log = logging.getLogger("tunewright")
 
+AT_ONCE = 1_000  # rows of a table whose tokens are in memory
 READ = 2**13  # tokens that are read at once
 SCORED = 2**26  # logits that are held at once: 256 MiB in float32
 HELD = 2**29  # bytes of the states of a batch, on a CPU; on a GPU out of memory halves the batch
@@ -65,6 +67,19 @@ class Greedy:
                     raise
                 self.batch //= 2
                 log.warning("out of memory: retrying with %d rows at a time instead of %d", self.batch, asked)
+
+    def answer_table(
+        self, table: pa.Table, tell: Callable[[int], None]
+    ) -> Iterator[tuple[list[dict[str, Any]], list[Answer]]]:
+        """Answer the rows of a table (TOKEN_SCHEMA) and yield them with their answers, AT_ONCE rows at a time.
+
+        `tell` is called with the number of rows that are answered.
+        """
+        for start in range(0, len(table), AT_ONCE):
+            rows = table.slice(start, AT_ONCE).to_pylist()
+            answers = [Answer.of(row["input_ids"], row["labels"], row["prompt_length"]) for row in rows]
+            self.answer(answers, on_progress=lambda number, before=start: tell(before + number))
+            yield rows, answers
 
     def _answer(self, rows: Sequence[Answer], *, generate: bool) -> None:
         self.num_whole = 0

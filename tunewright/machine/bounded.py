@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunewright.errors import TunewrightError
+from tunewright.machine import importing_project
 
 SECONDS = 10.0  # of processor time, for one call, or for one part of a stream
 MEGABYTES = 500  # that a call may take on top of what the child has when it begins
@@ -82,14 +83,12 @@ class _Child:
 
     def __init__(self) -> None:
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ}  # and no secrets
-        root = str(Path(__file__).parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tunewright.machine.bounded"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment | NOT_A_CLOCK,
+            env=importing_project(environment) | NOT_A_CLOCK,
             start_new_session=True,
         )
 
