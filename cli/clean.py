@@ -1,4 +1,4 @@
-"""`tunewright clean`: what in the home nothing needs any more; shown, and removed where that is asked for."""
+"""`tunewright clean`: what nothing needs in the home and the shared store; shown, and removed on request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tunewright import config
 from tunewright.errors import ConfigError
 from tunewright.registry.needless import in_mlflow
 from tunewright.store import in_use
-from tunewright.store.needless import Needless, in_home
+from tunewright.store.needless import Needless, in_home, in_store
 
 SHOWN = 20  # of a kind, one by one
 
@@ -26,7 +26,7 @@ class Cleaned:
     removed: Sequence[Needless] | None
 
 
-def clean(keep_runs: int, keep_rejected: int, *, remove: bool) -> Cleaned:
+def clean(keep_runs: int, keep_rejected: int, store_days: int, *, remove: bool) -> Cleaned:
     """Looks for what is needless, and removes it where asked to; artifacts and work only while no run is on.
 
     Raises ConfigError where there is no home.
@@ -36,12 +36,13 @@ def clean(keep_runs: int, keep_rejected: int, *, remove: bool) -> Cleaned:
             f"TUNEWRIGHT_HOME={config.home()}: this folder does not exist; accepted: a home, which a run makes as "
             ".tunewright in the folder that it is called in"
         )
-    of_home, of_mlflow = list(in_home(keep_runs)), list(in_mlflow(keep_rejected))
+    of_home = list(in_home(keep_runs))
+    elsewhere = [*in_store(keep_runs, store_days), *in_mlflow(keep_rejected)]
     if not remove:
-        return Cleaned([*of_home, *of_mlflow], None)
+        return Cleaned([*of_home, *elsewhere], None)
     with in_use.by_none() as is_free:
-        removable = [*(of_home if is_free else ()), *of_mlflow]
-        return Cleaned([*of_home, *of_mlflow], [each for each in removable if each.remove()])
+        removable = [*(of_home if is_free else ()), *elsewhere]
+        return Cleaned([*of_home, *elsewhere], [each for each in removable if each.remove()])
 
 
 def show(console: Console, cleaned: Cleaned) -> None:

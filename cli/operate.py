@@ -117,9 +117,12 @@ def clean(
     keep_rejected: Annotated[
         int, typer.Option(metavar="N", min=1, help="Keep the newest N rejected versions of each model")
     ] = 10,
+    store_days: Annotated[
+        int, typer.Option(metavar="N", min=7, help="Keep what was put into the shared store in the last N days")
+    ] = 30,
     as_json: Json = False,
 ) -> None:
-    """List what is no longer needed in the home folder, with sizes, and remove it with --yes.
+    """List what is no longer needed in the home folder and the shared store, with sizes, and remove it with --yes.
 
     These are old artifacts, unfinished work untouched for a week, rejected versions with their weights, and runs
     deleted in MLflow. Never files in use by a run, nor a version that has or had an alias, is waiting for approval, or
@@ -130,7 +133,7 @@ def clean(
         prepare(console)
         from tunewright.cli import clean as clean_command
 
-        cleaned = clean_command.clean(keep_runs, keep_rejected, remove=yes)
+        cleaned = clean_command.clean(keep_runs, keep_rejected, store_days, remove=yes)
         clean_command.show(console, cleaned)
     if as_json:
         print(as_line(clean_command.as_json(cleaned)))

@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +18,11 @@ from pydantic import BaseModel
 from tunewright import config
 from tunewright.artifacts import Artifact
 from tunewright.errors import ConfigError, StoreError
-from tunewright.store import disk, histories, shared
+from tunewright.store import disk, histories, pipelines, shared
 from tunewright.store.caching import cached
 from tunewright.store.histories import held, up_to_date
 from tunewright.store.manifest import files_in, folder_of
+from tunewright.store.needless import in_store
 from tunewright.store.shared import SharedStore, shared_store
 from tunewright.tasks.train import shared_checkpoints
 from tunewright.tasks.train.trainer import checkpoints
@@ -291,3 +294,46 @@ def test_each_new_checkpoint_is_copied_while_the_training_goes_on(
         waiting.until(lambda: "checkpoints/checkpoint-10/weights" not in store.listed("work/train/1a2b"), every=0.02)
         held = {file.sha256 for file in store.listed("work/train/1a2b").values()}
         waiting.until(lambda: {*store._names("apart/work/train/1a2b")} == held, every=0.02)
+
+
+def test_clean_removes_from_the_store_what_is_old_and_nobody_s_newest_runs_need(
+    store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    draw = make_stage(calls)
+    move("a")
+    tea, coffee, juice = (draw(word=word) for word in ("tea", "coffee", "juice"))
+    pipelines.note("tiny", "draw", juice.key)
+    store._write("content/" + "0" * 64, b"of a machine that was killed")
+    work = config.home() / "work" / "train" / "abc"
+    make_checkpoint(work, 1)
+    assert shared_checkpoints._copy(store, "work/train/abc", work)
+    with held(config.home() / "uses.json"):
+        (config.home() / "uses.json").write_text("1")
+
+    assert not list(in_store(keep_runs=1, store_days=30)), "all of it is young"
+    with monkeypatch.context() as later:
+        later.setattr("tunewright.store.needless.time", SimpleNamespace(time=lambda: time.time() + 31 * 86_400))
+        found = {each.name: each for each in in_store(keep_runs=1, store_days=30)}
+        assert {*found} == {f"draw/{tea.key}", f"draw/{coffee.key}", "0" * 12, "train/abc"}
+        assert {*in_store_names(store_days=40)} == {"0" * 12, "train/abc"}
+    own, shared_file = found[f"draw/{tea.key}"], found["0" * 12]
+    assert own.why == "put there 31 days ago, not used by newer runs of this home"
+    assert own.size >= 3 and shared_file.why == "a file that no artifact has" and shared_file.size == 28
+    assert found["train/abc"].size > 0 and found["train/abc"].why == "untouched for 31 days"
+    for each in found.values():
+        assert each.remove()
+    assert store.trees("artifacts/draw") == [juice.key] and not store.listed("work/train/abc")
+    assert {*store.objects("content")} == {file.sha256 for file in store.listed(f"artifacts/draw/{juice.key}").values()}
+    assert not store.objects("apart/work") and store.objects("histories")
+
+    assert draw(word="tea").key == tea.key and calls == ["tea", "coffee", "juice"], "this home still has it"
+    assert store.trees("artifacts/draw") == sorted([juice.key, tea.key]), "and puts it back"
+    move("b")
+    assert draw(word="tea").path("deep/word.txt").read_text() == "tea" and len(calls) == 3
+    assert draw(word="coffee").key == coffee.key and len(calls) == 4, "what no home has is made again"
+
+
+def in_store_names(store_days: int) -> list[str]:
+    """The names of what could be removed from the store."""
+    return [each.name for each in in_store(keep_runs=1, store_days=store_days)]

@@ -15,12 +15,14 @@ from typing import Any
 import httpx
 import kubernetes_validate
 import psutil
+import pytest
 import s3fs
 import waiting
 import yaml
 from conftest import make_tiny_base
 from make_team_servers import HOST, INFRA, USER, TeamServers, copied, need, services_of, team_servers
 from prefect.client.schemas.objects import FlowRun
+from prefect_kubernetes.settings import KubernetesSettings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from test_flow import ROWS
 
@@ -38,6 +40,9 @@ wait $run
 sleep 60 &
 wait
 """
+SECRET_MADE = re.compile(
+    r"^kubectl create secret generic (\S+) ((?:.*\\\n)*.*)$", re.MULTILINE
+)  # of docs/team-servers.md
 SECRETS = ("POSTGRES_PASSWORD", "STORAGE_PASSWORD", "PREFECT_AUTH", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
 
 
@@ -128,6 +133,55 @@ def test_what_the_jobs_need_in_a_cluster_is_valid_and_named_as_in_the_template()
     claims = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume}
     claimed = {("PersistentVolumeClaim", claim) for claim in claims}
     assert names == {("Namespace", job["metadata"]["namespace"])} | claimed
+
+
+def test_the_values_of_the_charts_fit_versions_services_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: INFRA / "kubernetes" / f"{name}.yaml" for name in ("prefect-server", "prefect-worker", "mlflow")}
+    server, worker, mlflow = (yaml.safe_load(file.read_text()) for file in files.values())
+    prefect = re.search(r"^prefect==(.*)$", (INFRA.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert prefect
+    assert server["global"]["prefect"]["image"]["prefectTag"] == f"{prefect[1]}-python3.11"
+    assert worker["worker"]["image"]["prefectTag"] == f"{prefect[1]}-python3.11-kubernetes"
+
+    page = (INFRA.parent / "docs" / "team-servers.md").read_text()
+    made = {name: set(re.findall(r"--from-literal=([\w-]+)=", keys)) for name, keys in SECRET_MADE.findall(page)}
+    store = mlflow["artifactRoot"]["s3"]["existingSecret"]
+    database = mlflow["backendStore"]["existingDatabaseSecret"]
+    assert made["tunewright-prefect"] == {"auth-string", "connection-string"}  # as the charts call them
+    assert server["server"]["basicAuth"]["existingSecret"] == server["secret"]["name"] == "tunewright-prefect"
+    assert worker["worker"]["selfHostedServerApiConfig"]["basicAuth"]["existingSecret"] == "tunewright-prefect"
+    assert made[store["name"]] >= {store["keyOfAccessKeyId"], store["keyOfSecretAccessKey"]}
+    assert made[database["name"]] >= {database["usernameKey"], database["passwordKey"]}
+    (secret,) = mlflow["extraSecretNamesForEnvFrom"]
+    compose = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]["mlflow"]
+    assert made[secret] >= {name for name in compose["environment"] if name.startswith("MLFLOW_AUTH_ADMIN")}
+
+    options = {f"--{re.sub('[A-Z]', lambda c: '-' + c[0].lower(), name)}" for name in mlflow["extraArgs"]}
+    assert options <= {*map(str, compose["command"])}, "the server is started as in compose.yaml"
+    (mount,) = mlflow["extraVolumeMounts"]
+    assert Path(mlflow["extraEnvVars"]["MLFLOW_AUTH_CONFIG_PATH"]).parent == Path(mount["mountPath"])
+    pod = {
+        "securityContext": mlflow["podSecurityContext"],
+        "containers": [
+            {
+                "name": "mlflow",
+                "env": [
+                    *server["global"]["prefect"]["env"],
+                    *server["server"]["env"],
+                    *worker["worker"]["extraEnvVars"],
+                ],
+                "securityContext": mlflow["securityContext"],
+                "volumeMounts": mlflow["extraVolumeMounts"],
+            }
+        ],
+        "volumes": mlflow["extraVolumes"],
+    }
+    whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "all"}, "spec": pod}
+    kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
+    for each in worker["worker"]["extraEnvVars"]:
+        monkeypatch.setenv(each["name"], each["value"])
+    read = KubernetesSettings().worker
+    assert (read.api_auth_string_secret_name, read.api_auth_string_secret_key) == ("tunewright-prefect", "auth-string")
 
 
 def make_pipeline(folder: Path, repository: Path) -> None:

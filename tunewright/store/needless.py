@@ -1,4 +1,4 @@
-"""Unneeded items in the home, with size and reason: old artifacts and abandoned work.
+"""Unneeded items in the home and the shared store, with size and reason: old artifacts and abandoned work.
 
 For each call of a stage ("evaluate base") the artifacts of the newest runs of each pipeline are needed, and all that
 were used within a day, as a run may be using them. Artifacts that no call names, such as the parts of ingest, are
@@ -8,6 +8,10 @@ Unfinished work is kept for a while, since it is what a run resumes from. A cloc
 it is set after a start, must not make all work look old. So work is first marked, and removed only by a look at least a
 day after the mark that finds it untouched still. A mark from the future says that the clock was wrong, and is taken
 off.
+
+What other machines need of the shared store, this one cannot know. All of it can be made again, and a machine that
+still has an artifact puts it back there when it next uses it. So an artifact of the store is kept for `store_days`
+after it was put there, and for as long as the newest runs of this home need it.
 """
 
 import logging
@@ -22,8 +26,17 @@ from tunewright import config
 from tunewright.store import pipelines
 from tunewright.store.caching import lock, work_folder
 from tunewright.store.manifest import folder_of, forget
+from tunewright.store.shared import CONTENT, SharedStore, shared_store
 
-Kind = Literal["artifact", "copy of a champion", "unfinished work", "rejected version", "deleted in MLflow"]
+Kind = Literal[
+    "artifact",
+    "copy of a champion",
+    "unfinished work",
+    "rejected version",
+    "deleted in MLflow",
+    "artifact in the store",
+    "unfinished work in the store",
+]
 BUSY_DAYS = 1  # a run that uses an artifact holds no lock on it, and takes less
 log = logging.getLogger("tunewright")
 KEPT_DAYS = 7
@@ -62,6 +75,53 @@ def in_home(keep_runs: int) -> Iterator[Needless]:
         since = last_touched(work)
         if time.time() - since > KEPT_DAYS * DAY:
             yield _of(work, "unfinished work", f"untouched for {_days(since)} days", work.name)
+
+
+def in_store(keep_runs: int, store_days: int) -> Iterator[Needless]:
+    """The artifacts and the unfinished work of the shared store, but what is younger or needed by this home's runs."""
+    if (store := shared_store()) is None:
+        return
+    asked, now = pipelines.asked(), time.time()
+    old: dict[str, float] = {}  # when each was put there
+    needed: set[str] = set()  # the sha256 of files
+    for name, tree in store.objects("trees/artifacts").items():
+        at = f"artifacts/{name.removesuffix('.json')}"
+        place, _ = asked.get(Path(at).name, (keep_runs, 0.0))
+        if place < keep_runs or now - tree.written <= store_days * DAY:
+            needed |= {file.sha256 for file in store.listed(at).values()}
+        else:
+            old[at] = tree.written
+    content = store.objects(CONTENT)
+    free = {sha256 for sha256, each in content.items() if now - each.written > BUSY_DAYS * DAY} - needed
+    for at, written in old.items():
+        own = free & {file.sha256 for file in store.listed(at).values()}
+        free -= own
+        why = f"put there {_days(written)} days ago, not used by newer runs of this home"
+        yield _of_store(store, "artifact in the store", at, own, sum(content[sha256].size for sha256 in own), why)
+    for sha256 in sorted(free):
+        yield _of_store(
+            store, "artifact in the store", "", {sha256}, content[sha256].size, "a file that no artifact has"
+        )
+    for name, tree in store.objects("trees/work").items():
+        if now - tree.written > KEPT_DAYS * DAY:
+            at = f"work/{name.removesuffix('.json')}"
+            size, why = (
+                sum(file.size for file in store.listed(at).values()),
+                f"untouched for {_days(tree.written)} days",
+            )
+            yield _of_store(store, "unfinished work in the store", at, set(), size, why)
+
+
+def _of_store(store: SharedStore, kind: Kind, at: str, own: set[str], size: int, why: str) -> Needless:
+    def remove() -> bool:
+        if at:
+            store.remove(at)
+        for sha256 in own:  # after the tree that names it, so that none is left that names what is gone
+            store.remove_content(sha256)
+        return True
+
+    name = at.partition("/")[2] or next(iter(own))[:12]
+    return Needless(kind=kind, name=name, size=size, why=why, remove=remove)
 
 
 def _copy(folder: Path) -> Needless:

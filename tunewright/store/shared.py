@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -49,6 +50,13 @@ class File(BaseModel, frozen=True):
 
     sha256: str
     size: int  # bytes
+
+
+class Stored(BaseModel, frozen=True):
+    """An object of the store."""
+
+    size: int  # bytes
+    written: float  # seconds since the epoch
 
 
 TREE = TypeAdapter(dict[str, File])
@@ -122,6 +130,22 @@ class SharedStore:
         """The names of the trees in a folder that begin with `prefix`."""
         names = (name.removesuffix(".json") for name in self._names(f"trees/{folder}"))
         return sorted(name for name in names if name.startswith(prefix))
+
+    def objects(self, folder: str) -> dict[str, Stored]:
+        """All objects beneath a folder of the store, by their names from there."""
+        place = self._at(folder)
+        with self._reached():
+            self.files.invalidate_cache()
+            found = self.files.find(place, detail=True)
+        return {
+            name.removeprefix(f"{place}/"): Stored(size=info["size"], written=_written(info))
+            for name, info in found.items()
+            if not Path(name).name.startswith(".")
+        }
+
+    def remove_content(self, sha256: str) -> None:
+        """Removes the content of a file of artifacts."""
+        self._delete(f"{CONTENT}/{sha256}")
 
     def newest(self, path: str) -> tuple[int, bytes]:
         """The number and the content of the newest state of a history; 0 and b"" where there is none."""
@@ -337,6 +361,12 @@ def path_in_home(path: Path) -> str:
 def _content_of(at: str) -> str:
     """Where the content of a tree lies."""
     return CONTENT if at.startswith("artifacts/") else f"apart/{at}"
+
+
+def _written(info: Mapping[str, Any]) -> float:
+    """When an object was written, by what the library of a store says of it."""
+    when = next(info[key] for key in ("mtime", "LastModified", "last_modified") if key in info)
+    return when if isinstance(when, float) else when.timestamp()
 
 
 def _numbered(place: str, number: int) -> str:
