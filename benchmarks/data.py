@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import corpus
 from memory import watch
@@ -24,10 +24,11 @@ ALL = "all four"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LIMIT_ROWS, LIMIT_SECONDS, LIMIT_MB = 1_000_000, 300, 4_000
 
+EngineName = Literal["local", "ray"]
 Figures = dict[str, dict[str, float]]  # stage -> seconds, cpu, mb
 
 
-def run_stages(file: Path) -> None:
+def run_stages(file: Path, engine: EngineName) -> None:
     """In a process of its own: runs the stages and prints when each began and ended."""
     from tunewright import config
 
@@ -39,10 +40,10 @@ def run_stages(file: Path) -> None:
     from tunewright.tasks.split import split
 
     data = Data(sources=(Source(path=str(file)),))
-    rows = told("ingest", lambda: ingest.fn(data=data, files=source_files(data)))
-    checked = told("check", lambda: check.fn(rows=rows, checks=Checks(), special_tokens=SPECIAL_TOKENS))
-    unique = told("dedupe", lambda: dedupe.fn(rows=checked, settings=Dedupe()))
-    told("split", lambda: split.fn(rows=unique, held_out=rows, settings=Split(), earlier=None))
+    rows = told("ingest", lambda: ingest.fn(data=data, files=source_files(data), engine=engine))
+    checked = told("check", lambda: check.fn(rows, Checks(), SPECIAL_TOKENS, engine=engine))
+    unique = told("dedupe", lambda: dedupe.fn(rows=checked, settings=Dedupe(), engine=engine))
+    told("split", lambda: split.fn(unique, held_out=rows, settings=Split(), earlier=None, engine=engine))
 
 
 def told(stage: str, call: Callable[[], Any]) -> Any:
@@ -54,13 +55,13 @@ def told(stage: str, call: Callable[[], Any]) -> Any:
     return record
 
 
-def measure(num_rows: int, files: Iterable[Path]) -> Figures:
+def measure(num_rows: int, files: Iterable[Path], engine: EngineName) -> Figures:
     """The figures of each stage at this size, and of all together."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         corpus.write(file, num_rows, 0, files)
         home = {"TUNEWRIGHT_HOME": str(Path(folder) / "home")}
-        seen = watch([sys.executable, __file__, "--run", str(file)], home)
+        seen = watch([sys.executable, __file__, "--run", str(file), "--engine", engine], home)
     found = {
         line["stage"]: {
             "seconds": line["end"] - line["begin"],
@@ -146,13 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--files", type=Path, nargs="*", default=(), help="JSONL whose sentences the text is made from")
+    parser.add_argument("--engine", choices=get_args(EngineName), default="local", help="as data.engine")
     parser.add_argument("--plot", type=Path, help="where to draw the plot: a .png or .svg file")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.run:
-        run_stages(given.run)
+        run_stages(given.run, given.engine)
         return
-    figures = {size: measure(size, given.files) for size in sorted(given.sizes)}
+    figures = {size: measure(size, given.files, given.engine) for size in sorted(given.sizes)}
     print(table(figures))
     if given.plot:
         plot(figures, given.plot)

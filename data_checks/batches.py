@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from tunewright.data_checks.columns import Columns, Turn, derive
 from tunewright.data_checks.suite import Entry
+from tunewright.machine.cluster import EngineName, worker_map
 from tunewright.tools.conversation import more_texts, prompt_and_answer, tools_hash
 
 if TYPE_CHECKING:
@@ -52,13 +53,17 @@ class Ask:
     of_texts: tuple[Entry, ...] = ()  # the team's expectations that look at prompts and answers
 
 
-def look(file: Path, ask: Ask, processes: int | None = None) -> Iterator[Looked]:
-    """Looks at the row table `file` batch by batch, in order, in as many processes as there are cores.
+def look(file: Path, ask: Ask, engine: EngineName = "local", processes: int | None = None) -> Iterator[Looked]:
+    """Looks at the row table `file` batch by batch, in order, in as many processes as there are cores, or on Ray.
 
-    One batch is looked at here, without another process. The result does not depend on `processes`.
+    One batch is looked at here, without another process. The result does not depend on where that is done.
     """
     one = partial(look_at, ask=ask)
     batches = row_batches(file)
+    if engine == "ray":
+        with worker_map(engine) as apply:
+            yield from apply(look_at, batches, ask=ask)
+        return
     metadata = pq.read_metadata(file)
     num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     num_batches = max(-(-metadata.num_rows // BATCH), -(-num_bytes // BATCH_BYTES))  # about

@@ -82,7 +82,8 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls/)."""
     read = inputs(s)
     s = call.draw(s, read)
-    rows = call(ingest)(data=s.data, files=read.files, needs=read.needs)
+    engine = s.data.engine
+    rows = call(ingest)(data=s.data.without("engine"), files=read.files, needs=read.needs, engine=engine)
     before = data_versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
     base = call(load_base)(
         reference=s.model.base, revision=s.model.revision, identity=read.base, chat_template=read.chat_template
@@ -94,12 +95,14 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         own=read.own,
         before=before.checked,
         before_number=before.checked_number,
+        engine=engine,
     )
-    unique = call(dedupe)(rows=checked, settings=s.dedupe, embedding=read.embedding)
-    splits = call(split)(rows=unique, held_out=rows, settings=s.split, earlier=before.splits, engine=s.dedupe.engine)
+    unique = call(dedupe)(rows=checked, settings=s.dedupe, embedding=read.embedding, engine=engine)
+    splits = call(split)(rows=unique, held_out=rows, settings=s.split, earlier=before.splits, engine=engine)
     call.accept_version(before, rows, checked, unique, splits)
     call.require_metrics(s, splits, read.schema)
-    tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=s.checks.max_quarantined_share)
+    most = s.checks.max_quarantined_share
+    tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=most, engine=engine)
     call.require_preferences(s, tokens)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
     call.approve_cost(s, read, base, tokens, best)

@@ -22,6 +22,7 @@ from tunewright.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, Unique
 from tunewright.config import Dedupe
 from tunewright.data_checks import duplicates
 from tunewright.errors import DataError
+from tunewright.machine.cluster import EngineName
 from tunewright.privacy.excerpts import excerpt, masked, visible
 from tunewright.reports.account import MOST_BOILERPLATE
 from tunewright.similarity.embedding import load_model
@@ -104,9 +105,9 @@ def first_equal(hashes: np.ndarray) -> np.ndarray:
     return first
 
 
-def find_repeats(file: Path, settings: Dedupe) -> tuple[Repeats, dict[int, int]]:
+def find_repeats(file: Path, settings: Dedupe, name: EngineName = "local") -> tuple[Repeats, dict[int, int]]:
     """Find the row that each row of rows.parquet repeats, and the boilerplate ignored in comparisons: hash -> rows."""
-    with engine_of(settings.engine) as engine:
+    with engine_of(name) as engine:
         rows_read = engine.over_batches(file, ["messages", "chat"], read)
         conversations, segments, rows_of = zip(*engine.collect(engine.over(rows_read, first_pass)), strict=True)
         first = first_equal(np.concatenate(conversations))
@@ -215,14 +216,16 @@ def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
     )
 
 
-@stage("threshold={settings.threshold}", libraries=("pyarrow", "numpy", "numba", "scipy"))
-def dedupe(folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "") -> UniqueRows:
+@stage("threshold={settings.threshold}", libraries=("pyarrow", "numpy", "numba", "scipy"), unkeyed=("engine",))
+def dedupe(
+    folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "", engine: EngineName = "local"
+) -> UniqueRows:
     """The rows that repeat no earlier one, in their order, and the removed ones; DataError where too many go.
 
     `embedding` is model_identity(settings) of tunewright/similarity/embedding.py, for the key.
     """
     file = rows.path("rows.parquet")
-    repeats, boilerplate = find_repeats(file, settings)
+    repeats, boilerplate = find_repeats(file, settings, engine)
     texts = {value: masked(text).casefold() for value, text in texts_of(file, boilerplate).items()}
     write_boilerplate(folder, boilerplate, texts)
     _write(folder, file, repeats)

@@ -1,5 +1,6 @@
 """A Ray cluster finds what this machine finds, row for row, and leaves nothing behind."""
 
+import json
 import random
 import secrets
 import socket
@@ -15,22 +16,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checked import BAD, FOUND, GOOD, SPECIAL
+from conftest import MakeRows, MakeSplits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from similarity_reference import jaccard
 from similarity_reference import shingles as shingles_of
 from split_rows import held_out_rows
 
-from tunewright.artifacts import ROW_SCHEMA, CheckedRows
-from tunewright.config import Dedupe, Split
+from tunewright.artifacts import ROW_SCHEMA, Base, CheckedRows, Rows
+from tunewright.config import Checks, Data, Dedupe, Model, Source, Split
 from tunewright.errors import ConfigError
+from tunewright.machine import cluster as machine_cluster
+from tunewright.machine.cluster import EngineName, worker_map
 from tunewright.similarity import cluster, spread
 from tunewright.similarity.cluster import Ray
 from tunewright.similarity.engine import Engine, engine_of
 from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import Shingles, answers, cut, shingles
 from tunewright.similarity.sets import Pairs
+from tunewright.store.stage import cached_part
+from tunewright.tasks.check import check
 from tunewright.tasks.dedupe import dedupe, read
+from tunewright.tasks.ingest import ingest, source_files
+from tunewright.tasks.render import render
 from tunewright.tasks.split import split
 
 WORDS = ["card", "order", "money", "back", "where", "lost", "help", "手机没有", "卡片", "straße", "café", "ไม่ได้", "🙂"]
@@ -142,12 +151,12 @@ def two_nodes(token: None) -> Iterator[None]:
 def in_this_process(parts: int) -> Iterator[Engine]:
     """The engine with its work done here and at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "_run", lambda function, *arguments, returns=1: function(*arguments))
-        patch.setattr(cluster, "_put", lambda value: value)
-        patch.setattr(cluster, "_get", lambda references: references)
+        for module in (cluster, machine_cluster):
+            patch.setattr(module, "run", lambda function, *arguments, returns=1: function(*arguments))
+            patch.setattr(module, "get", lambda references: references)
+            patch.setattr(module, "put", lambda value: value)
+        patch.setattr(machine_cluster, "versions", lambda module: {})
         patch.setattr(cluster, "FEWEST_ROWS", 4)
-        for module in (cluster, spread):
-            patch.setattr(module, "fingerprints", lambda module: {})
         engine = Ray.__new__(Ray)
         engine.parts = parts
         yield engine
@@ -213,38 +222,111 @@ def test_of_equally_near_pairs_the_one_with_the_smallest_sets_is_named_then_the_
             assert (nearest.one, nearest.other) == (min(later, earlier), max(later, earlier))
 
 
-def test_a_cluster_removes_the_same_rows_for_the_same_reasons(two_nodes: None, checked: CheckedRows) -> None:
-    here, there = (dedupe.fn(checked, Dedupe(max_removed_share=1, engine=name)) for name in ("local", "ray"))
+def test_a_cluster_removes_the_same_rows_for_the_same_reasons(
+    two_nodes: None, checked: CheckedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Dedupe(max_removed_share=1)
+    key = cached_part(dedupe).key(checked, settings)
+    assert cached_part(dedupe).key(checked, settings, engine="ray") == key, "what the other made is found"
+    here = dedupe.fn(checked, settings)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "there"))
+    there = dedupe.fn(checked, settings, engine="ray")
     assert here.reasons.keys() == {"exact_duplicate", "near_duplicate"}
     assert tables(there.folder) == tables(here.folder)
     assert there.digest == here.digest
 
 
-def test_a_cluster_puts_the_same_rows_on_the_same_splits(two_nodes: None, checked: CheckedRows) -> None:
+def test_a_cluster_puts_the_same_rows_on_the_same_splits(
+    two_nodes: None, checked: CheckedRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unique = dedupe.fn(checked, Dedupe(max_removed_share=1))
     table = pq.read_table(unique.path("rows.parquet")).drop_columns("use_as")
     user_provided_splits = pa.array(["test" if row % 20 == 0 else None for row in range(len(table))], pa.string())
     table = table.append_column("use_as", user_provided_splits).select(ROW_SCHEMA.names)
     pq.write_table(table, unique.path("rows.parquet"), row_group_size=300)
-    here, there = (
-        split.fn(unique, held_out_rows([]), Split(threshold=0.5), None, engine=name) for name in ("local", "ray")
-    )
+    here = split.fn(unique, held_out_rows([]), Split(threshold=0.5), None)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "there"))
+    there = split.fn(unique, held_out_rows([]), Split(threshold=0.5), None, engine="ray")
     assert here.num_clusters < 0.9 * unique.num_rows
     assert here.reasons["repeats_test_row"] > 100
     assert tables(there.folder) == tables(here.folder)
     assert there.largest_similarity == here.largest_similarity > 0.375
 
 
+def test_a_cluster_parses_the_same_rows_and_only_lines_that_are_new(
+    two_nodes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.tasks.ingest.parts.TILE_LINES", 100)
+    lines = [json.dumps({"messages": row["messages"]}) for row in messy(3, 950)]
+    lines[500], lines[700] = "{", json.dumps({"messages": []})
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    data = Data(sources=(Source(path=str(file)),))
+
+    def read(engine: EngineName) -> Rows:
+        return ingest.fn(data, source_files(data), engine=engine)
+
+    here = read("local")
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "there"))
+    there = read("ray")
+    assert there.digest == here.digest and tables(there.folder) == tables(here.folder)
+    assert there.model_dump(exclude={"folder"}) == here.model_dump(exclude={"folder"})
+    assert there.num_quarantined == 2
+
+    file.write_text(file.read_text() + lines[0] + "\n")
+    sent: list[object] = []
+    parse = machine_cluster.run
+    monkeypatch.setattr(machine_cluster, "run", lambda f, work, item: [sent.append(item), parse(f, work, item)][1])
+    assert read("ray").num_rows == 949
+    assert [item is not None for item in sent] == [False] * 9 + [True], "what another run parsed is found"
+
+
+def test_a_cluster_checks_rows_with_the_same_outcome(
+    two_nodes: None, make_rows: MakeRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.data_checks.batches.BATCH", 7)
+    rows = make_rows([*GOOD * 4, *BAD.values(), *FOUND.values()])
+    loose = Checks(max_quarantined_share=1)
+    here = check.fn(rows, loose, SPECIAL)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "there"))
+    there = check.fn(rows, loose, SPECIAL, engine="ray")
+    assert there.digest == here.digest and tables(there.folder) == tables(here.folder)
+    assert there.reasons == here.reasons and len(there.reasons) > 5
+    assert there.findings == here.findings
+
+
+def test_a_cluster_writes_the_same_tokens_and_labels(
+    two_nodes: None, make_splits: MakeSplits, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.tasks.render.BATCH", 8)
+    rows = [("Where is my order?" * (1 + n % 7), f"It left {n}.") for n in range(60)]
+    splits = make_splits(rows[:40], rows[40:50], rows[50:])
+    settings = Model(base="tiny", max_length=60, on_long="quarantine")
+    here = render.fn(splits, tiny_base, settings)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "there"))
+    there = render.fn(splits, tiny_base, settings, engine="ray")
+    assert there.digest == here.digest and tables(there.folder) == tables(here.folder)
+    assert there.num_quarantined == here.num_quarantined > 0
+
+
+def test_what_a_worker_raises_is_raised_here(two_nodes: None) -> None:
+    with worker_map("ray") as apply:
+        found = apply(json.loads, ["1", "2", "x"] + ["3"] * 50)
+        assert [next(found), next(found)] == [1, 2]
+        with pytest.raises(json.JSONDecodeError, match=r"^Expecting value: line 1 column 1 \(char 0\)$"):
+            next(found)
+
+
 def test_a_node_with_other_code_is_refused_in_one_line(
     two_nodes: None, checked: CheckedRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "fingerprints", lambda module: {"tunewright.tasks.dedupe:read": "another"})
+    monkeypatch.setattr(machine_cluster, "versions", lambda module: {"tunewright.tasks.dedupe:read": "another"})
     with pytest.raises(ConfigError, match=r"^the Ray node .* has another version of tunewright.*$"):
-        dedupe.fn(checked, Dedupe(engine="ray"))
+        dedupe.fn(checked, Dedupe(), engine="ray")
 
 
 def test_a_node_that_does_not_see_the_file_is_named_with_it(tmp_path: Path) -> None:
-    work = spread.BatchWork(read, {}, {})
+    work = machine_cluster.BatchWork(read, {}, {})
     with pytest.raises(ConfigError, match=r"rows\.parquet: the Ray node .* cannot see it; TUNEWRIGHT_HOME"):
         spread.on_piece(work, tmp_path / "rows.parquet", [], (0,))
 

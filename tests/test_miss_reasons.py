@@ -14,6 +14,7 @@ from tunewright.config import STAGES, Checks, Data, Dedupe, Evaluation, Expectat
 from tunewright.registry.candidate import Candidate
 from tunewright.store.cache_key import flat
 from tunewright.store.miss_reasons import FOLLOWS, MADE, NAMED_BY, SENTENCES, SETTINGS, causes
+from tunewright.store.stage import cached_part
 from tunewright.tasks.ingest import ingest, source_files
 
 LINE = json.dumps({"instruction": "Say hello", "output": "Hello"}) + "\n"
@@ -73,7 +74,6 @@ def of_checks(*names: str, **options: Any) -> dict[str, Any]:
             {"evaluation.metrics": ["auto", "exact_match"]},
             'evaluation.metrics, with those of gate: ["auto"] -> ',
         ),
-        ("split", {"engine": "local"}, {"engine": "ray"}, 'dedupe.engine: "local" -> "ray"'),
         (
             "register",
             {"candidate.settings.gate.margin": 0},
@@ -199,7 +199,8 @@ def test_every_sentence_and_setting_is_of_an_argument_that_there_is() -> None:
 def _arguments(stage: str) -> dict[str, Any]:
     module = importlib.import_module(f"tunewright.tasks.{'train.stage' if stage == 'train' else stage}")
     arguments = inspect.get_annotations(getattr(module, stage).fn.build, eval_str=True)
-    return {name: arguments[name] for name in arguments.keys() - {"folder", "return"}}
+    unkeyed = {*cached_part(getattr(module, stage)).unkeyed}  # the key does not depend on them
+    return {name: arguments[name] for name in arguments.keys() - {"folder", "return"} - unkeyed}
 
 
 def _flat(arguments: dict[str, Any], into: tuple[type, ...] = ()) -> Iterator[tuple[str, Any]]:

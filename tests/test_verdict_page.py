@@ -480,12 +480,13 @@ def test_intervals_lie_where_their_values_are() -> None:
     assert [at for at, _ in drawn.ticks] == sorted(at for at, _ in drawn.ticks)
     assert scale_of([0.0, 0.0]).at(0.0) == 50
     assert [number(value) for value in (0.84, -0.051, 1, 12.34, 4_321)] == [".84", "-.05", "1.00", "12.3", "4,321"]
+    assert [number(value) for value in (0.475, -0.475, 0.995, 1 - 1e-12)] == [".48", "-.48", ".995", "1.00"]
     assert [number(value) for value in (12, 100.5, 999.6, 999.97, -1_234.5)] == [
         "12",
         "100.5",
         "999.6",
         "1,000",
-        "-1,234",
+        "-1,235",
     ]
     assert [exactly(value) for value in (0.02, 0.005, 0.5, 12.25)] == [".02", ".005", ".50", "12.25"]
 
@@ -664,7 +665,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": wrong(RIGHT, range(60)),
                 "others": {"retrieval": wrong(RIGHT, range(4))},
             },
-            r"Serve the base with the retrieval prompt.*: its exact match is \.95, the candidate's \.62",
+            r"Serve the base with the retrieval prompt.*: its exact match is \.950, the candidate's \.625",
         ),
         (
             {

@@ -223,7 +223,7 @@ def _outdated(steps: Sequence[Step], settings: Settings, past: Sequence[Version]
 
 
 def _is_read_so(ingredients: Ingredients, settings: Settings) -> bool:
-    return all(ingredients.get(name) == value for name, value in flat("data", settings.data))
+    return all(ingredients.get(name) == value for name, value in flat("data", settings.data.without("engine")))
 
 
 def _parts(version: Version) -> tuple[StageOutput, ...]:

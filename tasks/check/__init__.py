@@ -15,6 +15,7 @@ from tunewright.artifacts import ROW_SCHEMA, Artifact, CheckedRows, Rows
 from tunewright.config import Checks
 from tunewright.data_checks.suite import Entry, SuiteError, suite
 from tunewright.errors import ConfigError, DataError
+from tunewright.machine.cluster import EngineName
 from tunewright.store.code_hashes import team_code
 from tunewright.store.stage import stage
 
@@ -63,6 +64,7 @@ def own_expectations(checks: Checks) -> tuple[tuple[str, str], ...]:
         "scipy",
     ),
     volatile=("findings", "report", "results"),
+    unkeyed=("engine",),
 )
 def check(
     folder: Path,
@@ -72,6 +74,7 @@ def check(
     own: tuple[tuple[str, str], ...] = (),
     before: Artifact | None = None,
     before_number: int | None = None,
+    engine: EngineName = "local",
 ) -> CheckedRows:
     """The rows that pass; the others in quarantine.parquet. Raises DataError where the run stops.
 
@@ -87,7 +90,7 @@ def check(
     file = rows.path("rows.parquet")
     asked = entries(checks)
     try:
-        validated = validate_rows(file, asked, special_tokens)
+        validated = validate_rows(file, asked, special_tokens, engine)
     except SuiteError as error:  # one of the team's classes
         raise ConfigError(str(error)) from error
     quarantined = accounting.reasons(validated)

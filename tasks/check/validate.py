@@ -36,6 +36,7 @@ from tunewright.data_checks.suite import Entry
 from tunewright.data_checks.table import schema_expectations, table_expectations
 from tunewright.data_checks.validation import ExpectationOutcome, joined, run
 from tunewright.errors import ConfigError, DataError
+from tunewright.machine.cluster import EngineName
 from tunewright.privacy.excerpts import in_a_line, masked
 from tunewright.tools.conversation import prompt_and_answer
 
@@ -99,7 +100,9 @@ class ValidatedRows:
         return f"{what} in {outcome.failed} of {len(self.frame)} rows; first: {place}"
 
 
-def validate_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]) -> ValidatedRows:
+def validate_rows(
+    file: Path, suite: Sequence[Entry], special_tokens: Sequence[str], engine: EngineName = "local"
+) -> ValidatedRows:
     """Every row against what it must satisfy by itself, then the rows that pass against each other.
 
     Raises DataError where the table itself is broken, ConfigError where one of the team's could not be evaluated.
@@ -107,7 +110,7 @@ def validate_rows(file: Path, suite: Sequence[Entry], special_tokens: Sequence[s
     schema = pq.read_schema(file)
     empty = schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
     stop_if_broken(ValidatedRows(empty, run(empty, schema_expectations(ROW_SCHEMA))), file)
-    frame, of_texts = _look(file, suite, special_tokens)
+    frame, of_texts = _look(file, suite, special_tokens, engine)
     of_table, of_rows = table_expectations(ROW_SCHEMA), row_expectations(suite, frame)
     validated = ValidatedRows(frame, [*run(frame, of_table), *(run(frame, of_rows) if of_rows else []), *of_texts])
     stop_if_broken(validated, file)
@@ -149,10 +152,10 @@ def _kept_findings(validated: ValidatedRows) -> list[ExpectationOutcome]:
 
 
 def _look(
-    file: Path, suite: Sequence[Entry], special_tokens: Sequence[str]
+    file: Path, suite: Sequence[Entry], special_tokens: Sequence[str], engine: EngineName
 ) -> tuple[pd.DataFrame, list[ExpectationOutcome]]:
     of_texts = tuple(entry for entry in suite if entry.own and looks_at_texts(own_expectation(entry)))
-    looked = list(look(file, Ask(_columns(suite), tuple(special_tokens), of_texts)))
+    looked = list(look(file, Ask(_columns(suite), tuple(special_tokens), of_texts), engine))
     if not looked:
         return pd.DataFrame({name: [] for name in Columns._fields}), []
     starts = list(accumulate((batch.columns.num_rows for batch in looked[:-1]), initial=0))

@@ -24,6 +24,7 @@ from tunewright.accepted import shown
 from tunewright.artifacts import Rows
 from tunewright.config import Data
 from tunewright.errors import ConfigError, DataError
+from tunewright.machine.cluster import EngineName
 from tunewright.metrics import closed_set
 from tunewright.store.stage import stage
 from tunewright.tasks.ingest.files import SourceFile, named, openable, place_of, source_files, unchanged
@@ -205,8 +206,14 @@ def detected(file: SourceFile, tally: Tally) -> str:
     return ", ".join(filter(None, (how, "held out" if file.held_out else "", layouts)))
 
 
-@stage("{data.sources[0].path}", libraries=LIBRARIES)
-def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple[Need, ...] = ()) -> Rows:
+@stage("{data.sources[0].path}", libraries=LIBRARIES, unkeyed=("engine",))
+def ingest(
+    folder: Path,
+    data: Data,
+    files: tuple[SourceFile, ...],
+    needs: tuple[Need, ...] = (),
+    engine: EngineName = "local",
+) -> Rows:
     """The rows of `files`, which is what source_files(data) returned; they must have what later stages need of them."""
     sources = [file for file in files if not file.held_out]
     chosen = sample(data, sources)
@@ -217,7 +224,7 @@ def ingest(folder: Path, data: Data, files: tuple[SourceFile, ...], needs: tuple
             tally = tallies[file.path] = Tally()
             with named(file.setting, file.path):
                 if chosen is None:
-                    for part in parts_of(file, data.max_line_bytes, data.repair):
+                    for part in parts_of(file, data.max_line_bytes, data.repair, engine):
                         tables.append(part.folder)
                         tally.add(part.tally)
                         stop_early(data, size, Tally().add(*tallies.values()))

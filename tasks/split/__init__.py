@@ -28,6 +28,7 @@ from tunewright.artifacts.payloads import Decontamination, LeakProof, PlacedRow
 from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
+from tunewright.machine.cluster import EngineName
 from tunewright.metrics.closed_set import ROWS_OF_A_STRATUM, count_answers, stop_if_open
 from tunewright.metrics.labels import MAX_LABELS
 from tunewright.reports.pages import counted, percent
@@ -206,6 +207,7 @@ def _why_empty(name: str, assignment: Assignment, own: np.ndarray, settings: Spl
     "test={settings.test} validation={settings.validation}",
     libraries=("pyarrow", "numpy", "scipy", "numba"),
     volatile=("proof",),
+    unkeyed=("engine",),
 )
 def split(
     folder: Path,
@@ -213,7 +215,7 @@ def split(
     held_out: Rows,
     settings: Split,
     earlier: Artifact | None,
-    engine: Literal["local", "ray"] = "local",
+    engine: EngineName = "local",
 ) -> Splits:
     """Write the three splits and the quarantined rows; rows of `earlier`, the version before, keep their split.
 

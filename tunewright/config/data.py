@@ -92,6 +92,12 @@ class Data(Section):
         default=1_000_000, ge=1_000, description="Quarantine records longer than this, in bytes; at least 1000"
     )
 
+    engine: Literal["local", "ray"] = Field(
+        default="local",
+        description="Where rows are parsed, checked, compared and turned into tokens: on this machine or a Ray cluster "
+        "(RAY_ADDRESS), with the same result",
+    )
+
     @model_validator(mode="after")
     def _not_all_is_replay(self) -> Self:
         if all(source.use_as == "replay" for source in self.sources):
@@ -176,9 +182,6 @@ class Dedupe(Section):
         default="package:wordllama",
         description="Static embedding model of dedupe.semantic and of retrieval: package:wordllama (installed by the "
         "extra semantic; European languages), or a model2vec folder",
-    )
-    engine: Literal["local", "ray"] = Field(
-        default="local", description="Where rows are compared: on this machine or a Ray cluster, with the same result"
     )
 
 

@@ -74,7 +74,7 @@ def device_locks() -> Path:
 
 
 def ray_address() -> str:
-    """The Ray cluster of dedupe.engine=ray: RAY_ADDRESS, or one that is started on this machine."""
+    """The Ray cluster of data.engine=ray: RAY_ADDRESS, or one that is started on this machine."""
     return os.environ.get("RAY_ADDRESS") or "local"
 
 

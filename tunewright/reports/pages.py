@@ -1,5 +1,6 @@
 """Reports as pages of HTML that load nothing, of one look: frame.html is what they extend."""
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,9 +14,9 @@ MOST_DIGITS = 4  # of an interval; more would say nothing
 
 def number(value: float, digits: int = 2) -> str:
     """.84, -.05, 1.00, 12.5, 100.5, 4,321; and .995, .9996, since a share below 1 is none of 1"""
-    while abs(value) < 1 - EXACT and abs(round(value, digits)) == 1:
+    while abs(value) < 1 - EXACT and abs(_rounded(value, digits)) == 1:
         digits += 1
-    rounded = f"{round(value, _places(value, digits)) + 0.0:,.{_places(value, digits)}f}"
+    rounded = f"{_rounded(value, digits) + 0.0:,.{_places(value, digits)}f}"
     if abs(value) >= 10:
         return rounded.rstrip("0").rstrip(".") if "." in rounded else rounded
     return rounded.replace("0.", ".", 1) if abs(float(rounded)) < 1 else rounded
@@ -29,7 +30,7 @@ def exactly(value: float) -> str:
 
 def percent(share: float, digits: int = 0) -> str:
     """A share as a percentage: 80 %, 12.5 %"""
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share + math.copysign(EXACT, share):.{digits}f} %"
 
 
 def interval(found: Sequence[float], *, signed: bool, threshold: float = 0.0, digits: int | None = None) -> str:
@@ -79,7 +80,8 @@ def _that_keep_sides(found: Sequence[float], threshold: float) -> Iterator[int]:
 
 
 def _rounded(value: float, digits: int) -> float:
-    return round(value, _places(value, digits))
+    """Half away from zero, also where the machine holds less than the half: .475 to .48."""
+    return round(value + math.copysign(EXACT, value), _places(value, digits))
 
 
 def _keep_sides(values: Sequence[float], threshold: float, digits: int) -> bool:

@@ -1,25 +1,17 @@
 """The engine that is a Ray cluster: its workers read, shingle and compare rows (spread.py); some bytes a row come back.
 
-The cluster is the one that RAY_ADDRESS names, or one of this machine's cores, which ends with the stage. All its nodes
-need this version of tunewright, and see the home folder at the same path.
+machine/cluster.py has the connection.
 """
 
-import logging
-import os
-import signal
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from tunewright import config
-from tunewright.errors import ConfigError
+from tunewright.machine.cluster import connected, get, on_made, put, run, work_of
 from tunewright.similarity import spread
 from tunewright.similarity.engine import Engine, pieces
 from tunewright.similarity.sets import (
@@ -36,61 +28,53 @@ from tunewright.similarity.sets import (
     parts_of,
     together,
 )
-from tunewright.similarity.spread import BatchWork, Facts, SpreadSets
-from tunewright.store.code_hashes import fingerprints
-
-log = logging.getLogger("tunewright")
+from tunewright.similarity.spread import Facts, SpreadSets
 
 FEWEST_ROWS, MOST_ROWS = 20_000, 200_000  # that one task reads
-SECONDS_TO_ANSWER = 10
-ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # to connect, whatever its name says
 
 
 class Ray(Engine):
     """The engine that is the cluster that this process is connected to."""
 
-    def __init__(self) -> None:
-        import ray
-
-        cores = int(ray.cluster_resources().get("CPU", 1))
+    def __init__(self, cores: int) -> None:
         self.parts = max(2, 1 << (cores - 1).bit_length())  # a power of two, one of them or two for each core
 
     def over_batches(self, file: Path, columns: list[str], function: Callable[..., Any], **arguments: Any) -> list[Any]:
         """References to what the function made, by the workers."""
-        work = _work(function, arguments)
-        return [_run(spread.on_piece, work, file, columns, piece) for piece in self._pieces(file)]
+        work = work_of(function, arguments)
+        return [run(spread.on_piece, work, file, columns, piece) for piece in self._pieces(file)]
 
     def over(self, made: list[Any], function: Callable[..., Any], **arguments: Any) -> list[Any]:
         """References, from references."""
-        work = _work(function, arguments)
-        return [_run(spread.on_made, work, each) for each in made]
+        work = work_of(function, arguments)
+        return [run(on_made, work, each) for each in made]
 
     def collect(self, made: list[Any]) -> list[Any]:
         """Fetch the results of the references to this machine."""
-        return _get(made)
+        return get(made)
 
     def sets(self, shingled: list[Any]) -> SpreadSets:
         """The sets of all rows; their items stay where they were made."""
         facts = [Facts(*(np.empty(0, kind) for kind in (np.int64, np.uint64, np.uint64)))]
-        facts += _get([_run(spread.facts_of, each) for each in shingled])
+        facts += get([run(spread.facts_of, each) for each in shingled])
         starts = np.cumsum([len(each.sizes) for each in facts])
         all_facts = Facts(*(np.concatenate(column) for column in zip(*facts, strict=True)))
         classes = self._rarities(shingled, int(all_facts.sizes.sum()))
-        return SpreadSets([_run(ordered, each, classes) for each in shingled], starts, all_facts, np.arange(starts[-1]))
+        return SpreadSets([run(ordered, each, classes) for each in shingled], starts, all_facts, np.arange(starts[-1]))
 
     def here(self, sets: SpreadSets) -> Sets:
         """Their items come here."""
-        blocks = [_run(spread.taken, *of_piece) for of_piece in sets.by_piece(np.arange(len(sets)))]
-        return together([block.sets for block in _get(blocks)])
+        blocks = [run(spread.taken, *of_piece) for of_piece in sets.by_piece(np.arange(len(sets)))]
+        return together([block.sets for block in get(blocks)])
 
     def leaders(self, sets: SpreadSets, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows of one kind meet, in their order; a kind that most rows are of leaves most of the work to one worker."""
         part_of = parts_of(sets.facts.kinds[sets.rows], self.parts)
         met = [
-            _run(spread.spread_by_row, piece, rows, numbers, part_of[numbers], self.parts, returns=self.parts)
+            run(spread.spread_by_row, piece, rows, numbers, part_of[numbers], self.parts, returns=self.parts)
             for piece, rows, numbers in sets.by_piece(np.arange(len(sets)))
         ]
-        found = _get([_run(spread.leaders_of_part, threshold, *blocks) for blocks in zip(*met, strict=True)])
+        found = get([run(spread.leaders_of_part, threshold, *blocks) for blocks in zip(*met, strict=True)])
         partner, similarity = np.full(len(sets), -1, np.int64), np.zeros(len(sets))
         for rows, leading, similar in found:
             partner[rows], similarity[rows] = leading, similar
@@ -101,7 +85,7 @@ class Ray(Engine):
         numbers = np.arange(len(sets))
         first = first_of(sets.facts.hashes[sets.rows])
         met = self._meet(sets, numbers[first == numbers], numbers, threshold)
-        found = _get([_run(spread.pairs_of_part, part, threshold, enough, *blocks) for part, blocks in met])
+        found = get([run(spread.pairs_of_part, part, threshold, enough, *blocks) for part, blocks in met])
         none = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
         return Pairs(first, *in_order(*(np.concatenate(column) for column in zip(*none, *found, strict=True))))
 
@@ -110,9 +94,9 @@ class Ray(Engine):
         by_size = np.argsort(sets.facts.sizes[sets.rows], kind="stable")
         rank = np.empty(len(sets), np.int64)
         rank[by_size] = np.arange(len(sets))
-        of_ranks = _put(splits[by_size])
+        of_ranks = put(splits[by_size])
         met = self._meet(sets, np.arange(len(sets)), rank, floor)
-        found = _get([_run(spread.closest_of_part, part, floor, of_ranks, *blocks) for part, blocks in met])
+        found = get([run(spread.closest_of_part, part, floor, of_ranks, *blocks) for part, blocks in met])
         return nearest_of([Nearest(-1, -1, 0.0, 0), *found]).named(by_size)
 
     def _pieces(self, file: Path) -> list[tuple[int, ...]]:
@@ -125,7 +109,7 @@ class Ray(Engine):
     ) -> list[tuple[ItemShare, tuple[Any, ...]]]:
         """Each part of the items, and references to the blocks of `chosen` rows that can be similar by one of them."""
         met = [
-            _run(spread.spread_by_item, piece, rows, numbers[places], threshold, self.parts, returns=self.parts)
+            run(spread.spread_by_item, piece, rows, numbers[places], threshold, self.parts, returns=self.parts)
             for piece, rows, places in sets.by_piece(chosen)
         ]
         return [(ItemShare(part, self.parts), blocks) for part, blocks in enumerate(zip(*met, strict=True))]
@@ -133,107 +117,14 @@ class Ray(Engine):
     def _rarities(self, found: Sequence[Any], num_items: int) -> Any:
         """A reference to how rare the items of each bucket are, in all rows: 128 MiB at most."""
         buckets = max(buckets_of(num_items), self.parts)
-        counted = [
-            _run(spread.buckets_by_part, shingled, buckets, self.parts, returns=self.parts) for shingled in found
-        ]
+        counted = [run(spread.buckets_by_part, shingled, buckets, self.parts, returns=self.parts) for shingled in found]
         width = buckets // self.parts
-        ranges = _get([_run(spread.rarities_of_part, width, *of_part) for of_part in zip(*counted, strict=True)])
-        return _put(np.concatenate([np.empty(0, np.uint8), *ranges]))
+        ranges = get([run(spread.rarities_of_part, width, *of_part) for of_part in zip(*counted, strict=True)])
+        return put(np.concatenate([np.empty(0, np.uint8), *ranges]))
 
 
 @contextmanager
 def ray_engine() -> Iterator[Ray]:
-    """A connection to the cluster. Raises ConfigError where there is none to be had."""
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "dedupe.engine=ray: ray is not installed; pip install 'tunewright[ray]', or use dedupe.engine=local"
-        ) from error
-    if ray.is_initialized():  # by whoever runs this; it is theirs to end
-        yield Ray()
-        return
-    try:
-        _connect()
-        yield Ray()
-    finally:
-        ray.shutdown()
-
-
-def _connect() -> None:
-    import ray
-    from ray.exceptions import RayError
-
-    config.quiet_libraries()
-    address = config.ray_address()
-    of_this_machine = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
-    try:
-        with _own_signals(), nullcontext() if of_this_machine else _once(address):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **of_this_machine)
-    except (OSError, RuntimeError, ValueError, ImportError, RayError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"RAY_ADDRESS={address}: {said}; accepted: host:port of a Ray cluster, or unset to start a local cluster"
-        ) from error
-    log.info("rows are compared on Ray (%s) with %d cores", address, ray.cluster_resources().get("CPU", 0))
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes over SIGTERM, by which Prefect ends a run."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():  # which alone can set handlers, Ray's as well
-            signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _once(address: str) -> Iterator[None]:
-    """Ray tries to connect once, which takes 40 s where something else answers, and not for a quarter of an hour."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
-    theirs = ATTEMPTS in os.environ
-    os.environ.setdefault(ATTEMPTS, "1")
-    try:
-        yield
-    finally:
-        if not theirs:
-            del os.environ[ATTEMPTS]
-
-
-def _work(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """A reference to what a worker needs to do it."""
-    return _put(BatchWork(function, arguments, fingerprints(function.__module__)))
-
-
-@cache
-def _remote(function: Callable[..., Any]) -> Any:
-    import ray
-
-    return ray.remote(function)
-
-
-def _run(function: Callable[..., Any], *arguments: Any, returns: int = 1) -> Any:
-    """A reference to function(*arguments) on the cluster, or so many to what it returns."""
-    return _remote(function).options(num_returns=returns).remote(*arguments)
-
-
-def _put(value: Any) -> Any:
-    import ray
-
-    return ray.put(value)
-
-
-def _get(references: list[Any]) -> list[Any]:
-    import ray
-    from ray.exceptions import RayTaskError
-
-    try:
-        return ray.get(references)
-    except RayTaskError as error:
-        if isinstance(error.cause, ConfigError):
-            raise error.cause from None
-        raise
+    """The engine for as long as it is connected. Raises ConfigError where there is no cluster to be had."""
+    with connected() as cores:
+        yield Ray(cores)

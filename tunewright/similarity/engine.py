@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.machine import on_all_cores
+from tunewright.machine.cluster import EngineName
 from tunewright.similarity.sets import ENOUGH, Nearest, Pairs, Sets, gather, leaders, nearest_across, similar_pairs
 
 T = TypeVar("T")
@@ -62,8 +63,8 @@ class Engine:
         return nearest_across(sets, splits, floor)
 
 
-def engine_of(name: Literal["local", "ray"]) -> AbstractContextManager[Engine]:
-    """The engine that dedupe.engine names, for as long as it is needed."""
+def engine_of(name: EngineName) -> AbstractContextManager[Engine]:
+    """The engine that data.engine names, for as long as it is needed."""
     if name == "local":
         return nullcontext(Engine())
     from tunewright.similarity.cluster import ray_engine

@@ -7,14 +7,15 @@ compared as on one machine (sets.py), so the result is the same.
 """
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from tunewright.errors import ConfigError
+from tunewright.machine.cluster import BatchWork, on_made
 from tunewright.similarity.engine import read_piece
 from tunewright.similarity.prompts import Shingles
 from tunewright.similarity.sets import (
@@ -28,18 +29,8 @@ from tunewright.similarity.sets import (
     prefixes,
     together,
 )
-from tunewright.store.code_hashes import fingerprints
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class BatchWork(Generic[T]):
-    """The function to run on every batch, its arguments, and the hashes of its code on the driver."""
-
-    function: Callable[..., T]
-    arguments: dict[str, Any]
-    code: dict[str, str]
 
 
 class Facts(NamedTuple):
@@ -89,15 +80,6 @@ def on_piece(work: BatchWork[T], file: Path, columns: list[str], piece: tuple[in
             "share"
         )
     return on_made(work, read_piece(file, columns, piece))
-
-
-def on_made(work: BatchWork[T], made: Any) -> T:
-    """Apply the function to another one's result; ConfigError where this node has other code."""
-    if fingerprints(work.function.__module__) != work.code:
-        raise ConfigError(
-            f"the Ray node {platform.node()} has another version of tunewright than the run: install the same version"
-        )
-    return work.function(made, **work.arguments)
 
 
 def facts_of(found: Shingles) -> Facts:

@@ -110,11 +110,13 @@ class Cached(Generic[P, A]):
         build: Callable[Concatenate[Path, P], A],
         libraries: tuple[str, ...],
         volatile: tuple[str, ...],
+        unkeyed: tuple[str, ...],
         lost: Callable[[A], str] | None,
     ) -> None:
         self.build = build
         self.libraries = libraries
         self.volatile = volatile
+        self.unkeyed = unkeyed
         self.lost = lost
         self.waited: dict[str, float] = {}  # key -> seconds that the last call waited for another that made the same
         self.stage: str = getattr(build, "__name__")  # noqa: B009 a Callable need not have a name
@@ -126,7 +128,8 @@ class Cached(Generic[P, A]):
         """Return the parts of the key by name: "training.learning_rate", "code tunewright.tasks.split:draw"."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        return of_call(bound.arguments, self.build.__module__, self.libraries)
+        keyed = {name: value for name, value in bound.arguments.items() if name not in self.unkeyed}
+        return of_call(keyed, self.build.__module__, self.libraries)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of a call with these arguments: 20 hex digits."""
@@ -286,15 +289,17 @@ def cached(
     *,
     libraries: tuple[str, ...] = (),
     volatile: tuple[str, ...] = (),
+    unkeyed: tuple[str, ...] = (),
     lost: Callable[[Any], str] | None = None,
 ) -> Callable[[Callable[Concatenate[Path, P], A]], Cached[P, A]]:
     """Caches a stage's function `f(folder, ...) -> record`, which writes its files into `folder`.
 
     `libraries` are the distributions whose version shapes the output. Files whose names begin with one of `volatile`
-    (reports, timings) are kept and verified, but are not part of the content hash that later stages see. What a stage
-    makes elsewhere than in its folder can be lost there: `lost` says so of a record, and then it is made again.
+    (reports, timings) are kept and verified, but are not part of the content hash that later stages see. The arguments
+    in `unkeyed` say where the work is done, which changes no file: they are not part of the key. What a stage makes
+    elsewhere than in its folder can be lost there: `lost` says so of a record, and then it is made again.
     """
-    return lambda build: Cached(build, libraries, volatile, lost)
+    return lambda build: Cached(build, libraries, volatile, unkeyed, lost)
 
 
 def kept(kind: type[A], stage: str, key: str) -> A | None:

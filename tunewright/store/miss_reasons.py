@@ -24,7 +24,6 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "base.revision": "model.revision",
     "dedupe.settings": "dedupe",
     "split.settings": "split",
-    "split.engine": "dedupe.engine",
     "render.max_quarantined_share": "checks.max_quarantined_share",
     "scan.share": "method.share",
     "label_errors.num_folds": "checks.label_error_folds",

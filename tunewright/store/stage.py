@@ -19,6 +19,7 @@ def stage(
     *,
     libraries: tuple[str, ...] = (),
     volatile: tuple[str, ...] = (),
+    unkeyed: tuple[str, ...] = (),
     lost: Callable[[Any], str] | None = None,
 ) -> Callable[[Callable[Concatenate[Path, P], A]], Task[P, A]]:
     """Make a function a stage of the function's name; its first argument, the folder, is not an argument of the stage.
@@ -34,7 +35,7 @@ def stage(
             retry_delay_seconds=RETRY_SECONDS,
             retry_condition_fn=is_retried,
         )
-        return of_task(cached(libraries=libraries, volatile=volatile, lost=lost)(build))
+        return of_task(cached(libraries=libraries, volatile=volatile, unkeyed=unkeyed, lost=lost)(build))
 
     return decorate
 
