@@ -188,8 +188,9 @@ def _trained(
 def _prompted(
     s: Settings, call: Run | Plan, read: Inputs, splits: Splits, tokens: Tokens, base: Base, max_new_tokens: int
 ) -> tuple[Prompts | None, tuple[Contender, ...]]:
-    """The base, asked by each kind of prompt that evaluation.contenders names, and the models behind APIs."""
-    names, apis = tuple(dict.fromkeys(s.evaluation.contenders)), s.evaluation.api_models
+    """The base, asked by each kind of prompt that the settings name, and the models behind APIs."""
+    kinds = [*s.evaluation.contenders, *(["documents"] if read.documents else [])]
+    names, apis = tuple(dict.fromkeys(kinds)), s.evaluation.api_models
     if not (names or apis):
         return None, ()
     prompts = call(prompt)(
@@ -202,6 +203,7 @@ def _prompted(
         embedding_model=s.dedupe.semantic_model,
         embedding=read.retrieval,
         asks_apis=bool(apis),
+        documents=read.documents,
     )
     contender = partial(Contender, base=base, prompts_digest=prompts.digest)
     return prompts, (

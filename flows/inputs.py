@@ -22,6 +22,7 @@ from tunewright.tasks import lm_eval
 from tunewright.tasks.check import own_expectations
 from tunewright.tasks.ingest import Need, source_files
 from tunewright.tasks.ingest.files import SourceFile
+from tunewright.tasks.prompt.documents import TextFile, documents
 
 # Sections that a candidate is made of.
 OF_CANDIDATE = ("data", "checks", "dedupe", "split", "model", "method", "training", "preference", "grpo", "compute")
@@ -40,6 +41,7 @@ class Inputs(NamedTuple):
     rewards: tuple[tuple[str, str], ...]  # the team's reward functions, of reinforce
     schema: str  # what evaluation.json_schema holds
     lm_eval: str  # what lm_eval.tasks ask
+    documents: tuple[TextFile, ...] = ()  # of prompt
     needs: tuple[Need, ...] = ()  # what split reads of rows besides their messages, of ingest
 
 
@@ -52,7 +54,9 @@ def inputs(settings: Settings) -> Inputs:
     if seen := _LOOKED_AT.get():
         return seen
     _stop_outside(settings)
-    retrieves = "retrieval" in settings.evaluation.contenders  # words are compared without the embedding model
+    retrieves = (
+        "retrieval" in settings.evaluation.contenders or settings.evaluation.documents
+    )  # few_shot needs no model
     return Inputs(
         own=own_expectations(settings.checks),
         metrics=_own_metrics(settings),
@@ -64,6 +68,7 @@ def inputs(settings: Settings) -> Inputs:
         files=source_files(settings.data) if (files := _FILES.get()) is None else files,
         base=models.identity(settings.model.base),
         chat_template=chat_templates.text(settings.model.chat_template),
+        documents=documents(settings.evaluation.documents),
         needs=needs(settings.split),
     )
 
@@ -91,6 +96,8 @@ def _stop_outside(settings: Settings) -> None:
     for setting, path in files.items():
         if path:
             outside.check_path(setting, path)
+    for number, pattern in enumerate(settings.evaluation.documents):
+        outside.check_path(f"evaluation.documents[{number}]", pattern)
     for metric in settings.evaluation.metrics:
         if ":" in metric:
             outside.check_module("evaluation.metrics", metric)

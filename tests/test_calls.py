@@ -13,7 +13,7 @@ import pytest
 from conftest import Harness
 
 from tunewright.artifacts import CheckedRows, Rows, Tokens, UniqueRows, Verdict
-from tunewright.config import Checks, Data, Expectation, Model, Registry, Settings, Source, Stage
+from tunewright.config import Checks, Data, Evaluation, Expectation, Model, Registry, Settings, Source, Stage
 from tunewright.cost_model import one_at_a_time
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Plan, Reached, Run, Step, stages
@@ -212,3 +212,13 @@ def test_what_render_warned_of_is_a_warning_of_the_verdict(monkeypatch: pytest.M
     count_test_use: Any = Calls.count_test_use
     found = count_test_use(calls, verdict, None, None, None, tokens, None, settings)
     assert found.warnings == ("few rows", "233 of 543 rows are too long")
+
+
+def test_a_stage_that_the_settings_leave_out_ends_no_run_in_silence() -> None:
+    with_documents = settings("a").model_copy(update={"evaluation": Evaluation(contenders=(), documents=("a.md",))})
+    assert "prompt" in stages(with_documents)
+    alone = Plan(settings("a").model_copy(update={"evaluation": Evaluation(contenders=())}), "register")
+    with pytest.raises(AssertionError, match=r"^prompt is left out by the settings, but called$"):
+        alone.begin("prompt")
+    with pytest.raises(Reached):
+        Plan(settings("a"), "train").begin("prompt")

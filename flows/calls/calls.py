@@ -70,7 +70,7 @@ ONLY_WITH = {
     "train": "preference.after_sft or grpo.after_sft",
     "prefer": "preference.method",
     "reinforce": "grpo.rewards",
-    "prompt": "evaluation.contenders or evaluation.api_models",
+    "prompt": "evaluation.contenders, evaluation.documents or evaluation.api_models",
     "forgetting": "evaluation.forgetting",
     "lm_eval": "lm_eval.tasks",
     "divergence": "evaluation.divergence, and preference.method or grpo.rewards,",
@@ -109,7 +109,7 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
         "train": not settings.trains_on_answers,
         "prefer": settings.preference.method == "none",
         "reinforce": not settings.grpo.rewards,
-        "prompt": not (settings.evaluation.contenders or settings.evaluation.api_models),
+        "prompt": not settings.evaluation.has_prompted,
         "forgetting": not settings.evaluation.forgetting,
         "lm_eval": not settings.lm_eval.tasks,
         "divergence": not settings.measures_divergence,
@@ -188,6 +188,7 @@ class Calls(ABC):
     def begin(self, stage: str) -> None:
         """Raises Reached before the first call of a stage that comes after the last one asked for."""
         if stage not in self.stages:
+            assert STAGES.index(stage) > STAGES.index(self.until), f"{stage} is left out by the settings, but called"
             raise Reached
 
     def keep(self, step: Step) -> None:

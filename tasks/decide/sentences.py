@@ -21,7 +21,12 @@ TOO_LOW = (
     "acceptable score, train longer, or add training rows"
 )
 FEW = 10  # test rows, under which the sentence of a promotion warns
-WHO = {"few_shot": "the few-shot prompt", "retrieval": "the retrieval prompt", AT_LEAST: AT_LEAST}
+WHO = {
+    "few_shot": "the few-shot prompt",
+    "retrieval": "the retrieval prompt",
+    "documents": "the base with your documents",
+    AT_LEAST: AT_LEAST,
+}
 
 
 def of(

@@ -2,6 +2,7 @@
 
 few_shot: the same shots before each question; which of a few draws, and how many of them, validation rows tell.
 retrieval: before each question the training rows most like it; whether by words or by embeddings, validation rows tell.
+documents: before each question the passages of a team's own documents most like it, chosen as for retrieval.
 Test rows are only written as they will be asked: nothing is chosen on them. A model behind an API is asked with the
 shots of few_shot, as messages (messages.jsonl).
 """
@@ -9,6 +10,7 @@ shots of few_shot, as messages (messages.jsonl).
 import json
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
-from tunewright.config import PromptContender
 from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import Chat, Reasoning
@@ -29,7 +30,19 @@ from tunewright.similarity import embedding as embeddings
 from tunewright.similarity.embedding import StaticModel
 from tunewright.similarity.prompts import common_segments
 from tunewright.store.stage import stage
-from tunewright.tasks.prompt.shots import BM25, Embeddings, PromptedRow, ask, conversation, draw, nearest, pool_of
+from tunewright.tasks.prompt.documents import PassagePool, TextFile, read
+from tunewright.tasks.prompt.shots import (
+    BM25,
+    Embeddings,
+    InContext,
+    Pool,
+    PromptedRow,
+    ask,
+    conversation,
+    draw,
+    nearest,
+    pool_of,
+)
 from tunewright.tools.conversation import Message, before, conversation_of, tools_of
 
 __all__ = ["prompt"]
@@ -37,8 +50,9 @@ __all__ = ["prompt"]
 log = logging.getLogger("tunewright")
 
 POOL = 50_000  # training rows that shots are taken from, the first by their id where there are more
-TRIED = {"few_shot": 32, "retrieval": 16}  # validation rows that each prompt is tried on
+TRIED = {"few_shot": 32, "retrieval": 16, "documents": 16}  # validation rows that each prompt is tried on
 DRAWS = 3  # of the shots of few_shot
+NUM_PASSAGES = (4, 1)  # before a question
 WORDS = {"bm25": "BM25", "embedding": "embeddings"}
 BATCH = 16
 REJECTED = ("rejected_ids", "rejected")
@@ -60,7 +74,7 @@ class Asking:
         self.base = base
         self.chat = Chat(load_tokenizer(base), base.weights)
         self.stops = sorted(self.chat.stops.values())
-        self.pool = pool_of(_pool(splits.path("train.parquet"), tokens.path("train.parquet"), POOL))
+        self.train = splits.path("train.parquet"), tokens.path("train.parquet")
         self.validation = _asked(splits, tokens, "validation").sort_by("row_id")  # a sample, whatever its beginning
         self.test = _asked(splits, tokens, "test")
         config = json.loads((base.weights / "config.json").read_text(encoding="utf-8"))
@@ -69,22 +83,27 @@ class Asking:
         self.reasoning: Reasoning = tokens.reasoning
         self.model: Any = None
 
-    def ask(self, rows: pa.Table, shots: Sequence[list[int]]) -> list[PromptedRow]:
-        """The rows with these shots before them."""
+    @cached_property
+    def pool(self) -> Pool:
+        """The training rows that can be shots."""
+        return pool_of(_pool(*self.train, POOL))
+
+    def ask(self, rows: pa.Table, shots: Sequence[list[int]], of: InContext | None = None) -> list[PromptedRow]:
+        """The rows with these shots before them, training rows unless they are `of` something else."""
         room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
-        return ask(self.chat, self.pool, rows.to_pylist(), shots, reasoning=self.reasoning, **room)
+        return ask(self.chat, of or self.pool, rows.to_pylist(), shots, reasoning=self.reasoning, **room)
 
     def conversation(self, row: dict[str, Any], shots: Sequence[int]) -> Sequence[Message]:
         """A row with these shots before it and without its answer, with its tools."""
         return before(conversation(self.pool, shots, conversation_of(row)), -1)
 
-    def found(self, rows: pa.Table, shots: Sequence[list[int]]) -> PromptScore:
+    def found(self, rows: pa.Table, shots: Sequence[list[int]], of: InContext | None = None) -> PromptScore:
         """Score the base on validation rows with these examples, in one forward pass without generation."""
         from tunewright.generation import Answer, Greedy
 
         if self.model is None:  # half the time in bfloat16, and nothing but a choice hangs on it
             self.model = load_model(self.base, dtype=fastest_dtype())
-        tokens = [row.tokens for row in self.ask(rows, shots)]
+        tokens = [row.tokens for row in self.ask(rows, shots, of)]
         answers = [Answer.of(each.input_ids, each.labels, each.prompt_length) for each in tokens]
         lengths = [len(answer.reference) for answer in answers]
         Greedy(self.model, stops=self.stops, max_new_tokens=max(lengths), batch=BATCH).answer(answers, generate=False)
@@ -124,27 +143,51 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
 
 
+def with_documents(
+    asking: Asking, passages: PassagePool, model: StaticModel | None
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """The passages of each test row: so many of the most similar as do best on validation rows; and what was tried."""
+    known = pq.ParquetFile(asking.train[0]).iter_batches(POOL, columns=["messages"])
+    left_out = common_segments(next(known)["messages"])
+    retrievers: dict[str, BM25 | Embeddings] = {"bm25": BM25(passages.rows, left_out)}
+    if model:
+        retrievers["embedding"] = Embeddings(passages.rows, left_out, model)
+    rows = asking.validation.slice(0, TRIED["documents"])
+    numbers = sorted({min(number, len(passages.texts)) for number in NUM_PASSAGES}, reverse=True)
+    tried = {
+        (name, number): asking.found(rows, nearest(retriever, rows, number), passages)
+        for name, retriever in retrievers.items()
+        for number in numbers
+    }
+    by, number = max(tried, key=lambda each: tried[each])
+    most_similar = f"the {number} most similar passages" if number > 1 else "the most similar passage"
+    says = f"{most_similar} of {len(passages.texts):,} by {WORDS[by]}"
+    says += f" (the best of {counted(len(tried), 'choice')} on {_in_words(rows, asking.validation)})"
+    shown = [{"by": name, "passages": some} | _rounded(found) for (name, some), found in tried.items()]
+    return nearest(retrievers[by], asking.test, number), {"chosen": says, "tried": shown}
+
+
 def _in_words(rows: pa.Table, validation: pa.Table) -> str:
     """Count the validation rows that prompts were tried on, and say where these are only the first."""
     first = "the first " if len(rows) < len(validation) else ""
     return f"{first}{counted(len(rows), 'validation row')}"
 
 
-def write(file: Path, asking: Asking, shots: Sequence[list[int]]) -> dict[str, Any]:
+def write(file: Path, asking: Asking, shots: Sequence[list[int]], of: InContext) -> dict[str, Any]:
     """Writes the test rows as they are asked; the ids of each row's shots, and how many rows had to leave some out."""
     ids: dict[str, list[str]] = {}
     num_shortened = 0
     with pq.ParquetWriter(file, TOKEN_SCHEMA) as writer:
         for start in range(0, len(shots), ROWS):
             rows, wanted = asking.test.slice(start, ROWS), shots[start : start + ROWS]
-            written = asking.ask(rows, wanted)
+            written = asking.ask(rows, wanted, of)
             names: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in ("row_id", "cluster")}
             names["replay"] = [False] * len(rows)
             names |= {name: rows[name].to_pylist() for name in REJECTED}
             rest = [name for name in TOKEN_SCHEMA.names if name not in names]
             columns = {name: [vars(row.tokens)[name] for row in written] for name in rest}
             writer.write_table(pa.table(names | columns, TOKEN_SCHEMA))
-            ids |= {row_id: asking.pool.ids(row.shots) for row_id, row in zip(names["row_id"], written, strict=True)}
+            ids |= {row_id: of.ids(row.shots) for row_id, row in zip(names["row_id"], written, strict=True)}
             num_shortened += sum(len(row.shots) < len(some) for row, some in zip(written, wanted, strict=True))
     return {"num_shortened": num_shortened, "shots": ids}
 
@@ -187,12 +230,13 @@ def prompt(
     splits: Splits,
     tokens: Tokens,
     base: Base,
-    contenders: tuple[PromptContender, ...],
+    contenders: tuple[str, ...],
     shots: int,
     max_new_tokens: int,
     embedding_model: str,
     embedding: str,
     asks_apis: bool = False,
+    documents: tuple[TextFile, ...] = (),
 ) -> Prompts:
     """The test rows as each of the contenders is asked them, and with `asks_apis` a model behind an API.
 
@@ -205,16 +249,24 @@ def prompt(
     fixed: list[list[int]] = []  # the shots of few_shot
     try:
         with on_devices():
+            model = embeddings.load_model(embedding_model) if embedding else None
             for name in contenders:
-                model = embeddings.load_model(embedding_model) if embedding and name == "retrieval" else None
-                chosen, search = few_shot(asking, shots) if name == "few_shot" else retrieval(asking, shots, model)
-                fixed = chosen if name == "few_shot" else fixed
-                made[name] = search | write(folder / f"{name}.parquet", asking, chosen)
+                of: InContext = read(documents) if name == "documents" else asking.pool
+                match of:
+                    case PassagePool():
+                        chosen, search = with_documents(asking, of, model)
+                    case _ if name == "few_shot":
+                        chosen, search = few_shot(asking, shots)
+                        fixed = chosen
+                    case _:
+                        chosen, search = retrieval(asking, shots, model)
+                made[name] = search | write(folder / f"{name}.parquet", asking, chosen, of)
                 log.info("%s: %s", name, search["chosen"])
                 if shortened := made[name]["num_shortened"]:
+                    what, advice = ("passages", "") if name == "documents" else ("examples", "; lower evaluation.shots")
                     warned.append(
-                        f"{name}: {shortened:,} of {len(asking.test):,} test prompts have fewer examples than chosen, "
-                        "since the base's context has no room for more; lower evaluation.shots"
+                        f"{name}: {shortened:,} of {len(asking.test):,} test prompts have fewer {what} than chosen, "
+                        f"since the base's context has no room for more{advice}"
                     )
                     log.warning("prompt: %s", warned[-1])
             if asks_apis:
@@ -223,7 +275,9 @@ def prompt(
         raise ConfigError(
             f"evaluation.contenders: the base cannot be evaluated few-shot: {error}; accepted: contenders=[]"
         ) from error
-    shown = {"opening": asking.pool.opening, "num_in_pool": len(asking.pool.rows), "num_train": splits.num_train}
+    shown: dict[str, Any] = {"num_train": splits.num_train}
+    if asks_apis or {*contenders} - {"documents"}:
+        shown |= {"opening": asking.pool.opening, "num_in_pool": len(asking.pool.rows)}
     text = json.dumps(shown | made, ensure_ascii=False, indent=1)
     (folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
     return Prompts(

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -39,9 +39,25 @@ class Pool:
         """The conversation of one of the rows."""
         return conversation_of(self.rows.slice(at, 1).to_pylist()[0])
 
-    def ids(self, shots: Sequence[int]) -> list[str]:
+    def ids(self, chosen: Sequence[int]) -> list[str]:
         """The row ids of some of the rows."""
-        return [self.rows["row_id"][at].as_py() for at in shots]
+        return [self.rows["row_id"][at].as_py() for at in chosen]
+
+    def before(self, chosen: Sequence[int], messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with some of the rows as earlier turns."""
+        return conversation(self, chosen, messages)
+
+
+class InContext(Protocol):
+    """The material that stands before a question: training rows, or passages of documents."""
+
+    def ids(self, chosen: Sequence[int]) -> list[str]:
+        """Return the names of some of it."""
+        ...
+
+    def before(self, chosen: Sequence[int], messages: Sequence[Message]) -> Sequence[Message]:
+        """Return the messages with some of it before the question."""
+        ...
 
 
 class PromptedRow(NamedTuple):
@@ -103,7 +119,7 @@ def conversation(pool: Pool, shots: Sequence[int], messages: Sequence[Message]) 
 
 def ask(
     chat: Chat,
-    pool: Pool,
+    pool: InContext,
     rows: Sequence[dict[str, Any]],
     shots: Sequence[list[int]],
     *,
@@ -118,7 +134,7 @@ def ask(
     asked: dict[int, PromptedRow] = {}
     waiting = dict(enumerate(shots))
     while waiting:
-        conversations = [conversation(pool, some, conversation_of(rows[at])) for at, some in waiting.items()]
+        conversations = [pool.before(some, conversation_of(rows[at])) for at, some in waiting.items()]
         written = tokenize(chat, conversations, last_only=True, reasoning=reasoning)
         for (at, some), tokens in zip(waiting.items(), written, strict=True):
             if isinstance(tokens, Untrainable):

@@ -21,7 +21,7 @@ from tunewright.reports.account import Account, reasons
 from tunewright.reports.curves import TrainingWarning
 
 CANDIDATE, BASE = "candidate", "base"
-TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt"}
+TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt", "documents": "base with documents"}
 
 
 def title(contender: str, metric: str = "") -> str:

@@ -330,7 +330,7 @@ class Adapter(Artifact, frozen=True):
 
 
 class Prompts(Artifact, frozen=True):
-    """prompt: few_shot.parquet and retrieval.parquet (the test rows as asked, TOKEN_SCHEMA), as far as asked for.
+    """prompt: few_shot.parquet, retrieval.parquet, documents.parquet, as far as asked for: test rows as TOKEN_SCHEMA.
 
     prompts.json has the shots of each row by their ids, what was tried on validation rows, and what was chosen.
     """
@@ -342,7 +342,7 @@ class Prompts(Artifact, frozen=True):
 class Contender(BaseModel, frozen=True):
     """Something that answers the test rows: a base, and the tuned weights or the prompts that make the best of it."""
 
-    name: str  # base, few_shot, retrieval, champion or candidate
+    name: str  # base, few_shot, retrieval, documents, champion or candidate
     base: Base
     prompts: Path | None = None  # the test rows as they are asked, where they are asked otherwise (TOKEN_SCHEMA)
     prompts_digest: str = ""

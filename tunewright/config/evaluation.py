@@ -76,7 +76,7 @@ def require_in_range(metric: str, key: str, by: float) -> None:
 
 
 API_NAME = r"^[A-Za-z0-9][\w.-]*$"  # a part of MLflow's metric names
-OTHER_CONTENDERS = {"base", "candidate", "champion", "constant", "few_shot", "retrieval"}
+OTHER_CONTENDERS = {"base", "candidate", "champion", "constant", "few_shot", "retrieval", "documents"}
 LEAST_LIMIT = 32  # tokens that max_new_tokens: auto leaves an answer, also of a base that says more than the label
 PromptContender = Literal["few_shot", "retrieval"]
 
@@ -163,6 +163,11 @@ class Evaluation(Section):
         description="Prompted baselines besides base and champion: few_shot is the base with fixed examples from the "
         "training rows, retrieval the base with the most similar ones; may be empty",
     )
+    documents: Annotated[tuple[str, ...], LocalPath()] = Field(
+        default=(),
+        description="Your documents: text or Markdown files in UTF-8, or globs; the contender documents is the base "
+        "with the passages most similar to the question before it; empty: no such contender",
+    )
     shots: int = Field(default=8, ge=1, le=64, description="Maximum number of in-context examples in a prompt, 1 to 64")
     api_models: tuple[ApiModel, ...] = Field(
         default=(),
@@ -197,6 +202,11 @@ class Evaluation(Section):
         assert self.max_new_tokens != "auto", "limited() comes first"
         return self.max_new_tokens
 
+    @property
+    def has_prompted(self) -> bool:
+        """Whether there are contenders that are only prompted."""
+        return bool(self.contenders or self.documents or self.api_models)
+
     def limited(self, longest_answer: int, max_length: int) -> Self:
         """The settings with a number for max_new_tokens, where the longest answer has so many tokens.
 
@@ -215,10 +225,10 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _each_has_an_effect(self) -> Self:
-        prompted = bool(self.contenders or self.api_models)
-        if not prompted and self.shots != type(self).model_fields["shots"].default:
+        with_shots = bool(self.contenders or self.api_models)
+        if not with_shots and self.shots != type(self).model_fields["shots"].default:
             raise ValueError(f"shots={self.shots} has no effect; accepted with contenders=few_shot, retrieval")
-        if self.complete and not prompted:
+        if self.complete and not self.has_prompted:
             raise ValueError("complete=true has no effect; accepted with contenders=few_shot, retrieval")
         names = [each.contender for each in self.api_models]
         for name in names:

@@ -26,8 +26,10 @@ class CommaSeparated:
 LONGEST_NAME = 255  # bytes of a file's or folder's, on every usual disk
 
 
-def _possible(path: str | None) -> str | None:
-    """Return the path. Raises ValueError where no file can have it."""
+def _possible(path: Any) -> Any:
+    """Return a path, or several. Raises ValueError where no file can have one."""
+    if isinstance(path, tuple):
+        return tuple(map(_possible, path))
     if path is None or "://" in path:
         return path
     try:

@@ -22,6 +22,7 @@ NAMES = {
     "base": "base",
     "few_shot": "base, few-shot prompt",
     "retrieval": "base, retrieval prompt",
+    "documents": "base, with documents",
     "champion": "champion before",
 }
 EXPLAINED = {  # what a stranger cannot know by the name

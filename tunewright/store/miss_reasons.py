@@ -68,6 +68,7 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "evaluate.own": "evaluation.metrics: the code of your class changed",
     "evaluate.schema": "evaluation.json_schema: the file changed",
     "prompt.embedding": "dedupe.semantic_model: its files changed",
+    "prompt.documents": "evaluation.documents: the files changed",
     "prompt.asks_apis": "evaluation.api_models: there are some now, or none any more",
     "evaluate.contender.version": "the champion changed",
     "evaluate.rule": "evaluation.complete changed",

@@ -1,0 +1,138 @@
+"""A team's own documents in passages, the most similar of which stand before a question (retrieval augmentation)."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from tunewright.artifacts import MESSAGES
+from tunewright.errors import ConfigError
+from tunewright.tools.conversation import Conversation, Message, tools_of
+
+SETTING = "evaluation.documents"
+MOST_BYTES = 50_000_000  # of all documents
+PASSAGE = 1_000  # characters, and a heading
+PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])")
+HEADING = re.compile(r"#{1,6} .*")
+OPENING = "Passages that may help:"
+
+
+class TextFile(BaseModel, frozen=True):
+    """A text file, by what it holds."""
+
+    name: str
+    sha256: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class PassagePool:
+    """The passages of all documents, as what can stand before a question."""
+
+    texts: list[str]
+    names: list[str]  # such as "handbook.md 12"
+
+    @property
+    def rows(self) -> pa.Table:
+        """The passages as questions, in the column that retrievers compare."""
+        turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": ""}] for text in self.texts]
+        return pa.table({"messages": pa.array(turns, MESSAGES)})
+
+    def ids(self, chosen: Sequence[int]) -> list[str]:
+        """The names of some passages."""
+        return [self.names[at] for at in chosen]
+
+    def before(self, chosen: Sequence[int], messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with some passages before the last question."""
+        last = max((at for at, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if last is None or not chosen:
+            return messages
+        said = "\n\n---\n\n".join([OPENING, *(self.texts[at] for at in chosen), messages[last]["content"]])
+        asked = [*messages[:last], messages[last] | {"content": said}, *messages[last + 1 :]]
+        return Conversation(asked, tools_of(messages)) if isinstance(messages, Conversation) else asked
+
+
+def documents(patterns: Sequence[str]) -> tuple[TextFile, ...]:
+    """The files that evaluation.documents names, in order. Raises ConfigError for one that is missing or no text."""
+    found: list[TextFile] = []
+    size = 0
+    for number, pattern in enumerate(patterns):
+        given = Path(pattern).expanduser()
+        paths = [given] if given.is_file() else [Path(path) for path in sorted(glob(str(given), recursive=True))]  # noqa: PTH207 also of an absolute pattern
+        files = [path for path in paths if path.is_file()]
+        if not files:
+            what = "a folder" if given.is_dir() else "no such file"
+            raise ConfigError(
+                f"{SETTING}[{number}]={pattern}: {what}; accepted: text files, or globs such as docs/*.md"
+            )
+        for path in files:
+            content = path.read_bytes()
+            size += len(content)
+            _stop_unless_text(f"{SETTING}[{number}]={path}", content)
+            found.append(TextFile(name=path.name, sha256=hashlib.sha256(content).hexdigest(), path=path))
+    if size > MOST_BYTES:
+        raise ConfigError(f"{SETTING}: {size:,} bytes in {len(found):,} files; accepted: at most {MOST_BYTES:,} bytes")
+    return tuple({document.sha256: document for document in reversed(found)}.values())[::-1]
+
+
+def _stop_unless_text(place: str, content: bytes) -> None:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{place}: byte {error.start:,} is not UTF-8; accepted: text or Markdown in UTF-8, not PDF or Word"
+        ) from None
+    if not text.strip():
+        raise ConfigError(f"{place}: the file is empty; accepted: text or Markdown in UTF-8")
+
+
+def read(files: Sequence[TextFile]) -> PassagePool:
+    """Divide the documents into passages."""
+    named = [(f"{file.name} {n}", text) for file in files for n, text in enumerate(passages(_text(file)), start=1)]
+    return PassagePool([text for _, text in named], [name for name, _ in named])
+
+
+def _text(file: TextFile) -> str:
+    content = file.path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise ConfigError(f"{SETTING}: {file.path} changed while the run read it; start the run again")
+    return content.decode().replace("\r\n", "\n")
+
+
+def passages(text: str) -> Iterator[str]:
+    """Yield paragraphs put together to about PASSAGE characters; each begins with the heading that it stands under."""
+    heading, held = "", ""
+    for paragraph in _paragraphs(text):
+        is_heading = HEADING.fullmatch(paragraph)
+        if held and (is_heading or len(held) + len(paragraph) + 2 > PASSAGE):
+            if held != heading:
+                yield held
+            held = "" if is_heading else heading
+        heading = paragraph if is_heading else heading
+        held = f"{held}\n\n{paragraph}" if held else paragraph
+    if held:
+        yield held
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Yield paragraphs, each heading as one of its own, long ones divided at sentences, or anywhere."""
+    for block in PARAGRAPH_END.split(text):
+        lines = block.strip().split("\n")
+        while lines and HEADING.fullmatch(lines[0].strip()):
+            yield lines.pop(0).strip()
+        held = ""
+        for sentence in SENTENCE_END.split("\n".join(lines).strip()):
+            for start in range(0, len(sentence), PASSAGE // 2):
+                piece = sentence[start : start + PASSAGE // 2]
+                if held and len(held) + len(piece) + 1 > PASSAGE // 2:
+                    yield held
+                    held = ""
+                held = f"{held} {piece}" if held else piece
+        if held:
+            yield held
