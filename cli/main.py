@@ -14,6 +14,7 @@ with interrupts.at_once():
     from tunewright.cli.convert import convert
     from tunewright.cli.export import export
     from tunewright.cli.imports import import_
+    from tunewright.cli.join import join
     from tunewright.cli.predict import predict
     from tunewright.cli.reproduce import reproduce
     from tunewright.cli.serve import serve
@@ -245,6 +246,7 @@ def settings(
 app.command("import")(import_)
 for command in (
     predict,
+    join,
     serve,
     api,
     export,

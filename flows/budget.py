@@ -72,7 +72,7 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
             rate = calibration.calibrate(base, tokens, case)
     would = [estimate(each, rate) for _, each in trainings(case, settings)]
     low, high = (sum(each.seconds[end] for each in would if each.seconds) for end in (0, 1))
-    cost = price.of(low, settings.compute.devices), price.of(high, settings.compute.devices)
+    cost = price.of(low, settings.compute.num_ranks), price.of(high, settings.compute.num_ranks)
     spent = price.of(seconds)
     total = spent + cost[1]
     said = (

@@ -28,6 +28,7 @@ from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
 from tunewright.store import in_use, test_set_uses
 from tunewright.tasks.ingest import source_files
+from tunewright.tasks.train import rendezvous
 
 SHOWN = 80  # characters of a warning that was logged whole before
 
@@ -135,7 +136,8 @@ def compare(
     left = list(variants)
     shares = _shares(variants)
     files = source_files(settings.data)
-    with in_use.of_terminal(terminal_run()), warnings_once() as once, reading(files):
+    met = rendezvous.served(max(each.compute.nodes for each in variants.values()))
+    with in_use.of_terminal(terminal_run()), warnings_once() as once, reading(files), met:
         for seed in range(first, first + seeds):
             # Of one seed: a mean of the seeds that look good would be no mean.
             study = Study(measure, prunes=prune and seed == first and not shares)

@@ -70,6 +70,7 @@ from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.render import render
 from tunewright.tasks.scan import scan
 from tunewright.tasks.split import split
+from tunewright.tasks.train import rendezvous
 from tunewright.tasks.train.stage import train
 from tunewright.tasks.verdict_page import verdict_page
 
@@ -163,7 +164,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     )
     candidate = Candidate(
         run=made,
-        page=call(verdict_page)(run=made, price=budget.price_here(s.operation), num_devices=s.compute.devices),
+        page=call(verdict_page)(run=made, price=budget.price_here(s.operation), num_devices=s.compute.num_ranks),
         lineage={file.path: file.digest for file in read.files},
         data_version=before.number,
         challenged=opponent.version if opponent else "",
@@ -308,7 +309,16 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
         budget.require_price(settings.operation)
     shown = nullcontext() if is_variant else seen_in_mlflow(calls)
     told = of_run(priority=settings.operation.priority, devices=settings.compute.devices)
-    with in_use.by_a_run(), in_use.of_terminal(terminal_run()), looked_at(settings), shown, told, suppress(Reached):
+    met = rendezvous.served(settings.compute.nodes if calls.trainings else 1)
+    with (
+        in_use.by_a_run(),
+        in_use.of_terminal(terminal_run()),
+        looked_at(settings),
+        shown,
+        told,
+        met,
+        suppress(Reached),
+    ):
         tell_files(inputs(settings).files)
         try:
             pipeline(settings, calls)

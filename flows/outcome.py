@@ -71,7 +71,7 @@ class Outcome(BaseModel, frozen=True):
             if kind[-1:] == (NoneType,)
         }
         if settings and (price := price_here(settings.operation)):
-            records |= {"price": price, "num_devices": settings.compute.devices}
+            records |= {"price": price, "num_devices": settings.compute.num_ranks}
         records["trainings"] = tuple(step.record for step in steps if isinstance(step.record, artifacts.Adapter))
         outcome = cls(steps=tuple(steps), answers={answer.contender: answer for answer in answers}, **records)
         if account := outcome.account():

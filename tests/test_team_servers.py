@@ -20,6 +20,7 @@ import s3fs
 import waiting
 import yaml
 from conftest import make_tiny_base
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 from make_team_servers import HOST, INFRA, USER, TeamServers, copied, need, services_of, team_servers
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.settings import KubernetesSettings
@@ -122,6 +123,35 @@ def test_prefect_s_kubernetes_worker_makes_a_valid_job_of_the_template() -> None
     assert {"name": "PREFECT_API_SSL_CERT_FILE", "value": "/certificates/ca.crt"} in container["env"]
     assert (pod["terminationGracePeriodSeconds"], pod["nodeSelector"]) == (60, {"gpu": "h100"})
     assert pod["securityContext"]["runAsNonRoot"]
+
+
+def test_the_train_job_of_several_nodes_is_valid_and_each_pod_knows_its_part(tmp_path: Path) -> None:
+    runtime, job = yaml.safe_load_all((INFRA / "kubernetes" / "train-job.yaml").read_text())
+    for document, kind in ((runtime, TrainerV1alpha1TrainingRuntime), (job, TrainerV1alpha1TrainJob)):
+        read = kind.from_dict(document)
+        assert read and read.to_dict() == document, "a field that the schema does not have is left out"
+    assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    spec = replicated["template"]["spec"]
+    as_job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": runtime["metadata"], "spec": spec}
+    kubernetes_validate.validate(as_job, kubernetes_validate.latest_version(), strict=True)
+    of_template = job_of()["spec"]["template"]["spec"]
+    pod = spec["template"]["spec"]
+    assert [each for each in of_template["volumes"] if each not in pod["volumes"]] == []
+    assert pod["securityContext"] == of_template["securityContext"]
+
+    for name, line in {"getent": "", "tunewright": 'echo "$@" "$TUNEWRIGHT_RENDEZVOUS"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (container,) = pod["containers"]
+    given = {each["name"]: each["value"] for each in job["spec"]["trainer"]["env"]}
+    given |= {"PET_MASTER_ADDR": "first", "PET_MASTER_PORT": "29400", "PET_NNODES": "2"}
+    given["PATH"] = f"{tmp_path}:/usr/bin:/bin"
+    pipeline = "run /pipelines/support-bot.yaml --set compute.nodes=2 --set compute.devices=8"
+    for rank, command in (("0", pipeline), ("1", "join")):
+        environment = {**given, "PET_NODE_RANK": rank}
+        said = subprocess.run(container["command"], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        assert said.stdout == f"{command} first:29400\n"
 
 
 def test_what_the_jobs_need_in_a_cluster_is_valid_and_named_as_in_the_template() -> None:

@@ -338,7 +338,7 @@ class _Rates:
         machine, found = self.case.machine, None
         if machine.is_here and self.base:
             found = calibration.measured(self.base, self.tokens, replace(self.case, method=method))
-        return found or rate_of(machine.teraflops, self.case.compute.devices)
+        return found or rate_of(machine.teraflops, self.case.compute.num_ranks)
 
 
 def _costs(

@@ -44,6 +44,7 @@ def calibrate(base: Base, tokens: Tokens, case: BudgetCase) -> Rate:
     with tempfile.TemporaryDirectory() as folder:
         seconds = _seconds(_job(Path(folder), base, tokens, case), Path(folder))
     rate = case.flops_a_row * case.training.batch / statistics.median(seconds[1:] or seconds)
+    rate *= case.compute.nodes  # of which this machine alone was timed
     kept = {"flops_per_second": rate, "steps": len(seconds), "made": time.strftime("%Y-%m-%d", time.gmtime())}
     file = _file(base, case)
     config.make_home()
@@ -76,7 +77,7 @@ def _rate(kept: dict[str, Any]) -> Rate:
 
 def _way(training: Training, compute: Compute) -> list[Any]:
     """Return the settings that change the time of the same arithmetic."""
-    how = [compute.precision, compute.threads, compute.compile, compute.attention, compute.devices, compute.strategy]
+    how = [compute.precision, compute.threads, compute.compile, compute.attention, compute.num_ranks, compute.strategy]
     return [training.speed, *how]
 
 
@@ -112,7 +113,7 @@ def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.
         method=case.method,
         modules=modules,
         training=case.training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
-        compute=case.compute,
+        compute=case.compute.without("nodes"),
         micro_batch=case.micro_batch,
     )
 

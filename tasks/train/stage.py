@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ from tunewright.reports import curves
 from tunewright.reports.curves.reading import SIZED_BY
 from tunewright.reports.pages import counted
 from tunewright.reports.progress import Progress, duration
-from tunewright.store import needless
+from tunewright.store import cache_key, needless
 from tunewright.store.caching import work_folder
 from tunewright.store.stage import stage
-from tunewright.tasks.train import shared_checkpoints, trainer
+from tunewright.tasks.train import rendezvous, shared_checkpoints, trainer
 from tunewright.tasks.train.heartbeat import Heartbeat
 from tunewright.tasks.train.trainer import (
     __main__ as process_of_trainer,  # named, so that its code is part of train's key
@@ -92,7 +92,7 @@ def run_trainer(job: trainer.Job, work: Path) -> None:
             smaller = ["compute.checkpointing=true"] * (not job.compute.checkpointing)
             smaller += ["method.kind=qlora"] * (kind != "qlora") + [f"a lower {size}"] * bool(size)
             raise TrainingError(
-                f"out of memory with training.micro_batch=1 ({_error(work)}): use {', '.join(smaller)}, or a "
+                f"out of memory with training.micro_batch=1 ({error_in(work)}): use {', '.join(smaller)}, or a "
                 "smaller model.base"
             )
         micro_batch //= 2
@@ -105,7 +105,8 @@ def _attempt(job: trainer.Job, work: Path) -> int:
     Raises TrainerDied where it hung and was ended.
     """
     killed = machine.oom_kills()
-    with started(job, work) as process:
+    part = rendezvous.called(job, cache_key.of_call({}, __name__, LIBRARIES)) if job.compute.nodes > 1 else None
+    with started(job, work, part) as process:
         progress, heartbeat = Progress(work), Heartbeat(work, process.pid)
         earlier, began = seconds_in(work), time.monotonic()
         while process.poll() is None:
@@ -129,8 +130,10 @@ def _attempt(job: trainer.Job, work: Path) -> int:
 
 
 @contextlib.contextmanager
-def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> Iterator[subprocess.Popen[Any]]:
-    """The trainer at work on the job in the folder `work`.
+def started(
+    job: trainer.Job, work: Path, part: Mapping[str, str] | None = None, *, grace: float = GRACE_SECONDS
+) -> Iterator[subprocess.Popen[Any]]:
+    """The trainer at work on the job in the folder `work`; `part` is its part in a training of several machines.
 
     Whatever ends this block ends the trainer and its children: politely first, with so many seconds for a checkpoint.
     """
@@ -142,6 +145,7 @@ def started(job: trainer.Job, work: Path, *, grace: float = GRACE_SECONDS) -> It
         # No others: with more in sight, transformers would spread a batch over them in a way of its own.
         "CUDA_VISIBLE_DEVICES": ",".join(machine.first_gpus(job.compute.devices)),
         "WANDB_DISABLED": "true",
+        **(part or {}),
     }
     with (work / "trainer.log").open("a", encoding="utf-8") as output:
         output.write(f"{ATTEMPT} of {time.strftime('%Y-%m-%d %H:%M:%S')}, training.micro_batch={job.micro_batch}\n")
@@ -175,6 +179,8 @@ def _failure(code: int, work: Path) -> TunewrightError:
     if code < 0:
         name = signal.Signals(-code).name
         return TrainerDied(f"the trainer was killed by {name}; it resumes from its last valid checkpoint")
+    if code == trainer.LOST:
+        return TrainerDied(f"{_told(work)[1]}; the training resumes from its last valid checkpoint")
     if code == trainer.INTERRUPTED:
         return TrainerDied("the trainer was stopped and saved a checkpoint; the next run resumes from it")
     if shutil.disk_usage(work).free < ROOM_BYTES:
@@ -184,7 +190,7 @@ def _failure(code: int, work: Path) -> TunewrightError:
         if kind == error.__name__:
             return error(message)
     failed = TrainingError if kind in OF_SETTINGS_OR_DATA else TrainerFailed
-    said = shortened(_error(work)) if failed is TrainerFailed else _error(work)
+    said = shortened(error_in(work)) if failed is TrainerFailed else error_in(work)
     return failed(f"training did not finish: {said}; full output: {work / 'trainer.log'}")
 
 
@@ -196,7 +202,8 @@ def _told(work: Path) -> tuple[str, str]:
     return "", ""
 
 
-def _error(work: Path) -> str:
+def error_in(work: Path) -> str:
+    """Return the error that the trainer told of, or the last line of its output."""
     kind, message = _told(work)
     if kind:
         return f"{kind}: {message}"

@@ -27,6 +27,7 @@ from tunewright.config.environment import (
     ray_address,
     refused_database,
     refused_home,
+    rendezvous,
     require_no_other_home,
     require_room,
     signing_password,

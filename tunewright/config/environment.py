@@ -78,6 +78,11 @@ def ray_address() -> str:
     return os.environ.get("RAY_ADDRESS") or "local"
 
 
+def rendezvous() -> str:
+    """The address at which the machines of a training meet, HOST:PORT: TUNEWRIGHT_RENDEZVOUS, or none."""
+    return os.environ.get("TUNEWRIGHT_RENDEZVOUS", "")
+
+
 def gguf_converter() -> Path | None:
     """Folder or program of llama.cpp's converter: TUNEWRIGHT_GGUF_CONVERTER, or None for the installed one."""
     named = os.environ.get("TUNEWRIGHT_GGUF_CONVERTER")

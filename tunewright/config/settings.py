@@ -176,6 +176,7 @@ class Settings(Section):
             "method.init=default": self.method.init in ("pissa", "olora"),
             "grpo.temperature=1": self.grpo.temperature != 1,
             "compute.devices=1": self.compute.devices > 1,
+            "compute.nodes=1": self.compute.nodes > 1,
         }
         if lacking := next((accepted for accepted, is_wrong in wrong.items() if is_wrong), ""):
             raise ValueError(f"compute.vllm cannot draw answers with these settings; accepted: {lacking}")

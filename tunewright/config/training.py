@@ -228,6 +228,13 @@ class Compute(Section):
         description="GPUs of this machine that train together, each computing a part of a step's rows, at most 64; "
         "on a CPU: processes, which share its cores",
     )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Machines that train together, each with compute.devices GPUs, at most 64: that of the run, where "
+        "TUNEWRIGHT_RENDEZVOUS names the address at which they meet, and others that join by tunewright join",
+    )
     vllm: str | None = Field(
         default=None,
         pattern=HTTP_URL,
@@ -282,6 +289,11 @@ class Compute(Section):
         le=4_096,
         description="CPU threads of the trainer, at most 4096; empty uses one per physical core",
     )
+
+    @property
+    def num_ranks(self) -> int:
+        """The devices of all machines."""
+        return self.devices * self.nodes
 
     @field_validator("vllm")
     @classmethod

@@ -152,7 +152,7 @@ class BudgetCase:
         """These steps in micro-batches of at most so many rows."""
         layout, device = self.chosen.layout, self.machine.device.kind
         a_group = micro_batching.group_cost(device, compiled=self.chosen.compile)
-        rest = (layout, micro_batch, self.compute.max_tokens, a_group, self.compute.devices)
+        rest = (layout, micro_batch, self.compute.max_tokens, a_group, self.compute.num_ranks)
         return [work.loads(step, *rest) for step in self.drawn]
 
     def most(self, cut: Sequence[Sequence[Load]]) -> Memory:
@@ -177,7 +177,7 @@ class BudgetCase:
         """The rows on the device at once."""
         if self.training.micro_batch == "auto":
             return self._largest_micro_batch() or 1
-        share = math.ceil(self.training.batch / self.compute.devices)
+        share = math.ceil(self.training.batch / self.compute.num_ranks)
         return min(self.training.micro_batch or share, share)
 
     def _largest_micro_batch(self) -> int:
@@ -186,7 +186,7 @@ class BudgetCase:
         def fits(size: int) -> bool:
             return self.most(self.cut(size)).peak <= FREE_SHARE * self.free_bytes
 
-        low, high = 0, math.ceil(self.batch / self.compute.devices)  # low fits, and what is over high does not
+        low, high = 0, math.ceil(self.batch / self.compute.num_ranks)  # low fits, and what is over high does not
         if fits(high):
             return high
         while low < high - 1:

@@ -111,7 +111,7 @@ def choose(config: Any, method: Method, training: Training, compute: Compute, lo
         compile=choice.compile(attention),
         fused=choice.fused(precision),
         optimizer=choice.optimizer(sharded=sharded),
-        devices=compute.devices,
+        devices=compute.num_ranks,
         sharded=sharded,
         because=choice.because,
     )
@@ -203,7 +203,7 @@ class _Choice:
         asked, devices = self.compute.strategy, self.compute.devices
         if self.device.count and devices > self.device.count:
             raise ConfigError(f"compute.devices={devices}: this machine has {counted(self.device.count, 'GPU')}")
-        if devices == 1:
+        if self.compute.num_ranks == 1:
             if asked != "auto":
                 raise ConfigError(
                     f"compute.strategy={asked}: there is one device; set compute.devices, or leave it out"
@@ -231,7 +231,7 @@ class _Choice:
             return self.compute.checkpointing
         if self.plain:
             return self._because("checkpointing", False, "training.speed=plain")
-        fits, why = self._fits(precision, self.compute.devices if sharded else 1)
+        fits, why = self._fits(precision, self.compute.num_ranks if sharded else 1)
         return self._because("checkpointing", not fits, "the weights and a row fit without it" if fits else why)
 
     def _fits(self, precision: str, ranks: int = 1) -> tuple[bool, str]:

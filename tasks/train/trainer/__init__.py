@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Compute, Grpo, Method, Preference, Training
 
-FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY = 0, 1, 75, 77
+FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY, LOST = 0, 1, 75, 77, 79  # LOST: another machine is gone
 
 
 class Job(BaseModel, frozen=True):

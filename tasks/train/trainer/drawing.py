@@ -25,7 +25,7 @@ from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import groups
 from tunewright.modeling.batches import token_likelihoods
 from tunewright.modeling.groups import DrawnCollator
-from tunewright.tasks.train.trainer import checkpoints, ranks
+from tunewright.tasks.train.trainer import checkpoints, copies, ranks
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.rows import Asked
 from tunewright.tasks.train.trainer.watch import BatchRows, answering, asked_of, mean_score, share_of
@@ -187,6 +187,7 @@ class RewardTrainer(ObservedTrainer):
         """Has the answers of a draw at hand: of the file where a step before this one drew them."""
         file, again = self.folder / f"{draw}.json", self.state.global_step % self.drawing.settings.iterations > 0
         if again and ranks.from_first(file.is_file):
+            copies.on_each(self.folder, file.name)
             held = json.loads(file.read_text(encoding="utf-8"))
             self.answers, self.of_draw, self.drawing.sample = held["answers"], held["figures"], held["sample"]
         else:

@@ -39,7 +39,7 @@ from tunewright.modeling.objectives import (
 from tunewright.modeling.preferences import PairCollator
 from tunewright.modeling.unpaired import LabelledCollator
 from tunewright.serving import TRAINED, context_length
-from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, ranks, reference
+from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, copies, ranks, reference
 from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.preparing import prepare
@@ -76,6 +76,8 @@ def fit(job: Job, folder: Path) -> int:
     every = training.evaluate_every or math.ceil(steps_an_epoch / 2)
     every = min(math.ceil(every / on_same) * on_same, planned)
     resumed, skipped = ranks.from_first(lambda: checkpoints.newest_valid(folder / "checkpoints"))
+    if resumed:
+        copies.on_each(resumed := folder / "checkpoints" / resumed.name)
     record = Record(folder, checkpoints.steps(resumed) if resumed else 0, skipped)
     watch = Watch(record.losses, job.section)
     scores = None

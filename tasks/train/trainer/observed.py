@@ -22,7 +22,7 @@ from tunewright.config import Training
 from tunewright.modeling.batches import answer_likelihoods
 from tunewright.modeling.methods.adapter import lora_plus_optimizer
 from tunewright.modeling.objectives import MARGIN, AnswerObjective, LabelObjective, Objective
-from tunewright.tasks.train.trainer import checkpoints, ranks, record
+from tunewright.tasks.train.trainer import checkpoints, copies, ranks, record
 from tunewright.tasks.train.trainer.record import STATE, keep_evaluation
 from tunewright.tasks.train.trainer.watch import Row, Scores, Watch
 
@@ -190,7 +190,8 @@ class ObservedTrainer(AnswerTrainer):
         best = record.best(self._evaluations(), self.training)
         if best is None:
             raise ValueError("training ended without an evaluation")
-        self._load_from_checkpoint(str(checkpoints.at(Path(str(self.args.output_dir)), best.step)))
+        copies.on_each(at_best := checkpoints.at(Path(str(self.args.output_dir)), best.step))
+        self._load_from_checkpoint(str(at_best))
         return best
 
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
@@ -221,6 +222,8 @@ class ObservedTrainer(AnswerTrainer):
                 return True
             if ranks.own() == 0:
                 keep_evaluation(checkpoint.parent, self.state, self.training)
+            ranks.wait()
+            copies.on_each(checkpoint, STATE)  # which train() reads
         return False
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

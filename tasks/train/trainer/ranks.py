@@ -1,8 +1,8 @@
 """The processes that train one model together, a rank for each device of `compute.devices`.
 
 Each rank draws all rows of a step and computes its own share of the micro-batches, so that a step is that of one
-process, but for rounding. Ranks meet by a file and not at a port: whoever reaches a port of torch's rendezvous runs
-code by it.
+process, but for rounding. Ranks of one machine meet by a file and not at a port: whoever reaches a port of torch's
+rendezvous runs code by it. Those of several machines meet at the store of their attempt.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tunewright.tasks.train.trainer.attempt import Attempt
+
 MEETING = "TUNEWRIGHT_RANKS"  # the variable with the file that they meet by
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 POLL_SECONDS = 0.05
@@ -23,33 +25,37 @@ END_SECONDS = 5.0  # for the others to end by themselves, once one has ended oth
 T = TypeVar("T")
 
 
-def launch(number: int, *command: str) -> int:
+def launch(number: int, *command: str, attempt: Attempt | None = None) -> int | None:
     """Runs `command` as so many ranks, and returns 0, or the exit code that says most of why they ended.
 
     Once one has ended with another code than 0, the others are killed. A code below 0 is a signal's, and comes before
-    those of ranks that failed since they were left alone.
+    those of ranks that failed since they were left alone. In the attempt of several machines they are killed as well
+    where another machine fails, and None is returned where none had ended.
     """
+    before, whole = (number * attempt.node, number * attempt.nodes) if attempt else (0, number)
+    listening = attempt.variables if attempt else LOOPBACK
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
-        shared = os.environ | LOOPBACK | {MEETING: str(Path(folder, "meeting")), "WORLD_SIZE": str(number)}
+        shared = os.environ | listening | {MEETING: str(Path(folder, "meeting")), "WORLD_SIZE": str(whole)}
         shared |= {"LOCAL_WORLD_SIZE": str(number), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         ranks = [
-            running.enter_context(_killed_at_end(subprocess.Popen(command, env=shared | _names(rank))))
+            running.enter_context(_killed_at_end(subprocess.Popen(command, env=shared | _names(before + rank, rank))))
             for rank in range(number)
         ]
         codes: list[int | None] = [None]
-        while None in codes and not any(codes):
+        while None in codes and not any(codes) and (attempt is None or attempt.goes_on()):
             time.sleep(POLL_SECONDS)
             codes = [rank.poll() for rank in ranks]
         with contextlib.suppress(subprocess.TimeoutExpired):
             until = time.monotonic() + END_SECONDS
             for rank in ranks:
                 rank.wait(max(0.0, until - time.monotonic()))
-        ended = [rank.poll() or 0 for rank in ranks]
+        if not any(ended := [rank.poll() or 0 for rank in ranks]) and None in codes:
+            return None
         return min(ended) if min(ended) < 0 else max(ended)
 
 
-def _names(rank: int) -> dict[str, str]:
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+def _names(rank: int, local: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(local)}
 
 
 @contextlib.contextmanager
@@ -76,6 +82,21 @@ def number() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_rank() else 1
 
 
+def local() -> int:
+    """The number of this rank among those of its machine."""
+    return int(os.environ["LOCAL_RANK"]) if is_rank() else 0
+
+
+def leads() -> bool:
+    """Whether this rank is the first one of its machine."""
+    return local() == 0
+
+
+def machines() -> int:
+    """Count the machines."""
+    return number() // int(os.environ["LOCAL_WORLD_SIZE"]) if is_rank() else 1
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Has this rank connected to the others in the block, at whose end all have come to it. Alone it does nothing."""
@@ -84,12 +105,15 @@ def joined() -> Iterator[None]:
         return
     import torch
     from torch import distributed
+    from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage] documented
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(own())
+        torch.cuda.set_device(local())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    place = Path(os.environ[MEETING]).as_uri()
-    distributed.init_process_group(backend, init_method=place, rank=own(), world_size=number())
+    attempt = Attempt.here()
+    store = attempt.store if attempt else FileStore(os.environ[MEETING], number())
+    store.set_timeout(distributed.default_pg_timeout)
+    distributed.init_process_group(backend, store=store, rank=own(), world_size=number())
     yield
     distributed.barrier()
     distributed.destroy_process_group()

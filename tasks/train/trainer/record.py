@@ -21,7 +21,7 @@ from tunewright.artifacts import training_log
 from tunewright.config import Training
 from tunewright.modeling import groups
 from tunewright.modeling.objectives import MARGIN, REWARDS
-from tunewright.tasks.train.trainer import checkpoints, ranks
+from tunewright.tasks.train.trainer import checkpoints, copies, ranks
 from tunewright.tasks.train.trainer.watch import Watch
 
 
@@ -203,9 +203,10 @@ class Recorder(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Seals the checkpoint once all ranks have written their part; those not needed any more are removed."""
         ranks.wait()
+        checkpoint = checkpoints.at(Path(args.output_dir), state.global_step)
+        copies.at_first(checkpoint)
         if ranks.own() > 0:
             return
-        checkpoint = checkpoints.at(Path(args.output_dir), state.global_step)
         checkpoints.seal(checkpoint, _best_step(state, self.training))
         checkpoints.prune(checkpoint)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tunewright.modeling.preferences import REFERENCE, PairCollator, as_row
-from tunewright.tasks.train.trainer import ranks
+from tunewright.tasks.train.trainer import copies, ranks
 
 FILE = "reference.parquet"  # in the trainer's folder: of the training and the validation pairs, in their order
 
@@ -40,6 +40,7 @@ def added(
             pq.write_table(table, unfinished)
             unfinished.rename(file)
         ranks.wait()
+    copies.on_each(folder, FILE)
     kept, start, made = pq.read_table(file), 0, []
     for split in splits:
         own = kept.slice(start, len(split))
