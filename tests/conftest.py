@@ -58,7 +58,7 @@ FIRST = (
     *("team_servers", "live_run", "up", "triggers", "ui", "strangers", "deploy"),
     *("cli", "flow", "docs", "release", "compare", "json", "verify"),  # with Prefect's server, which ends after them
     *("preference_flow", "reward_flow", "caching", "calls", "stopped_log"),
-    *("prefect_server", "train", "ranks", "engine", "distribution", "register", "stopping", "elsewhere"),
+    *("prefect_server", "train", "nodes", "ranks", "engine", "distribution", "register", "stopping", "elsewhere"),
     *("architecture", "gguf", "api", "services", "files", "needless", "interrupts", "predict", "serve", "export"),
 )
 MAKE_PREFECT_DATABASE = """

@@ -31,7 +31,7 @@ from tunewright.store import cache_key
 from tunewright.tasks.render import render
 from tunewright.tasks.train import rendezvous, stage, trainer
 from tunewright.tasks.train.stage import train
-from tunewright.tasks.train.trainer import attempt, copies, ranks
+from tunewright.tasks.train.trainer import LOST, attempt, copies, ranks
 from tunewright.tasks.train.trainer.attempt import Attempt, Meeting
 
 ONE = Compute(threads=1, precision="float32")
@@ -219,7 +219,10 @@ def test_an_address_at_which_nobody_can_meet_is_refused(
         ({1: 1, 0: 1}, (1, "ValueError", "of machine 1 (on machine 2 of 3, ")),  # the first that failed
         ({0: 1, 1: trainer.OUT_OF_MEMORY}, (trainer.OUT_OF_MEMORY, "ValueError", "of machine 1 (on machine 2 of 3, ")),
         ({0: 1, 2: -signal.SIGKILL}, (-signal.SIGKILL, "ValueError", "of machine 2 (on machine 3 of 3, ")),
-        ({1: None, 0: 1}, (trainer.LOST, "Lost", "machine 2 of 3, ")),
+        ({1: LOST, 0: 1}, (LOST, "Lost", "machine 2 of 3, ")),
+        # Ranks that hang without the others are ended, which is no failure of theirs; also at the first machine.
+        ({1: None, 0: trainer.OUT_OF_MEMORY}, (trainer.OUT_OF_MEMORY, "ValueError", "of machine 0")),
+        ({1: trainer.OUT_OF_MEMORY, 0: None}, (trainer.OUT_OF_MEMORY, "ValueError", "of machine 1 (on")),
     ],
 )
 def test_the_verdict_on_an_attempt_is_that_on_the_machine_that_failed(
@@ -241,13 +244,14 @@ def test_the_verdict_on_an_attempt_is_that_on_the_machine_that_failed(
             error = {"type": "ValueError", "message": f"of machine {part.node}"}
             (tmp_path / str(part.node) / "error.json").write_text(json.dumps(error))
         for node, code in ends.items():
-            if node and code is not None:
+            if node and code != LOST:
                 parts[node].end(code, tmp_path / str(node))
-        living = [part for part in parts[1:] if ends.get(part.node, 0) is not None]
+        living = [part for part in parts[1:] if ends.get(part.node) != LOST]
         ended = threading.Event()
         signs = threading.Thread(target=_give_signs, args=(living, ended), daemon=True)
         signs.start()
         found = parts[0].end(ends[0], tmp_path / "0")
+        assert not parts[1].goes_on(), "the others end as well"
         ended.set()
         signs.join()
         error = json.loads((tmp_path / "0" / "error.json").read_text())

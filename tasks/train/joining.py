@@ -5,7 +5,6 @@ It needs neither the deployment file, nor the rows, nor the base: all that it la
 
 import logging
 import platform
-import shutil
 import socket
 import tempfile
 import time
@@ -83,14 +82,13 @@ def _take_part(meeting: Meeting, whole: "Store", number: int) -> None:
         part = {ATTEMPT: f"{meeting} {number} {node} {job.compute.nodes}"}
         folder = config.home() / "work" / "join"
         folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder))
-        with stage.started(job, work, part) as process:
-            code = process.wait()
-        if code in (trainer.FINISHED, trainer.INTERRUPTED):
-            log.info("the training %s", "is done" if code == trainer.FINISHED else "was stopped")
-        else:
-            log.warning("the attempt ended: %s", stage.error_in(work))
-        shutil.rmtree(work)
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            with stage.started(job, Path(own), part) as process:
+                code = process.wait()
+            if code in (trainer.FINISHED, trainer.INTERRUPTED):
+                log.info("the training %s", "is done" if code == trainer.FINISHED else "was stopped")
+            else:
+                log.warning("the attempt ended: %s", stage.error_in(Path(own)))
 
 
 def _differing(call: CalledJob) -> str:

@@ -75,8 +75,6 @@ def served(nodes: int) -> Iterator[None]:
 
 def called(job: Job, versions: Mapping[str, Any]) -> dict[str, str]:
     """Calls the other machines to an attempt at the job; the environment by which the trainer here takes part."""
-    if job.compute.nodes == 1:
-        return {}
     ((meeting, store),) = _SERVED
     number = store.add("attempts", 1)
     of_attempt(number, store).set("call", CalledJob(job=job, versions={**versions}).model_dump_json())

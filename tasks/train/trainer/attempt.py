@@ -28,7 +28,7 @@ ATTEMPT = "TUNEWRIGHT_ATTEMPT"  # the variable by which trainers and ranks know 
 ERROR = "error.json"
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 30.0  # without a sign of life: the machine is gone
-END_SECONDS = 5.0  # the same, once the ranks of another machine have failed
+END_SECONDS = 10.0  # the same, once one has failed; longer than a machine gives its ranks to end (ranks.py)
 POLL_SECONDS = 0.2
 STORE_SECONDS = 30.0  # for an answer of the store
 
@@ -136,21 +136,21 @@ class Attempt:
 
         Returns the attempt's at the first machine, whose `folder` then has the error of the machine that failed.
         """
-        if code is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self.store.set(f"error {self.node}", (folder / ERROR).read_text(encoding="utf-8"))
-            self.store.set(f"place {self.node}", str(self.store.add("ended", 1)))
-            self.store.set(f"code {self.node}", str(code))
+        with contextlib.suppress(FileNotFoundError):
+            self.store.set(f"error {self.node}", (folder / ERROR).read_text(encoding="utf-8"))
+        self.store.set(f"place {self.node}", str(self.store.add("ended", 1)))
+        said = FAILED if code is None else code
+        self.store.set(f"code {self.node}", str(0 if self.node and code is None else said))
         if self.node or code == 0:
-            return FAILED if code is None else code
-        until = time.monotonic() + END_SECONDS
-        ends = {} if code is None else {0: code}
-        while ends.keys() != {*range(self.nodes)} and time.monotonic() < until + BEAT_SECONDS:
+            return said
+        until = time.monotonic() + END_SECONDS + BEAT_SECONDS
+        ends = {0: code or 0}
+        while len(ends) < self.nodes and time.monotonic() < until:
             ends |= {each: found for each in self.watched if (found := self._code(each)) is not None}
             silent = [each for each in self.watched if each not in ends and self._is_silent(each, END_SECONDS)]
             ends |= dict.fromkeys(silent, LOST)
             time.sleep(POLL_SECONDS)
-        # As of ranks on one machine: a signal, then a machine that is gone, then the first that failed.
+        # As of the ranks of one machine: a signal, then a machine that is gone, then the first that failed.
         failed = {each: found for each, found in ends.items() if found}
         if not failed:
             return FAILED
