@@ -167,13 +167,14 @@ def test_a_split_of_undesirable_answers_alone_is_refused(tiny_base: Base, make_s
 
 
 @pytest.mark.parametrize("settings", [DPO.model_copy(update={"sft_weight": 0.5}), KTO], ids=["dpo", "kto"])
+@pytest.mark.parametrize("several", ["devices", "nodes"])
 def test_two_processes_come_to_the_weights_of_one(
-    settings: Preference, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Preference, tokens: Tokens, tiny_base: Base, home: Path, several: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for devices, attempt in ((1, in_this_process), (2, by_forks)):
+    for number, attempt in ((1, in_this_process), (2, by_forks)):
         monkeypatch.setattr(train_stage, "_attempt", attempt)
-        compute = Compute(threads=1, devices=devices, precision="float32")
+        compute = Compute.model_validate({"threads": 1, "precision": "float32", several: number})
         made = prefer.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), compute)
         found.append((made, load_file(made.path("model") / "adapter_model.safetensors")))
     (one, of_one), (two, of_two) = found

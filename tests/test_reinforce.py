@@ -129,14 +129,15 @@ def test_each_kind_of_method_learns_from_rewards(
     assert steps[-1]["kl"] > 0
 
 
+@pytest.mark.parametrize("several", ["devices", "nodes"])
 def test_two_processes_come_to_the_weights_of_one(
-    tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: Tokens, tiny_base: Base, home: Path, several: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Grpo.model_validate(GRPO.model_dump() | {"iterations": 2, "beta": 0.05, "max_steps": 4})
     found = []
-    for devices, attempt in ((1, in_this_process), (2, by_forks)):
+    for number, attempt in ((1, in_this_process), (2, by_forks)):
         monkeypatch.setattr(train_stage, "_attempt", attempt)
-        compute = Compute(threads=1, devices=devices, precision="float32")
+        compute = Compute.model_validate({"threads": 1, "precision": "float32", several: number})
         made = reinforce.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), compute)
         found.append((made, load_file(made.path("model") / "adapter_model.safetensors")))
     (one, of_one), (two, of_two) = found

@@ -226,7 +226,7 @@ def test_ended_by_the_kernel_for_want_of_memory_is_out_of_memory_and_by_a_person
     from tunewright.tasks.train import stage as stage
 
     @contextlib.contextmanager
-    def killed(job: trainer.Job, work: Path) -> Iterator[subprocess.Popen[bytes]]:
+    def killed(job: trainer.Job, work: Path, part: None) -> Iterator[subprocess.Popen[bytes]]:
         with subprocess.Popen(["sleep", "60"]) as process:
             process.kill()
             yield process

@@ -91,10 +91,13 @@ def fork_trainers(patch: pytest.MonkeyPatch) -> None:
 
 
 def by_forks(job: trainer.Job, work: Path) -> int:
-    """Trains by ranks that have the libraries of this process, without the seconds that it takes to import them."""
+    """Trains by ranks that have the libraries of this process, without the seconds that it takes to import them.
+
+    Those of another machine than the first one work in a folder of their own, which is empty.
+    """
     before = stage.seconds_in(work)
     with tempfile.TemporaryDirectory() as folder:
-        forked = [_fork(rank, job, work, Path(folder, "meeting")) for rank in range(job.compute.devices)]
+        forked = [_fork(rank, job, work, Path(folder, "meeting")) for rank in range(job.compute.num_ranks)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in forked]
     stage._keep_seconds(work, before + 1)
     return min(codes) if min(codes) < 0 else max(codes)
@@ -111,9 +114,14 @@ def _fork(rank: int, job: trainer.Job, work: Path, meeting: Path) -> int:
     Path("/proc/self/comm").write_text(f"rank {rank}")
     torch.set_num_threads(1)  # as above; two threads that load would race for it
     try:
-        number = str(job.compute.devices)
-        os.environ |= {ranks.MEETING: str(meeting), "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, **ranks.LOOPBACK}
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        node, local = divmod(rank, job.compute.devices)
+        numbers = {"WORLD_SIZE": job.compute.num_ranks, "LOCAL_WORLD_SIZE": job.compute.devices}
+        numbers |= {"RANK": rank, "LOCAL_RANK": local}
+        os.environ |= {name: str(number) for name, number in numbers.items()}
+        os.environ |= {ranks.MEETING: str(meeting), "MASTER_ADDR": "127.0.0.1", **ranks.LOOPBACK}
+        if node:
+            work = meeting.parent / f"machine {node}"
+            work.mkdir(exist_ok=True)
         with (work / "trainer.log").open("a") as output, contextlib.redirect_stdout(output), ranks.joined():
             code = fit(job, work)
     except BaseException:
