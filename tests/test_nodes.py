@@ -24,9 +24,11 @@ from safetensors.torch import load_file
 from test_train import LONG, SMALL, curve, weights
 from trained import by_forks, in_this_process
 
+from tunewright import config
 from tunewright.artifacts import Base, Tokens
-from tunewright.config import Compute, Method, Model, Training
+from tunewright.config import Compute, Data, Method, Model, Registry, Settings, Source, Training
 from tunewright.errors import ConfigError, TrainerDied, is_transient
+from tunewright.flows.finetune import run
 from tunewright.store import cache_key
 from tunewright.tasks.render import render
 from tunewright.tasks.train import rendezvous, stage, trainer
@@ -338,3 +340,14 @@ def _fork(work: Callable[[int], None], rank: int, variables: dict[str, str]) -> 
     finally:
         traceback.print_exc()
         os._exit(1)
+
+
+def test_a_run_that_trains_without_a_place_to_meet_is_refused_before_its_first_stage(
+    tiny_base: Base, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    data, model = Data(sources=(Source(path=str(tmp_path / "rows.jsonl")),)), Model(base=tiny_base.reference)
+    settings = Settings(data=data, model=model, registry=Registry(name="tiny"), compute=TWO)
+    with pytest.raises(ConfigError, match=r"compute\.nodes=2: TUNEWRIGHT_RENDEZVOUS is not set"):
+        run(settings, "train", ())
+    assert not (config.home() / "artifacts").exists()
