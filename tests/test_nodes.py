@@ -128,29 +128,31 @@ def test_where_another_machine_dies_the_attempt_ends_and_the_next_resumes_to_the
         patch.setattr(stage, "_attempt", by_forks)
         ranks_of_one = ONE.model_copy(update={"devices": 2, "strategy": strategy})
         undisturbed = train.fn(tokens, tiny_base, dropped, LONG, ranks_of_one)
-    two, lost = TWO.model_copy(update={"strategy": strategy}), machines.add()
+    two = TWO.model_copy(update={"strategy": strategy})
+    joined = [machines.add() for _ in range(2)]  # one more than trains, which takes the place of the other
     with rendezvous.served(2):
-        of_it = _kill_after(home / "work", '"step": 7', lost)
+        of_it = _kill_after(home / "work", '"step": 7', machines)
         with pytest.raises(TrainerDied, match=r"machine 2 of 2, .* gave no sign of life any more; .* resumes") as died:
             train.fn(tokens, tiny_base, dropped, LONG, two)
         assert is_transient(died.value)
         assert not any(process.is_running() for process in of_it()), "its ranks ended with it"
         assert not [each for each in psutil.Process().children(recursive=True) if "trainer" in str(each.cmdline())]
-        another = machines.add()
         resumed = train.fn(tokens, tiny_base, dropped, LONG, two)
-    assert another.wait(20) == 0, machines.said(1)
+    assert sorted(machine.wait(20) for machine in joined) == [-signal.SIGKILL, 0]
     assert 6 <= json.loads(resumed.path("status.json").read_text())["resumed_from"] < 24
     assert weights(resumed) == weights(undisturbed)
     assert [line["step"] for line in curve(resumed) if "loss" in line] == list(range(1, 25))
 
 
-def _kill_after(work: Path, line: str, machine: subprocess.Popen[str]) -> Callable[[], list[psutil.Process]]:
-    """Kills a machine's command once the metrics hold `line`; its trainer and ranks, once it is done."""
+def _kill_after(work: Path, line: str, machines: Machines) -> Callable[[], list[psutil.Process]]:
+    """Kills the command of the machine that trains once the metrics hold `line`; its trainer and rank, once done."""
     found: list[psutil.Process] = []
 
     def wait_and_kill() -> None:
         while not any(line in metrics.read_text() for metrics in work.glob("train/*/metrics.jsonl")):
             time.sleep(0.02)
+        number = next(each for each in range(2) if "training as machine 2 of 2" in machines.said(each))
+        machine = machines.joined[number]
         found.extend(psutil.Process(machine.pid).children(recursive=True))
         machine.kill()
         machine.wait()
