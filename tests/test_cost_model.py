@@ -26,6 +26,7 @@ from tunewright.config import Compute, Method, Training
 from tunewright.cost_model import devices, shapes, timing, work
 from tunewright.cost_model.learning import learning
 from tunewright.cost_model.memory import NF4, Load, activations, disk_bytes, memory
+from tunewright.cost_model.money import Price
 from tunewright.errors import ConfigError
 from tunewright.modeling import architecture, batches, methods, micro_batching
 from tunewright.modeling import compute as speed
@@ -357,6 +358,11 @@ def test_a_step_is_shared_out_over_the_devices(tiny_base: Base) -> None:
     assert shared.seconds[0] - launched == pytest.approx((alone.seconds[0] - launched) / 4)
     assert shared.free == 10 * GB
     assert estimated(stands, Method(), training, four, cpu).free == 2.5 * GB, "processes share a CPU's memory"
+    on_two = Compute(devices=2, nodes=2)
+    price, of_two = Price(1.0, "h100"), estimated(stands, Method(), training, on_two, gpu, rates[4])
+    assert of_two == shared, "devices of several machines count as those of one"
+    assert of_two.cost(price) == (price.of(shared.seconds[0], 4), price.of(shared.seconds[1], 4))
+    assert estimated(stands, Method(), training, on_two, cpu).free == 5 * GB
 
 
 def test_what_learns_takes_sixteen_bytes_and_less_with_8_bit_moments(wide_base: Path) -> None:
