@@ -203,6 +203,7 @@ def _ground(
         tested = found._replace(num_test=round(found.num_test * len(rows) / read))  # an undesirable row is not asked
         unwanted = [row for row in found.rows if row.get("undesirable")]
         more |= {"undesirable": unwanted, "num_undesirable": share(len(unwanted))[0]}
+        more["num_replay"] = round(settings.split.replay * ground.num_rows)  # at most
         return replace(ground, pairs=pairs, **more, labelled=share(read + len(pairs))), tested
     batch, longest = settings.training.batch, settings.model.max_length
     rows = [work.stand_in(longest, number) for number in range(batch)]  # what nothing is known of could be

@@ -112,7 +112,9 @@ def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.
         reference=base.reference,
         method=case.method,
         modules=modules,
-        training=case.training.model_copy(update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss"}),
+        training=case.training.model_copy(
+            update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss", "kl_to_base": 0}
+        ),
         compute=case.compute.without("nodes"),
         micro_batch=case.micro_batch,
     )

@@ -243,6 +243,11 @@ def trained(
 
     It goes on from where another training ended, or from the base.
     """
+    if training.kl_to_base and not tokens.num_replay:
+        raise ConfigError(
+            f"training.kl_to_base={training.kl_to_base:g} has no effect: no general row (use_as: replay) "
+            "is left to train"
+        )
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     with cost_model.on_devices(compute.devices):

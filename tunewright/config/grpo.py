@@ -141,5 +141,5 @@ class Grpo(Section):
     def schedule(self, training: Training) -> Training:
         """The steps on rewards: as those of `training`, but for their number, prompts and learning rate."""
         own = {"learning_rate": self.learning_rate, "epochs": self.epochs, "max_steps": self.max_steps}
-        micro_batch = training.micro_batch if isinstance(training.micro_batch, str) else None
-        return training.model_copy(update={**own, "batch": self.batch, "micro_batch": micro_batch, "best_by": "loss"})
+        own |= {"micro_batch": training.micro_batch if isinstance(training.micro_batch, str) else None}
+        return training.model_copy(update={**own, "batch": self.batch, "best_by": "loss", "kl_to_base": 0.0})

@@ -136,4 +136,4 @@ class Preference(Section):
     def schedule(self, training: Training) -> Training:
         """The steps on pairs: as those of `training`, but for their number and learning rate."""
         own = {"learning_rate": self.learning_rate, "epochs": self.epochs, "max_steps": self.max_steps}
-        return training.model_copy(update={**own, "best_by": "loss"})
+        return training.model_copy(update={**own, "best_by": "loss", "kl_to_base": 0.0})

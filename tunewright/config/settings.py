@@ -155,6 +155,17 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _anchor_has_rows(self) -> Self:
+        weight = self.training.kl_to_base
+        if weight and all(source.use_as != "replay" for source in self.data.sources):
+            raise ValueError(
+                f"training.kl_to_base={weight:g} needs general rows: no source in data.sources has use_as: replay"
+            )
+        if weight and not self.trains_on_answers:
+            raise ValueError(f"training.kl_to_base={weight:g} has no effect, as there is no SFT; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _rewards_can_be_given(self) -> Self:
         if "schema_valid" in self.grpo.rewards and not self.evaluation.json_schema:
             raise ValueError("grpo.rewards: schema_valid needs evaluation.json_schema, the file with the schema")

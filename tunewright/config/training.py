@@ -195,6 +195,13 @@ class Training(Section):
         description="Share of the steps used for warm-up, 0 to below 1: the learning rate rises from 0; less than "
         "a step is none",
     )
+    kl_to_base: float = Field(
+        default=0.0,
+        ge=0,
+        le=1_000,
+        description="Weight of the KL divergence from the base on the answers of general rows (sources with "
+        "use_as: replay), which is added to the loss so that the model forgets less, 0 to 1000; 0 is off",
+    )
     seed: int = Field(
         default=0,
         ge=0,

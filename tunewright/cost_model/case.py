@@ -37,6 +37,7 @@ class Ground:
     labelled: tuple[int, int] = (0, 0)  # training and validation answers that are desirable or undesirable
     undesirable: Sequence[Row] = ()  # some of the rows whose answer is undesirable
     num_undesirable: int = 0
+    num_replay: int = 0  # general rows among those that train
 
     def trains_on(self, preference: Preference) -> bool:
         """Whether there are rows for it."""
@@ -103,6 +104,7 @@ def ground_of_render(shape: ModelShape, config: Config, tokens: Tokens) -> Groun
         labelled=tokens.num_labelled,
         undesirable=work.rows_of_render(tokens.path(UNDESIRABLE.format("train")))[1] if tokens.num_undesirable else (),
         num_undesirable=tokens.num_undesirable,
+        num_replay=tokens.num_replay,
     )
 
 
@@ -153,12 +155,12 @@ class BudgetCase:
         layout, device = self.chosen.layout, self.machine.device.kind
         a_group = micro_batching.group_cost(device, compiled=self.chosen.compile)
         rest = (layout, micro_batch, self.compute.max_tokens, a_group, self.compute.num_ranks)
-        return [work.loads(step, *rest) for step in self.drawn]
+        return [work.loads(step, *rest, anchors=self.training.kl_to_base > 0) for step in self.drawn]
 
     def most(self, cut: Sequence[Sequence[Load]]) -> Memory:
         """The memory of the micro-batch that takes most: one with the most tokens, labels or attention."""
         loads = [load for step in cut for load in step]
-        sizes = (lambda load: load.tokens, lambda load: load.scored, lambda load: load.seen)
+        sizes = (lambda load: load.tokens, lambda load: load.scored + load.anchored, lambda load: load.seen)
         largest = {max(loads, key=size) for size in sizes}
         shape, kind = self.ground.shape, self.machine.device.kind
         return max((memory(shape, self.method, self.chosen, load, kind) for load in largest), key=lambda m: m.peak)

@@ -12,7 +12,8 @@ tensors that autograd really saves. N is a number of parameters, and a size is 2
 - activations: what the backward pass reads, per token and layer; the gradients that it passes down through one layer's
   MLP; with qlora, a matrix that is unpacked to multiply.
 - logits: of labelled positions only: they and their gradient, and two pieces of PIECE positions in float32. Where the
-  head learns, its gradient comes next, while all activations are there.
+  head learns, its gradient comes next, while all activations are there. Those of general rows that are kept near the
+  base are there twice.
 - runtime: the libraries, or a GPU's context.
 
 Of several devices these are the bytes of each. DDP sums gradients in buckets, a copy of them. FSDP2 shards weights,
@@ -52,6 +53,7 @@ class Load(NamedTuple):
     scored: int  # labelled positions
     groups: tuple[tuple[int, int], ...]  # of rows that attend side by side: how many, and the tokens of the longest
     prefix: int = 0  # tokens that all rows begin with and that are computed once
+    anchored: int = 0  # of the labelled positions, those of general rows that are kept near the base
     is_masked: bool = False  # rows that are padded in the batch itself
     is_whole_step: bool = True  # otherwise gradients of the step's other micro-batches are there as well
 
@@ -137,7 +139,7 @@ def memory(
         gradients=gradients,
         optimizer=moments,
         activations=copies + unpacked + passed + activations(shape, method, chosen, load, what, kind),
-        logits=_logits(shape, method, size, load.scored),
+        logits=_logits(shape, method, size, load.scored + load.anchored),
         runtime=RUNTIME[kind],
         is_whole_step=load.is_whole_step,
     )

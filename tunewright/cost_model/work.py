@@ -50,7 +50,7 @@ def tokens_of_render(file: Path) -> int:
 
 def rows_of_render(file: Path) -> tuple[int, list[Row]]:
     """Return the number of rows of render, and some drawn from all over the file: input_ids and labels."""
-    return pq.ParquetFile(file).metadata.num_rows, _some_of(file, ["input_ids", "labels", "prompt_length"])
+    return pq.ParquetFile(file).metadata.num_rows, _some_of(file, ["input_ids", "labels", "prompt_length", "replay"])
 
 
 def _some_of(file: Path, columns: list[str]) -> list[Row]:
@@ -147,13 +147,17 @@ def loads(
     max_tokens: int | None,
     a_group: int | None,
     devices: int = 1,
+    *,
+    anchors: bool = False,
 ) -> list[Load]:
-    """The micro-batches of a step's rows, of all devices together."""
+    """The micro-batches of a step's rows, of all devices together; `anchors` keeps general rows near the base."""
     groups = cut(step, layout, micro_batch, max_tokens, devices)
-    return [load(group, layout, a_group, is_whole_step=len(groups) <= devices) for group in groups]
+    return [load(group, layout, a_group, is_whole_step=len(groups) <= devices, anchors=anchors) for group in groups]
 
 
-def load(rows: Sequence[Row], layout: Layout, a_group: int | None, *, is_whole_step: bool) -> Load:
+def load(
+    rows: Sequence[Row], layout: Layout, a_group: int | None, *, is_whole_step: bool, anchors: bool = False
+) -> Load:
     """Return the load of one micro-batch on the device."""
     lengths = [num_tokens(row) for row in rows]
     labelled = [{at for at, label in enumerate(row["labels"]) if label != IGNORED and at > 0} for row in rows]
@@ -165,6 +169,7 @@ def load(rows: Sequence[Row], layout: Layout, a_group: int | None, *, is_whole_s
         scored=len(rows) * len(set().union(*labelled)) if is_padded else sum(map(len, labelled)),
         groups=tuple((len(group), max(map(num_tokens, group))) for group in groups) or ((len(rows), max(lengths)),),
         prefix=prefix,
+        anchored=sum(len(of) for row, of in zip(rows, labelled, strict=True) if row.get("replay")) if anchors else 0,
         is_masked=is_padded and min(lengths) < max(lengths),
         is_whole_step=is_whole_step,
     )

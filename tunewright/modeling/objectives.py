@@ -12,8 +12,16 @@ import torch
 from tunewright.artifacts import IGNORED
 from tunewright.config import Grpo, Preference
 from tunewright.errors import ConfigError
-from tunewright.modeling import groups, preferences, unpaired
-from tunewright.modeling.batches import Batch, answer_likelihoods, answer_loss, num_labels, token_likelihoods
+from tunewright.modeling import anchor, groups, preferences, unpaired
+from tunewright.modeling.batches import (
+    Batch,
+    answer_likelihoods,
+    answer_loss,
+    cross_entropy,
+    num_labels,
+    scored,
+    token_likelihoods,
+)
 
 REWARDS = ("reward_chosen", "reward_rejected", "reward_accuracy")  # that are measured of pairs and labels
 MARGIN = "reward_margin"  # the mean reward of chosen answers less that of rejected ones
@@ -49,6 +57,29 @@ class AnswerObjective:
     def figures(self) -> dict[str, tuple[float, float]]:
         """Nothing besides the loss."""
         return {}
+
+
+class AnchoredObjective:
+    """The same, and on the answers of general rows the KL divergence from the base, with a weight (anchor.py)."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight, self.measured = weight, (0.0, 0.0)
+
+    def sizes(self, batch: anchor.AnchoredBatch) -> tuple[float, float]:
+        """The number of labels, and of those of general rows."""
+        return num_labels(batch), len(batch["places"])
+
+    def terms(self, model: Any, batch: anchor.AnchoredBatch, totals: Sequence[float]) -> tuple[torch.Tensor, ...]:
+        """The loss on all answers, and the divergence with its weight."""
+        logits, labels = scored(model, batch)
+        divergence = anchor.divergence(logits, batch)
+        self.measured = self.measured[0] + divergence.item(), self.measured[1] + len(batch["places"])
+        return cross_entropy(logits, labels, totals[0]), self.weight / max(1, totals[1]) * divergence
+
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """The KL divergence per token."""
+        found, self.measured = self.measured, (0.0, 0.0)
+        return {"kl": found}
 
 
 class PairObjective:

@@ -23,6 +23,7 @@ CURVES = {
     "tokens_per_second": "train/tokens_per_second",
     "rows_per_second": "train/rows_per_second",
     "memory_bytes": "train/memory_gigabytes",
+    "kl": "train/kl_to_base",
     "eval_loss": "validation/loss",
     "eval_exact_match": "validation/exact_match",
     "eval_token_f1": "validation/token_f1",

@@ -26,10 +26,12 @@ from tunewright.errors import ConfigError
 from tunewright.generation.vllm_server import VllmServer
 from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import compute, methods, micro_batching
+from tunewright.modeling.anchor import AnchoredCollator
 from tunewright.modeling.batches import Collator
 from tunewright.modeling.groups import DrawnCollator
 from tunewright.modeling.methods.adapter import BEGAN_AS
 from tunewright.modeling.objectives import (
+    AnchoredObjective,
     AnswerObjective,
     LabelObjective,
     Objective,
@@ -55,7 +57,8 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_a
 def fit(job: Job, folder: Path) -> int:
     """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
     training = job.training
-    splits = [part_of(rows_in(job.train, job.preference), training.share), rows_in(job.validation, job.preference)]
+    read = partial(rows_in, preference=job.preference, tells_general=training.kl_to_base > 0)
+    splits = [part_of(read(job.train), training.share), read(job.validation)]
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
     drawing = _drawing(job, tokenizer, folder) if job.grpo else None
     longest = drawing.longest if drawing else max(map(longest_of, splits))
@@ -141,6 +144,8 @@ def fit(job: Job, folder: Path) -> int:
         of_pairs = PairCollator(chosen.layout, job.pad_token_id, *cutting)
         pairs = reference.added(folder, trainer, of_pairs, (rows, validation), record.beat)
         trainer.train_dataset, trainer.eval_dataset = pairs
+    if isinstance(collator, AnchoredCollator):
+        trainer.train_dataset = reference.anchored(folder, trainer, collator, rows, record.beat)
     learning, total = methods.trained_share(model)
     record.start(
         evaluate_every=every,
@@ -204,7 +209,7 @@ def _objective(job: Job) -> Objective:
         return RewardObjective(job.grpo, is_served=bool(job.compute.vllm))
     if job.preference:
         return (LabelObjective if job.preference.learns_labels else PairObjective)(job.preference)
-    return AnswerObjective()
+    return AnchoredObjective(job.training.kl_to_base) if job.training.kl_to_base else AnswerObjective()
 
 
 def _kind_of_collator(job: Job) -> type[Collator]:
@@ -212,7 +217,7 @@ def _kind_of_collator(job: Job) -> type[Collator]:
         return DrawnCollator
     if job.preference:
         return LabelledCollator if job.preference.learns_labels else PairCollator
-    return Collator
+    return AnchoredCollator if job.training.kl_to_base else Collator
 
 
 def _drawing(job: Job, tokenizer: Any, folder: Path) -> Drawing:

@@ -19,7 +19,6 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from tunewright import compat
 from tunewright.config import Training
-from tunewright.modeling.batches import answer_likelihoods
 from tunewright.modeling.methods.adapter import lora_plus_optimizer
 from tunewright.modeling.objectives import MARGIN, AnswerObjective, LabelObjective, Objective
 from tunewright.tasks.train.trainer import checkpoints, copies, ranks, record
@@ -109,15 +108,15 @@ class AnswerTrainer(SFTTrainer):
         self.objective.kl = max(0.0, ranks.total(total) / max(1, ranks.total(number)))
 
     @torch.no_grad()
-    def likelihoods(self, batch: Any, number: int) -> torch.Tensor:
-        """The log-likelihood of each of so many answers: [number] in nats, before training begins."""
+    def measured(self, batch: Any, measure: Callable[[Any, Any], Any]) -> Any:
+        """The `measure` of the model and a batch, before training begins."""
         model: Any = self.model_wrapped
         if model is self.model:
             model = self.model_wrapped = self.accelerator.prepare(self.model)  # train() does not wrap it a second time
         model.eval()
         batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
-            return answer_likelihoods(compat.forward_in_autocast(model), batch, number)
+            return measure(compat.forward_in_autocast(model), batch)
 
     def learned(self) -> dict[str, torch.Tensor] | None:
         """The tensors that learned, put together at the first rank; None where each rank has all of them."""

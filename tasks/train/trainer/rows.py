@@ -34,11 +34,14 @@ def prompts_in(file: Path, share: float = 1) -> list[Asked]:
     return [row | {"answer": asked_of(row)} for row in table.to_pylist() if not row["replay"]]
 
 
-def rows_in(file: Path, preference: Preference | None) -> pa.Table:
-    """The rows of a file of render's; with `preference` its pairs or labelled answers, of which the stage saw some."""
+def rows_in(file: Path, preference: Preference | None, *, tells_general: bool = False) -> pa.Table:
+    """The rows of a file of render's; with `preference` its pairs or labelled answers, of which the stage saw some.
+
+    With `tells_general` each row says whether it is a general one, by `replay`.
+    """
     columns = ["row_id", "input_ids", "labels"]
     if not preference:
-        return pq.read_table(file, columns=columns)
+        return pq.read_table(file, columns=[*columns, "replay"] if tells_general else columns)
     columns += ["prompt_length", "rejected_ids"]
     if preference.learns_labels:
         files = (file, file.with_name(UNDESIRABLE.format(file.stem)))

@@ -24,10 +24,12 @@ __all__ = [
     "Collator",
     "answer_likelihoods",
     "answer_loss",
+    "cross_entropy",
     "flash",
     "num_labels",
     "packed",
     "padded",
+    "scored",
     "token_likelihoods",
 ]
 PIECE = 256  # positions whose probabilities over the vocabulary are held in float32 at once
@@ -88,26 +90,28 @@ def num_labels(batch: Batch) -> int:
 
 def answer_loss(model: Any, batch: Batch, num_items: float | None = None) -> torch.Tensor:
     """The mean cross-entropy over the batch's labels, or their sum over `num_items`: a scalar in nats per token."""
-    logits, labels = _scored(model, batch)
-    if num_items is None:
-        num_items = num_labels(batch)
+    return cross_entropy(*scored(model, batch), num_labels(batch) if num_items is None else num_items)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items: float) -> torch.Tensor:
+    """The sum of the cross-entropies of the labels over `num_items`, by what `scored` gives: a scalar in nats."""
     return _CrossEntropy.apply(logits, labels, 1 / max(1, num_items))
 
 
 def answer_likelihoods(model: Any, batch: Batch, number: int) -> torch.Tensor:
     """The log-likelihood of each of so many answers, summed over its tokens: [number] in nats, in float32."""
-    logits, labels = _scored(model, batch)
+    logits, labels = scored(model, batch)
     return _LogLikelihoods.apply(logits, labels, batch["answers"].to(logits.device).flatten(), number)
 
 
 def token_likelihoods(model: Any, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
     """The log-likelihood of each label at a temperature: [positions] in nats, in float32, 0 where there is no label."""
-    logits, labels = _scored(model, batch)
+    logits, labels = scored(model, batch)
     scaled = logits if temperature == 1.0 else logits / temperature
     return _LogLikelihoods.apply(scaled, labels, torch.arange(len(labels), device=logits.device), len(labels))
 
 
-def _scored(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def scored(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits of the scored positions [positions, vocabulary], and their labels [positions]."""
     logits = model(**batch["inputs"], use_cache=False).logits.flatten(0, 1)
     return logits, batch["labels"].to(logits.device).flatten()

@@ -1,0 +1,173 @@
+"""The gain on a task beside what was forgotten, by the measure against forgetting that the training takes.
+
+On the demo's rows and on an intent set of 12 labels, each training starts from the same base, seed and rows, in the
+trainer's own process; what it saved is loaded anew and asked: the loss on the test rows, the share of them that it
+answers exactly, and its loss on the general texts that the stage `forgetting` reads. `--general` has rows of the same
+form as `--intents` (instruction, input, output); the share split.replay of the training rows are drawn from them.
+
+    .venv/bin/python benchmarks/forgetting.py --intents banking77_train.jsonl --general self_instruct_seed.jsonl
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from methods import train
+
+from tunewright.config import Compute, Method, Training, quiet_libraries
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "deployments" / "demo.yaml"
+LABELS, ROWS_EACH = 12, 50
+RATE, LAYERS = 2e-3, 15  # the demo's
+
+
+class Measure(NamedTuple):
+    """A way to train: with or without general rows, and its settings."""
+
+    has_general: bool = False
+    kl_to_base: float = 0.0
+    learning_rate: float = RATE
+    method: Method = Method(layers=LAYERS)
+
+
+MEASURES = {
+    "none": Measure(),
+    "replay": Measure(has_general=True),
+    "replay, kl_to_base 1": Measure(has_general=True, kl_to_base=1.0),
+    "replay, kl_to_base 10": Measure(has_general=True, kl_to_base=10.0),
+    "rank 2": Measure(method=Method(layers=LAYERS, rank=2, alpha=4)),
+    "learning rate / 4": Measure(learning_rate=RATE / 4),
+}
+
+
+def rendered(sources: list[dict[str, str]], folder: Path, name: str) -> tuple[Path, Path]:
+    """The folders of the base's weights and of render's tokens, of the demo's settings with other sources."""
+    (deployment,) = yaml.safe_load(DEMO.read_text(encoding="utf-8"))["deployments"]
+    parameters = deployment["parameters"] | {"data": deployment["parameters"]["data"] | {"sources": sources}}
+    file = {"deployments": [{"name": name, "entrypoint": deployment["entrypoint"], "parameters": parameters}]}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
+    home = folder / f"home-{name}"
+    command = [Path(sys.executable).with_name("tunewright"), "run", folder / f"{name}.yaml", "--until", "render"]
+    changes = (f"registry.name={name}", "model.on_long=quarantine")
+    subprocess.run(
+        [*command, *(f"--set={change}" for change in changes)],
+        env=os.environ | {"TUNEWRIGHT_HOME": str(home)},
+        stdout=sys.stderr,
+        check=True,
+    )
+    (base,), (tokens,) = home.glob("artifacts/base/*/weights"), home.glob("artifacts/render/*/")
+    return base, tokens
+
+
+def sources_of(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, str]]]:
+    """The sources of each data set."""
+    (deployment,) = yaml.safe_load(DEMO.read_text(encoding="utf-8"))["deployments"]
+    demo = [str(DEMO.parent / source["path"]) for source in deployment["parameters"]["data"]["sources"]]
+    counts, kept = Counter[str](), list[str]()
+    for line in options.intents.read_text(encoding="utf-8").splitlines():
+        label = json.loads(line)["output"]
+        if (label in counts or len(counts) < LABELS) and counts[label] < ROWS_EACH:
+            counts[label] += 1
+            kept.append(line)
+    (folder / "intents.jsonl").write_text("\n".join(kept), encoding="utf-8")
+    general = {"path": str(options.general.absolute()), "use_as": "replay"}
+    named = {"demo": demo, "intents": [str(folder / "intents.jsonl")]}
+    return {name: [*({"path": path} for path in paths), general] for name, paths in named.items()}
+
+
+class Judge:
+    """Asks models the test rows and the general texts."""
+
+    def __init__(self, base: Path, tokens: Path) -> None:
+        from transformers import AutoTokenizer
+
+        from tunewright.modeling.chat import Chat
+        from tunewright.tasks.train.trainer.watch import COLUMNS
+
+        self.base, self.rows = base, pq.read_table(tokens / "test.parquet", columns=COLUMNS).to_pylist()
+        self.chat = Chat(AutoTokenizer.from_pretrained(base, local_files_only=True), base)
+
+    def __call__(self, model: Path | None) -> tuple[float, float, float]:
+        """The loss per token and the exact match of the test rows, and the mean loss of the general texts."""
+        import torch
+
+        from tunewright.generation import Greedy
+        from tunewright.serving import load_weights
+        from tunewright.tasks.forgetting import read
+        from tunewright.tasks.train.trainer.watch import asked_of
+
+        loaded, stops = load_weights(self.base, model, dtype=torch.float32).eval(), sorted(self.chat.stops.values())
+        answers = [asked_of(row) for row in self.rows]
+        with torch.inference_mode():
+            Greedy(loaded, stops=stops, max_new_tokens=1, batch=32).answer(answers, generate=False)
+            general = statistics.fmean(item["score"] for item in read(loaded, self.chat))
+        loss = sum(answer.nll for answer in answers) / sum(len(answer.reference) for answer in answers)
+        return loss, statistics.fmean(answer.is_reference(stops) for answer in answers), general
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--intents", type=Path, required=True)
+    parser.add_argument("--general", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--sets", nargs="*", choices=("demo", "intents"), default=("demo", "intents"))
+    parser.add_argument("--measures", nargs="*", choices=MEASURES, metavar="MEASURE", default=[*MEASURES])
+    options = parser.parse_args()
+    quiet_libraries()
+    from tunewright.tasks.train.trainer import Job
+
+    print("| rows | measure | test loss | exact match | general loss |\n|---|---|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name, sources in sources_of(options, folder).items():
+            if name not in options.sets:
+                continue
+            base, tokens = rendered(sources, folder, name)
+            judge = Judge(base, tokens)
+            print("| {} | *the base* | {:.3f} | {:.3f} | {:.3f} |".format(name, *judge(None)), flush=True)
+            table = pq.read_table(tokens / "train.parquet")
+            pq.write_table(table.filter(~pc.field("replay")), folder / "own.parquet")
+            pq.write_table(pq.read_table(tokens / "validation.parquet").slice(0, 8), folder / "validation.parquet")
+            for measure in options.measures:
+                has_general, kl_to_base, learning_rate, method = MEASURES[measure]
+                training = Training(
+                    learning_rate=learning_rate,
+                    kl_to_base=kl_to_base,
+                    max_steps=options.steps,
+                    evaluate_every=options.steps,
+                    batch=options.batch,
+                    patience=None,
+                )
+                job = Job.of(
+                    base,
+                    tokens,
+                    reference=str(base),
+                    method=method,
+                    modules=(),
+                    training=training,
+                    compute=Compute(),
+                    micro_batch=max(1, options.batch // 2),  # so that general rows stand apart from a shared prefix
+                )
+                job = job.model_copy(update={"validation": folder / "validation.parquet"})
+                job = job if has_general else job.model_copy(update={"train": folder / "own.parquet"})
+                work = folder / f"{name}-{measure.replace('/', 'by')}"
+                train(job, work)
+                figures = judge(work / "model")
+                print("| {} | {} | {:.3f} | {:.3f} | {:.3f} |".format(name, measure, *figures), flush=True)
+
+
+if __name__ == "__main__":
+    main()
