@@ -46,6 +46,8 @@ MEASURES = {
     "replay": Measure(has_general=True),
     "replay, kl_to_base 1": Measure(has_general=True, kl_to_base=1.0),
     "replay, kl_to_base 10": Measure(has_general=True, kl_to_base=10.0),
+    "osf": Measure(method=Method(kind="osf", layers=LAYERS), learning_rate=RATE / 20),
+    "osf, higher learning rate": Measure(method=Method(kind="osf", layers=LAYERS), learning_rate=RATE / 4),
     "rank 2": Measure(method=Method(layers=LAYERS, rank=2, alpha=4)),
     "learning rate / 4": Measure(learning_rate=RATE / 4),
 }

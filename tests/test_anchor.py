@@ -163,8 +163,9 @@ def kls(adapter: Adapter) -> list[float]:
         Method(kind="qlora", rank=2, alpha=4),
         Method(kind="full"),
         Method(kind="spectrum"),
+        Method(kind="osf"),
     ],
-    ids=["lora", "pissa", "qlora", "full", "spectrum"],
+    ids=["lora", "pissa", "qlora", "full", "spectrum", "osf"],
 )
 def test_a_training_stays_nearer_to_its_base_by_every_method(
     method: Method, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch

@@ -294,7 +294,7 @@ def test_a_plan_says_what_training_would_take(after_first: Run) -> None:
     result = after_first("plan", "tiny.yaml", "--json", "--device", "rtx-4090")
     assert result.exit_code == 0
     told = json.loads(result.stdout)["training"]
-    assert [method["method"] for method in told["methods"]] == ["lora", "qlora", "full", "spectrum"]
+    assert [method["method"] for method in told["methods"]] == ["lora", "qlora", "full", "spectrum", "osf"]
     chosen, full = told["methods"][0], told["methods"][2]
     assert (told["rows"], told["device"]["name"], told["warning"]) == ("render", "GeForce RTX 4090", "")
     assert chosen["steps"] == 2

@@ -56,6 +56,7 @@ METHODS = [
     Method(kind="qlora", bits=8),
     Method(kind="full"),
     Method(kind="spectrum", share=0.34),
+    Method(kind="osf", share=0.3),
 ]
 
 

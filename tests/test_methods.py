@@ -43,7 +43,7 @@ PACKED = {
     "qlora 4, dora": Method(kind="qlora", **SMALL, dora=True),
     "qlora 4, eva": Method(kind="qlora", **SMALL, init="eva", layers=1, target="down_proj"),
 }
-WHOLE = {"full": Method(kind="full"), "spectrum": Method(kind="spectrum")}
+WHOLE = {"full": Method(kind="full"), "spectrum": Method(kind="spectrum"), "osf": Method(kind="osf", share=0.5)}
 METHODS = ADAPTERS | PACKED | WHOLE
 PICKED = ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj")
 
@@ -170,6 +170,25 @@ def test_spectrum_saves_the_modules_that_learned_and_no_others(tiny_base: Base, 
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
 
 
+def test_osf_keeps_the_main_directions_better_than_lora_and_saves_weights(tiny_base: Base, tmp_path: Path) -> None:
+    """Adam scales each number of a projected gradient by itself, so that a part of a step leaves the minor ones."""
+    before = load_file(tiny_base.weights / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    main, _, other = torch.linalg.svd(before[name].float())
+    share = {}
+    for method in (WHOLE["osf"], ADAPTERS["lora"]):
+        model = load(tiny_base, method)
+        learn(model, method)
+        save(model, tmp_path / method.kind, "org/base", "float32")
+        after = load_weights(tiny_base.weights, tmp_path / method.kind, dtype=torch.float32)
+        after = after.merge_and_unload() if hasattr(after, "peft_config") else after
+        change = after.state_dict()[name] - before[name].float()
+        half = len(before[name]) // 2
+        share[method.kind] = ((main[:, :half].T @ change @ other[:half].T).norm() / change.norm()).item()
+    assert share["osf"] < 0.5 * share["lora"]
+    assert {file.name for file in (tmp_path / "osf").iterdir()} == {"trained.safetensors"}
+
+
 def test_tensors_of_another_model_are_not_laid_over_a_base(tiny_base: Base, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -188,12 +207,15 @@ def test_the_trained_share_is_that_of_the_modules(tiny_base: Base, method: Metho
         expected = whole
     elif method.kind == "spectrum":
         expected = sum(layers[name].weight.numel() for name in PICKED)
+    elif method.kind == "osf":  # half of the directions, with their singular values
+        shapes = [layers[name].weight.shape for name in modules.targets(plain, method)]
+        expected = sum(min(shape) // 2 * (sum(shape) + 1) for shape in shapes)
     else:
         names = modules.targets(plain, method)
         expected = sum(method.rank * sum(layers[name].weight.shape) for name in names)
         expected += sum(layers[name].out_features for name in names) if method.dora else 0
     assert learning == expected
-    assert total == whole + (learning if method.kind in {"lora", "qlora"} else 0)
+    assert total == whole + (learning if method.kind in {"lora", "qlora", "osf"} else 0)
 
 
 def test_a_packed_base_stays_packed_and_nothing_of_it_grows(tiny_base: Base) -> None:
@@ -257,6 +279,7 @@ def test_a_target_is_all_linear_modules_attention_or_names(tiny_base: Base, targ
         ({"target": "q_proj, c_attn"}, "the base has no c_attn in its layers; it has down_proj, gate_proj"),
         ({"layers": 3}, "method.layers=3: the base has only 2 layers"),
         ({"init": "pissa", "rank": 33}, "method.rank=33: method.init=pissa allows at most 32"),
+        ({"kind": "osf", "share": 0.98}, "method.share=0.98: a module of the base has 32 directions, of which none"),
         ({"init": "eva", "rank": 64}, "the training rows have fewer than the 1024 tokens"),
     ],
 )
@@ -316,6 +339,7 @@ def test_directions_that_do_not_settle_are_given_up(tiny_base: Base, monkeypatch
         ({"kind": "qlora", "init": "olora"}, "init=olora changes the base's weights"),
         ({"init": "olora", "dora": True}, "init=olora with dora gives no adapter of the original base"),
         ({"kind": "qlora", "bits": 8, "dora": True}, "accepted: dora with bits=4"),
+        ({"kind": "osf", "share": 1.0}, "share=1 leaves no direction as it is; accepted with osf: below 1"),
         ({"kind": "spectrum", "rank": 8}, "rank=8 has no effect with kind=spectrum, which uses share"),
     ],
 )
@@ -325,7 +349,7 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
 
 
 # eva has dora as well, and olora is taken out of the weights as pissa is.
-RESUMED = ("dropout", "pissa", "eva", "lora+", "qlora 4", "spectrum", "full")
+RESUMED = ("dropout", "pissa", "eva", "lora+", "qlora 4", "spectrum", "osf", "full")
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -42,7 +42,7 @@ from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
 CLUSTERS = "near-duplicates count as one row, so this gain may be larger after split"
-KINDS = ("lora", "qlora", "full", "spectrum")
+KINDS = ("lora", "qlora", "full", "spectrum", "osf")
 
 
 @dataclass(frozen=True, kw_only=True)

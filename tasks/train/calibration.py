@@ -59,7 +59,7 @@ def measured(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | None
     It is a run's on the same rows, or else a calibration's, or else a run's on other rows. That of another method
     stands in where there is none of this one, since the arithmetic is known of both.
     """
-    others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum") if kind != case.method.kind]
+    others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum", "osf") if kind != case.method.kind]
     for tried in (case.method, *others):
         other = replace(case, method=tried)
         file = _file(base, other)

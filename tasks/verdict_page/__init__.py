@@ -33,7 +33,7 @@ from tunewright.tasks.verdict_page.wins import Mistakes, Shown, shown
 
 __all__ = ["verdict_page"]
 STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
-METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "Full fine-tuning", "spectrum": "Spectrum"}
+METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "Full fine-tuning", "spectrum": "Spectrum", "osf": "OSF"}
 PARTS = {  # general tasks whose share is not of right answers
     "harmful": "harmful requests refused",
     "harmless": "harmless requests answered",

@@ -50,16 +50,17 @@ USED_BY: dict[str, frozenset[str]] = {  # kind of method -> the settings of the 
     "qlora": ADAPTER | {"bits"},
     "full": frozenset(),
     "spectrum": frozenset({"share"}),
+    "osf": frozenset({"share", "target", "layers"}),
 }
 
 
 class Method(Section):
     """Which weights are trained."""
 
-    kind: Literal["lora", "qlora", "full", "spectrum"] = Field(
+    kind: Literal["lora", "qlora", "full", "spectrum", "osf"] = Field(
         default="lora",
         description="lora: an adapter; qlora: an adapter on a quantized base; full: all weights; spectrum: the modules "
-        "with the best signal-to-noise ratio",
+        "with the best signal-to-noise ratio; osf: the minor directions of each weight, while its main ones stay",
     )
     rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter (lora, qlora), 1 to 1024")
     alpha: int = Field(
@@ -69,12 +70,14 @@ class Method(Section):
     target: Annotated[str, CommaSeparated()] = Field(
         default="all-linear",
         pattern=r"^[A-Za-z_][\w.-]*( *, *[A-Za-z_][\w.-]*)*$",
-        description="Which modules get an adapter: all-linear, attention, or names such as q_proj, v_proj",
+        description="Which modules get an adapter, or learn with osf: all-linear, attention, or names such as q_proj, "
+        "v_proj",
     )
     layers: int | None = Field(
         default=None,
         ge=1,
-        description="Number of last layers that get an adapter, at least 1; fewer is faster, empty is all",
+        description="Number of last layers that get an adapter, or learn with osf, at least 1; fewer is faster, empty "
+        "is all",
     )
     init: Literal["default", "pissa", "olora", "eva"] = Field(
         default="default",
@@ -99,8 +102,9 @@ class Method(Section):
         default=0.25,
         gt=0,
         le=1,
-        description="Share of the modules of each type that spectrum trains, the top ones by "
-        "signal-to-noise ratio, 0 to 1",
+        description="spectrum: share of the modules of each type that learn, the top ones by signal-to-noise ratio; "
+        "osf: share of the directions of each module that learn, those with the smallest singular values, below 1; "
+        "0 to 1",
     )
 
     @model_validator(mode="after")
@@ -131,6 +135,8 @@ class Method(Section):
             raise ValueError(
                 f"init={self.init} with dora gives no adapter of the original base; accepted: default, eva"
             )
+        if self.kind == "osf" and self.share == 1:
+            raise ValueError("share=1 leaves no direction as it is; accepted with osf: below 1, or kind=full")
         if self.dora and self.kind == "qlora" and self.bits == 8:
             raise ValueError("dora with bits=8 loses the scales of int8 weights; accepted: dora with bits=4")
         return self

@@ -38,8 +38,17 @@ def learning(shape: ModelShape, method: Method) -> Learning:
         picked = _picked(shape, method.share)
         return Learning(sum(matrix.size for matrix in picked), frozenset(picked), is_adapter=False)
     adapted = _adapted(shape, method)
+    if method.kind == "osf":
+        num_learning = sum(directions(m, method) * (m.inputs + m.outputs + 1) for m in adapted)
+        return Learning(num_learning, frozenset(adapted), is_adapter=True)
     num_learning = sum(method.rank * (m.inputs + m.outputs) + method.dora * m.outputs for m in adapted)
     return Learning(num_learning, frozenset(adapted), is_adapter=True)
+
+
+def directions(matrix: Matrix, method: Method) -> int:
+    """Return how many of a matrix's singular directions learn with osf, as PEFT rounds their number."""
+    smaller = min(matrix.inputs, matrix.outputs)
+    return smaller - int(smaller * (1 - method.share))
 
 
 def _adapted(shape: ModelShape, method: Method) -> list[Matrix]:

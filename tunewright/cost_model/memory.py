@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from tunewright.config import Method
-from tunewright.cost_model.learning import Learning, learning
+from tunewright.cost_model.learning import Learning, directions, learning
 from tunewright.cost_model.shapes import Matrix, ModelShape
 from tunewright.modeling.compute import Chosen
 
@@ -123,6 +123,8 @@ def memory(
     adapter = what.num_learning * FLOAT if what.is_adapter else 0
     if method.init in ("pissa", "olora") and kind == "cpu":
         adapter *= 2  # as it began, to be taken out again when it is saved: in the main memory
+    if method.kind == "osf":
+        adapter += FLOAT * sum(_as_it_began(matrix, method) for matrix in what.matrices)
     gradients, moments = what.num_learning * FLOAT, _moments(shape, method, chosen, what)
     if chosen.sharded:
         gathered = 2 * weights // (shape.num_layers + 1) + shape.num_embedding * size
@@ -145,6 +147,16 @@ def memory(
     )
 
 
+def _as_it_began(matrix: Matrix, method: Method) -> int:
+    """Numbers of osf that do not learn: the directions before training, and the others of a matrix that is no square.
+
+    PEFT projects gradients by them.
+    """
+    number, sizes = directions(matrix, method), (matrix.inputs, matrix.outputs)
+    others = (min(sizes) - number) * max(sizes) if matrix.inputs != matrix.outputs else 0
+    return number * (sum(sizes) + 1) + others
+
+
 def _moments(shape: ModelShape, method: Method, chosen: Chosen, what: Learning) -> int:
     embedding = shape.num_embedding if method.kind == "full" else 0
     return int((what.num_learning - embedding) * ADAMW[chosen.optimizer] + embedding * EMBEDDING_ADAMW)
@@ -154,7 +166,8 @@ def evaluation_bytes(shape: ModelShape, method: Method, kind: Literal["cpu", "cu
     """Return the bytes that evaluation and serving load: the base dequantized, and the adapter, without rows."""
     what = learning(shape, method)
     size = 2 if kind == "cuda" else FLOAT
-    return shape.num_parameters * size + (what.num_learning * FLOAT if what.is_adapter else 0) + RUNTIME[kind]
+    beside = what.num_learning * FLOAT if what.is_adapter and method.kind != "osf" else 0
+    return shape.num_parameters * size + beside + RUNTIME[kind]
 
 
 def _logits(shape: ModelShape, method: Method, size: int, scored: int) -> int:
@@ -199,10 +212,15 @@ def _layer(shape: ModelShape, method: Method, chosen: Chosen, load: Load, what: 
     learns = [matrix for matrix in what.matrices if matrix.layer == number]
     mlp = shape.intermediate * size * (3 if shape.is_gated else 1)  # gate, activated gate and up, which are multiplied
     a_token = 2 * _norm(shape, method, chosen) + mlp
-    if what.is_adapter:
+    copies = 0
+    if method.kind == "osf":  # both products of the directions as they are and as they began, and autocast's copies
+        a_token += size * sum(2 * directions(matrix, method) for matrix in learns)
+        copies = sum(directions(matrix, method) * (matrix.inputs + matrix.outputs) for matrix in learns)
+        copies *= size * (1 if size < FLOAT else 2)
+    elif what.is_adapter:
         a_token += size * method.rank * len(learns)
     a_token += size * _inputs(method, chosen, learns)
-    kept = load.tokens * a_token
+    kept = load.tokens * a_token + copies
     if method.dora:  # both products of each module, and the identity that shows PEFT its adapter as a matrix
         kept += size * sum(load.tokens * 2 * matrix.outputs + matrix.inputs**2 for matrix in learns)
     return kept
@@ -264,6 +282,8 @@ def disk_bytes(shape: ModelShape, method: Method, chosen: Chosen) -> int:
     what = learning(shape, method)
     weights = what.num_learning * FLOAT if what.is_adapter else _weights(shape, method, what, _size(chosen))
     model = what.num_learning * FLOAT if what.is_adapter else shape.num_parameters * 2
+    if method.kind == "osf":
+        model = sum(matrix.size for matrix in what.matrices) * 2
     if method.init in ("pissa", "olora"):
         model *= 2  # saved as the difference of two
     return int(4 * (weights + _moments(shape, method, chosen, what)) + 2 * model)

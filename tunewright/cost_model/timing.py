@@ -14,7 +14,7 @@ from tunewright.reports.pages import percent
 # or its rows are short, high where both are large.
 UTILISATION = (0.15, 0.5)
 SCALING = (0.6, 1.0)  # of so many times a card's rate, that several reach together: low over PCIe, high over NVLink
-FORWARD_SHARE = {"full": 1 / 3, "spectrum": 0.4, "lora": 0.5, "qlora": 0.5}  # of a step, for an evaluation
+FORWARD_SHARE = {"full": 1 / 3, "spectrum": 0.4, "osf": 0.4, "lora": 0.5, "qlora": 0.5}  # of a step, for an evaluation
 
 
 LAUNCHING = (0.001, 0.004)  # seconds a layer: some 250 kernels of forward and backward at 4 to 16 microseconds each
@@ -46,7 +46,8 @@ def flops(shape: ModelShape, method: Method, chosen: Chosen, loads: Sequence[Loa
     for load in loads:
         linear = 2 * load.tokens * (shape.num_linear + shape.expert_share * shape.num_expert)
         seen = 4 * (load.seen + load.prefix**2) * wide / 2 * layers
-        adapter = 6 * load.tokens * what.num_learning if what.is_adapter else 0
+        # osf multiplies by its directions as they are and as they began.
+        adapter = (12 if method.kind == "osf" else 6) * load.tokens * what.num_learning if what.is_adapter else 0
         head = 2 * load.scored * shape.num_embedding * (3 if method.kind == "full" else 2)
         total += (linear + seen) * passes + adapter + head
     return total

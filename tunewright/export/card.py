@@ -36,6 +36,7 @@ METHOD = {  # method.kind -> the settings that say how
     "qlora": ("rank", "alpha", "dropout", "target", "layers", "bits", "rslora", "dora"),
     "full": (),
     "spectrum": ("share",),
+    "osf": ("share", "target", "layers"),
 }
 TRAINING = ("learning_rate", "epochs", "max_steps", "batch", "schedule", "warmup", "seed")
 

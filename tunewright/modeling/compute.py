@@ -222,6 +222,8 @@ class _Choice:
         """Why the model cannot be sharded; or empty."""
         if self.method.init in {"pissa", "olora"}:
             return f"what method.init={self.method.init} takes out of the base is not sharded with it"
+        if self.method.kind == "osf":
+            return "method.kind=osf takes main directions out of gradients that are whole"
         if "8bit" in self.compute.optimizer:
             return f"compute.optimizer={self.compute.optimizer} keeps states that cannot be sharded"
         return ""
@@ -295,7 +297,13 @@ def _resident_bytes(config: Any, method: Method, precision: str, tokens: int, ra
     inner = _size(config, *INNER) or 4 * hidden
     parameters = layers * (4 * hidden * hidden + 3 * hidden * inner) + _size(config, "vocab_size") * hidden
     size = 2 if precision == "bfloat16" else 4
-    weights = {"qlora": method.bits / 8, "lora": size, "spectrum": size + 16 * method.share, "full": 16}[method.kind]
+    weights = {
+        "qlora": method.bits / 8,
+        "lora": size,
+        "spectrum": size + 16 * method.share,
+        "osf": 4 + 2 * 20 * method.share,  # the directions of a square weight are two matrices, each there as it began
+        "full": 16,
+    }[method.kind]
     return parameters * weights / ranks + tokens * layers * size * (10 * hidden + 5 * inner)
 
 

@@ -1,9 +1,9 @@
 """Training itself: what is given to SFTTrainer, and what is kept of it.
 
 The tuned weights are files that answer as the trained model did: equal weights give equal bytes. Three forms: an
-adapter, which is always a plain one of the untouched base; the tensors that learned (spectrum), which are laid over the
-base; and all weights. The first two need the very base that they were trained on, which serving.py finds by its digest:
-a file of a quarter of the weights, beside one that is there already, is smaller and as safe.
+adapter, which is always a plain one of the untouched base; the tensors that learned (spectrum, osf), which are laid
+over the base; and all weights. The first two need the very base that they were trained on, which serving.py finds by
+its digest: a file of a quarter of the weights, beside one that is there already, is smaller and as safe.
 """
 
 import json
@@ -29,6 +29,7 @@ from tunewright.modeling import compute, methods, micro_batching
 from tunewright.modeling.anchor import AnchoredCollator
 from tunewright.modeling.batches import Collator
 from tunewright.modeling.groups import DrawnCollator
+from tunewright.modeling.methods import osf
 from tunewright.modeling.methods.adapter import BEGAN_AS
 from tunewright.modeling.objectives import (
     AnchoredObjective,
@@ -253,6 +254,8 @@ def save(
     import torch
 
     shutil.rmtree(folder, ignore_errors=True)
+    if osf.is_osf(model):
+        model = osf.merged(model)
     if hasattr(model, "peft_config"):
         _save_adapter(model, folder, reference, learned)
         return

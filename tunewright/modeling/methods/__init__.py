@@ -41,10 +41,11 @@ def load_trainable(
     from transformers import AutoModelForCausalLM
 
     from tunewright.modeling.methods.adapter import add_adapter
+    from tunewright.modeling.methods.osf import with_directions
 
     precision = torch.bfloat16 if chosen.precision == "bfloat16" else torch.float32
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
-    options["dtype"] = torch.float32 if method.kind == "full" else precision
+    options["dtype"] = torch.float32 if method.kind in {"full", "osf"} else precision
     if method.kind == "qlora":
         options["quantization_config"] = _quantization(weights, method, precision, sharded=chosen.sharded)
     read = begins_as if begins_as is not None and method.kind == "full" else weights
@@ -60,16 +61,18 @@ def load_trainable(
         # has no backward: gradients would end at such a layer from there on.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if method.kind in {"spectrum", "osf"} and begins_as is not None:
+        model.load_state_dict(load_file(begins_as / TRAINED), strict=False)
     if method.kind == "spectrum":
-        if begins_as is not None:
-            model.load_state_dict(load_file(begins_as / TRAINED), strict=False)
         model.requires_grad_(False)
         for name in modules:
             model.get_submodule(name).float().requires_grad_(True)
     if method.kind in {"full", "spectrum"}:
         return model
-    if method.kind == "lora" and torch.cuda.is_available():
+    if method.kind in {"lora", "osf"} and torch.cuda.is_available():
         model.to("cuda")  # what an adapter starts from is decomposed there in a fraction of the time
+    if method.kind == "osf":
+        return with_directions(model, method, precision)
     return add_adapter(model, method, precision, examples, begins_as)
 
 

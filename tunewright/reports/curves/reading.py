@@ -9,7 +9,12 @@ from tunewright.artifacts import training_log
 from tunewright.artifacts.payloads import TrainingSummary
 from tunewright.artifacts.training_log import Line
 
-SIZED_BY = {"lora": "method.rank", "qlora": "method.rank", "spectrum": "method.share"}  # by method.kind
+SIZED_BY = {
+    "lora": "method.rank",
+    "qlora": "method.rank",
+    "spectrum": "method.share",
+    "osf": "method.share",
+}  # by method.kind
 SMOOTHED = 40  # points that the line of the training loss has at most, means of neighbours
 ENOUGH_EVALUATIONS = 3  # evaluations, from which on it can be told how the loss went
 
