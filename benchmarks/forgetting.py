@@ -111,8 +111,9 @@ class Judge:
 
         loaded, stops = load_weights(self.base, model, dtype=torch.float32).eval(), sorted(self.chat.stops.values())
         answers = [asked_of(row) for row in self.rows]
+        longest = max(len(answer.reference) for answer in answers)
         with torch.inference_mode():
-            Greedy(loaded, stops=stops, max_new_tokens=1, batch=32).answer(answers, generate=False)
+            Greedy(loaded, stops=stops, max_new_tokens=longest, batch=32).answer(answers, generate=False)
             general = statistics.fmean(item["score"] for item in read(loaded, self.chat))
         loss = sum(answer.nll for answer in answers) / sum(len(answer.reference) for answer in answers)
         return loss, statistics.fmean(answer.is_reference(stops) for answer in answers), general

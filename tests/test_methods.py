@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeSplits
+from make_models import make_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from tunewright.artifacts import Base
 from tunewright.config import Compute, Method, Model, Training
+from tunewright.cost_model.learning import learning
+from tunewright.cost_model.shapes import shape_in
+from tunewright.errors import ConfigError
 from tunewright.modeling import methods
 from tunewright.modeling.compute import Chosen
 from tunewright.modeling.methods import adapter, modules
@@ -187,6 +191,34 @@ def test_osf_keeps_the_main_directions_better_than_lora_and_saves_weights(tiny_b
         share[method.kind] = ((main[:, :half].T @ change @ other[:half].T).norm() / change.norm()).item()
     assert share["osf"] < 0.5 * share["lora"]
     assert {file.name for file in (tmp_path / "osf").iterdir()} == {"trained.safetensors"}
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "mixtral", "mamba", "mpt"])
+def test_osf_learns_and_is_saved_on_other_architectures(architecture: str, tmp_path: Path) -> None:
+    base = make_model(architecture, tmp_path / architecture)
+    model = methods.load_trainable(base, WHOLE["osf"], chosen()).train()
+    ids = rows()[:2, :12] % 200
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for _ in range(4):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    trained = model.eval()(input_ids=ids).logits.detach()
+    save(model, tmp_path / "model", "org/base", "float32")
+    reloaded = load_weights(base, tmp_path / "model", dtype=torch.float32)
+    torch.testing.assert_close(reloaded(input_ids=ids).logits, trained, atol=1e-4, rtol=1e-4)
+
+
+def test_a_base_whose_modules_cannot_be_decomposed_is_refused_by_plan_and_trainer(tmp_path: Path) -> None:
+    base = make_model("gpt2", tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="the base has Conv1D modules, which PEFT does not decompose"):
+        methods.load_trainable(base, WHOLE["osf"], chosen())
+    with pytest.raises(ConfigError, match="PEFT does not decompose the modules of gpt2; accepted: lora, full"):
+        learning(shape_in(base), WHOLE["osf"])
 
 
 def test_tensors_of_another_model_are_not_laid_over_a_base(tiny_base: Base, tmp_path: Path) -> None:

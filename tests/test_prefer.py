@@ -118,7 +118,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     assert resumed.digest == undisturbed.digest
 
 
-@pytest.mark.parametrize("kind", ["qlora", "full", "spectrum"])
+@pytest.mark.parametrize("kind", ["qlora", "full", "spectrum", "osf"])
 def test_each_kind_of_method_goes_on_from_its_sft(
     kind: Any, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ def test_stopped_between_two_steps_on_the_same_answers_it_goes_on_with_them(
     assert resumed.digest == undisturbed.digest
 
 
-@pytest.mark.parametrize("kind", ["qlora", "full", "spectrum"])
+@pytest.mark.parametrize("kind", ["qlora", "full", "spectrum", "osf"])
 def test_each_kind_of_method_learns_from_rewards(
     kind: Any, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

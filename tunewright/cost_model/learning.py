@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tunewright.config import Method
-from tunewright.cost_model.shapes import Matrix, ModelShape
+from tunewright.cost_model.shapes import CONV1D, Matrix, ModelShape
 from tunewright.errors import ConfigError
 from tunewright.modeling.methods.modules import ATTENTION, without_adapter
 
@@ -39,6 +39,10 @@ def learning(shape: ModelShape, method: Method) -> Learning:
         return Learning(sum(matrix.size for matrix in picked), frozenset(picked), is_adapter=False)
     adapted = _adapted(shape, method)
     if method.kind == "osf":
+        if shape.kind in CONV1D:
+            raise ConfigError(
+                f"method.kind=osf: PEFT does not decompose the modules of {shape.kind}; accepted: lora, full"
+            )
         num_learning = sum(directions(m, method) * (m.inputs + m.outputs + 1) for m in adapted)
         return Learning(num_learning, frozenset(adapted), is_adapter=True)
     num_learning = sum(method.rank * (m.inputs + m.outputs) + method.dora * m.outputs for m in adapted)
