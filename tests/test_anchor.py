@@ -27,6 +27,7 @@ from tunewright.modeling.anchor import AnchoredCollator, divergence, likeliest
 from tunewright.modeling.batches import ATTENTION, scored
 from tunewright.modeling.micro_batching import Layout
 from tunewright.modeling.objectives import AnchoredObjective
+from tunewright.registry.candidate import curves
 from tunewright.tasks.render import render
 from tunewright.tasks.train import stage as train_stage
 from tunewright.tasks.train.stage import train
@@ -176,6 +177,9 @@ def test_a_training_stays_nearer_to_its_base_by_every_method(
     held = trained(tokens, tiny_base, method, kl_to_base=20.0)
     assert kls(loose)[0] == pytest.approx(0, abs=1e-3), "the first step begins as the base"
     assert sum(kls(held)) < 0.9 * sum(kls(loose))
+    shown = {point.key: point.value for point in curves(held.path("metrics.jsonl"), 1000)}
+    assert shown["train/kl_to_base"] == pytest.approx(kls(held)[-1], abs=1e-3)
+    assert "KL divergence from the reference" in held.path("curves.html").read_text()
     assert not any("eval_kl" in line for line in lines(held)), "the validation rows have no general ones"
 
 
