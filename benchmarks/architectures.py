@@ -32,7 +32,7 @@ models, without_project = import_module("make_models"), import_module("without_p
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
 PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake")
 ANSWERS = ("refund", "delivery", "repair")
-METHODS = ("lora", "qlora", "full", "spectrum")
+METHODS = ("lora", "qlora", "full", "spectrum", "osf")
 STARTING_SECONDS, SERVING_SECONDS = 240.0, 240.0
 # Each version by MLflow's own app, under /NAME/, loaded with the first request.
 SERVE = """

@@ -301,7 +301,8 @@ def _resident_bytes(config: Any, method: Method, precision: str, tokens: int, ra
         "qlora": method.bits / 8,
         "lora": size,
         "spectrum": size + 16 * method.share,
-        "osf": 4 + 2 * 20 * method.share,  # the directions of a square weight are two matrices, each there as it began
+        "osf": size
+        + 2 * 20 * method.share,  # the directions of a square weight are two matrices, each there as it began
         "full": 16,
     }[method.kind]
     return parameters * weights / ranks + tokens * layers * size * (10 * hidden + 5 * inner)

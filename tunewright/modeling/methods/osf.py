@@ -1,9 +1,9 @@
-"""Orthogonal subspace fine-tuning (OSF, arXiv 2504.07097): the main directions of each weight stay as they are.
+"""Orthogonal subspace fine-tuning (OSF, arXiv 2504.07097): the main directions of each weight hardly change.
 
 Each weight is decomposed once; of its singular directions those with the smallest singular values learn, and PEFT
-takes out of their gradient what lies in the others. What was learned is added to the weights when it is saved, as
-tensors of the base like Spectrum's: PEFT's own file would have to be decomposed again wherever it is loaded, and no
-server reads it.
+takes out of their gradient what lies in the others. Adam scales each number of it by itself, so that a small part of a
+step lies there after all. What was learned is added to the weights when it is saved, as tensors of the base like
+Spectrum's: PEFT's own file would have to be decomposed again wherever it is loaded, and no server reads it.
 """
 
 from typing import Any
