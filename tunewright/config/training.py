@@ -60,7 +60,8 @@ class Method(Section):
     kind: Literal["lora", "qlora", "full", "spectrum", "osf"] = Field(
         default="lora",
         description="lora: an adapter; qlora: an adapter on a quantized base; full: all weights; spectrum: the modules "
-        "with the best signal-to-noise ratio; osf: the minor directions of each weight, while its main ones hardly change",
+        "with the best signal-to-noise ratio; osf: the minor directions of each weight, of which the main ones hardly "
+        "change",
     )
     rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter (lora, qlora), 1 to 1024")
     alpha: int = Field(
