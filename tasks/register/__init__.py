@@ -29,6 +29,7 @@ from tunewright.tasks.register.model import logged_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
 UNDECIDED = "tunewright.undecided"  # tag of a finished run without a decision: the alias moved, or a later run decided
@@ -112,11 +113,6 @@ def _note_in_source(client: "MlflowClient", version: "ModelVersion", run_id: str
     )
     if source.info.status == "FAILED":
         _finish_undecided(client, source.info.run_id, f"registered by run {run_id}")
-
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
 
 
 def compare(client: "MlflowClient", candidate: Candidate, run: "Run", own: "LoggedModel") -> None:
