@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ingested import GOOD, read, run, tables, texts
 
@@ -20,7 +20,7 @@ from tunewright.config import RecordFiles, Source
 from tunewright.errors import DataError, TunewrightError
 from tunewright.tasks.ingest import readers
 from tunewright.tasks.ingest.layouts import FIELDS
-from tunewright.tasks.ingest.opening import BOM
+from tunewright.tasks.ingest.opening import BOM, TO_JAPANESE
 
 CORPUS = Path(__file__).parent / "malformed"
 
@@ -388,12 +388,16 @@ def test_the_account_adds_up_for_any_json_and_what_is_good_is_kept(lines: list[b
 
 @quick
 @given(content=soup)
+@example(content=b"\x1b$@")
 def test_no_bytes_crash_a_reader_and_every_line_is_accounted_for(content: bytes) -> None:
     account("a.json", content)
     account("a.json", b"[" + content + b"]")
     account("a.csv", b"prompt,completion\na,b\n" + content)
     account("a.parquet", content)
     rows = account("a.jsonl", GOOD + b"\n" + content)
+    if content.isascii() and any(escape in content for escape in TO_JAPANESE):
+        assert rows is None, "the file is in ISO-2022-JP"
+        return
     assert rows
     assert rows.num_read == 1 + content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
     assert tables(rows)[0][0]["line"] == 1

@@ -110,6 +110,7 @@ SELDOM = {
     "data, one row": {
         "asked_line",  # of a record of several lines
         *("life[].findings[].finding", "life[].findings[].detail"),  # of a row with findings
+        "life[].answer",  # with checks.label_error_folds (tests/test_label_errors.py)
         *("versions[].version", "versions[].split", "versions[].because"),  # from the second version on
     },
 }

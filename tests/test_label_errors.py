@@ -15,6 +15,8 @@ from test_json import documented, faults
 from trained import fork_trainers
 
 from tunewright.artifacts import Base, Splits, Tokens
+from tunewright.cli.data import find, look_up
+from tunewright.cli.data.as_json import row_json
 from tunewright.config import (
     Checks,
     Compute,
@@ -223,6 +225,13 @@ def test_it_is_a_stage_of_its_own_on_which_no_other_depends(settings: Settings) 
     assert [*faults(shown, "", documented()["run"], seen := set[str]())] == []
     assert seen == {key for key in documented()["run"] if key.startswith("label_errors")}
     assert {step.state for step in plan(settings, "label_errors", ())} == {"cached"}
+    train = pq.read_table(done.suspected.path("label_errors.parquet")).to_pylist()[0]
+    data = look_up(settings)
+    row = row_json(data, find(data, None, f"rows.jsonl:{train['line']}", None))
+    assert [event["stage"] for event in row["life"]][-2:] == ["render", "label_errors"]
+    assert row["life"][-1]["outcome"] == ("likely label error" if train["likely"] else "no label error")
+    assert row["life"][-1]["answer"] == train["answer"]
+    assert [*faults(row, "", documented()["data, one row"], set())] == []
     without = settings.model_copy(update={"checks": Checks()})
     assert "label_errors" not in stages(without)
     steps = {step.stage: step.state for step in plan(without, "render", ())}

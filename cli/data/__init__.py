@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunewright.artifacts import CheckedRows, Rows, Splits, Tokens, UniqueRows
+from tunewright.artifacts import CheckedRows, LabelErrors, Rows, Splits, Tokens, UniqueRows
 from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
 from tunewright.flows.calls import Step
@@ -25,7 +25,14 @@ from tunewright.store.refusals import StoppedStage
 from tunewright.store.row_search import QUARANTINE, Found, RowQuery, files_named, is_csv, is_named, manifest, place
 
 FILE = re.compile(r"files\[\d+\]\.path")  # of ingest's ingredients
-RECORDS = {"ingest": Rows, "check": CheckedRows, "dedupe": UniqueRows, "split": Splits, "render": Tokens}
+RECORDS = {
+    "ingest": Rows,
+    "check": CheckedRows,
+    "dedupe": UniqueRows,
+    "split": Splits,
+    "render": Tokens,
+    "label_errors": LabelErrors,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +102,8 @@ def _look_up(settings: Settings, past: Sequence[Version], version: str | None, w
     name = settings.registry.name
     if version is not None:
         return _accepted(name, _chosen(version, name, past), past, what)
-    steps = [step for step in plan(settings, "render", ()) if step.stage in RECORDS]
+    last = "label_errors" if settings.checks.label_error_folds else "render"
+    steps = [step for step in plan(settings, last, ()) if step.stage in RECORDS]
     first = next((position for position, step in enumerate(steps) if step.state != "cached"), len(steps))
     made = {step.stage: step.record for step in steps[:first]}
     missing = steps[first].stage if first < len(steps) else ""

@@ -186,6 +186,8 @@ def _said(event: dict[str, Any]) -> str:
         is_replay = event["use_as"] == "replay"
         split = ["a replay row" if is_replay else f"assigned to {event['use_as']}"] if event["use_as"] else []
         return ", ".join([f"{name} {value}" for name, value in said.items() if value is not None] + split)
+    if event["stage"] == "label_errors":
+        return f"a model that was trained without it answers: {' '.join(event['answer'].split())}"
     if outcome == "held out":
         return "never trained on; split quarantines training rows that share a passage with it"
     if outcome == "passed" and event["findings"]:

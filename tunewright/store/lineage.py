@@ -17,6 +17,7 @@ from tunewright.artifacts import (
     UNDESIRABLE,
     Artifact,
     CheckedRows,
+    LabelErrors,
     Rows,
     Splits,
     Tokens,
@@ -33,6 +34,7 @@ from tunewright.store.row_search import FINDINGS, HELD_OUT, MOST_MATCHES, PLACE,
 OUT_OF_DATA = ("refused", "held out", "quarantined", "removed")
 NO_SPLIT = (*NOT_PLACED, DUPLICATE, QUARANTINED)  # why a row is in no split in a version's assignments
 REMOVED = "removed.parquet"
+LABEL_ERRORS = "label_errors.parquet"
 MOST_RELATIVES = 5  # rows of the same cluster, or duplicates, that are named
 MOST_FINDINGS = 20  # of check on one row
 
@@ -46,11 +48,12 @@ class Made:
     unique: UniqueRows | None = None
     splits: Splits | None = None
     tokens: Tokens | None = None
+    label_errors: LabelErrors | None = None
     stopped: StoppedStage | None = None  # by the stage after the last of these
 
     def __iter__(self) -> Iterator[Artifact]:
         """The artifacts in the order of the stages."""
-        stages = (self.rows, self.checked, self.unique, self.splits, self.tokens)
+        stages = (self.rows, self.checked, self.unique, self.splits, self.tokens, self.label_errors)
         return iter([artifact for artifact in stages if artifact])
 
 
@@ -133,6 +136,8 @@ def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
             ):
                 split = aside
             yield {"stage": "render"} | (_quarantined(made.tokens, here) or _now(made.tokens, "rendered", split))
+            if made.label_errors and (compared := _compared(made.label_errors, here)):
+                yield {"stage": "label_errors"} | compared
     if made.stopped and (gone := _quarantined(made.stopped, here) or _removed(made.stopped, here)):
         yield {"stage": made.stopped.stage} | gone
 
@@ -212,6 +217,15 @@ def _quarantined(artifact: Artifact | StoppedStage, here: pc.Expression) -> dict
     file = artifact.path(QUARANTINE)
     aside = select(file, here, ["reason", "detail"], 1) if file.is_file() else []
     return _now(artifact, "quarantined", file.name) | aside[0] if aside else None
+
+
+def _compared(found: LabelErrors, here: pc.Expression) -> dict[str, Any] | None:
+    """The answer to a training row by a model that was trained without it; None of a row of another split."""
+    rows = select(found.path(LABEL_ERRORS), here, ["likely", "answer"], 1)
+    if not rows:
+        return None
+    outcome = "likely label error" if rows[0].pop("likely") else "no label error"
+    return _now(found, outcome, LABEL_ERRORS) | rows[0]
 
 
 def _splits(file: Path, row_id: str) -> list[Found]:
