@@ -54,9 +54,8 @@ def inputs(settings: Settings) -> Inputs:
     if seen := _LOOKED_AT.get():
         return seen
     _stop_outside(settings)
-    retrieves = (
-        "retrieval" in settings.evaluation.contenders or settings.evaluation.documents
-    )  # few_shot needs no model
+    # few_shot needs no embedding model
+    retrieves = "retrieval" in settings.evaluation.contenders or settings.evaluation.documents
     return Inputs(
         own=own_expectations(settings.checks),
         metrics=_own_metrics(settings),

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import MakeSplits
-from safetensors.torch import load_file
+from test_ranks import require_same, tokens
 from test_train import LONG, SMALL, curve, weights
 from trained import by_forks, in_this_process
 
@@ -30,11 +29,12 @@ from tunewright.config import Compute, Data, Method, Model, Registry, Settings, 
 from tunewright.errors import ConfigError, TrainerDied, is_transient
 from tunewright.flows.finetune import run
 from tunewright.store import cache_key
-from tunewright.tasks.render import render
 from tunewright.tasks.train import rendezvous, stage, trainer
 from tunewright.tasks.train.stage import train
 from tunewright.tasks.train.trainer import LOST, attempt, copies, ranks
 from tunewright.tasks.train.trainer.attempt import Attempt, Meeting
+
+__all__ = ["tokens"]
 
 ONE = Compute(threads=1, precision="float32")
 TWO = ONE.model_copy(update={"nodes": 2})
@@ -74,14 +74,6 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machin
         process.wait()
 
 
-@pytest.fixture
-def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
-    """Thirteen training rows of unlike lengths: in steps of four, the last of an epoch has one row for two ranks."""
-    questions = [[f"the question number {i}" + " and more" * (i % 4), f"the answer {i % 3}"] for i in range(19)]
-    splits = make_splits(train=questions[:13], validation=questions[13:16], test=questions[16:])
-    return render.fn(splits, tiny_base, Model(base="tiny", max_length=256))
-
-
 @pytest.mark.parametrize(
     ("method", "strategy", "devices"),
     [(SMALL, "ddp", 1), (Method(kind="full"), "fsdp", 1), (Method(kind="qlora", rank=2, alpha=4), "fsdp", 2)],
@@ -106,16 +98,7 @@ def test_two_machines_have_the_losses_and_weights_of_one_process(
     assert joined.wait(20) == 0, machines.said()
     monkeypatch.setattr(stage, "_attempt", in_this_process)
     one = train.fn(tokens, tiny_base, method, training, ONE)
-    for name in ("loss", "grad_norm", "eval_loss", "eval_token_f1", "learning_rate"):
-        ones, twos = ([line[name] for line in curve(adapter) if name in line] for adapter in (one, two))
-        assert len(ones) >= 3
-        assert twos == pytest.approx(ones, rel=1e-3), name
-    assert two.best_step == one.best_step
-    (file,) = (file.name for file in one.path("model").glob("*.safetensors"))
-    of_one, of_two = (load_file(adapter.path("model") / file) for adapter in (one, two))
-    assert of_one.keys() == of_two.keys()
-    for name, tensor in of_one.items():
-        assert (tensor - of_two[name]).abs().max() < 2e-3, name
+    require_same(one, two)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_train import LONG, SMALL, curve, weights
 from trained import Attempt, by_forks, in_this_process
 
-from tunewright.artifacts import Base, Scan, Tokens
+from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Training
 from tunewright.errors import ConfigError, TrainerDied, is_transient
 from tunewright.modeling.batches import Collator, num_labels
@@ -69,6 +69,11 @@ def test_two_ranks_have_the_losses_and_weights_of_one_process(
     two = train.fn(*given, ONE.model_copy(update={**choice, "devices": 2}), scan=scan)
     monkeypatch.setattr(stage, "_attempt", in_this_process)
     one = train.fn(*given, ONE.model_copy(update={**choice, "strategy": "auto"}), scan=scan)
+    require_same(one, two)
+
+
+def require_same(one: Adapter, two: Adapter) -> None:
+    """Two trainings with the same losses and weights, within rounding, and the same configuration."""
     for name in ("loss", "grad_norm", "eval_loss", "eval_token_f1", "learning_rate"):
         ones, twos = ([line[name] for line in curve(adapter) if name in line] for adapter in (one, two))
         assert len(ones) >= 3

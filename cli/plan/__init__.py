@@ -10,7 +10,7 @@ from tunewright.artifacts import Artifact, Base, Splits, Tokens
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import STAGES, Compute, Data, Method, Settings, Training
+from tunewright.config import METHODS, STAGES, Compute, Data, Method, Settings, Training
 from tunewright.cost_model import (
     BudgetCase,
     Estimate,
@@ -42,7 +42,6 @@ from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
 CLUSTERS = "near-duplicates count as one row, so this gain may be larger after split"
-KINDS = ("lora", "qlora", "full", "spectrum", "osf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +352,7 @@ def _costs(
     (_, case), *later = trainings(case, settings)
     chosen = estimate(case, rates.of(case.method))
     others = []
-    for kind in KINDS:
+    for kind in METHODS:
         if kind == case.method.kind:
             continue
         # With the adapter that is set where both kinds have one, and otherwise with its defaults.

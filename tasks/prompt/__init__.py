@@ -129,9 +129,7 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
 def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[list[list[int]], dict[str, Any]]:
     """The shots of each test row: the rows most like it, by what does better on validation rows; and what was tried."""
     left_out = common_segments(asking.pool.rows["messages"])
-    retrievers: dict[str, BM25 | Embeddings] = {"bm25": BM25(asking.pool.rows, left_out)}
-    if model:
-        retrievers["embedding"] = Embeddings(asking.pool.rows, left_out, model)
+    retrievers = _retrievers(asking.pool.rows, left_out, model)
     rows = asking.validation.slice(0, TRIED["retrieval"])
     tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items() if model}
     best = max(tried, key=lambda name: tried[name], default="bm25")
@@ -149,9 +147,7 @@ def with_documents(
     """The passages of each test row: so many of the most similar as do best on validation rows; and what was tried."""
     known = pq.ParquetFile(asking.train[0]).iter_batches(POOL, columns=["messages"])
     left_out = common_segments(next(known)["messages"])
-    retrievers: dict[str, BM25 | Embeddings] = {"bm25": BM25(passages.rows, left_out)}
-    if model:
-        retrievers["embedding"] = Embeddings(passages.rows, left_out, model)
+    retrievers = _retrievers(passages.rows, left_out, model)
     rows = asking.validation.slice(0, TRIED["documents"])
     numbers = sorted({min(number, len(passages.texts)) for number in NUM_PASSAGES}, reverse=True)
     tried = {
@@ -165,6 +161,12 @@ def with_documents(
     says += f" (the best of {counted(len(tried), 'choice')} on {_in_words(rows, asking.validation)})"
     shown = [{"by": name, "passages": some} | _rounded(found) for (name, some), found in tried.items()]
     return nearest(retrievers[by], asking.test, number), {"chosen": says, "tried": shown}
+
+
+def _retrievers(rows: pa.Table, left_out: np.ndarray, model: StaticModel | None) -> dict[str, BM25 | Embeddings]:
+    """The ways to find the most similar of the rows, of which one needs an embedding model."""
+    by_words = {"bm25": BM25(rows, left_out)}
+    return by_words | {"embedding": Embeddings(rows, left_out, model)} if model else {**by_words}
 
 
 def _in_words(rows: pa.Table, validation: pa.Table) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tunewright import config
 from tunewright.artifacts import Base, Tokens, training_log
 from tunewright.artifacts.payloads import Contract
-from tunewright.config import Compute, Method, Training
+from tunewright.config import METHODS, Compute, Method, Training
 from tunewright.cost_model.case import BudgetCase
 from tunewright.cost_model.learning import learning
 from tunewright.cost_model.timing import Rate
@@ -59,7 +59,7 @@ def measured(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | None
     It is a run's on the same rows, or else a calibration's, or else a run's on other rows. That of another method
     stands in where there is none of this one, since the arithmetic is known of both.
     """
-    others = [Method(kind=kind) for kind in ("lora", "qlora", "full", "spectrum", "osf") if kind != case.method.kind]
+    others = [Method(kind=kind) for kind in METHODS if kind != case.method.kind]
     for tried in (case.method, *others):
         other = replace(case, method=tried)
         file = _file(base, other)

@@ -1,6 +1,6 @@
 """Base model, method, training schedule and compute."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -45,6 +45,8 @@ class Model(Section):
 
 
 ADAPTER = frozenset({"rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora", "lora_plus"})
+MethodKind = Literal["lora", "qlora", "full", "spectrum", "osf"]
+METHODS: tuple[MethodKind, ...] = get_args(MethodKind)
 USED_BY: dict[str, frozenset[str]] = {  # kind of method -> the settings of the section that do something
     "lora": ADAPTER,
     "qlora": ADAPTER | {"bits"},
@@ -57,7 +59,7 @@ USED_BY: dict[str, frozenset[str]] = {  # kind of method -> the settings of the 
 class Method(Section):
     """Which weights are trained."""
 
-    kind: Literal["lora", "qlora", "full", "spectrum", "osf"] = Field(
+    kind: MethodKind = Field(
         default="lora",
         description="lora: an adapter; qlora: an adapter on a quantized base; full: all weights; spectrum: the modules "
         "with the best signal-to-noise ratio; osf: the minor directions of each weight, of which the main ones hardly "
