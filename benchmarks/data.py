@@ -97,15 +97,14 @@ def said(num_rows: int, records: dict[str, dict[str, Any]]) -> str:
     return text
 
 
-def table(figures: dict[int, Figures]) -> str:
-    """One line a size and stage; `linear` is the CPU time a row, in that of the smallest size."""
+def table(size: int, figures: dict[int, Figures]) -> str:
+    """One line a stage at this size; `linear` is the CPU time a row, in that of the smallest size."""
     first = min(figures)
-    lines = [f"{'rows':>10}  {'stage':<8}  {'seconds':>8}  {'CPU s':>8}  {'MB':>7}  {'linear':>6}"]
-    for size, stages in sorted(figures.items()):
-        for stage, found in stages.items():
-            linear = found["cpu"] / size / (figures[first][stage]["cpu"] / first)
-            numbers = f"{found['seconds']:>8.1f}  {found['cpu']:>8.1f}  {found['mb']:>7,.0f}  {linear:>6.2f}"
-            lines.append(f"{size:>10,}  {stage:<8}  {numbers}")
+    lines = [f"{'rows':>10}  {'stage':<8}  {'seconds':>8}  {'CPU s':>8}  {'MB':>7}  {'linear':>6}"] * (size == first)
+    for stage, found in figures[size].items():
+        linear = found["cpu"] / size / (figures[first][stage]["cpu"] / first)
+        numbers = f"{found['seconds']:>8.1f}  {found['cpu']:>8.1f}  {found['mb']:>7,.0f}  {linear:>6.2f}"
+        lines.append(f"{size:>10,}  {stage:<8}  {numbers}")
     return "\n".join(lines)
 
 
@@ -154,8 +153,10 @@ def main() -> None:
     if given.run:
         run_stages(given.run, given.engine)
         return
-    figures = {size: measure(size, given.files, given.engine) for size in sorted(given.sizes)}
-    print(table(figures))
+    figures: dict[int, Figures] = {}
+    for size in sorted(given.sizes):
+        figures[size] = measure(size, given.files, given.engine)
+        print(table(size, figures), flush=True)  # now: the next size may take an hour
     if given.plot:
         plot(figures, given.plot)
     found = failures(figures)
