@@ -31,7 +31,7 @@ from tunewright.artifacts import (
     Tokens,
 )
 from tunewright.config import Gate, Settings, Stage
-from tunewright.cost_model import of_run
+from tunewright.cost_model import devices, of_run
 from tunewright.errors import AnotherChampion
 from tunewright.flows import budget, finished, report
 from tunewright.flows.announcing import announce_drift, tell_files
@@ -114,7 +114,8 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     measured = (Contender(name="base", base=base), tuned)
-    measurement = s.measured().limited(tokens.longest_answer, s.model.max_length)
+    has_bfloat16 = devices.machine().device.has_bfloat16
+    measurement = s.measured().resolved(tokens.longest_answer, s.model.max_length, has_bfloat16=has_bfloat16)
     prompts, prompted = _prompted(s, call, read, splits, tokens, base, measurement.limit)
     opponent = call.champion(s.registry, adapter, base, splits)
     answered = partial(call(evaluate), tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema)

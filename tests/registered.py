@@ -96,6 +96,7 @@ def register_candidate(
     prompted: str = "p",
     unanswered: int = 0,
     sentence: str = "",
+    precision: str = "float32",
     **sections: Any,
 ) -> Registered:
     """Registers a candidate; `digest` stands for its weights, `answers` are its own where these are not `said`.
@@ -105,6 +106,7 @@ def register_candidate(
     The few-shot prompt was ended with so many rows `unanswered`.
     """
     own = _answers(tmp_path, splits, "candidate", answers or said, {"exact_match": 0.87654321, "perplexity": 1.5})
+    own = own.model_copy(update={"precision": precision})
     others = [
         _answers(tmp_path, splits, "base", ["", "", ""], {"exact_match": 0.05, "perplexity": float("inf")}),
         _answers(tmp_path, splits, "few_shot", ["no", "no", "no"], {"exact_match": 0.05}),

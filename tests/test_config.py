@@ -124,8 +124,17 @@ def test_defaults_hold_their_own_bounds_and_agree_with_each_other() -> None:
 
 @pytest.mark.parametrize(("longest", "limit"), [(0, 32), (9, 32), (32, 32), (33, 64), (200, 256), (600, 512)])
 def test_an_answer_has_room_for_the_longest_of_the_data(longest: int, limit: int) -> None:
-    assert Evaluation().limited(longest, 512).limit == limit
-    assert Evaluation(max_new_tokens=7).limited(longest, 512).limit == 7
+    assert Evaluation().resolved(longest, 512, has_bfloat16=False).limit == limit
+    assert Evaluation(max_new_tokens=7).resolved(longest, 512, has_bfloat16=False).limit == 7
+
+
+def test_answers_are_computed_in_what_the_hardware_multiplies_fast_or_in_what_is_asked_for() -> None:
+    assert Evaluation().resolved(9, 512, has_bfloat16=True).precision == "bfloat16"
+    assert Evaluation().resolved(9, 512, has_bfloat16=False).precision == "float32"
+    for asked in ("float32", "bfloat16"):
+        for has_bfloat16 in (False, True):
+            settings = Evaluation.model_validate({"precision": asked})
+            assert settings.resolved(9, 512, has_bfloat16=has_bfloat16).precision == asked
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def adapted(tiny_base: Base, tmp_path: Path) -> Contender:
 def test_each_row_has_the_answer_of_the_contender_and_its_scores(
     tokens: Tokens, tiny_base: Base, candidate: Contender, adapted: Contender
 ) -> None:
-    settings = Evaluation(max_new_tokens=40, batch=5)
+    settings = Evaluation(precision="float32", max_new_tokens=40, batch=5)
     asked = pq.read_table(tokens.path("test.parquet")).to_pylist()
     stops = json.loads(tokens.path("contract.json").read_text())["stop_token_ids"]
     tokenizer = load_tokenizer(tiny_base)
@@ -115,7 +115,9 @@ def test_a_contender_with_prompts_of_its_own_is_asked_by_these(tokens: Tokens, t
     pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), tmp_path / "few_shot.parquet")
     few_shot = Contender(name="few_shot", base=tiny_base, prompts=tmp_path / "few_shot.parquet", prompts_digest="1")
     stops = json.loads(tokens.path("contract.json").read_text())["stop_token_ids"]
-    answers = evaluate.fn(contender=few_shot, tokens=tokens, evaluation=Evaluation(max_new_tokens=5))
+    answers = evaluate.fn(
+        contender=few_shot, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=5)
+    )
     model, tokenizer = load_model(tiny_base), load_tokenizer(tiny_base)
     for answer, row in zip(pq.read_table(answers.path("answers.parquet")).to_pylist(), rows, strict=True):
         said = generated(model, row["input_ids"][: row["prompt_length"]], stops, 5)
@@ -128,9 +130,13 @@ def test_a_contender_with_prompts_of_its_own_is_asked_by_these(tokens: Tokens, t
 
 
 def test_many_rows_are_answered_in_parts(tokens: Tokens, candidate: Contender, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40))
+    whole = evaluate.fn(
+        contender=candidate, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=40)
+    )
     monkeypatch.setattr(decoding, "AT_ONCE", 3)
-    parts = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40, batch=2))
+    parts = evaluate.fn(
+        contender=candidate, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=40, batch=2)
+    )
     one, other = (pq.read_table(answers.path("answers.parquet")) for answers in (whole, parts))
     assert one.column("answer").to_pylist() == other.column("answer").to_pylist()
     assert one.column("row_id").to_pylist() == other.column("row_id").to_pylist()
@@ -143,7 +149,9 @@ def test_progress_is_logged_as_rows_are_answered(
     monkeypatch.setattr(decoding, "AT_ONCE", 6)
     monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=40, batch=2))
+    evaluate.fn(
+        contender=candidate, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=40, batch=2)
+    )
     told = [int(found[1]) for text in caplog.messages if (found := re.match(r" *(\d+) of 14 answers", text))]
     assert told == sorted(told)
     assert len({*told}) > 5
@@ -157,7 +165,10 @@ def test_the_device_is_waited_for(
     caplog.set_level("INFO", "tunewright")
     with ThreadPoolExecutor(1) as pool, one_at_a_time.held(["cpu"], '"brave-otter"'):
         evaluating = pool.submit(
-            evaluate.fn, contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=4)
+            evaluate.fn,
+            contender=candidate,
+            tokens=tokens,
+            evaluation=Evaluation(precision="float32", max_new_tokens=4),
         )
         until(lambda: "waiting for the CPU: in use since " in caplog.text)
         assert not evaluating.done()
@@ -170,16 +181,18 @@ def test_references_that_have_no_room_are_told_of_before_anything_is_answered(
     base = Contender(name="base", base=tiny_base)
     test = pq.read_table(tokens.path("test.parquet"))
     lengths = [len(row["labels"]) - row["prompt_length"] for row in test.to_pylist()]
-    evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=1))
+    evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=1))
     longer = sum(length > 2 for length in lengths)
     assert f"{longer} of {len(test)} references are longer than evaluation.max_new_tokens=1" in caplog.text
     caplog.clear()
-    evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=max(lengths)))
+    evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=max(lengths)))
     assert "references are longer" not in caplog.text
 
 
 def test_an_answer_that_does_not_stop_is_cut_and_says_so(tokens: Tokens, candidate: Contender) -> None:
-    answers = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=3))
+    answers = evaluate.fn(
+        contender=candidate, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=3)
+    )
     table = pq.read_table(answers.path("answers.parquet"))
     assert set(table.column("num_tokens").to_pylist()) == {3}
     assert answers.scores["stopped"] == answers.scores["exact_match"] == 0
@@ -188,7 +201,7 @@ def test_an_answer_that_does_not_stop_is_cut_and_says_so(tokens: Tokens, candida
 def test_json_validity_is_left_out_where_a_reference_is_no_json(make_splits: MakeSplits, tiny_base: Base) -> None:
     splits = make_splits(ORDERS[:1], ORDERS[1:2], [*ORDERS[2:4], ("Hello?", "Good day")])
     tokens = render.fn(splits=splits, base=tiny_base, model=Model(base="tiny"))
-    settings = Evaluation(metrics=("json_valid", "exact_match"), max_new_tokens=2)
+    settings = Evaluation(precision="float32", metrics=("json_valid", "exact_match"), max_new_tokens=2)
     answers = evaluate.fn(contender=Contender(name="base", base=tiny_base), tokens=tokens, evaluation=settings)
     assert set(answers.scores) == {"exact_match"}
     assert answers.not_measured == {"json_valid": "1 of 3 references are not JSON, such as 'Good day'"}
@@ -203,16 +216,19 @@ def test_a_broken_model_is_an_error_and_not_a_low_score(tokens: Tokens, tiny_bas
     model.save_pretrained(tmp_path / "broken")
     broken = Contender(name="candidate", base=tiny_base, model=tmp_path / "broken", model_digest="3")
     with pytest.raises(TunewrightError, match="candidate answered 0 of 14 test rows"):
-        evaluate.fn(contender=broken, tokens=tokens, evaluation=Evaluation(max_new_tokens=2))
+        evaluate.fn(contender=broken, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=2))
 
 
 def test_the_same_question_to_the_same_contender_is_not_asked_again(
     tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = Contender(name="base", base=tiny_base)
-    first = evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=2))
+    first = evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=2))
     monkeypatch.delattr(answering, "load_model")
-    assert evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(max_new_tokens=2)) == first
+    assert (
+        evaluate.fn(contender=base, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=2))
+        == first
+    )
 
 
 def answering_processes() -> list[psutil.Process]:
@@ -226,7 +242,7 @@ def test_several_devices_answer_a_part_of_the_rows_each(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    settings = Evaluation(max_new_tokens=40, batch=5)
+    settings = Evaluation(precision="float32", max_new_tokens=40, batch=5)
     alone = evaluate.fn(contender=candidate, tokens=tokens, evaluation=settings)
     for stage in ("evaluate", "answer_part"):
         (alone.folder.parents[1] / stage).rename(tmp_path / stage)
@@ -251,7 +267,11 @@ def test_a_process_that_ends_before_it_has_answered_is_told_with_what_it_said(
     base = candidate.base.model_copy(update={"folder": broken, "location": Path()})
     said = r"process \d of 2 that answer the test rows ended: .*SafetensorError: "
     with of_run(devices=2), pytest.raises(TunewrightError, match=said):
-        evaluate.fn(contender=Contender(name="base", base=base), tokens=tokens, evaluation=Evaluation(max_new_tokens=4))
+        evaluate.fn(
+            contender=Contender(name="base", base=base),
+            tokens=tokens,
+            evaluation=Evaluation(precision="float32", max_new_tokens=4),
+        )
     assert not answering_processes()
 
 

@@ -109,7 +109,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     original = answering.answer_part.build
 
-    def build(folder: Path, contender: Contender, tokens: Tokens, *rest: int) -> AnswerPart:
+    def build(folder: Path, contender: Contender, tokens: Tokens, *rest: Any) -> AnswerPart:
         numbers.append(len(pq.read_table(contender.prompts or tokens.path("test.parquet"))))
         return original(folder, contender, tokens, *rest)
 
@@ -127,7 +127,9 @@ def test_two_prompts_of_one_artifact_are_answered_each(tokens: Tokens, tiny_base
 
     def asked_so(name: str, prompts: Path) -> list[str]:
         contender = Contender(name=name, base=tiny_base, prompts=prompts, prompts_digest="one")
-        answers = evaluate.fn(contender=contender, tokens=tokens, evaluation=Evaluation(max_new_tokens=4))
+        answers = evaluate.fn(
+            contender=contender, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=4)
+        )
         return pq.read_table(answers.path("answers.parquet"))["prompt"].to_pylist()
 
     few_shot = asked_so("few_shot", tokens.path("test.parquet"))
@@ -141,7 +143,9 @@ def test_a_champion_has_given_its_answers_as_the_candidate(
     def answers(**of: object) -> Answers:
         weights = {"base": tiny_base, "model": tuned / "model", "model_digest": "tuned"}
         contender = Contender.model_validate(weights | of)
-        return evaluate.fn(contender=contender, tokens=tokens, evaluation=Evaluation(max_new_tokens=4))
+        return evaluate.fn(
+            contender=contender, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=4)
+        )
 
     candidate, champion = answers(name="candidate"), answers(name="champion", version="3")
     assert asked == [14]
@@ -156,7 +160,9 @@ def test_a_prompt_that_is_ended_and_completed_answers_only_the_rest(
 ) -> None:
     def answers(name: str, rule: EndingRule | None = None, **of: object) -> Answers:
         contender = Contender(name=name, base=tiny_base).model_copy(update=of)
-        return evaluate.fn(contender=contender, tokens=tokens, evaluation=Evaluation(max_new_tokens=4), rule=rule)
+        return evaluate.fn(
+            contender=contender, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=4), rule=rule
+        )
 
     def rows(answers: Answers) -> list[dict[str, object]]:
         return pq.read_table(answers.path("answers.parquet")).to_pylist()
@@ -191,11 +197,17 @@ def test_the_model_of_a_prompt_is_loaded_once_for_all_blocks_and_not_where_all_a
 ) -> None:
     loaded: list[str] = []
     load, hold = parts.load_model, parts.on_devices
-    monkeypatch.setattr(parts, "load_model", lambda *given: loaded.append("model") or load(*given))
+    monkeypatch.setattr(
+        parts, "load_model", lambda *given, **options: loaded.append("model") or load(*given, **options)
+    )
     monkeypatch.setattr(parts, "on_devices", lambda _: loaded.append("device") or hold())
     prompted = Contender(name="few_shot", base=tiny_base, prompts=tokens.path("test.parquet"), prompts_digest="1")
     for metrics in (("exact_match",), ("exact_match", "chrf")):
-        evaluate.fn(contender=prompted, tokens=tokens, evaluation=Evaluation(max_new_tokens=4, metrics=metrics))
+        evaluate.fn(
+            contender=prompted,
+            tokens=tokens,
+            evaluation=Evaluation(precision="float32", max_new_tokens=4, metrics=metrics),
+        )
     assert asked == [4, 3, 4, 3]
     assert loaded == ["device", "model"]
 

@@ -110,7 +110,9 @@ def test_the_answers_are_those_of_the_evaluation(tiny_base: Base, tuned: Path, m
     asked = [(f"Where is order {at}?", ["yes", '{"intent": "refund"}', "one two"][at % 3]) for at in range(24)]
     tokens = render.fn(splits=make_splits([("q", "a")], [("r", "b")], asked), base=tiny_base, model=Model(base="tiny"))
     candidate = Contender(name="candidate", base=tiny_base, model=tuned / "model", model_digest="1")
-    measured = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=6))
+    measured = evaluate.fn(
+        contender=candidate, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=6)
+    )
     expected = pq.read_table(measured.path("answers.parquet"), columns=["answer", "stopped", "num_tokens"]).to_pylist()
 
     predict(written([conversation(*turns) for turns in asked]))
@@ -120,6 +122,39 @@ def test_the_answers_are_those_of_the_evaluation(tiny_base: Base, tuned: Path, m
     assert [row["row_id"] for row in found] == [row_id_of(conversation(*turns)["messages"]) for turns in asked]
     assert [(row["file"], row["line"]) for row in found] == [("asked.jsonl", at) for at in range(1, 25)]
     assert [row["reference"] for row in found] == [reference for _, reference in asked]
+
+
+def test_a_version_measured_in_bfloat16_answers_in_it(
+    register_candidate: Make,
+    tiny_base: Base,
+    tuned: Path,
+    make_splits: MakeSplits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = [(f"Where is order {at}?", "yes") for at in range(24)]
+    tokens = render.fn(splits=make_splits([("q", "a")], [("r", "b")], asked), base=tiny_base, model=Model(base="tiny"))
+    candidate = Contender(name="candidate", base=tiny_base, model=tuned / "model", model_digest="1")
+    measured = {
+        precision: evaluate.fn(
+            contender=candidate, tokens=tokens, evaluation=Evaluation(precision=precision, max_new_tokens=6)
+        )
+        for precision in ("float32", "bfloat16")
+    }
+    assert {each.precision: name for name, each in measured.items()} == {name: name for name in measured}
+    likelihoods = [pq.read_table(each.path("answers.parquet"))["nll"].to_pylist() for each in measured.values()]
+    assert likelihoods[0] != likelihoods[1]
+    assert likelihoods[0] == pytest.approx(likelihoods[1], rel=0.05)
+
+    monkeypatch.setattr(rehearsal, "tolerated", lambda _, num_rows: num_rows)  # `said` is computed in float32
+    register_candidate(precision="bfloat16")
+    expected = pq.read_table(measured["bfloat16"].path("answers.parquet"))["answer"].to_pylist()
+    file, to = written([conversation(*turns) for turns in asked], str(tmp_path / "asked.jsonl")), tmp_path / "a.jsonl"
+    said = predict(file, "--output", str(to))
+    found = [row["answer"] for row in answers(str(to))]
+    near_ties = sum(one != other for one, other in zip(found, expected, strict=True))
+    assert near_ties <= len(asked) // 4, "as many as a version may differ in when it is loaded again"
+    assert "bfloat16" in said
 
 
 @pytest.mark.usefixtures("registered")

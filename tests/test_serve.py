@@ -181,7 +181,9 @@ def test_fifty_prompts_get_the_same_tokens_in_all_places(
     splits = make_splits([("q", "a")], [("r", "b")], [(text, "yes") for text in asked])
     tokens = render.fn(splits=splits, base=tiny_base, model=Model(base="tiny"))
     candidate = Contender(name="candidate", base=tiny_base, model=served.tuned[0] / "model", model_digest="1")
-    measured = evaluate.fn(contender=candidate, tokens=tokens, evaluation=Evaluation(max_new_tokens=6))
+    measured = evaluate.fn(
+        contender=candidate, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=6)
+    )
     answers = pq.read_table(measured.path("answers.parquet")).to_pylist()
     assert [row["answer"] for row in answers] == texts
     assert [row["stopped"] for row in answers] == [row[-1] == tokenizer.eos_token_id for row in trained]

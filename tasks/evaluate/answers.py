@@ -82,18 +82,24 @@ def one_contender(name: str) -> Iterator[None]:
             _KEPT.reset(token)
 
 
-def _answering(contender: Contender) -> Answering:
+def _answering(contender: Contender, precision: str) -> Answering:
     kept, number = _KEPT.get(), devices_of_run()
     if kept.answer is None:
         kept.until_last.enter_context(on_devices(number))
         spread = number > 1
-        kept.answer = kept.until_last.enter_context(several(contender, number)).answered if spread else alone(contender)
+        if spread:
+            kept.answer = kept.until_last.enter_context(several(contender, precision, number)).answered
+        else:
+            kept.answer = alone(contender, precision)
     return kept.answer
 
 
-def alone(contender: Contender) -> Answering:
+def alone(contender: Contender, precision: str) -> Answering:
     """A contender's model in this process."""
-    return partial(_answered_by, merged(load_model(contender.base, contender.model)), load_tokenizer(contender.base))
+    import torch
+
+    model = merged(load_model(contender.base, contender.model, dtype=getattr(torch, precision)))
+    return partial(_answered_by, model, load_tokenizer(contender.base))
 
 
 def _answered_by(
@@ -104,7 +110,9 @@ def _answered_by(
 
 
 @cached(libraries=LIBRARIES)
-def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_tokens: int, batch: int) -> AnswerPart:
+def answer_part(
+    folder: Path, contender: Contender, tokens: Tokens, max_new_tokens: int, batch: int, precision: str
+) -> AnswerPart:
     """Answer each test row, in the rows' order, within `one_contender`, which names the contender.
 
     By its own name it would be another one in the key: a champion has answered as a candidate, most often these rows.
@@ -112,8 +120,8 @@ def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_toke
     """
     how = HowToAnswer(stops=tuple(Contract.load(tokens).stop_token_ids), max_new_tokens=max_new_tokens, batch=batch)
     test = pq.read_table(asked(contender, tokens))
-    answer, name = _answering(contender), _KEPT.get().name
-    answers, precision = answer(test, how, Countdown(len(test), "answers", "evaluation-progress", name).tell)
+    answer, name = _answering(contender, precision), _KEPT.get().name
+    answers, computed = answer(test, how, Countdown(len(test), "answers", "evaluation-progress", name).tell)
     failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
     if len(failed):
         raise TunewrightError(
@@ -121,7 +129,7 @@ def answer_part(folder: Path, contender: Contender, tokens: Tokens, max_new_toke
             f"row {failed[0][:12]}, have NaN or infinite likelihoods: its weights are broken or training diverged"
         )
     pq.write_table(answers, folder / "answers.parquet")
-    return AnswerPart(precision=precision)
+    return AnswerPart(precision=computed)
 
 
 def asked(contender: Contender, tokens: Tokens) -> Path:

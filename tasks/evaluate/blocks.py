@@ -96,5 +96,5 @@ def _part(contender: Contender, tokens: Tokens, evaluation: Evaluation) -> tuple
     """Answers, and the seconds that they took in an earlier evaluation; 0 where they are made now."""
     started = time.monotonic()
     nameless = contender.model_copy(update={"name": "", "version": ""})
-    part = answer_part.record(nameless, tokens, evaluation.limit, evaluation.batch)
+    part = answer_part.record(nameless, tokens, evaluation.limit, evaluation.batch, evaluation.precision)
     return part, max(0.0, seconds_of(part) - (time.monotonic() - started))

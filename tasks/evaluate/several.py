@@ -40,6 +40,7 @@ class AnswerJob(BaseModel, frozen=True):
     """The model of a process, and its threads."""
 
     contender: Contender
+    precision: str
     threads: int  # on a CPU
 
 
@@ -61,13 +62,15 @@ Replies = queue.Queue[tuple[int, AnswerProgress | None]]  # of the processes by 
 
 
 @contextmanager
-def several(contender: Contender, number: int) -> Iterator["Several"]:
+def several(contender: Contender, precision: str, number: int) -> Iterator["Several"]:
     """So many processes with the contender's model, each on a GPU of its own or all on the CPU; they end with it."""
     gpus = machine.first_gpus(number)
     threads = max(1, machine.num_cores() // number)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         job = Path(folder, "job.json")
-        job.write_text(AnswerJob(contender=contender, threads=threads).model_dump_json(), encoding="utf-8")
+        job.write_text(
+            AnswerJob(contender=contender, precision=precision, threads=threads).model_dump_json(), encoding="utf-8"
+        )
         shown = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}] * number
         yield Several([running.enter_context(_started(job, at, each)) for at, each in enumerate(shown)], Path(folder))
 
@@ -169,7 +172,7 @@ def main(job_file: Path, parent: int) -> int:
 
     job = AnswerJob.model_validate_json(job_file.read_text(encoding="utf-8"))
     torch.set_num_threads(job.threads)
-    answer: Any = alone(job.contender)  # the types of this module have another name in it
+    answer: Any = alone(job.contender, job.precision)  # the types of this module have another name in it
 
     def reply(answered: int, precision: str = "") -> None:
         replies.write(AnswerProgress(answered=answered, precision=precision).model_dump_json() + "\n")

@@ -158,6 +158,11 @@ class Evaluation(Section):
         "data: 32, 64, 128 and so on, up to model.max_length",
     )
     batch: int = Field(default=64, ge=1, description="Batch size of generation, in rows")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="Precision in which contenders answer; a registered version is served in it too; auto is bfloat16 "
+        "if the hardware multiplies it faster",
+    )
     contenders: tuple[PromptContender, ...] = Field(
         default=("few_shot", "retrieval"),
         description="Prompted baselines besides base and champion: few_shot is the base with fixed examples from the "
@@ -199,7 +204,7 @@ class Evaluation(Section):
     @property
     def limit(self) -> int:
         """The most tokens of an answer, where it is a number."""
-        assert self.max_new_tokens != "auto", "limited() comes first"
+        assert self.max_new_tokens != "auto", "resolved() comes first"
         return self.max_new_tokens
 
     @property
@@ -207,15 +212,18 @@ class Evaluation(Section):
         """Whether there are contenders that are only prompted."""
         return bool(self.contenders or self.documents or self.api_models)
 
-    def limited(self, longest_answer: int, max_length: int) -> Self:
-        """The settings with a number for max_new_tokens, where the longest answer has so many tokens.
+    def resolved(self, longest_answer: int, max_length: int, *, has_bfloat16: bool) -> Self:
+        """Replace each auto on which answers depend, where the longest answer has so many tokens, on such hardware.
 
-        A power of two, so that one more row seldom changes what all contenders answered under.
+        max_new_tokens is a power of two, so one more row seldom changes what all contenders answered under.
         """
-        if self.max_new_tokens != "auto":
-            return self
-        room = max(LEAST_LIMIT, 1 << (longest_answer - 1).bit_length())
-        return self.model_copy(update={"max_new_tokens": min(room, max_length)})
+        found: dict[str, Any] = {}
+        if self.max_new_tokens == "auto":
+            room = max(LEAST_LIMIT, 1 << (longest_answer - 1).bit_length())
+            found["max_new_tokens"] = min(room, max_length)
+        if self.precision == "auto":
+            found["precision"] = "bfloat16" if has_bfloat16 else "float32"
+        return self.model_copy(update=found)
 
     @model_validator(mode="after")
     def _an_answer_has_a_token(self) -> Self:

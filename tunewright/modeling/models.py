@@ -114,7 +114,7 @@ def _line(error: BaseException) -> str:
 
 
 def load_model(base: Base, model: Path | None = None, **options: Any) -> Any:
-    """The base with the tuned weights of `model` on top, in eval mode; float32 on a CPU, bfloat16 on a GPU."""
+    """The base with the tuned weights of `model` on top, in eval mode; by default float32, and bfloat16 on a GPU."""
     import torch
 
     options.setdefault("dtype", torch.bfloat16 if torch.cuda.is_available() else torch.float32)
