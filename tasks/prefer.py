@@ -6,13 +6,13 @@ It is the training of tasks/train on another loss: the same trainer process, che
 from pathlib import Path
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
-from tunewright.config import Compute, Method, Preference, Training
+from tunewright.config import CHECKPOINT_MINUTES, Compute, Method, Preference, Training
 from tunewright.errors import ConfigError
 from tunewright.store.stage import stage
-from tunewright.tasks.train.stage import LIBRARIES, VOLATILE, trained
+from tunewright.tasks.train.stage import LIBRARIES, UNKEYED, VOLATILE, trained
 
 
-@stage("{preference.method} lr={training.learning_rate}", libraries=LIBRARIES, volatile=VOLATILE)
+@stage("{preference.method} lr={training.learning_rate}", libraries=LIBRARIES, volatile=VOLATILE, unkeyed=UNKEYED)
 def prefer(
     folder: Path,
     tokens: Tokens,
@@ -23,6 +23,7 @@ def prefer(
     compute: Compute,
     scan: Scan | None = None,
     begins_as: Adapter | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> Adapter:
     """The tuned weights of the step with the lowest loss on the validation pairs, with the curves and the contract.
 
@@ -30,7 +31,8 @@ def prefer(
     With kto they are labelled answers. Raises ConfigError where there are too few.
     """
     require_rows(tokens, preference)
-    return trained(folder, tokens, base, method, training, compute, scan, preference=preference, begins_as=begins_as)
+    where = (folder, tokens, base, method, training, compute, scan, checkpoint_minutes)
+    return trained(*where, preference=preference, begins_as=begins_as)
 
 
 def require_rows(tokens: Tokens, preference: Preference) -> None:

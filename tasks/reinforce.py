@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
-from tunewright.config import Compute, Grpo, Method, Training
+from tunewright.config import CHECKPOINT_MINUTES, Compute, Grpo, Method, Training
 from tunewright.errors import ConfigError
 from tunewright.metrics.catalogue import OF_CALLS
 from tunewright.store.stage import stage
-from tunewright.tasks.train.stage import LIBRARIES, VOLATILE, trained
+from tunewright.tasks.train.stage import LIBRARIES, UNKEYED, VOLATILE, trained
 
 
-@stage("grpo lr={training.learning_rate}", libraries=LIBRARIES, volatile=VOLATILE)
+@stage("grpo lr={training.learning_rate}", libraries=LIBRARIES, volatile=VOLATILE, unkeyed=UNKEYED)
 def reinforce(
     folder: Path,
     tokens: Tokens,
@@ -28,6 +28,7 @@ def reinforce(
     own: tuple[tuple[str, str], ...] = (),
     scan: Scan | None = None,
     begins_as: Adapter | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> Adapter:
     """The tuned weights of the step with the highest reward on the validation rows, with the curves and the contract.
 
@@ -41,4 +42,5 @@ def reinforce(
             raise ConfigError(
                 f"grpo.rewards={needy[0]}: no training row has tools; accepted: a reward of other answers"
             )
-    return trained(folder, tokens, base, method, training, compute, scan, grpo=grpo, schema=schema, begins_as=begins_as)
+    where = (folder, tokens, base, method, training, compute, scan, checkpoint_minutes)
+    return trained(*where, grpo=grpo, schema=schema, begins_as=begins_as)

@@ -551,6 +551,7 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
     read = {"base": f"base {tiny_base.digest}", "tokens": "render abc", "method.kind": "lora", "method.rank": 4}
     (folder / "manifest.json").write_text(json.dumps({"ingredients": read | {"training.batch": 4}, "seconds": 47.2}))
     (folder / "status.json").write_text('{"device": "cpu"}')
+    (folder / "trainer.log").write_text("--- attempt of 2026-01-01 00:00:00, training.micro_batch=4\n")
     lines = [
         {"step": step, "loss": 1.0, "rows_per_second": speed, "tokens_per_second": 10 * speed}
         for step, speed in enumerate((1.0, 8.0, 8.0))
@@ -564,6 +565,12 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
     assert rate == calibration.Rate(
         expected, expected, "an earlier run of 3 steps on this machine (the whole stage with loading: 47 s)"
     )
+    with (folder / "trainer.log").open("a") as log:
+        log.write("--- attempt of 2026-01-01 00:01:00, training.micro_batch=4\n")
+    resumed = calibration.measured(
+        tiny_base, tokens, cost_model.BudgetCase(stands, Method(), Training(), Compute(), machine)
+    )
+    assert resumed == rate._replace(source="an earlier run of 3 steps on this machine"), "no time of lost attempts"
     rates = plan._Rates(
         cost_model.BudgetCase(stands, Method(), Training(), Compute(), machine), {"base": tiny_base, "render": tokens}
     )

@@ -10,7 +10,7 @@ import pytest
 
 import tunewright.reports.progress
 from tunewright.artifacts.training_log import GrowingLog
-from tunewright.reports.progress import Countdown, Progress, duration, seconds_left
+from tunewright.reports.progress import Countdown, Progress, Whole, duration, part_of, seconds_left
 
 STATUS = {
     "resumed_from": 20,
@@ -199,6 +199,24 @@ def test_counted_work_tells_how_much_is_done_and_how_long_the_rest_takes(
         "92 of 120 answers, about 29 s left",
         "120 of 120 answers in 2 min",
     ]
+    caplog.clear()
+    with part_of(Whole(240, 120, started=now - 121)):
+        countdown = Countdown(60, "answers", "evaluation-progress", "base")
+        for done in range(1, 61):
+            now += 1
+            countdown.tell(done)
+    with part_of(Whole(240, 180, started=now - 181)):
+        countdown = Countdown(60, "answers", "evaluation-progress", "base")
+        for done in (30, 60):
+            now += 30
+            countdown.tell(done)
+    assert [message.strip() for message in caplog.messages] == [
+        "125 of 240 answers",
+        "155 of 240 answers, about 85 s left",
+        "180 of 240 answers",
+        "210 of 240 answers, about 30 s left",
+        "240 of 240 answers in 4 min",
+    ], "a block of the answers of a prompt"
     caplog.clear()
     countdown = Countdown(1, "answers", "evaluation-progress")
     now += 600

@@ -108,6 +108,35 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
 
 
 @pytest.mark.usefixtures("forked")
+def test_checkpoints_between_evaluations_are_resumed_from_and_change_nothing(
+    tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seldom = LONG.model_copy(update={"evaluate_every": 20})
+    with monkeypatch.context() as patch:
+        patch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
+        without = train.fn(tokens, tiny_base, SMALL, seldom, ONE_THREAD)
+    each_step: Any = {"checkpoint_minutes": 1e-6}
+    killer = kill_trainer_after(home, '"step": 7', signal.SIGKILL)
+    with pytest.raises(TrainerDied, match="SIGKILL; the training resumes from its last valid checkpoint"):
+        train.fn(tokens, tiny_base, SMALL, seldom, ONE_THREAD, **each_step)
+    killer.join()
+    resumed = train.fn(tokens, tiny_base, SMALL, seldom, ONE_THREAD, **each_step)
+    assert 6 <= json.loads(resumed.path("status.json").read_text())["resumed_from"] < 20
+    assert (resumed.key, resumed.digest) == (without.key, without.digest)
+
+
+@pytest.mark.usefixtures("forked")
+def test_killed_before_its_first_checkpoint_it_says_that_it_starts_again(
+    tokens: Tokens, tiny_base: Base, home: Path
+) -> None:
+    seldom = LONG.model_copy(update={"evaluate_every": 24})
+    killer = kill_trainer_after(home, '"step": 2', signal.SIGKILL)
+    with pytest.raises(TrainerDied, match=r"SIGKILL; the training starts again from step 1.*checkpoint_minutes"):
+        train.fn(tokens, tiny_base, SMALL, seldom, ONE_THREAD)
+    killer.join()
+
+
+@pytest.mark.usefixtures("forked")
 def test_a_trainer_that_hangs_is_ended_and_resumes_to_the_same_bytes(
     tokens: Tokens, tiny_base: Base, home: Path, undisturbed: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

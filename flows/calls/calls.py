@@ -83,6 +83,7 @@ def training_inputs(
 ) -> dict[str, dict[str, Any]]:
     """The inputs that the stages which train have in common with others, or with what begins where another ended."""
     shared = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
+    shared["checkpoint_minutes"] = s.training.checkpoint_minutes
     on_pairs = {"preference": s.preference.of_loss(), "training": s.preference.schedule(s.training).used()}
     on_rewards = {"grpo": s.grpo.of_answers(), "training": s.grpo.schedule(s.training).used(), "own": read.rewards}
     on_rewards["schema"] = read.schema if "schema_valid" in s.grpo.rewards else ""

@@ -23,7 +23,7 @@ from tunewright.metrics.shape import OF_PAIRS
 from tunewright.store.stage import stage
 from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA, LIBRARIES, asked, one_contender
 from tunewright.tasks.evaluate.apis import ApiAnswers
-from tunewright.tasks.evaluate.blocks import in_blocks, part_of, whole
+from tunewright.tasks.evaluate.blocks import answered_block, in_blocks, whole
 
 __all__ = ["ANSWER_SCHEMA", "evaluate", "scored"]
 
@@ -94,7 +94,7 @@ def evaluate(
         rule = None if rule and rule.metric in OF_LIKELIHOODS else rule
     with one_contender(contender.name):
         if contender.prompts:
-            answer = by_api.answer if by_api else partial(part_of, contender, tokens, evaluation)
+            answer = by_api.answer if by_api else partial(answered_block, contender, tokens, evaluation)
             found = in_blocks(test, answer, lambda answers: scored(answers, choice)[0], rule)
         else:
             found = whole(contender, tokens, evaluation)

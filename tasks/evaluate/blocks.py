@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import Contender, EndingRule, Tokens
 from tunewright.config import Evaluation
-from tunewright.reports.progress import counted_from
+from tunewright.reports.progress import Whole, part_of
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import seconds_of
 from tunewright.tasks.evaluate.answers import AnswerPart, answer_part
@@ -61,9 +61,9 @@ def in_blocks(
     """
     found = blocks(test["row_id"].to_pylist(), test["cluster"].to_pylist())
     candidate = pq.read_table(rule.candidate.path("answers.parquet")) if rule else None
-    places, made, alpha_share = list[np.ndarray](), list[AnsweredBlock](), 1.0
+    places, made, alpha_share, started = list[np.ndarray](), list[AnsweredBlock](), 1.0, time.monotonic()
     for block, share in zip(found, alpha_shares(len(found)), strict=True):
-        with counted_from(sum(map(len, places)), len(test)):
+        with part_of(Whole(len(test), sum(map(len, places)), started)):
             answered = answer(test.take(block))
         if answered is None:
             break
@@ -81,7 +81,7 @@ def in_blocks(
     return Answered(in_order, made[-1].precision, sum(each.earlier_seconds for each in made), alpha_share)
 
 
-def part_of(contender: Contender, tokens: Tokens, evaluation: Evaluation, rows: pa.Table) -> AnsweredBlock:
+def answered_block(contender: Contender, tokens: Tokens, evaluation: Evaluation, rows: pa.Table) -> AnsweredBlock:
     """The answers to some of a contender's rows, which are asked as prompts of their own."""
     digest = hash_of([contender.name, contender.prompts_digest, rows["row_id"].to_pylist()])  # one artifact, many files
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ from tunewright.reports.pages import counted
 from tunewright.reports.progress import duration
 from tunewright.store.caching import MANIFEST
 from tunewright.tasks.train import trainer
-from tunewright.tasks.train.stage import started
+from tunewright.tasks.train.stage import ATTEMPT, LOG, started
 
 STEPS = 5  # of which the first warms up
 MOST_SECONDS = 30.0  # after the model is loaded
@@ -161,6 +161,7 @@ def rate_of_runs(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | 
                 continue
             status = json.loads((file.parent / "status.json").read_text(encoding="utf-8"))
             steps = [line for line in training_log.read(file.parent / training_log.FILE) if "loss" in line][1:]
+            num_attempts = (file.parent / LOG).read_text(encoding="utf-8", errors="replace").count(ATTEMPT)
         except (OSError, ValueError, KeyError):  # removed or altered: then it says nothing
             continue
         if not steps or status.get("device") != case.machine.device.name:
@@ -175,7 +176,7 @@ def rate_of_runs(base: Base, tokens: Tokens | None, case: BudgetCase) -> Rate | 
             speed = of_tokens * ran.flops_a_row / case.ground.row_tokens
             return Rate((1 - OTHER_ROWS) * speed, (1 + OTHER_ROWS) * speed, f"{source}, with other rows")
         speed = statistics.median(line["rows_per_second"] for line in steps) * ran.flops_a_row
-        took = f" (the whole stage with loading: {duration(made['seconds'])})" if "seconds" in made else ""
+        took = f" (the whole stage with loading: {duration(made['seconds'])})" if num_attempts == 1 else ""
         return Rate(speed, speed, f"{source}{took}")
     return None
 

@@ -21,7 +21,7 @@ from typing import Any
 from tunewright import cost_model, machine
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
-from tunewright.config import Compute, Grpo, Method, Preference, Training
+from tunewright.config import CHECKPOINT_MINUTES, Compute, Grpo, Method, Preference, Training
 from tunewright.errors import (
     NO_SPACE,
     ApiError,
@@ -45,12 +45,15 @@ from tunewright.tasks.train.heartbeat import Heartbeat
 from tunewright.tasks.train.trainer import (
     __main__ as process_of_trainer,  # named, so that its code is part of train's key
 )
+from tunewright.tasks.train.trainer.checkpoints import newest_sealed
 
 log = logging.getLogger("tunewright")
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "safetensors")
 VOLATILE = ("curves", "metrics", "status", "summary", "trainer")  # which differ where the weights do not
+UNKEYED = ("checkpoint_minutes",)  # on which no file that is kept depends
 SECONDS = "seconds.json"
+LOG = "trainer.log"  # what the trainer printed
 POLL_SECONDS = 0.5
 ROOM_BYTES = 50_000_000  # with less than this free, a checkpoint cannot have been written
 GRACE_SECONDS = 6.0  # for a checkpoint, when the run is cancelled
@@ -117,8 +120,8 @@ def _attempt(job: trainer.Job, work: Path) -> int:
             if heartbeat.hangs(progress.step_seconds):
                 _end(process)
                 raise TrainerDied(
-                    f"the trainer hung: no file written for {duration(heartbeat.silent)}; it was killed and resumes "
-                    "from its last valid checkpoint"
+                    f"the trainer hung: no file written for {duration(heartbeat.silent)}; it was killed, and "
+                    f"{_next_attempt(work)}"
                 )
         progress.update(last=True)
         _keep_seconds(work, earlier + time.monotonic() - began)
@@ -147,7 +150,7 @@ def started(
         "WANDB_DISABLED": "true",
         **(part or {}),
     }
-    with (work / "trainer.log").open("a", encoding="utf-8") as output:
+    with (work / LOG).open("a", encoding="utf-8") as output:
         output.write(f"{ATTEMPT} of {time.strftime('%Y-%m-%d %H:%M:%S')}, training.micro_batch={job.micro_batch}\n")
         output.flush()
         process = subprocess.Popen(
@@ -175,12 +178,18 @@ def _end(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
+def _next_attempt(work: Path) -> str:
+    if newest_sealed(work / "checkpoints"):
+        return "the training resumes from its last valid checkpoint"
+    return "the training starts again from step 1, as there is no checkpoint yet (training.checkpoint_minutes)"
+
+
 def _failure(code: int, work: Path) -> TunewrightError:
     if code < 0:
         name = signal.Signals(-code).name
-        return TrainerDied(f"the trainer was killed by {name}; it resumes from its last valid checkpoint")
+        return TrainerDied(f"the trainer was killed by {name}; {_next_attempt(work)}")
     if code == trainer.LOST:
-        return TrainerDied(f"{_told(work)[1]}; the training resumes from its last valid checkpoint")
+        return TrainerDied(f"{_told(work)[1]}; {_next_attempt(work)}")
     if code == trainer.INTERRUPTED:
         return TrainerDied("the trainer was stopped and saved a checkpoint; the next run resumes from it")
     if shutil.disk_usage(work).free < ROOM_BYTES:
@@ -191,7 +200,7 @@ def _failure(code: int, work: Path) -> TunewrightError:
             return error(message)
     failed = TrainingError if kind in OF_SETTINGS_OR_DATA else TrainerFailed
     said = shortened(error_in(work)) if failed is TrainerFailed else error_in(work)
-    return failed(f"training did not finish: {said}; full output: {work / 'trainer.log'}")
+    return failed(f"training did not finish: {said}; full output: {work / LOG}")
 
 
 def _told(work: Path) -> tuple[str, str]:
@@ -207,11 +216,11 @@ def error_in(work: Path) -> str:
     kind, message = _told(work)
     if kind:
         return f"{kind}: {message}"
-    lines = (work / "trainer.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = (work / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return "no output" if not lines or lines[-1].startswith(ATTEMPT) else lines[-1]
 
 
-@stage("{method.kind} lr={training.learning_rate}", libraries=LIBRARIES, volatile=VOLATILE)
+@stage("{method.kind} lr={training.learning_rate}", libraries=LIBRARIES, volatile=VOLATILE, unkeyed=UNKEYED)
 def train(
     folder: Path,
     tokens: Tokens,
@@ -220,9 +229,10 @@ def train(
     training: Training,
     compute: Compute,
     scan: Scan | None = None,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> Adapter:
     """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
-    return trained(folder, tokens, base, method, training, compute, scan)
+    return trained(folder, tokens, base, method, training, compute, scan, checkpoint_minutes)
 
 
 def trained(
@@ -233,6 +243,7 @@ def trained(
     training: Training,
     compute: Compute,
     scan: Scan | None,
+    checkpoint_minutes: float,
     *,
     preference: Preference | None = None,
     grpo: Grpo | None = None,
@@ -265,6 +276,7 @@ def trained(
             training=training,
             compute=compute,
             micro_batch=micro_batch,
+            checkpoint_minutes=checkpoint_minutes,
             preference=preference,
             grpo=grpo,
             json_schema=schema,
@@ -286,7 +298,7 @@ def trained(
         seconds = seconds_in(work)
     needless.remove_stale(folder.parent)
     shutil.move(work / "model", folder / "model")
-    for name in ("metrics.jsonl", "status.json", TrainingSummary.FILE, "trainer.log"):
+    for name in ("metrics.jsonl", "status.json", TrainingSummary.FILE, LOG):
         shutil.copy(work / name, folder / name)
     shutil.copy(tokens.path(Contract.FILE), folder)
     found = curves.read(folder)

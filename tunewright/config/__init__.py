@@ -39,4 +39,4 @@ from tunewright.config.grpo import Grpo
 from tunewright.config.preference import Preference
 from tunewright.config.section import CommaSeparated, LocalPath, Section
 from tunewright.config.settings import HIGHEST_PRIORITY, STAGES, Operation, Settings, Stage
-from tunewright.config.training import METHODS, USED_BY, Compute, Method, Model, Training
+from tunewright.config.training import CHECKPOINT_MINUTES, METHODS, USED_BY, Compute, Method, Model, Training

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from tunewright.config.outside import HTTP_URL, require_no_secret
 from tunewright.config.section import CommaSeparated, LocalPath, Section
 
+CHECKPOINT_MINUTES = 30.0
+
 
 class Model(Section):
     """The base model, and how long a row may be."""
@@ -179,6 +181,12 @@ class Training(Section):
         description="Number of steps between two evaluations on the validation rows. If empty, there are two "
         "evaluations per epoch; if larger than the number of steps, there is one, at the end",
     )
+    checkpoint_minutes: float = Field(
+        default=CHECKPOINT_MINUTES,
+        gt=0,
+        description="Maximum number of minutes between two checkpoints, above 0; there is one at each evaluation as "
+        "well. No result depends on it",
+    )
     best_by: Literal["loss", "exact_match", "token_f1", "chrf"] = Field(
         default="loss",
         description="Selects the best step on the validation rows: by loss, or by a metric of generated answers, which "
@@ -225,7 +233,7 @@ class Training(Section):
 
     def used(self) -> Self:
         """The settings that change a training: epochs at their default where max_steps overrides them."""
-        return self if self.max_steps is None else self.without("epochs")
+        return self.without("checkpoint_minutes", *(["epochs"] if self.max_steps is not None else []))
 
     @model_validator(mode="after")
     def _micro_batch_is_of_the_batch(self) -> Self:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
@@ -38,7 +38,7 @@ class Follower(Protocol):
 
 
 _FOLLOWER: ContextVar[Follower | None] = ContextVar("follower", default=None)
-_BEFORE: ContextVar[tuple[int, int]] = ContextVar("before")  # how much is done of all the work
+_WHOLE: ContextVar["Whole"] = ContextVar("whole")
 _WATCHER: ContextVar[Callable[[Line], None] | None] = ContextVar("watcher", default=None)
 
 
@@ -102,14 +102,22 @@ class ProgressArtifact:
             self.cannot_show = True
 
 
+class Whole(NamedTuple):
+    """All the work of which a Countdown counts a part."""
+
+    total: int
+    done: int  # before this part
+    started: float  # time.monotonic()
+
+
 @contextmanager
-def counted_from(before: int, total: int) -> Iterator[None]:
-    """Have a Countdown within count a part of all the work, of which so much is done before."""
-    token = _BEFORE.set((before, total))
+def part_of(whole: Whole) -> Iterator[None]:
+    """Have a Countdown within count a part of all the work."""
+    token = _WHOLE.set(whole)
     try:
         yield
     finally:
-        _BEFORE.reset(token)
+        _WHOLE.reset(token)
 
 
 class Countdown:
@@ -124,19 +132,21 @@ class Countdown:
     def tell(self, done: int, share: float | None = None) -> None:
         """Show that so many are done, now and then; `share` is that of all the work, where they are not alike."""
         now, share = time.monotonic(), done / self.total if share is None else share
-        before, total = _BEFORE.get((0, self.total))
-        sentence = f"{before + done:,} of {total:,} {self.units}"
-        if done >= self.total:
-            sentence += f" in {duration(now - self.started)}"
-        elif share >= ENOUGH:
-            sentence += f", about {duration((now - self.started) * (1 / share - 1))} left"
+        whole = _WHOLE.get(Whole(self.total, 0, self.started))
+        sentence = f"{whole.done + done:,} of {whole.total:,} {self.units}"
+        if whole.done + done >= whole.total:
+            sentence += f" in {duration(now - whole.started)}"
+        elif done < self.total and share >= ENOUGH:
+            parts_left = (whole.total - whole.done) / self.total
+            sentence += f", about {duration((now - self.started) * (parts_left / share - 1))} left"
         is_first, is_new = self.logged == self.started, done > self.said
         if is_new and (
             now - self.logged >= (FIRST_SECONDS if is_first else LOG_SECONDS) or (done >= self.total and not is_first)
         ):
             self.logged, self.said = now, done
             log.info("  %s", sentence)
-        self.artifact.show(100 * share, f"{self.of}: {sentence}" if self.of else sentence, at_once=done >= self.total)
+        progress = 100 * (whole.done + share * self.total) / whole.total
+        self.artifact.show(progress, f"{self.of}: {sentence}" if self.of else sentence, at_once=done >= self.total)
         if follower := _FOLLOWER.get():
             follower.comes_to(sentence)
 

@@ -139,7 +139,7 @@ def fit(job: Job, folder: Path) -> int:
         train_dataset=rows,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=[Recorder(record, watch, training)],
+        callbacks=[Recorder(record, watch, training, job.checkpoint_minutes)],
     )
     if job.preference and job.preference.needs_reference:
         of_pairs = PairCollator(chosen.layout, job.pad_token_id, *cutting)

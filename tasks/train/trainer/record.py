@@ -135,9 +135,10 @@ class Record:
 class Recorder(TrainerCallback):
     """Keeps each step's figures, seals each checkpoint, and stops where the parent asks for it."""
 
-    def __init__(self, record: Record, watch: Watch, training: Training) -> None:
+    def __init__(self, record: Record, watch: Watch, training: Training, checkpoint_minutes: float) -> None:
         self.record, self.watch, self.training = record, watch, training
-        self.began = time.perf_counter()
+        self.checkpoint_seconds = 60 * checkpoint_minutes
+        self.began = self.saved = time.perf_counter()
         self.seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -158,6 +159,13 @@ class Recorder(TrainerCallback):
         if self.record.is_interrupted():
             # The evaluation that may be due here is made up for when the run goes on from this checkpoint.
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
+        elif self._is_checkpoint_due():
+            control.should_save = True
+
+    def _is_checkpoint_due(self) -> bool:
+        """Whether enough time has passed by the clock of the first rank; all ranks ask at once, and hear the same."""
+        is_due = time.perf_counter() - self.saved > self.checkpoint_seconds
+        return ranks.total(is_due and ranks.own() == 0) > 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Writes a line; raises FloatingPointError where the gradient or the validation loss is not a number."""
@@ -209,6 +217,7 @@ class Recorder(TrainerCallback):
             return
         checkpoints.seal(checkpoint, _best_step(state, self.training))
         checkpoints.prune(checkpoint)
+        self.saved = time.perf_counter()
 
 
 def keep_evaluation(folder: Path, state: Any, training: Training) -> None:
