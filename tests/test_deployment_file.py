@@ -428,6 +428,21 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(write: Write, old: str, n
     assert refusal(lambda: load(file)).startswith(message)
 
 
+@pytest.mark.parametrize("assignments", [[], ["until=split"], ["training.max_steps=3"], ["model.max_length=x"]])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("sources: [", "source: [", "x.yaml line 7: data.source: unknown key; did you mean sources?"),
+        ("sources: [{path: messages.jsonl}], ", "", "x.yaml line 7: data.sources: missing"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_not_blamed_on_the_command_line(
+    write: Write, old: str, new: str, message: str, assignments: list[str]
+) -> None:
+    file = write(PIPELINE.replace(old, new))
+    assert refusal(lambda: load(file, assignments=assignments)).startswith(message)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -635,6 +635,20 @@ def test_the_code_page_is_told_by_the_language_that_it_makes_of_the_bytes(
     assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == text
 
 
+def test_the_code_page_of_a_file_in_two_languages_is_told_by_its_lines() -> None:
+    spanish = [f"¿Dónde está mi pedido número {at}? La contraseña del año pasado no funciona" for at in range(20)]
+    german = [f"Wo ist Bestellung {at}? Ich möchte schnell eine Rückmeldung für mein Gerät" for at in range(20)]
+    text = "".join(
+        f"{json.dumps({'prompt': each, 'completion': 'x'}, ensure_ascii=False)}\n" for each in spanish + german
+    )
+    Path("a.jsonl").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"looks like Latin-1 or Windows-1252.*; to convert it: iconv") as told:
+        run("a.jsonl", max_refused_share=0)
+    command = str(told.value).partition("; to convert it: ")[2].partition("; see ")[0]
+    subprocess.run(command, shell=True, check=True, timeout=60)
+    assert Path("a-utf8.jsonl").read_text(encoding="utf-8") == text
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "b.txt"])
 def test_where_a_line_looks_like_another_code_page_the_whole_file_s_is_named_alone(name: str) -> None:
     like_both, of_one = "Kurier dostarczył paczkę", "Łatwo sprawdzić, gdzie są: wpisz numer zamówienia"

@@ -108,7 +108,11 @@ def load(file: Path | Document, deployment: str | None = None, assignments: Sequ
     parameters = chosen["parameters"] = renamed(parameters, place)  # what Prefect is given
     origins = dict(zip(flat(parameters), given, strict=True))
     if run is None:
-        parameters, run, origins, typed = _override(parameters, origins, Path(document.name), assignments, "--set")
+        try:
+            parameters, run, origins, typed = _override(parameters, origins, Path(document.name), assignments, "--set")
+        except ConfigError as error:
+            _raise_if_of_file(error, parameters, place)
+            raise
     for under, schedule in mappings(document, f"{at}.schedules", chosen.get("schedules")):
         own = _parameters(document, under, schedule)
         place_of = partial(_place, document, under)
@@ -165,6 +169,15 @@ def _override(
         key: "command line" if any(_inside(key, name) for name in places) else origins[key] for key in flat(parameters)
     }
     return parameters, run, changed, paths.typed
+
+
+def _raise_if_of_file(error: ConfigError, parameters: dict[str, Any], place: Callable[[str], str]) -> None:
+    """Raises an error of the parameters with assignments at its place in the file, where the file alone has it too."""
+    try:
+        checked(parameters, place)
+    except ConfigError as own:
+        if str(own).partition(": ")[2].partition(" (also ")[0] in str(error):
+            raise own from None
 
 
 @contextmanager

@@ -105,6 +105,8 @@ MOST_ODD = 0.05  # share of the words with letters beyond ASCII: names and typin
 LEAST_LIKELY = 0.3  # of a reading, 0 to 1
 MARGIN = 0.15  # to the next reading
 MOST_CHAOS = 0.2  # as charset_normalizer measures it, 0 to 1, of a reading that there may be
+LEAST_LINES = 3  # that tell the page of text in several languages
+MOST_LINES = 50
 MOST_SHOWN = 50
 AROUND = 200
 MOST_READ = 20_000  # characters that the language is told from
@@ -144,6 +146,15 @@ def guess(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
     if found.is_sure or not (wide := _wide(sample)):
         return found
     return _told(wide, sample, LEAST_WIDE_LETTERS)
+
+
+def guess_by_line(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
+    """The code page of text in several languages: that of all lines of which one can be sure, if it is the same."""
+    numbers, lines = [*beyond_ascii], [line for line in sample.splitlines() if not line.isascii()]
+    found = [each for line in lines[:MOST_LINES] if (each := guess(line, numbers)).is_sure]
+    if len(found) < LEAST_LINES or len({each.pages for each in found}) > 1:
+        return Guess((), "", is_sure=False)
+    return found[0]
 
 
 def _told(readings: Iterable[_Reading], sample: bytes, least_letters: int) -> Guess:
