@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,6 +236,34 @@ def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest
         server.shutdown()
     assert found.state == "failure" and "refuses the password" in found.found
     assert found.fix.startswith("set PREFECT_API_AUTH_STRING")
+
+
+class LetsAnaIn(AsksForPassword):
+    """An MLflow server with passwords, which says to everybody that it is well."""
+
+    def do_GET(self) -> None:
+        given = b64decode((self.headers.get("Authorization") or "").removeprefix("Basic "))
+        is_in = self.path == "/health" or given == b"ana:right"
+        self.send_response(200 if is_in else 401)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+
+def test_an_mlflow_with_passwords_is_asked_with_the_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    with HTTPServer(("127.0.0.1", 0), LetsAnaIn) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ana")
+        for password in ("wrong", "right"):
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+            found[password] = of("MLflow", list(of_servers()))
+        server.shutdown()
+    assert found["right"].state == "ok"
+    assert found["wrong"].state == "failure"
+    assert found["wrong"].found.endswith("refuses the credentials (401)")
+    assert found["wrong"].fix.startswith("set MLFLOW_TRACKING_USERNAME and ")
 
 
 class HasNoApi(AsksForPassword):

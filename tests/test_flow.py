@@ -435,8 +435,8 @@ def test_a_second_run_executes_nothing_and_shows_the_same(
     assert "| read | 78 |" in shown["rows"]
     assert "| duplicates | 4 |" in shown["rows"]
     assert "# Promoted" in shown["verdict"]
-    said = "These test rows were used for 1 decision so far; each comparison of this one was tested at the one-sided "
-    assert f"{said}level .1, so that" in shown["verdict"], "half of 1 - gate.confidence"
+    said = "These test rows were used for 1 decision so far; each comparison of this one was tested at a one-sided "
+    assert f"{said}level of at most .1, so that" in shown["verdict"], "half of 1 - gate.confidence"
     assert "\nForgetting: general tasks correct " in shown["verdict"]
     assert "\n| arithmetic | .00 | .00 |\n" in shown["verdict"]
     assert tracked(home) == (1, 1)

@@ -27,6 +27,8 @@ LITTLE_GB = 5  # a few candidates of a small model, with their checkpoints
 NETWORKED = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "lustre")
 SECONDS = 5.0
 START = "start it, or unset the variable and run tunewright up, which starts both servers"
+NEEDS_LOGIN = "/api/2.0/mlflow/experiments/search?max_results=1"  # where the server has passwords, unlike /health
+LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 PORTS = {"Prefect": 4200, "MLflow": 5000}
 
 
@@ -113,7 +115,7 @@ def of_servers() -> Iterator[Finding]:
             "no server: each run starts a temporary one, which takes 10 s; tunewright up starts one that stays",
         )
     if up:
-        yield _mlflow(up.mlflow, START)
+        yield _mlflow(up.mlflow, "/health", START)
     if os.environ.get(VARIABLE):
         yield from _mlflow_of_environment()
     if os.environ.get(shared.VARIABLE):
@@ -162,18 +164,20 @@ def _mlflow_of_environment() -> Iterator[Finding]:
         yield Finding("failure", "MLflow", str(error))
         return
     if uri.startswith("http"):
-        yield _mlflow(uri.rstrip("/"), f"start its server, or correct {VARIABLE}")
+        yield _mlflow(uri.rstrip("/"), NEEDS_LOGIN, f"start its server, or correct {VARIABLE}")
     elif uri:
         yield Finding("ok", "MLflow", f"{VARIABLE} names {uri}")
 
 
-def _mlflow(address: str, fix: str) -> Finding:
+def _mlflow(address: str, path: str, fix: str) -> Finding:
     try:
-        answer = asked(f"{address}/health", SECONDS)
+        answer = asked(f"{address}{path}", SECONDS)
     except httpx.HTTPError as error:
         return Finding("failure", "MLflow", f"{address} does not answer: {error}", fix)
     except ConfigError as error:
         return Finding("failure", "MLflow", str(error))
     if answer.is_success:
         return Finding("ok", "MLflow", f"{address} answers")
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return Finding("failure", "MLflow", f"{address} refuses the credentials ({answer.status_code})", LOG_IN)
     return Finding("failure", "MLflow", f"{address} answers with {answer.status_code}", fix)

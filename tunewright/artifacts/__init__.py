@@ -497,8 +497,8 @@ class Verdict(Artifact, frozen=True):
             return said
         level = f"{1 - self.confidence:.2g}".removeprefix("0")
         return (
-            f"{said}; each comparison of this one was tested at the one-sided level {level}, so that gate.confidence "
-            "holds for all of them together"
+            f"{said}; each comparison of this one was tested at a one-sided level of at most {level}, so that "
+            "gate.confidence holds for all of them together"
         )
 
     def says_forgotten(self) -> list[str]:

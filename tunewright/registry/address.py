@@ -31,7 +31,10 @@ def tracking_uri(registry: "Registry | Registered") -> str:
 
 
 def asked(url: str, seconds: float) -> "httpx.Response":
-    """The answer of an MLflow server, over TLS as MLflow's client does it. Raises httpx.HTTPError, ConfigError."""
+    """The answer of an MLflow server, with the TLS settings and credentials that MLflow's client takes.
+
+    Raises httpx.HTTPError, ConfigError.
+    """
     import httpx
 
     verify: ssl.SSLContext | bool = os.environ.get(NO_TLS_CHECK, "").lower() not in ("true", "1")
@@ -41,7 +44,11 @@ def asked(url: str, seconds: float) -> "httpx.Response":
         except OSError as error:
             said = f"{CERTIFICATES}={file}: {error.strerror or error}"
             raise ConfigError(f"{said}; accepted: a file of certificates, as PEM") from None
-    return httpx.get(url, timeout=seconds, verify=verify)
+    user, password, token = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
+    headers = {"Authorization": f"Bearer {token}"} if token and not user else {}
+    return httpx.get(
+        url, timeout=seconds, verify=verify, auth=(user, password or "") if user else None, headers=headers
+    )
 
 
 def by_environment(registry: Registry) -> Registry:

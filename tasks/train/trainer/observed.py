@@ -144,7 +144,7 @@ class AnswerTrainer(SFTTrainer):
         totals, sizes = [*map(ranks.total, totals)], [*map(ranks.total, sizes)]
         loss = sum(total / max(1, size) for total, size in zip(totals, sizes, strict=False))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **self.figures()}.items()}
-        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=int(sum(sizes[:1])))
+        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
 
     def figures(self) -> dict[str, float]:
         """The means of what the objective measured beside the loss since the last call, over all ranks.
