@@ -124,8 +124,8 @@ def _proof(proof: LeakProof, unique: UniqueRows | None, rotation: str) -> str:
     test, clusters, visible = proof.rows["test"], proof.test_clusters, proof.smallest_visible_difference
     lines += [
         "",
-        f"With {counted(test, 'test row')} in {counted(clusters, 'independent cluster')}, differences in exact match "
-        f"smaller than about {percent(visible, 1)} between two models cannot be detected.",
+        f"With {counted(test, 'test row')} in {counted(clusters, 'independent cluster')}, the smallest detectable gain "
+        f"in a score from 0 to 1 is about {number(visible)} (80 % power, estimated).",
     ]
     return "\n".join([*lines, *(["", f"{rotation}."] if rotation else [])])
 
@@ -136,9 +136,11 @@ def training_sentence(adapter: Adapter, found: curves.Curves) -> str:
     if adapter.in_words:
         end = f"{adapter.in_words}: {end}"
     epochs = f" ({found.in_epochs})" if found.in_epochs else ""
+    took = duration(adapter.train_seconds)
+    took += f" (with {duration(adapter.earlier_seconds)} of earlier attempts)" if adapter.earlier_seconds else ""
     best = f"the best step is {adapter.best_step:,}" if adapter.best_step else "the weights before the first are best"
     return (
-        f"{end[:1].upper()}{end[1:]} {counted(adapter.steps, 'step')}{epochs} in {duration(adapter.train_seconds)}, "
+        f"{end[:1].upper()}{end[1:]} {counted(adapter.steps, 'step')}{epochs} in {took}, "
         f"ended by {found.ended_by}; {best} ({adapter.says_validation})."
     )
 

@@ -448,7 +448,7 @@ def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
         "Languages of the test prompts: en (70 rows), de (20 rows)",
         "It was measured in these languages only: en (70 test rows), de (20 test rows).",
         "It did not pass its gate: inconclusive.",
-        "The test rows have decided on 21 candidates so far; from 20 on,",
+        "The test rows have decided on 21 candidates so far; after 20,",
         "- 6 answers were cut off.\n- Many test-set uses.\n- Overfitting since step 1.\n",
         "general loss 3.50 -> 3.75",
         "measured in float32; these files are for bfloat16",

@@ -111,6 +111,17 @@ def test_what_changed_is_one_cause_in_the_words_of_the_file(
     assert cause.startswith(said)
 
 
+def test_one_of_several_outputs_that_is_left_out_changes_no_other() -> None:
+    def read(*digests: str) -> dict[str, Any]:
+        return {f"answers[{at}]": f"evaluate {digest}" for at, digest in enumerate(digests)}
+
+    third = "2" * 64
+    assert causes("decide", read(ONE, OTHER, third), read(ONE, third)) == ["an output of evaluate is no longer read"]
+    assert causes("decide", read(ONE, third), read(ONE, OTHER, third)) == ["an output of evaluate is now read"]
+    assert causes("decide", read(ONE, third), read(third, ONE)) == ["the order of its inputs changed"]
+    assert causes("decide", read(ONE, OTHER), read(ONE, third)) == ["the output of evaluate changed"]
+
+
 def test_an_artifact_that_is_still_to_be_made_is_known_by_any_contenders_name() -> None:
     assert MADE.fullmatch("evaluate unmade_evaluate_big-model-1.5")
 

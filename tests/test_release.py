@@ -313,6 +313,21 @@ def test_a_bad_first_version_is_withdrawn_and_no_pipeline_promotes_it_again(make
     assert rehearsed == ["1"]
 
 
+def test_each_run_of_a_version_says_what_became_of_it(make: Make) -> None:
+    make(decision="keep")
+    again = make(decision="keep", gate=Gate(max_test_set_uses=21))
+    assert again.run_id != again.version_run_id
+
+    def told_by_each() -> set[str]:
+        with connected(REGISTRY) as client:
+            return {client.get_run(run).data.tags["verdict"] for run in (again.version_run_id, again.run_id)}
+
+    release.promote(REGISTRY, "1", by="ann", why="good enough")
+    assert told_by_each() == {"not promoted; promoted by hand"}
+    release.withdraw(REGISTRY, by="ann", why="it is not")
+    assert told_by_each() == {"not promoted; withdrawn"}
+
+
 def test_after_a_withdrawal_a_rollback_goes_to_the_version_before_and_a_waiting_one_can_be_approved(
     make: Make, rehearsed: list[str]
 ) -> None:

@@ -36,7 +36,7 @@ from tunewright.artifacts.payloads import LeakProof
 from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split, from_here
 from tunewright.errors import ConfigError, DataError
-from tunewright.reports.account import growth_sentence
+from tunewright.reports.account import GONE, growth_sentence
 from tunewright.similarity.engine import Engine
 from tunewright.similarity.folding import fold_texts
 from tunewright.similarity.prompts import cut, shingles
@@ -531,7 +531,7 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
 
     assert growth_sentence(proof(None, 0)) == ""
     assert growth_sentence(proof("digest", 80)) == (
-        "Since the previous version: 80 rows kept their split, 3 are gone, 12 are new or had no split."
+        f"Since the previous version: 80 rows kept their split, 3 are {GONE}, 12 are new or had no split."
     )
     apart = make_earlier_rows(earlier="digest", known_rows=80, stayed=80, returned=9)
     assert growth_sentence(make_proof(versions=apart, quarantined={"contaminated": 2})) == (
@@ -539,15 +539,16 @@ def test_what_became_of_the_version_before_is_said_in_words() -> None:
     )
     moved = "79 rows kept their split, 1 moved to another split, 3 are gone"
     assert moved in growth_sentence(proof("digest", 79))
-    assert "79 rows kept their split, 1 is quarantined now, 3 are gone" in growth_sentence(proof("digest", 79, 1))
+    assert "79 rows kept their split, 1 is quarantined now, 3 are gone (del" in growth_sentence(proof("digest", 79, 1))
     counts = {"known_rows": 80, "stayed": 77, "quarantined": 2, "gone": 3, "returned": 9, "returned_in_split": 4}
     summed = make_proof(versions=make_earlier_rows(earlier="digest", **counts), quarantined={"contaminated": 11})
     assert sum(summed.rows.values()) == 90
     assert growth_sentence(summed) == (
         "Since the previous version: 90 rows in splits = 77 that kept theirs + 1 that moved to another + 8 that are "
-        "new + 4 that had been quarantined or removed; of its rows 2 are quarantined now, 3 are gone."
+        "new + 4 that had been quarantined or removed; of its rows 2 are quarantined now, 3 are gone (deleted "
+        "from the files, refused by a check or removed as duplicates)."
     )
-    both = ": 77 rows kept their split, 1 moved to another split, 2 are quarantined now, 3 are gone, 12"
+    both = ": 77 rows kept their split, 1 moved to another split, 2 are quarantined now, 3 are gone (deleted from"
     assert both in growth_sentence(proof("digest", 77, 2))
 
 
@@ -559,7 +560,7 @@ def test_what_became_of_rows_counts_since_the_previous_version_alone() -> None:
     third = split_rows(fewer, lower, second)
     back = split_rows(free(rows), earlier=third)
     assert [growth_sentence(LeakProof.load(each)).partition(": ")[2] for each in (second, third, back)] == [
-        "60 rows in splits = 60 that kept theirs; of its rows 1 is quarantined now, 1 is gone.",
+        f"60 rows in splits = 60 that kept theirs; of its rows 1 is quarantined now, 1 is {GONE}.",
         "60 rows in splits = 60 that kept theirs.",
         "62 rows in splits = 60 that kept theirs + 2 that had been quarantined or removed.",
     ]

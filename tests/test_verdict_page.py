@@ -95,6 +95,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         cut: Sequence[int] = (),
         num_tokens: int = 3,
         checks: dict[str, Any] | None = None,
+        findings: dict[str, int] | None = None,
         quarantined: int = 0,
         chosen: dict[str, str] | None = None,
         judge: str = "",
@@ -191,7 +192,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
                 num_rows=num_rows,
                 num_quarantined=quarantined,
                 reasons={"empty_answer": quarantined} if quarantined else {},
-                findings={"conflicting_answers": 2 * found.conflicting_prompts},
+                findings={"conflicting_answers": 2 * found.conflicting_prompts, **(findings or {})},
             ),
             unique=UniqueRows(
                 stage="dedupe",
@@ -367,6 +368,14 @@ def test_a_suggestion_names_a_check_as_it_is_written(make: Make) -> None:
     read = Read(page_of(make(RIGHT, wrong(RIGHT, range(40)), checks={"expectations": [failed]})))
     assert "Check label_balance: one answer is rare" in read.text
     assert "Label_balance" not in read.text
+
+
+def test_a_rare_label_that_may_be_misspelt_is_not_to_get_more_rows_first(make: Make) -> None:
+    failed = EXPECTATION | {"name": "label_balance", "fault": "one answer is rare", "of_set": True, "failed": 1}
+    checks = {"expectations": [failed]}
+    read = Read(page_of(make(RIGHT, wrong(RIGHT, range(40)), checks=checks, findings={"label_spelling": 1})))
+    assert "Correct the spelling of labels; then add training rows for rare answers" in read.text
+    assert "check label_spelling: 1 row with a label in another spelling" in read.text
 
 
 def test_pairs_that_length_tells_apart_have_an_advice_of_their_own(make: Make) -> None:

@@ -234,8 +234,11 @@ def data(case: Case) -> Found:
         )
     for each in checks.expectations:
         if each.of_set and each.failed:
-            advice = OF_SET.get(each.name, "Check that the data changed as intended")
-            yield Suggestion(advice, f"check {each.name}: {each.fault}", "data")
+            advice, because = OF_SET.get(each.name, "Check that the data changed as intended"), each.fault
+            if each.name == "label_balance" and (misspelt := case.checked.findings.get("label_spelling")):
+                advice = "Correct the spelling of labels; then add training rows for rare answers"
+                because += f"; check label_spelling: {counted(misspelt, 'row')} with a label in another spelling"
+            yield Suggestion(advice, f"check {each.name}: {because}", "data")
 
 
 def test_set_uses(case: Case) -> Found:

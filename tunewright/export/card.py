@@ -206,7 +206,7 @@ def limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
     uses, most = int(tags.get("test_set_uses", "1")), params.get("gate.max_test_set_uses", "")
     yield (
         f"The test rows have decided on {counted(uses, 'candidate')} so far"
-        + (f"; from {most} on, scores on them are likely to be too good." if most else ".")
+        + (f"; after {most}, scores on them are likely to be too good." if most else ".")
     )
     if verdict.smallest_visible is not None:
         over = f" over the {_opponent(verdict.visible_against, verdict.metric)}" if verdict.visible_against else ""

@@ -65,10 +65,16 @@ def set_alias_state(
 
 
 def note_in_run(client: "MlflowClient", version: "ModelVersion", how: str) -> None:
-    """Says in the verdict of the run, for lists of runs, how its version stands; `how` is empty where it does not."""
-    if run := _active(client, deciding_run(version)):
-        verdict = filter(None, (shown(version.tags.get("verdict", "")), how))
-        client.set_tag(run.info.run_id, "verdict", "; ".join(verdict))
+    """Says in the verdict of its runs, for lists of runs, how a version stands; `how` is empty where it does not.
+
+    They are the run that made the version and the one that decided last, each with a verdict of its own.
+    """
+    decided = deciding_run(version)
+    for run_id in dict.fromkeys((decided, str(version.run_id or ""))):
+        if run := _active(client, run_id):
+            own = version.tags if run_id == decided else run.data.tags
+            verdict = filter(None, (shown(own.get("verdict", "")).partition("; ")[0], how))
+            client.set_tag(run_id, "verdict", "; ".join(verdict))
 
 
 def _active(client: "MlflowClient", run_id: str) -> "Run | None":

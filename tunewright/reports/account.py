@@ -109,6 +109,9 @@ def _not_compared(unique: UniqueRows | None) -> str:
     return f"; {at_least}{number} that many rows share {'is' if is_one else 'are'} left out: dedupe.boilerplate_share"
 
 
+GONE = "gone (deleted from the files, refused by a check or removed as duplicates)"
+
+
 def growth_sentence(proof: LeakProof) -> str:
     """Describe the rows of the previous version in split's proof.json, or return "" if there was none."""
     versions = proof.versions
@@ -125,7 +128,7 @@ def growth_sentence(proof: LeakProof) -> str:
         "kept their split": versions.stayed,
         "moved to another split": moved,
         f"{'is' if versions.quarantined == 1 else 'are'} quarantined now": versions.quarantined,
-        f"{'is' if versions.gone == 1 else 'are'} gone": versions.gone,
+        f"{'is' if versions.gone == 1 else 'are'} {GONE}": versions.gone,
         f"{'is' if new == 1 else 'are'} new{or_not}": new,
         "had been quarantined or removed": returned,
     }
@@ -144,7 +147,7 @@ def _growth(in_splits: int, versions: EarlierRows, returned: int) -> str:
         "had been quarantined or removed": returned,
     }
     parts = [f"{number:,} that {said}" for said, number in told.items() if number]
-    lost = {"quarantined now": versions.quarantined, "gone": versions.gone}
+    lost = {"quarantined now": versions.quarantined, GONE: versions.gone}
     others = [f"{number:,} {'is' if number == 1 else 'are'} {said}" for said, number in lost.items() if number]
     said = f"{counted(in_splits, 'row')} in splits = {' + '.join(parts)}"
     return f"Since the previous version: {said}{'; of its rows ' if others else ''}{', '.join(others)}."

@@ -116,6 +116,7 @@ FOLLOWS = {  # what of these can only change where another stage runs, or one of
 }
 MADE = re.compile(rf"({'|'.join(STAGES)}) ([0-9a-f]{{64}}|unmade_[\w.-]+)")  # an artifact; one that is still to be made
 ITEM = re.compile(r"(.+\[\d+\])\.(.+)")  # a field of an item of a list
+LISTED = re.compile(r"(.+\[)\d+\]")  # an item of a list that has no fields
 PART = re.compile(r"\.?[^.\[]+|\[\d+\]")
 MOST_DEFINITIONS = 3  # of code, that are named
 CHUNK = 1 << 20
@@ -179,7 +180,13 @@ def _sections(stage: str, names: list[str], before: Ingredients, now: Ingredient
 
 def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:
     old, new = before.get(name), now.get(name)
-    if made := MADE.fullmatch(str(new or old)):
+    made = MADE.fullmatch(str(new or old))
+    if made and (listed := LISTED.fullmatch(name)):  # one that is left out moves those behind it
+        was, there = ({v for k, v in each.items() if k.startswith(listed[1])} for each in (before, now))
+        if was <= there or there <= was:
+            how = "the order of its inputs changed" if was == there else ""
+            return how or f"an output of {made[1]} is {'no longer' if there < was else 'now'} read"
+    if made:
         return f"the output of {made[1]} {'changed' if old and new else 'is now read' if new else 'is no longer read'}"
     item = ITEM.fullmatch(name)
     if item and (name in before) != (name in now):
