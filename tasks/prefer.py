@@ -31,8 +31,8 @@ def prefer(
     With kto they are labelled answers. Raises ConfigError where there are too few.
     """
     require_rows(tokens, preference)
-    where = (folder, tokens, base, method, training, compute, scan, checkpoint_minutes)
-    return trained(*where, preference=preference, begins_as=begins_as)
+    inputs = (folder, tokens, base, method, training, compute, scan, checkpoint_minutes)
+    return trained(*inputs, preference=preference, begins_as=begins_as)
 
 
 def require_rows(tokens: Tokens, preference: Preference) -> None:

@@ -42,5 +42,5 @@ def reinforce(
             raise ConfigError(
                 f"grpo.rewards={needy[0]}: no training row has tools; accepted: a reward of other answers"
             )
-    where = (folder, tokens, base, method, training, compute, scan, checkpoint_minutes)
-    return trained(*where, grpo=grpo, schema=schema, begins_as=begins_as)
+    inputs = (folder, tokens, base, method, training, compute, scan, checkpoint_minutes)
+    return trained(*inputs, grpo=grpo, schema=schema, begins_as=begins_as)
