@@ -10,7 +10,7 @@ import pytest
 
 import tunewright.reports.progress
 from tunewright.artifacts.training_log import GrowingLog
-from tunewright.reports.progress import Countdown, Progress, Whole, duration, part_of, seconds_left
+from tunewright.reports.progress import Countdown, Progress, TotalWork, duration, part_of, seconds_left
 
 STATUS = {
     "resumed_from": 20,
@@ -200,12 +200,12 @@ def test_counted_work_tells_how_much_is_done_and_how_long_the_rest_takes(
         "120 of 120 answers in 2 min",
     ]
     caplog.clear()
-    with part_of(Whole(240, 120, started=now - 121)):
+    with part_of(TotalWork(240, 120, started=now - 121)):
         countdown = Countdown(60, "answers", "evaluation-progress", "base")
         for done in range(1, 61):
             now += 1
             countdown.tell(done)
-    with part_of(Whole(240, 180, started=now - 181)):
+    with part_of(TotalWork(240, 180, started=now - 181)):
         countdown = Countdown(60, "answers", "evaluation-progress", "base")
         for done in (30, 60):
             now += 30

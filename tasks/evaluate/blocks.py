@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tunewright.artifacts import Contender, EndingRule, Tokens
 from tunewright.config import Evaluation
-from tunewright.reports.progress import Whole, part_of
+from tunewright.reports.progress import TotalWork, part_of
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import seconds_of
 from tunewright.tasks.evaluate.answers import AnswerPart, answer_part
@@ -63,7 +63,7 @@ def in_blocks(
     candidate = pq.read_table(rule.candidate.path("answers.parquet")) if rule else None
     places, made, alpha_share, started = list[np.ndarray](), list[AnsweredBlock](), 1.0, time.monotonic()
     for block, share in zip(found, alpha_shares(len(found)), strict=True):
-        with part_of(Whole(len(test), sum(map(len, places)), started)):
+        with part_of(TotalWork(len(test), sum(map(len, places)), started)):
             answered = answer(test.take(block))
         if answered is None:
             break

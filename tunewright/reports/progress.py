@@ -38,7 +38,7 @@ class Follower(Protocol):
 
 
 _FOLLOWER: ContextVar[Follower | None] = ContextVar("follower", default=None)
-_WHOLE: ContextVar["Whole"] = ContextVar("whole")
+_WHOLE: ContextVar["TotalWork"] = ContextVar("whole")
 _WATCHER: ContextVar[Callable[[Line], None] | None] = ContextVar("watcher", default=None)
 
 
@@ -102,7 +102,7 @@ class ProgressArtifact:
             self.cannot_show = True
 
 
-class Whole(NamedTuple):
+class TotalWork(NamedTuple):
     """All the work of which a Countdown counts a part."""
 
     total: int
@@ -111,7 +111,7 @@ class Whole(NamedTuple):
 
 
 @contextmanager
-def part_of(whole: Whole) -> Iterator[None]:
+def part_of(whole: TotalWork) -> Iterator[None]:
     """Have a Countdown within count a part of all the work."""
     token = _WHOLE.set(whole)
     try:
@@ -132,7 +132,7 @@ class Countdown:
     def tell(self, done: int, share: float | None = None) -> None:
         """Show that so many are done, now and then; `share` is that of all the work, where they are not alike."""
         now, share = time.monotonic(), done / self.total if share is None else share
-        whole = _WHOLE.get(Whole(self.total, 0, self.started))
+        whole = _WHOLE.get(TotalWork(self.total, 0, self.started))
         sentence = f"{whole.done + done:,} of {whole.total:,} {self.units}"
         if whole.done + done >= whole.total:
             sentence += f" in {duration(now - whole.started)}"
