@@ -13,7 +13,7 @@ import torch
 from conftest import MakeSplits
 from pydantic import ValidationError
 from torch.nn.functional import kl_div
-from trained import by_forks, fork_trainers, in_this_process, kill_trainer_after
+from trained import ZERO, by_forks, fork_trainers, in_this_process, kill_trainer_after
 from transformers import AutoModelForCausalLM
 
 from tunewright.artifacts import IGNORED, Adapter, Base, Scan, Tokens
@@ -199,7 +199,7 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     assert resumed.digest == undisturbed.digest
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
 def test_two_ranks_have_the_losses_of_one_process(
     strategy: str, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:

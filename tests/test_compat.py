@@ -23,11 +23,32 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogWorker
 from prefect.states import exception_to_crashed_state
+from trained import WITH_DEEPSPEED
 
 from tunewright import compat
 from tunewright.artifacts import Base
 from tunewright.flows.watch import STOPPED
 from tunewright.modeling.models import load_model
+
+
+@WITH_DEEPSPEED
+def test_deepspeed_would_compile_sums_over_ranks_on_a_cpu_unless_it_is_told() -> None:
+    import deepspeed
+    from accelerate import PartialState
+
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+    assert callable(PartialState._reset_state)
+
+
+def test_a_partitioned_model_answers_without_the_inference_mode() -> None:
+    """Weights that are put together within would be of no use in the next step of its training."""
+    model = torch.nn.Linear(2, 2)
+    with compat.without_gradients(model):
+        assert torch.is_inference_mode_enabled()
+    model.weight.ds_id = 0  # pyright: ignore[reportAttributeAccessIssue] as DeepSpeed marks it
+    with compat.without_gradients(model):
+        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
 
 
 def test_a_model_attends_by_another_attention_within_and_by_its_own_again(tiny_base: Base) -> None:

@@ -57,7 +57,14 @@ def chosen(
 
 
 def test_auto_says_why_for_all_that_it_decided() -> None:
-    parts = set(Chosen.model_fields) - {"because", "compile", "devices", "sharded"}  # off unless they are asked for
+    parts = set(Chosen.model_fields) - {
+        "because",
+        "compile",
+        "devices",
+        "sharded",
+        "zero",
+        "offload",
+    }  # off unless they are asked for
     assert set(chosen().because) == parts
     assert set(chosen(devices=2).because) == parts | {"sharded"}
     assert set(chosen(precision="float32", liger=False).because) == parts - {"precision", "liger"}
@@ -79,6 +86,18 @@ def test_a_model_is_sharded_over_devices_where_it_does_not_fit_on_each() -> None
     assert chosen(GPU, devices=2, strategy="fsdp").sharded
     small = GPU.model_copy(update={"memory_bytes": 10 * 10**9})
     assert chosen(small, method=Method(init="olora"), devices=2).because["sharded"].startswith("what method.init=olora")
+
+
+def test_deepspeed_is_used_where_it_is_installed() -> None:
+    there = GPU.model_copy(update={"has_deepspeed": True})
+    two, three = (chosen(there, devices=2, strategy=strategy, offload=True) for strategy in ("zero2", "zero3"))
+    assert (two.zero, two.sharded, two.offload) == (2, False, True)
+    assert (three.zero, three.sharded, three.offload) == (3, True, True)
+    away = GPU.model_copy(update={"has_deepspeed": False})
+    with pytest.raises(ConfigError, match=r"^compute.strategy=zero3: DeepSpeed is not installed; pip install 'tune"):
+        chosen(away, devices=2, strategy="zero3")
+    with pytest.raises(ConfigError, match=r"^compute.strategy=zero2: there is one device"):
+        chosen(there, strategy="zero2")
 
 
 def test_more_gpus_than_there_are_are_refused() -> None:

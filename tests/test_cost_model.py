@@ -25,7 +25,7 @@ from tunewright.cli import plan
 from tunewright.config import Compute, Method, Training
 from tunewright.cost_model import devices, shapes, timing, work
 from tunewright.cost_model.learning import learning
-from tunewright.cost_model.memory import NF4, Load, activations, disk_bytes, memory
+from tunewright.cost_model.memory import NF4, Load, Memory, activations, disk_bytes, memory
 from tunewright.cost_model.money import Price
 from tunewright.errors import ConfigError
 from tunewright.modeling import architecture, batches, methods, micro_batching
@@ -343,6 +343,24 @@ def test_over_several_devices_memory_is_sharded_or_gradients_are_there_twice(wid
     assert (sharded.gradients, sharded.optimizer) == (one.gradients // 4, one.optimizer // 4)
     assert one.weights / 4 < sharded.weights <= one.weights
     assert one.activations == copied.activations == sharded.activations
+
+
+def test_deepspeed_shards_the_states_and_the_weights_and_moves_them_to_the_main_memory(wide_base: Path) -> None:
+    shape, load, method = shapes.shape_in(wide_base), Load(tokens=8, scored=4, groups=((1, 8),)), Method(kind="full")
+    bucket = 4 * speed.BUCKET
+
+    def by(strategy: str, *, offload: bool = False, precision: str = "float32") -> Memory:
+        settings = {"devices": 4, "strategy": strategy, "offload": offload, "precision": precision}
+        found = chosen(wide_base, method, Compute.model_validate(settings), has_deepspeed=True)
+        return memory(shape, method, found, load, "cuda")
+
+    ddp, two, three = by("ddp"), by("zero2"), by("zero3")
+    assert (two.weights, two.gradients - bucket) == (ddp.weights, ddp.gradients // 2 // 4)
+    assert two.optimizer == three.optimizer == (ddp.optimizer + 4 * shape.num_parameters) // 4
+    assert (three.weights, three.gradients) == (two.weights, two.gradients), "a bucket holds all of so small a model"
+    moved = by("zero2", offload=True)
+    assert (moved.weights, moved.gradients, moved.optimizer) == (two.weights, bucket, 0)
+    assert by("zero2", precision="bfloat16").weights == two.weights // 2
 
 
 def test_a_step_is_shared_out_over_the_devices(tiny_base: Base) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_ranks import require_same, tokens
+from test_ranks import FULL, require_same, tokens
 from test_train import LONG, SMALL, curve, weights
-from trained import by_forks, in_this_process
+from trained import WITH_DEEPSPEED, by_forks, in_this_process
 
 from tunewright import config
 from tunewright.artifacts import Base, Tokens
@@ -76,8 +76,12 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machin
 
 @pytest.mark.parametrize(
     ("method", "strategy", "devices"),
-    [(SMALL, "ddp", 1), (Method(kind="full"), "fsdp", 1), (Method(kind="qlora", rank=2, alpha=4), "fsdp", 2)],
-    ids=["lora-ddp", "full-fsdp", "qlora-fsdp-2x2"],
+    [
+        pytest.param(SMALL, "ddp", 1, id="lora-ddp"),
+        pytest.param(FULL, "fsdp", 1, id="full-fsdp"),
+        pytest.param(Method(kind="qlora", rank=2, alpha=4), "fsdp", 2, id="qlora-fsdp-2x2"),
+        pytest.param(FULL, "zero3", 1, id="full-zero3", marks=WITH_DEEPSPEED),
+    ],
 )
 def test_two_machines_have_the_losses_and_weights_of_one_process(
     method: Method,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import MakeSplits
 from safetensors.torch import load_file
-from trained import by_forks, fork_trainers, in_this_process, kill_trainer_after
+from trained import ZERO_DEVICES, by_forks, fork_trainers, in_this_process, kill_trainer_after
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Preference, Training
@@ -167,14 +167,21 @@ def test_a_split_of_undesirable_answers_alone_is_refused(tiny_base: Base, make_s
 
 
 @pytest.mark.parametrize("settings", [DPO.model_copy(update={"sft_weight": 0.5}), KTO], ids=["dpo", "kto"])
-@pytest.mark.parametrize("several", ["devices", "nodes"])
+@pytest.mark.parametrize(("several", "strategy"), [("devices", "auto"), ("nodes", "auto"), *ZERO_DEVICES])
 def test_two_processes_come_to_the_weights_of_one(
-    settings: Preference, tokens: Tokens, tiny_base: Base, home: Path, several: str, monkeypatch: pytest.MonkeyPatch
+    settings: Preference,
+    tokens: Tokens,
+    tiny_base: Base,
+    home: Path,
+    several: str,
+    strategy: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = []
     for number, attempt in ((1, in_this_process), (2, by_forks)):
         monkeypatch.setattr(train_stage, "_attempt", attempt)
-        compute = Compute.model_validate({"threads": 1, "precision": "float32", several: number})
+        how = strategy if number > 1 else "auto"
+        compute = Compute.model_validate({"threads": 1, "precision": "float32", several: number, "strategy": how})
         made = prefer.fn(tokens, tiny_base, SMALL, settings, settings.schedule(SFT), compute)
         found.append((made, load_file(made.path("model") / "adapter_model.safetensors")))
     (one, of_one), (two, of_two) = found

@@ -14,7 +14,7 @@ from conftest import MakeSplits, base_in
 from make_models import make_model
 from safetensors.torch import load_file
 from test_train import LONG, SMALL, curve, weights
-from trained import Attempt, by_forks, in_this_process
+from trained import WITH_DEEPSPEED, ZERO, Attempt, by_forks, in_this_process
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Training
@@ -53,6 +53,21 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
         pytest.param(Method(kind="spectrum"), {"strategy": "fsdp"}, id="spectrum-fsdp"),
         pytest.param(FULL, {"strategy": "fsdp", **PADDED}, id="full-fsdp-padded"),
         pytest.param(FULL, {"strategy": "fsdp", "checkpointing": True}, id="full-fsdp-checkpointing"),
+        *(
+            pytest.param(method, choice, id=name, marks=WITH_DEEPSPEED)
+            for name, method, choice in (
+                ("lora-zero2", SMALL, {"strategy": "zero2"}),
+                ("qlora-zero2", Method(kind="qlora", rank=2, alpha=4), {"strategy": "zero2"}),
+                ("full-zero2-offload", FULL, {"strategy": "zero2", "offload": True}),
+                ("lora-zero3", SMALL, {"strategy": "zero3"}),
+                ("dora-zero3", Method(rank=2, alpha=4, lora_plus=4.0, dora=True), {"strategy": "zero3"}),
+                ("qlora-zero3", Method(kind="qlora", rank=2, alpha=4), {"strategy": "zero3"}),
+                ("spectrum-zero3", Method(kind="spectrum"), {"strategy": "zero3"}),
+                ("full-zero3-padded", FULL, {"strategy": "zero3", **PADDED}),
+                ("full-zero3-offload", FULL, {"strategy": "zero3", "offload": True, "checkpointing": True}),
+                ("lora-zero3-offload", SMALL, {"strategy": "zero3", "offload": True, "checkpointing": True}),
+            )
+        ),
     ],
 )
 def test_two_ranks_have_the_losses_and_weights_of_one_process(
@@ -68,7 +83,7 @@ def test_two_ranks_have_the_losses_and_weights_of_one_process(
     given = (tokens, tiny_base, method, training)
     two = train.fn(*given, ONE.model_copy(update={**choice, "devices": 2}), scan=scan)
     monkeypatch.setattr(stage, "_attempt", in_this_process)
-    one = train.fn(*given, ONE.model_copy(update={**choice, "strategy": "auto"}), scan=scan)
+    one = train.fn(*given, ONE.model_copy(update={**choice, "strategy": "auto", "offload": False}), scan=scan)
     require_same(one, two)
 
 
@@ -90,7 +105,7 @@ def require_same(one: Adapter, two: Adapter) -> None:
         assert file.read_text() == (two.path("model") / file.name).read_text()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
 def test_a_rank_without_a_row_reaches_every_parameter(
     strategy: str, make_splits: MakeSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +120,7 @@ def test_a_rank_without_a_row_reaches_every_parameter(
     assert trained.steps == 2
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
 @pytest.mark.parametrize("method", [SMALL, FULL], ids=lambda method: method.kind)
 def test_in_bfloat16_the_losses_differ_by_its_rounding(
     method: Method, strategy: Any, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
@@ -121,7 +136,15 @@ def test_in_bfloat16_the_losses_differ_by_its_rounding(
         assert twos == pytest.approx(ones, rel=0.02), name
 
 
-@pytest.mark.parametrize(("strategy", "attempt"), [("ddp", stage._attempt), ("fsdp", by_forks)])
+@pytest.mark.parametrize(
+    ("strategy", "attempt"),
+    [
+        ("ddp", stage._attempt),
+        ("fsdp", by_forks),
+        pytest.param("zero2", by_forks, marks=WITH_DEEPSPEED),
+        pytest.param("zero3", stage._attempt, marks=WITH_DEEPSPEED),
+    ],
+)
 def test_where_a_rank_is_killed_the_others_end_and_the_run_resumes_to_the_same_bytes(
     strategy: str, attempt: Attempt, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +155,7 @@ def test_where_a_rank_is_killed_the_others_end_and_the_run_resumes_to_the_same_b
         patch.setattr(stage, "_attempt", by_forks)
         undisturbed = train.fn(tokens, tiny_base, dropped, LONG, two)
     monkeypatch.setattr(stage, "_attempt", attempt)
-    killer = _kill_a_rank_after(home / "work", '"step": 7', signal.SIGKILL)
+    killer = kill_a_rank_after(home / "work", '"step": 7', signal.SIGKILL)
     with pytest.raises(TrainerDied, match="the trainer was killed by SIGKILL") as died:
         train.fn(tokens, tiny_base, dropped, LONG, two)
     assert is_transient(died.value)
@@ -149,7 +172,7 @@ def test_asked_to_stop_all_ranks_stop_after_the_same_step_with_one_checkpoint(
     tokens: Tokens, tiny_base: Base, home: Path
 ) -> None:
     long = LONG.model_copy(update={"max_steps": 4000, "evaluate_every": 4000})
-    killer = _kill_a_rank_after(home / "work", '"step": 3', signal.SIGTERM)
+    killer = kill_a_rank_after(home / "work", '"step": 3', signal.SIGTERM)
     with pytest.raises(TrainerDied, match="the trainer was stopped and saved a checkpoint"):
         train.fn(tokens, tiny_base, SMALL, long, ONE.model_copy(update={"devices": 2}))
     assert not any(process.is_running() for process in killer())
@@ -158,7 +181,7 @@ def test_asked_to_stop_all_ranks_stop_after_the_same_step_with_one_checkpoint(
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}
 
 
-def _kill_a_rank_after(work: Path, line: str, sent: signal.Signals) -> Callable[[], list[psutil.Process]]:
+def kill_a_rank_after(work: Path, line: str, sent: signal.Signals) -> Callable[[], list[psutil.Process]]:
     """Sends a signal to the last rank once the metrics hold `line`; the ranks, once it is sent."""
     found: list[psutil.Process] = []
 
@@ -209,6 +232,8 @@ def test_rows_are_shared_out_evenly_by_their_tokens() -> None:
         ({"strategy": "fsdp"}, SMALL, "compute.strategy=fsdp: there is one device; set compute.devices"),
         ({"devices": 2, "strategy": "fsdp"}, Method(init="pissa"), "method.init=pissa .* accepted: ddp"),
         ({"devices": 2, "strategy": "fsdp", "optimizer": "adamw_8bit"}, SMALL, "adamw_8bit .* accepted: ddp"),
+        ({"devices": 2, "strategy": "zero2"}, Method(kind="osf"), "compute.strategy=zero2: .* accepted: ddp"),
+        ({"devices": 2, "offload": True}, SMALL, "compute.offload=true: compute.strategy=auto keeps .*=zero2 or zero3"),
     ],
 )
 def test_what_cannot_be_is_refused_before_training(

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
@@ -29,6 +30,10 @@ from tunewright.tasks.train import stage, trainer
 from tunewright.tasks.train.trainer import ranks
 
 Attempt = Callable[[trainer.Job, Path], int]
+
+WITH_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
+ZERO = tuple(pytest.param(strategy, marks=WITH_DEEPSPEED) for strategy in ("zero2", "zero3"))
+ZERO_DEVICES = tuple(pytest.param("devices", strategy, marks=WITH_DEEPSPEED) for strategy in ("zero2", "zero3"))
 
 FORKED = "forked trainer"
 OF_SUBPROCESS = ("DEVNULL", "STDOUT", "TimeoutExpired")  # what stage.py takes of it besides

@@ -113,6 +113,35 @@ def forward_in_autocast(model: Any) -> Any:
     return model
 
 
+def join_by_deepspeed() -> None:
+    """Has DeepSpeed, and accelerate by it, use the connection that this rank has, also without a GPU.
+
+    There DeepSpeed would compile sums over the ranks of its own, which take minutes and may not end; gloo has them.
+    """
+    import os
+
+    import deepspeed
+    import torch
+    from accelerate import PartialState
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState._reset_state()
+    PartialState(backend=None if torch.cuda.is_available() else "gloo")
+
+
+def is_partitioned(model: Any) -> bool:
+    """Whether a rank has parts of a model's weights, by ZeRO 3 of DeepSpeed."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
+def without_gradients(model: Any) -> contextlib.AbstractContextManager[object]:
+    """torch's inference mode; not of a partitioned model, which trains with weights that it put together within."""
+    import torch
+
+    return torch.no_grad() if is_partitioned(model) else torch.inference_mode()
+
+
 def whole_batches(dataloader: Any) -> Any:
     """A dataloader that accelerate prepared, which gives every rank every batch as it is, and not each to one rank."""
     sampler = dataloader.batch_sampler

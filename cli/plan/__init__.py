@@ -32,6 +32,7 @@ from tunewright.flows.finetune import plan
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.outcome import few_test_rows, too_few_test_rows
 from tunewright.modeling import models
+from tunewright.modeling.compute import ZERO
 from tunewright.reports.pages import counted, percent
 from tunewright.serving import context_length
 from tunewright.store import data_versions
@@ -151,8 +152,10 @@ def _with_packages(machine: devices.Machine, compute: Compute) -> tuple[devices.
     if machine.is_here:
         return machine, []
     there = {"liger-kernel": bool(compute.liger), "flash-attn": compute.attention == "flash_attention_2"}
+    there["deepspeed"] = compute.strategy in ZERO
     device = machine.device.model_copy(
         update={
+            "has_deepspeed": True,
             "has_liger": machine.device.has_liger or there["liger-kernel"],
             "has_flash_attention": machine.device.has_flash_attention
             or (there["flash-attn"] and machine.device.has_bfloat16),

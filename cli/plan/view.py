@@ -122,7 +122,8 @@ def _compute(one: Estimate) -> str:
         chosen.optimizer,
     ]
     if chosen.devices > 1:
-        parts.append(f"{chosen.devices} devices ({'FSDP' if chosen.sharded else 'DDP'})")
+        by = f"DeepSpeed ZeRO {chosen.zero}" if chosen.zero else "FSDP" if chosen.sharded else "DDP"
+        parts.append(f"{chosen.devices} devices ({by}{', offload' if chosen.offload else ''})")
     switches = ("checkpointing", "liger", "compile")
     return ", ".join([*parts, *(name for name in switches if getattr(chosen, name))])
 

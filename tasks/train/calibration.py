@@ -78,7 +78,7 @@ def _rate(kept: dict[str, Any]) -> Rate:
 def _way(training: Training, compute: Compute) -> list[Any]:
     """Return the settings that change the time of the same arithmetic."""
     how = [compute.precision, compute.threads, compute.compile, compute.attention, compute.num_ranks, compute.strategy]
-    return [training.speed, *how]
+    return [training.speed, *how, *["offload"] * compute.offload]
 
 
 def _file(base: Base, case: BudgetCase) -> Path:

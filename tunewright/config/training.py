@@ -266,10 +266,16 @@ class Compute(Section):
         "http://localhost:8000/v1; it serves model.base with --enable-lora and reads the trainer's folder; empty: the "
         "trainer draws them",
     )
-    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+    strategy: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
         default="auto",
         description="How several devices hold the model. ddp: each all of it; fsdp: its weights, gradients and "
-        "optimizer states are sharded over them (FSDP2); auto: fsdp if it does not fit on each",
+        "optimizer states are sharded over them (FSDP2); zero3: the same by DeepSpeed; zero2: its gradients and "
+        "optimizer states are, by DeepSpeed; auto: fsdp if it does not fit on each",
+    )
+    offload: bool = Field(
+        default=False,
+        description="Keep what zero2 and zero3 shard of the optimizer states, and zero3 of the weights, in main "
+        "memory: less GPU memory, and slower",
     )
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="auto", description="auto is paged_adamw_8bit for qlora on a GPU and adamw otherwise"

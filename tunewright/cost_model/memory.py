@@ -17,7 +17,9 @@ tensors that autograd really saves. N is a number of parameters, and a size is 2
 - runtime: the libraries, or a GPU's context.
 
 Of several devices these are the bytes of each. DDP sums gradients in buckets, a copy of them. FSDP2 shards weights,
-gradients and moments, but for two layers and the embeddings, which are gathered to be computed.
+gradients and moments, but for two layers and the embeddings, which are gathered to be computed. ZeRO 3 shards the same,
+and ZeRO 2 gradients and moments; DeepSpeed has what learns in the type of the other weights, with a float32 copy beside
+the moments, and buckets for sums and gathered weights. Offloaded from a GPU, what is sharded is in the main memory.
 
 A CPU's allocator, glibc's, keeps freed blocks of less than 32 MB in its heap as holes that others seldom fill. As
 measured, an eighth more than the activations is resident, and half of the smaller of activations and gradients does not
@@ -32,7 +34,7 @@ from pydantic import BaseModel
 from tunewright.config import Method
 from tunewright.cost_model.learning import Learning, directions, learning
 from tunewright.cost_model.shapes import Matrix, ModelShape
-from tunewright.modeling.compute import Chosen
+from tunewright.modeling.compute import BUCKET, Chosen
 
 FLOAT = 4
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes a weight
@@ -126,12 +128,21 @@ def memory(
     if method.kind == "osf":
         adapter += FLOAT * sum(_as_it_began(matrix, method) for matrix in what.matrices)
     gradients, moments = what.num_learning * FLOAT, _moments(shape, method, chosen, what)
+    if chosen.zero:
+        copies, moments = 0, moments + what.num_learning * FLOAT
+        smaller = what.num_learning * (FLOAT - size)
+        adapter, weights = (adapter - smaller, weights) if what.is_adapter else (adapter, weights - smaller)
+    is_moved = chosen.offload and kind == "cuda"
     if chosen.sharded:
         gathered = 2 * weights // (shape.num_layers + 1) + shape.num_embedding * size
-        weights = min(weights, weights // chosen.devices + gathered)
-        adapter, gradients, moments = (part // chosen.devices for part in (adapter, gradients, moments))
+        gathered += 2 * BUCKET * size if chosen.zero else 0
+        weights = min(weights, (0 if is_moved else weights // chosen.devices) + gathered)
+        adapter = 0 if is_moved else adapter // chosen.devices
+    if chosen.sharded or chosen.zero:
+        gradients, moments = (0 if is_moved else part // chosen.devices for part in (gradients, moments))
     elif chosen.devices > 1:
         gradients *= 2
+    gradients += BUCKET * FLOAT if chosen.zero else 0
     passed = load.tokens * size * (3 * shape.intermediate + 2 * shape.hidden)
     unpacked = max(matrix.size for matrix in shape.matrices) * size if method.kind == "qlora" else 0
     return Memory(

@@ -47,7 +47,6 @@ class Greedy:
         # What a pass costs besides its tokens, in tokens.
         self.overhead = 64 if model.device.type == "cpu" else 256
 
-    @torch.inference_mode()
     def answer(
         self, rows: Sequence[Answer], *, generate: bool = True, on_progress: Callable[[int], None] = lambda _: None
     ) -> None:
@@ -61,7 +60,8 @@ class Greedy:
         self.on_progress = on_progress
         while True:
             try:
-                return self._answer(rows, generate=generate)
+                with compat.without_gradients(self.model):
+                    return self._answer(rows, generate=generate)
             except torch.OutOfMemoryError:
                 if self.batch == 1:
                     raise

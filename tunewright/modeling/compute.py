@@ -8,7 +8,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tunewright.config import Compute, Method, Training
 from tunewright.errors import ConfigError
@@ -25,6 +25,9 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 INNER = ("intermediate_size", "n_inner")
 RESIDENT_SHARE = 0.6  # of a device's memory, for the weights and one row's activations
 
+ZERO: dict[str, Literal[2, 3]] = {"zero2": 2, "zero3": 3}  # strategies of DeepSpeed -> the stage
+BUCKET = 50_000_000  # numbers that DeepSpeed sums over the ranks at once, and half of those that it puts together
+
 T = TypeVar("T")
 
 
@@ -37,6 +40,7 @@ class Device(BaseModel, frozen=True):
     memory_bytes: int = 0
     has_flash_attention: bool = False
     has_liger: bool = False
+    has_deepspeed: bool = Field(default_factory=lambda: importlib.util.find_spec("deepspeed") is not None)
     count: int | None = None  # how many GPUs there are, where that is known
 
 
@@ -52,7 +56,9 @@ class Chosen(BaseModel, frozen=True):
     compile: bool
     fused: bool  # adapters and norms in fewer passes on a CPU
     devices: int = 1
-    sharded: bool = False  # the weights, gradients and optimizer states over the devices, by FSDP2
+    sharded: bool = False  # the weights, gradients and optimizer states over the devices
+    zero: Literal[0, 2, 3] = 0  # the stage of DeepSpeed's ZeRO; 0 is DDP, or FSDP2 if it is sharded
+    offload: bool = False  # optimizer states, and weights that are sharded, in the main memory
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
     because: dict[str, str]
 
@@ -113,6 +119,8 @@ def choose(config: Any, method: Method, training: Training, compute: Compute, lo
         optimizer=choice.optimizer(sharded=sharded),
         devices=compute.num_ranks,
         sharded=sharded,
+        zero=choice.zero(),
+        offload=choice.offload(),
         because=choice.because,
     )
 
@@ -210,10 +218,10 @@ class _Choice:
                 )
             return False
         obstacle = self._not_sharded()
-        if asked == "fsdp" and obstacle:
-            raise ConfigError(f"compute.strategy=fsdp: {obstacle}; accepted: ddp")
+        if asked in {"fsdp", *ZERO} and obstacle:
+            raise ConfigError(f"compute.strategy={asked}: {obstacle}; accepted: ddp")
         if asked != "auto":
-            return asked == "fsdp"
+            return asked in {"fsdp", "zero3"}
         fits, why = self._fits(precision)
         why = f"{why} on each device" if fits or not obstacle else obstacle
         return self._because("sharded", not fits and not obstacle, why)
@@ -227,6 +235,22 @@ class _Choice:
         if "8bit" in self.compute.optimizer:
             return f"compute.optimizer={self.compute.optimizer} keeps states that cannot be sharded"
         return ""
+
+    def zero(self) -> Literal[0, 2, 3]:
+        asked = self.compute.strategy
+        if asked in ZERO and not self.device.has_deepspeed:
+            raise ConfigError(
+                f"compute.strategy={asked}: DeepSpeed is not installed; pip install 'tunewright[deepspeed]', or fsdp"
+            )
+        return ZERO.get(asked, 0)
+
+    def offload(self) -> bool:
+        if self.compute.offload and self.compute.strategy not in ZERO:
+            raise ConfigError(
+                f"compute.offload=true: compute.strategy={self.compute.strategy} keeps all on the devices; accepted: "
+                f"false, or compute.strategy={' or '.join(ZERO)}"
+            )
+        return self.compute.offload
 
     def checkpointing(self, precision: str, *, sharded: bool) -> bool:
         if self.compute.checkpointing is not None:

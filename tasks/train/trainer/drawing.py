@@ -156,7 +156,7 @@ class RewardTrainer(ObservedTrainer):
         self.of_draw: dict[str, float] = {}
         self.began: dict[str, torch.Tensor] = {}  # what learns, as it was before the first step
         if drawing.settings.beta:
-            if self.is_fsdp_enabled:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ConfigError(
                     "grpo.beta above 0 needs the model whole on each device; accepted: 0, or compute.strategy=ddp"
                 )
@@ -167,8 +167,7 @@ class RewardTrainer(ObservedTrainer):
     def train(self, *args: Any, resume_from_checkpoint: Any = None, **rest: Any) -> Any:
         """Trains as ObservedTrainer; before its first step the validation reward is measured, to compare with."""
         if resume_from_checkpoint is None:
-            model: Any = self.model
-            self.model_wrapped = self.accelerator.prepare(model)
+            self.wrapped()
             self.state.max_steps = self.args.max_steps
             self.evaluate()
         return super().train(*args, resume_from_checkpoint=resume_from_checkpoint, **rest)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import datasets
 import torch
 from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.trainer.sft_config import SFTConfig
 
 from tunewright.artifacts import training_log
@@ -42,7 +43,7 @@ from tunewright.modeling.objectives import (
 from tunewright.modeling.preferences import PairCollator
 from tunewright.modeling.unpaired import LabelledCollator
 from tunewright.serving import TRAINED, context_length
-from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, copies, ranks, reference
+from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoints, copies, ranks, reference, zero
 from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.preparing import prepare
@@ -72,6 +73,7 @@ def fit(job: Job, folder: Path) -> int:
     chosen = compute.choose(config, job.method, training, job.compute, longest, device)
     examples = rows["input_ids"] if job.method.init == "eva" else None  # lists only of the rows that are taken
     model = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples, job.begins_as)
+    learning, total = methods.trained_share(model)
     prepare(model, chosen)
 
     on_same = job.grpo.iterations if job.grpo else 1  # steps that learn from the same answers
@@ -95,6 +97,8 @@ def fit(job: Job, folder: Path) -> int:
         trainer_of = partial(RewardTrainer, drawing=drawing, collator=collator, folder=folder)
     else:
         trainer_of = partial(ObservedTrainer, data_collator=with_rows(collator))
+    is_fsdp = chosen.sharded and not chosen.zero
+    deepspeed = zero.joined(chosen, model) if chosen.zero else {}
     trainer = trainer_of(
         training=training,
         objective=_objective(job),
@@ -133,21 +137,22 @@ def fit(job: Job, folder: Path) -> int:
             use_cpu=not torch.cuda.is_available(),
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
-            fsdp=True if chosen.sharded else None,  # pyright: ignore[reportArgumentType] as its help has it
-            fsdp_config=SHARDING if chosen.sharded else None,
+            fsdp=True if is_fsdp else None,  # pyright: ignore[reportArgumentType] as its help has it
+            fsdp_config=SHARDING if is_fsdp else None,
+            **deepspeed,
         ),
         train_dataset=rows,
         eval_dataset=validation,
         processing_class=tokenizer,
         callbacks=[Recorder(record, watch, training, job.checkpoint_minutes)],
     )
+    unset_hf_deepspeed_config()  # by which transformers would shard other models that are loaded as well
     if job.preference and job.preference.needs_reference:
         of_pairs = PairCollator(chosen.layout, job.pad_token_id, *cutting)
         pairs = reference.added(folder, trainer, of_pairs, (rows, validation), record.beat)
         trainer.train_dataset, trainer.eval_dataset = pairs
     if isinstance(collator, AnchoredCollator):
         trainer.train_dataset = reference.anchored(folder, trainer, collator, rows, record.beat)
-    learning, total = methods.trained_share(model)
     record.start(
         evaluate_every=every,
         device=device.name,

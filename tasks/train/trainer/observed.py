@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
@@ -21,7 +22,7 @@ from tunewright import compat
 from tunewright.config import Training
 from tunewright.modeling.methods.adapter import lora_plus_optimizer
 from tunewright.modeling.objectives import MARGIN, AnswerObjective, LabelObjective, Objective
-from tunewright.tasks.train.trainer import checkpoints, copies, ranks, record
+from tunewright.tasks.train.trainer import checkpoints, copies, ranks, record, zero
 from tunewright.tasks.train.trainer.record import STATE, keep_evaluation
 from tunewright.tasks.train.trainer.watch import Row, Scores, Watch
 
@@ -59,6 +60,22 @@ class AnswerTrainer(SFTTrainer):
             self.optimizer = lora_plus_optimizer(self.model, self.lora_plus, kind, options)
         return super().create_optimizer(model)
 
+    def wrapped(self) -> Any:
+        """The model as it trains, which train() does not wrap a second time."""
+        if self.model_wrapped is self.model:
+            model: Any = self.model
+            if self.is_deepspeed_enabled:
+                self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
+            else:
+                self.model_wrapped = self.accelerator.prepare(model)
+        return self.model_wrapped
+
+    def train(self, *args: Any, **rest: Any) -> Any:
+        """Trains; the engine of DeepSpeed that there may be is ended before, so that it gets another one."""
+        if self.is_deepspeed_enabled:
+            self.model_wrapped = self.model
+        return super().train(*args, **rest)
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of each micro-batch; the mean loss over all items of the step."""
         model.train()
@@ -69,16 +86,21 @@ class AnswerTrainer(SFTTrainer):
         with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
             for batch in before:
                 total += self._backward(model, batch, num_items)
-        total += self._backward(model, last, num_items)
+        total += self._backward(model, last, num_items, is_last=True)
         return total if ranks.number() == 1 else total.fill_(ranks.total(total.item()))
 
     def _sizes(self, batches: Sequence[Any]) -> list[float]:
         """The items of each term of the loss, of all micro-batches."""
         return [sum(sizes) for sizes in zip(*map(self.objective.sizes, batches), strict=True)]
 
-    def _backward(self, model: Any, batch: Any, num_items: Sequence[float]) -> torch.Tensor:
+    def _backward(self, model: Any, batch: Any, num_items: Sequence[float], *, is_last: bool = False) -> torch.Tensor:
         loss: Any = sum(self._terms(model, batch, num_items))
-        self.accelerator.backward(loss * ranks.number())  # the gradients that are applied are the mean of the ranks'
+        scaled = loss * ranks.number()  # the gradients that are applied are the mean of the ranks'
+        if self.is_deepspeed_enabled:  # accelerate would change the weights as well
+            model.set_gradient_accumulation_boundary(is_last)
+            model.backward(scaled)
+        else:
+            self.accelerator.backward(scaled)
         return loss.detach()
 
     def compute_loss(
@@ -110,9 +132,7 @@ class AnswerTrainer(SFTTrainer):
     @torch.no_grad()
     def measured(self, batch: Any, measure: Callable[[Any, Any], Any]) -> Any:
         """The `measure` of the model and a batch, before training begins."""
-        model: Any = self.model_wrapped
-        if model is self.model:
-            model = self.model_wrapped = self.accelerator.prepare(self.model)  # train() does not wrap it a second time
+        model = self.wrapped()
         model.eval()
         batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager(), self.accelerator.autocast():
@@ -120,12 +140,26 @@ class AnswerTrainer(SFTTrainer):
 
     def learned(self) -> dict[str, torch.Tensor] | None:
         """The tensors that learned, put together at the first rank; None where each rank has all of them."""
+        model: Any = self.model
+        if self.is_deepspeed_enabled:
+            return zero.learned(model)
         if not self.is_fsdp_enabled:
             return None
-        model: Any = self.model
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         found: dict[str, Any] = get_model_state_dict(model, options=options)
         return found
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The weights of a checkpoint; DeepSpeed's are with the optimizer's states."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+
+    def load(self, checkpoint: Path) -> None:
+        """Loads the weights of a checkpoint into the model, which is wrapped then."""
+        if self.is_deepspeed_enabled:
+            deepspeed_load_checkpoint(self.wrapped(), str(checkpoint), load_module_strict=False)
+        else:
+            self._load_from_checkpoint(str(checkpoint))
 
     @torch.no_grad()
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
@@ -190,7 +224,7 @@ class ObservedTrainer(AnswerTrainer):
         if best is None:
             raise ValueError("training ended without an evaluation")
         copies.on_each(at_best := checkpoints.at(Path(str(self.args.output_dir)), best.step))
-        self._load_from_checkpoint(str(at_best))
+        self.load(at_best)
         return best
 
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
@@ -213,9 +247,8 @@ class ObservedTrainer(AnswerTrainer):
         """Takes up the checkpoint's state, with the evaluation that an interruption left out; whether interrupted."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         if self._is_due():
-            # Prepared it multiplies in the precision of training; train() does not wrap it a second time.
-            self.model_wrapped = self.accelerator.prepare(self.model)
-            self._load_from_checkpoint(str(checkpoint))
+            self.wrapped()  # it multiplies in the precision of training
+            self.load(checkpoint)
             self.evaluate()
             if self.is_interrupted():
                 return True
@@ -229,7 +262,12 @@ class ObservedTrainer(AnswerTrainer):
         """One step, whose loss is looked at before the weights change."""
         drawn = inputs.pop("drawn")
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.watch.step(drawn.rows, loss.item(), self.state.global_step + 1)
+        step = self.state.global_step + 1
+        self.watch.step(drawn.rows, loss.item(), step)
+        if self.is_deepspeed_enabled:
+            model.step()
+            if self.accelerator.optimizer_step_was_skipped:
+                self.watch.fail("the gradient is NaN or infinite", step)
         return loss
 
     def evaluation_loop(

@@ -158,7 +158,8 @@ def mean_score(
 
 def share_of(model: Any) -> tuple[int, int]:
     """(ranks, this rank) that share answering; those of a sharded model go forward together, so that each does all."""
-    return (1, 0) if isinstance(model, FSDPModule) else (ranks.number(), ranks.own())
+    is_sharded = isinstance(model, FSDPModule) or compat.is_partitioned(model)
+    return (1, 0) if is_sharded else (ranks.number(), ranks.own())
 
 
 @contextlib.contextmanager
