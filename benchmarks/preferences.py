@@ -101,7 +101,7 @@ def our_trainer(rows: list[dict[str, Any]], options: argparse.Namespace) -> tupl
     from tunewright.modeling.preferences import PairCollator
     from tunewright.modeling.unpaired import LabelledCollator
     from tunewright.tasks.train.trainer import reference
-    from tunewright.tasks.train.trainer.observed import AnswerTrainer
+    from tunewright.tasks.train.trainer.answer_trainer import AnswerTrainer
     from tunewright.tasks.train.trainer.preparing import prepare
 
     config = AutoConfig.from_pretrained(options.weights)

@@ -156,7 +156,7 @@ def our_trainer(rows: Sequence[Any], options: argparse.Namespace) -> Any:
     from tunewright.config import Compute, Method, Training
     from tunewright.modeling import compute, methods
     from tunewright.modeling.batches import Collator
-    from tunewright.tasks.train.trainer.observed import AnswerTrainer
+    from tunewright.tasks.train.trainer.answer_trainer import AnswerTrainer
     from tunewright.tasks.train.trainer.preparing import prepare
 
     config = AutoConfig.from_pretrained(options.weights)

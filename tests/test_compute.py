@@ -29,7 +29,7 @@ from tunewright.modeling import batches
 from tunewright.modeling.batches import Collator, answer_loss, num_labels
 from tunewright.modeling.batches.attention import _fused, attention
 from tunewright.modeling.compute import Chosen, Device, choose
-from tunewright.tasks.train.trainer.observed import AnswerTrainer
+from tunewright.tasks.train.trainer.answer_trainer import AnswerTrainer
 from tunewright.tasks.train.trainer.preparing import decoder_layers, fuse, prepare
 
 CPU = Device(has_bfloat16=True, memory_bytes=16 * 10**9)

@@ -96,7 +96,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture
 def worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation losses that have their lowest at step 4, whatever the weights."""
-    from tunewright.tasks.train.trainer.observed import AnswerTrainer
+    from tunewright.tasks.train.trainer.answer_trainer import AnswerTrainer
 
     original = AnswerTrainer.evaluation_loop
 

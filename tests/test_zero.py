@@ -21,7 +21,7 @@ from tunewright.modeling.compute import Chosen
 from tunewright.tasks.train import stage, trainer
 from tunewright.tasks.train.stage import train
 from tunewright.tasks.train.trainer import zero
-from tunewright.tasks.train.trainer.observed import AnswerTrainer
+from tunewright.tasks.train.trainer.answer_trainer import AnswerTrainer
 
 __all__ = ["tokens"]
 
