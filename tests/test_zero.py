@@ -3,6 +3,7 @@
 That it trains as one process does is in test_ranks.py.
 """
 
+import importlib
 import shutil
 import signal
 from pathlib import Path
@@ -66,8 +67,7 @@ def test_the_configuration_has_documented_keys_only(number: int, offload: bool) 
 @WITH_DEEPSPEED
 @pytest.mark.parametrize(("number", "offload"), CASES)
 def test_deepspeed_reads_the_configuration_as_it_was_meant(number: int, offload: bool) -> None:
-    from deepspeed.runtime.config import DeepSpeedConfig
-
+    DeepSpeedConfig = importlib.import_module("deepspeed.runtime.config").DeepSpeedConfig  # noqa: N806 a class
     filled = {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1}
     read = DeepSpeedConfig(
         made(number, offload=offload) | filled | {"gradient_clipping": 1.0, "bf16": {"enabled": True}}

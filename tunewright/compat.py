@@ -120,10 +120,10 @@ def join_by_deepspeed() -> None:
     """
     import os
 
-    import deepspeed
     import torch
     from accelerate import PartialState
 
+    deepspeed: Any = importlib.import_module("deepspeed")  # an extra, so that type checkers may not find it
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState._reset_state()

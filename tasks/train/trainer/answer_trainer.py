@@ -158,6 +158,7 @@ class AnswerTrainer(SFTTrainer):
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
         """The mean loss over all labelled tokens, or pairs; transformers would take the mean of the batches' means."""
         model: Any = self.model_wrapped
+        rows: Any = self.eval_dataset
         model.eval()
         totals, sizes = list[float](), list[float]()
         self.objective.figures()  # of training steps
@@ -171,7 +172,7 @@ class AnswerTrainer(SFTTrainer):
         totals, sizes = [*map(ranks.total, totals)], [*map(ranks.total, sizes)]
         loss = sum(total / max(1, size) for total, size in zip(totals, sizes, strict=False))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **self.figures()}.items()}
-        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
+        return EvalLoopOutput(np.empty(0), label_ids=None, metrics=metrics, num_samples=len(rows))
 
     def figures(self) -> dict[str, float]:
         """The means of what the objective measured beside the loss since the last call, over all ranks.

@@ -3,6 +3,7 @@
 torch's AdamW updates the weights, also in the main memory, so that nothing has to be compiled.
 """
 
+import importlib
 from typing import Any
 
 import torch
@@ -49,7 +50,5 @@ def joined(chosen: Chosen, model: Any) -> dict[str, Any]:
 
 def learned(model: Any) -> dict[str, torch.Tensor]:
     """The tensors that learned, in float32, put together from all ranks, which have to call this."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    whole: Any = safe_get_full_fp32_param
+    whole = importlib.import_module("deepspeed.utils").safe_get_full_fp32_param
     return {name: whole(each).cpu() for name, each in model.named_parameters() if each.requires_grad}
