@@ -519,6 +519,17 @@ def test_paths_start_at_the_folder_of_the_written_file(imported: Import, tmp_pat
     )
 
 
+@pytest.mark.parametrize("base", ["./bases/gone", "../gone", "/bases/gone"])
+def test_a_folder_of_a_base_that_is_missing_stays_a_folder(imported: Import, base: str) -> None:
+    found = imported(AXOLOTL.replace("acme/base", base))
+    assert end(found, "base_model") == Treatment("set", "not found here: check the path", {"model.base": base})
+
+
+def test_a_misspelt_type_of_a_data_set_is_told(imported: Import) -> None:
+    said = end(imported(AXOLOTL.replace("type: chat_template", "type: alpacca")), "datasets[0].type")
+    assert said and said.why.startswith("a typing error? the type alpaca is known; the layout is detected")
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["import", *arguments])
 

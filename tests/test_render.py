@@ -224,7 +224,8 @@ def test_many_long_rows_of_one_language_and_source_are_named_with_the_rows_of_ot
     assert re.match(
         r"10 of 18 rows \(56 %\) are longer than model\.max_length=60 tokens and are quarantined, 1 of the 3 test rows "
         r"among them, so that the verdict says nothing of such rows: they are 10 of the 10 rows of source b\.jsonl "
-        r"\(and 0 of the 8 others\) and 10 of the 10 rows of language ja \(and 0 of the 8 others\); raise model",
+        r"\(and 0 of the 8 rows of another\) and 10 of the 10 rows of language ja \(and 0 of the 8 rows of another\); "
+        "raise model",
         warned,
     ), warned
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tunewright.cli.imports.rules import (
     Table,
     Tool,
     Treatment,
+    base_model,
     by,
     carried,
     each,
@@ -53,6 +55,10 @@ from tunewright.cli.imports.trainer import (
 )
 from tunewright.flows.parameters import slug
 
+ALPACA = (
+    "type: alpaca words prompts by this template; an input follows its instruction, where Axolotl has another first "
+    "sentence and a heading ### Input:"
+)
 MARKS = ("base_model", "sequence_len", "micro_batch_size", "num_epochs", "datasets")
 DEFAULTS = {
     "adapter": None,
@@ -252,7 +258,7 @@ def experiment(value: Any, _: Original) -> Treatment:
 
 
 TABLE: Table = {
-    "base_model": by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
+    "base_model": by(base_model, "model.base"),
     **each("revision_of_model model_revision", to("model.revision")),
     "sequence_len": to("model.max_length"),
     "excess_length_strategy": by(too_long, "model.on_long"),
@@ -475,7 +481,9 @@ def dataset_type(value: Any, item: Original) -> Treatment:
         return _layout("sharegpt", {} if theirs == "conversations" else {"conversations": theirs})
     known = FORMATS.get(name) or FORMATS.get(name.partition(":")[0]) or FORMATS.get(name.partition(".")[0])
     if known is None:
-        return lost("the layout is detected by the fields; data.sources[].columns names them")
+        near = get_close_matches(name, FORMATS, 1)
+        hint = f"a typing error? the type {near[0]} is known; " if near else ""
+        return lost(f"{hint}the layout is detected by the fields; data.sources[].columns names them")
     return _layout(*known)
 
 
@@ -610,7 +618,7 @@ def completed(original: Original, values: Mapping[str, Any]) -> Iterator[tuple[s
     """Treatments that follow from several keys at once."""
     kinds = {str(item.get("type")) for item in original.entries("datasets")}
     if kinds == {"alpaca"} and "model.chat_template" not in values:
-        yield "datasets", carried({"model.chat_template": "alpaca"}, "type: alpaca words prompts by this template")
+        yield "datasets", carried({"model.chat_template": "alpaca"}, ALPACA)
     elif "alpaca" in kinds:
         yield "datasets", carried({}, "type: alpaca words prompts by a template of its own; here one is for all rows")
 

@@ -90,7 +90,7 @@ def import_file(
         raise ConfigError(f"{file}: a value is of another type than {tool.title} takes") from None
     _complete(found, original)
     if base is not None:
-        found.values["model.base"], found.origins["model.base"] = places.base(base), "--base"
+        found.values["model.base"], found.origins["model.base"] = places.base(base)[0], "--base"
     _require(found, document, keys)
     return found
 

@@ -14,6 +14,7 @@ from tunewright.cli.imports.rules import (
     Table,
     Tool,
     Treatment,
+    base_model,
     by,
     carried,
     each,
@@ -185,7 +186,7 @@ def rank(value: Any, original: Original) -> Treatment:
 
 TABLE: Table = {
     **TRAINER,
-    "model_name_or_path": by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
+    "model_name_or_path": by(base_model, "model.base"),
     "model_revision": to("model.revision"),
     "cutoff_len": by(
         lambda value, _: carried({"model.max_length": value}, "longer rows are cut there; here model.on_long decides"),

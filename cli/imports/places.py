@@ -43,15 +43,21 @@ class Places:
             return (f"{path.rstrip('/')}/*" if found and found.name == "*" and "*" not in path else path), said
         return os.path.relpath(found or self.here / within / path, self.output), said
 
-    def base(self, name: str) -> str:
-        """A base model as the deployment file has it: a hub id stays one unless a folder of that name is there."""
-        if "://" in name or name.startswith(("package:", "~")) or Path(name).is_absolute():
-            return name
-        found = self.found(name)
-        if found is None and not name.startswith("."):
-            return name
+    def base(self, name: str) -> tuple[str, str]:
+        """A base model as the deployment file has it, and what to say where it is not there.
+
+        A hub id stays one unless a folder of that name is there.
+        """
+        if "://" in name or name.startswith("package:"):
+            return name, ""
+        found, is_absolute = self.found(name), name.startswith("~") or Path(name).is_absolute()
+        if found is None and not (is_absolute or name.startswith(".")):
+            return name, ""
+        said = "" if found else "not found here: check the path"
+        if is_absolute:
+            return name, said
         path = os.path.relpath(found or self.here / name, self.output)
-        return path if "/" in path or path.startswith(".") else f"./{path}"
+        return (path if path.startswith(".") or (found and "/" in path) else f"./{path}"), said
 
     def source(self, path: str, config: str = "", split: str = "") -> tuple[str, str]:
         """A data set as data.sources has it, and what to say of it; the first is empty where it cannot be read."""

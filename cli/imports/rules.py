@@ -99,6 +99,12 @@ def not_needed(why: str) -> Treatment:
     return Treatment("not needed", why)
 
 
+def base_model(value: Any, original: Original) -> Treatment:
+    """The base: a folder, or a hub id."""
+    name, said = original.places.base(str(value))
+    return carried({"model.base": name}, said)
+
+
 def lost(what: str, values: Mapping[str, Any] | None = None) -> Treatment:
     """Leave it out, although it does something there; `values` are the nearest of ours."""
     return Treatment("no counterpart", what, values or {})

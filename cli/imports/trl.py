@@ -16,6 +16,7 @@ from tunewright.cli.imports.rules import (
     Table,
     Tool,
     Treatment,
+    base_model,
     by,
     carried,
     each,
@@ -191,7 +192,7 @@ TABLE: Table = {
     **trl_preferences.TABLE,
     **each(
         "model_name_or_path model_name model_id base_model_name_or_path",
-        by(lambda value, o: carried({"model.base": o.places.base(str(value))}), "model.base"),
+        by(base_model, "model.base"),
     ),
     **each("model_revision base_model_revision", to("model.revision")),
     **each("dtype torch_dtype", by(dtype, "compute.precision")),

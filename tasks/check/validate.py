@@ -145,7 +145,10 @@ def _kept_findings(validated: ValidatedRows) -> list[ExpectationOutcome]:
     for outcome in validated.outcomes:
         if outcome.entry.severity == "info" and outcome.of_rows:
             rows = outcome.rows[kept[outcome.rows]]
-            evaluated = min(outcome.evaluated, int(kept.sum()))
+            values = validated.frame.get(outcome.column)
+            skips_nulls = values is not None and outcome.evaluated == values.notna().sum()
+            left = values[kept].notna() if values is not None and skips_nulls else kept
+            evaluated = min(outcome.evaluated, int(left.sum()))
             outcome = replace(outcome, rows=rows, failed=len(rows), evaluated=evaluated)
         outcomes.append(outcome)
     return outcomes

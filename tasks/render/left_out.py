@@ -93,5 +93,5 @@ def _mainly(splits: Splits, row_ids: Collection[str]) -> Iterator[str]:
         others, rest = counts.total() - number, every[kind].total() - every[kind][value]
         is_more_often = number * rest >= MORE_OFTEN * others * every[kind][value]
         if rest and number >= MAINLY * len(row_ids) and is_more_often:
-            rows = counted(every[kind][value], "row")
-            yield f"{number:,} of the {rows} of {kind} {in_a_line(value)} (and {others:,} of the {rest:,} others)"
+            rows, those = counted(every[kind][value], "row"), counted(rest, "row")
+            yield f"{number:,} of the {rows} of {kind} {in_a_line(value)} (and {others:,} of the {those} of another)"

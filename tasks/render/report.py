@@ -197,7 +197,7 @@ def write_report(
                 "rows": counts.num_rows,
                 "tokens": int(counts.whole.sum()),
                 "trained_tokens": int(counts.trained.sum()),
-                "trained_share": round(float(counts.trained.sum() / counts.whole.sum()), 4),
+                "trained_share": round(float(counts.trained.sum() / counts.whole.sum()), 6),
                 "lengths": {kind: _percentiles(getattr(counts, kind)) for kind in kinds},
             }
             for name, counts in splits.items()
