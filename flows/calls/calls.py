@@ -83,15 +83,15 @@ def training_inputs(
 ) -> dict[str, dict[str, Any]]:
     """The inputs that the stages which train have in common with others, or with what begins where another ended."""
     shared = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
-    shared["checkpoint_minutes"] = s.training.checkpoint_minutes
+    kept = {"checkpoint_minutes": s.training.checkpoint_minutes}
     on_pairs = {"preference": s.preference.of_loss(), "training": s.preference.schedule(s.training).used()}
     on_rewards = {"grpo": s.grpo.of_answers(), "training": s.grpo.schedule(s.training).used(), "own": read.rewards}
     on_rewards["schema"] = read.schema if "schema_valid" in s.grpo.rewards else ""
     return {
         "label_errors": {**shared, "training": s.training.used().without("share")},
-        "train": {**shared, "training": s.training.used()},
-        "prefer": {**shared, **on_pairs},
-        "reinforce": {**shared, **on_rewards},
+        "train": {**shared, **kept, "training": s.training.used()},
+        "prefer": {**shared, **kept, **on_pairs},
+        "reinforce": {**shared, **kept, **on_rewards},
     }
 
 
