@@ -55,7 +55,12 @@ def verify(
         from tunewright.evidence import verify as evidence
         from tunewright.tasks.decide import decided
 
-        found = evidence.verify(registry, version, decided)
+        try:
+            found = evidence.verify(registry, version, decided)
+        except ConfigError as error:
+            if Path(name).is_dir():
+                raise ConfigError(f"{error}; of a folder the signature is checked, with --public-key KEY") from None
+            raise
         _show(console, found)
     if as_json:
         print(as_line(_as_json(found)))

@@ -89,7 +89,12 @@ def of_checks(*names: str, **options: Any) -> dict[str, Any]:
             {"before": f"check {ONE}"},
             "the last accepted version, for comparison, changed",
         ),
-        ("check", {"own": [["a.B", "1"]]}, {"own": [["a.B", "2"]]}, "checks.expectations: the code of your class"),
+        (
+            "check",
+            {"own": [["a.B", "1"]]},
+            {"own": [["a.B", "2"]]},
+            "checks.expectations: the code of a class of yours is new or changed",
+        ),
         (
             "evaluate",
             {"contender.base": f"base {ONE}"},

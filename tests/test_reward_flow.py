@@ -119,7 +119,7 @@ def test_rewards_come_to_a_verdict_and_another_group_trains_them_alone(settings:
     Path("own_rewards.py").write_text("def brief(answer):\n    return 2 / (1 + len(answer))\n")
     again = {step.name: step for step in plan(settings, "register", ())}
     assert again["train"].state == "cached"
-    assert again["reinforce"].because == ["grpo.rewards: the code of your function changed"]
+    assert again["reinforce"].because == ["grpo.rewards: the code of a function of yours is new or changed"]
 
 
 def test_rewards_alone_train_from_the_base(settings: Settings) -> None:

@@ -126,6 +126,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
                 {
                     "row_id": row,
                     "cluster": at,
+                    "prompt": asked[at],
                     "reference": reference,
                     "answer": answer,
                     "stopped": name == "base" or at not in cut,
@@ -430,6 +431,14 @@ def test_secrets_and_personal_data_of_rows_are_not_shown(make: Make) -> None:
     read = Read(page_of(make(wrong(RIGHT, range(10), "ask jane@gmail.com"), wrong(RIGHT, range(40)), questions=asked)))
     assert "gmail.com" not in read.text.replace("g….com", "")
     assert "not shown, it holds: e-mail address" in read.text
+
+
+def test_an_answer_that_repeats_a_secret_of_its_prompt_is_not_shown(make: Make) -> None:
+    asked = [f"my refund password: x7Kq{at}pw" for at in range(10, 90)]
+    said = [f"x7Kq{at}pw" if at < 20 else right for at, right in enumerate(RIGHT, start=10)]
+    read = Read(page_of(make(said, wrong(RIGHT, range(40)), questions=asked)))
+    assert "x7Kq" not in read.text
+    assert "(not shown, it repeats a secret)" in read.text
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "perplexity"])

@@ -40,7 +40,10 @@ def show_last_word(console: Console, planned: Planned) -> None:
 
 def _show_number(console: Console, planned: Planned) -> None:
     runs = sum(step.state == "run" for step in planned.steps)
-    console.print(f"{runs} of {len(planned.steps)} tasks would run" if runs else "Nothing would run: all is cached")
+    said = f"{runs} of {len(planned.steps)} tasks would run" if runs else "Nothing would run: all is cached"
+    if any(step.last and step.because[:1] and step.because[0].startswith("runs after") for step in planned.steps):
+        said += "; one that runs after another is cached if the output of that one stays the same"
+    console.print(said, soft_wrap=True)
 
 
 def _show_costs(console: Console, costs: Costs) -> None:

@@ -64,8 +64,9 @@ def write(
         if output.exists() and not overwrite:
             raise ConfigError(f"--output {output}: exists; --overwrite replaces it")
         (page.write if output.suffix == ".html" else review.write_csv)(output, asked)
+        other = f"the {opponent}" if opponent in ("base", "champion") else opponent
         console.print(
-            f"{output}: {len(asked):,} pairs of answers of version {found.number} of {name} and of the {opponent}, in "
+            f"{output}: {len(asked):,} pairs of answers of version {found.number} of {name} and of {other}, in "
             f"random order. Left out: {found.num_equal[opponent]:,} test rows with the same answer of both.",
             markup=False,
             soft_wrap=True,

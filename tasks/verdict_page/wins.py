@@ -18,6 +18,7 @@ from tunewright.metrics.intervals import Floats
 from tunewright.metrics.labels import Labels
 from tunewright.metrics.texts import canonical, parsed, plain
 from tunewright.privacy.excerpts import ends, masked
+from tunewright.privacy.secrets import secret_values
 from tunewright.reports.pages import in_part
 from tunewright.tasks.verdict_page.case import CANDIDATE, Case, title
 from tunewright.tools.conversation import prompt_and_answer
@@ -100,12 +101,15 @@ def _row(case: Case, at: int, row: Mapping[str, Any], opening: str) -> dict[str,
     asked = _last(turns)
     whole = asked if len(turns) == 1 else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     reference = case.said[at][0]
+    known = secret_values(whole)
     return {
         "place": f"{row['file']} line {row['line']}",
         "question": _text(whole, QUESTION_CHARS),
-        "begins": " ".join(_text(asked.removeprefix(opening), 200).split()),  # on one line, without the shared opening
-        "reference": _text(reference, ANSWER_CHARS),
-        "said": [_said(case, name, at, reference) for name in (CANDIDATE, *case.differences)],
+        "begins": " ".join(
+            _text(asked.removeprefix(opening), 200, known).split()
+        ),  # on one line, without the shared opening
+        "reference": _text(reference, ANSWER_CHARS, known),
+        "said": [_said(case, name, at, reference, known) for name in (CANDIDATE, *case.differences)],
         "outcomes": [_outcome(each[at]) for each in case.differences.values()],
     }
 
@@ -114,20 +118,20 @@ def _outcome(difference: float) -> str:
     return UNANSWERED if np.isnan(difference) else OUTCOMES[int(np.sign(difference))]
 
 
-def _said(case: Case, contender: str, at: int, reference: str) -> dict[str, Any]:
+def _said(case: Case, contender: str, at: int, reference: str, known: frozenset[str]) -> dict[str, Any]:
     """A contender's answer; no text where it is the reference, and no score where it did not answer."""
     answer, stopped = (case.tables[contender][name][at].as_py() for name in ("answer", "stopped"))
     if answer is None:
         return {"who": title(contender), "text": "", "is_reference": False, "stopped": True, "score": None}
     is_reference, score = answer == reference, float(case.scores[contender][at])
-    text = "" if is_reference else _text(answer, ANSWER_CHARS)
+    text = "" if is_reference else _text(answer, ANSWER_CHARS, known)
     return {"who": title(contender), "text": text, "is_reference": is_reference, "stopped": stopped, "score": score}
 
 
 @lru_cache(1_000)
-def _text(text: str, length: int) -> str:
-    """A text as it may be shown: both ends of it, and nothing secret or personal."""
-    return ends(masked(text), length)
+def _text(text: str, length: int, known: frozenset[str] = frozenset()) -> str:
+    """A text as it may be shown: both ends of it, and nothing secret or personal; `known` are secrets of its prompt."""
+    return ends(masked(text, known), length)
 
 
 def _within(rows: Sequence[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]:
@@ -156,7 +160,9 @@ class Mistakes:
     def __init__(self, case: Case) -> None:
         self.case = case
         exact = row_score("exact_match")
-        self.wrong = [(reference, answer) for reference, answer in case.said if not exact(answer, reference)]
+        wrong = [at for at, (reference, answer) in enumerate(case.said) if not exact(answer, reference)]
+        self.wrong = [case.said[at] for at in wrong]
+        self.prompts = [case.tables[CANDIDATE]["prompt"][at].as_py() or "" for at in wrong]
 
     @cached_property
     def confusions(self) -> list[Confusion]:
@@ -172,6 +178,11 @@ class Mistakes:
     @cached_property
     def _confused(self) -> Counter[tuple[str, str, str, bool]]:
         return Counter(_confused(self.wrong, self.case.labels))
+
+    @cached_property
+    def _secrets(self) -> frozenset[str]:
+        """Those in the prompts, which an answer may repeat."""
+        return frozenset[str]().union(*map(secret_values, self.prompts))
 
     @cached_property
     def fields(self) -> list[tuple[str, int]]:
@@ -209,7 +220,8 @@ class Mistakes:
             for answer, count in self.case.trained.items():
                 values[_value(parsed(answer), field) if field else plain(answer)] += count
             trained = values[right], values[said]
-        return Confusion(in_a_line(field), in_a_line(right), in_a_line(said), times, trained, is_no_label)
+        right, said = (in_a_line(each, self._secrets) for each in (right, said))
+        return Confusion(in_a_line(field), right, said, times, trained, is_no_label)
 
 
 def _confused(wrong: Iterable[tuple[str, str]], labels: Sequence[str]) -> Iterator[tuple[str, str, str, bool]]:

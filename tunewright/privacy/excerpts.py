@@ -1,6 +1,6 @@
 """Excerpts of texts for display, without secrets or personal data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tunewright.privacy.personal import personal
 from tunewright.privacy.secrets import secrets
@@ -30,10 +30,12 @@ def excerpt(turns: Sequence[Mapping[str, str | None]]) -> str:
     return "\n".join(f"{turn['role']}: {ends(masked(turn['content'] or ''), share)}" for turn in turns)[:TEXT_CHARS]
 
 
-def masked(text: str) -> str:
-    """The text; or, where it holds secrets or personal data, only which."""
+def masked(text: str, known: Collection[str] = ()) -> str:
+    """The text; or, where it holds secrets or personal data, only which. `known` are secrets of the texts beside it."""
     found = (*secrets(text), *personal(text))
-    return f"(not shown, it holds: {', '.join(map(str, found))})" if found else text
+    if found:
+        return f"(not shown, it holds: {', '.join(map(str, found))})"
+    return "(not shown, it repeats a secret)" if any(value in text for value in known) else text
 
 
 def clipped(text: str, length: int) -> str:
@@ -47,6 +49,6 @@ def ends(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
 
 
-def in_a_line(value: object) -> str:
+def in_a_line(value: object, known: Collection[str] = ()) -> str:
     """A value of a column for a sentence: masked, on one line, at most 100 characters."""
-    return clipped(" ".join(masked(str(value)).split()), 100)
+    return clipped(" ".join(masked(str(value), known).split()), 100)

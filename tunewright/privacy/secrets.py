@@ -68,10 +68,19 @@ _KEY_BODY = re.compile(r"[A-Za-z0-9+/]{40}")
 def secrets(text: str) -> tuple[Masked, ...]:
     """The secrets in `text`, the first one of each kind."""
     found: dict[str, Masked] = {}
-    for start in range(0, max(len(text) - PIECE // 2, 1), PIECE // 2):
-        for kind, value in _found(text[start : start + PIECE]):
-            found.setdefault(kind, Masked(kind, _masked(value)))
+    for kind, value in _in_pieces(text):
+        found.setdefault(kind, Masked(kind, _masked(value)))
     return tuple(found.values())
+
+
+def secret_values(text: str) -> frozenset[str]:
+    """The secrets in `text` as they stand there, to find them in another text; private keys are left out."""
+    return frozenset(value for _, value in _in_pieces(text) if value)
+
+
+def _in_pieces(text: str) -> Iterator[tuple[str, str]]:
+    for start in range(0, max(len(text) - PIECE // 2, 1), PIECE // 2):
+        yield from _found(text[start : start + PIECE])
 
 
 def kinds() -> tuple[str, ...]:
