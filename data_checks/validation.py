@@ -38,11 +38,6 @@ class ExpectationOutcome:
     error: str = ""  # why it could not be evaluated
     trace: str = field(default="", repr=False)  # where, as Python tells it
 
-    @property
-    def share(self) -> float:
-        """The share of the evaluated values that failed, 0 to 1."""
-        return self.failed / self.evaluated if self.evaluated else 0.0
-
     def says(self, value: Any = None) -> str:
         """The fault, with the value that a failing row has; without one, what a table as a whole has."""
         if isinstance(value, float):

@@ -25,6 +25,8 @@ VALUES = (  # how a fault is said without the value of one row or of the data
 )
 LANGUAGES = 5  # that are named of those that rows fail by
 
+OF_PAIRS = ("identical_pair", "rejected_elsewhere")  # which look at rejected answers alone
+
 C = TypeVar("C", bound=SourceCount)
 
 
@@ -90,6 +92,9 @@ def _described(
         found = counts(validated.frame[outcome.column].iloc[outcome.rows]).items()
         more = f" and {len(found) - LANGUAGES} more" if len(found) > LANGUAGES else ""
         many += f" ({', '.join(f'{code} {count:,}' for code, count in [*found][:LANGUAGES])}{more})"
+    evaluated, rejected = outcome.evaluated, validated.frame.get("rejected_chars")
+    if outcome.entry.name in OF_PAIRS and rejected is not None:
+        evaluated = min(evaluated, int(rejected.notna().sum()))
     return ExpectationResult(
         name=outcome.entry.name,
         severity=outcome.entry.severity,
@@ -98,9 +103,9 @@ def _described(
         fault=outcome.says(value) if of_set and outcome.failed else many,
         expectation=outcome.expectation,
         column=outcome.column,
-        evaluated=outcome.evaluated,
+        evaluated=evaluated,
         failed=outcome.failed,
-        share=round(outcome.share, 6),
+        share=round(outcome.failed / evaluated, 6) if evaluated else 0.0,
         value=None if value is None else round(value, 6),
     )
 
