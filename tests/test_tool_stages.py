@@ -59,7 +59,9 @@ def test_rows_with_tools_are_rendered_answered_and_scored_as_calls(splits: Split
     assert [row["reference"] for row in test] == ["Rain.", call_text("get_weather", {"city": "Paris"}), "I see."]
     assert [row["tools"] for row in test] == [json.dumps(TOOLS)] * 2 + [None]
     answers = evaluate.fn(
-        contender=Contender(name="candidate", base=base), tokens=tokens, evaluation=Evaluation(max_new_tokens=4)
+        contender=Contender(name="candidate", base=base),
+        tokens=tokens,
+        evaluation=Evaluation(precision="float32", max_new_tokens=4),
     )
     assert answers.metric == "tool_call"
     assert answers.measured.startswith(
@@ -80,7 +82,9 @@ def test_test_rows_that_begin_with_one_without_tools_are_scored_as_in_any_other_
     pq.write_table(rows.take([2, 0, 1]), splits.path("test.parquet"))
     tokens = render.fn(splits=splits, base=base, model=Model(base="tiny"))
     answers = evaluate.fn(
-        contender=Contender(name="base", base=base), tokens=tokens, evaluation=Evaluation(max_new_tokens=4)
+        contender=Contender(name="base", base=base),
+        tokens=tokens,
+        evaluation=Evaluation(precision="float32", max_new_tokens=4),
     )
     scored = pq.read_table(answers.path("answers.parquet"), columns=["tools", "tool_schema"]).to_pylist()
     assert [(row["tools"] is None, row["tool_schema"]) for row in scored] == [(True, 1.0), (False, 1.0), (False, 1.0)]
