@@ -19,7 +19,7 @@ from tunewright.config import Registry, outside
 from tunewright.errors import ConfigError, StoreError
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
-from tunewright.registry.address import VARIABLE, asked, by_environment
+from tunewright.registry.address import LOG_IN, VARIABLE, asked, by_environment
 from tunewright.store import databases, shared
 
 GB = 1_000_000_000
@@ -28,7 +28,6 @@ NETWORKED = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "lustre")
 SECONDS = 5.0
 START = "start it, or unset the variable and run tunewright up, which starts both servers"
 NEEDS_LOGIN = "/api/2.0/mlflow/experiments/search?max_results=1"  # where the server has passwords, unlike /health
-LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 PORTS = {"Prefect": 4200, "MLflow": 5000}
 
 

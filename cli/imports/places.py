@@ -7,6 +7,7 @@ from pathlib import Path
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 A_FILE = re.compile(r"^[./~]|[*?]|\.(jsonl?|ndjson|csv|tsv|parquet|arrow|txt)(\.(gz|zst))?$", re.I)
+NOT_FOUND = "not found here: check the path"
 OF_SAVE_TO_DISK = ("dataset_dict.json", "state.json")
 
 
@@ -38,7 +39,7 @@ class Places:
         found = self.found(path, within)
         if found and found.is_dir() and not any((found / name).exists() for name in OF_SAVE_TO_DISK):
             found /= "*"
-        said = "" if found else "not found here: check the path"
+        said = "" if found else NOT_FOUND
         if Path(path).is_absolute() or path.startswith("~"):
             return (f"{path.rstrip('/')}/*" if found and found.name == "*" and "*" not in path else path), said
         return os.path.relpath(found or self.here / within / path, self.output), said
@@ -53,7 +54,7 @@ class Places:
         found, is_absolute = self.found(name), name.startswith("~") or Path(name).is_absolute()
         if found is None and not (is_absolute or name.startswith(".")):
             return name, ""
-        said = "" if found else "not found here: check the path"
+        said = "" if found else NOT_FOUND
         if is_absolute:
             return name, said
         path = os.path.relpath(found or self.here / name, self.output)

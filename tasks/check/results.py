@@ -24,7 +24,6 @@ VALUES = (  # how a fault is said without the value of one row or of the data
     (r"\{value[^}]*\}", "…"),
 )
 LANGUAGES = 5  # that are named of those that rows fail by
-
 OF_PAIRS = ("identical_pair", "rejected_elsewhere")  # which look at rejected answers alone
 
 C = TypeVar("C", bound=SourceCount)

@@ -86,8 +86,7 @@ def _answering(contender: Contender, precision: str) -> Answering:
     kept, number = _KEPT.get(), devices_of_run()
     if kept.answer is None:
         kept.until_last.enter_context(on_devices(number))
-        spread = number > 1
-        if spread:
+        if number > 1:
             kept.answer = kept.until_last.enter_context(several(contender, precision, number)).answered
         else:
             kept.answer = alone(contender, precision)

@@ -20,7 +20,7 @@ from tunewright.config import Registry, outside
 from tunewright.errors import NO_SPACE, ConfigError, TrackingError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.registry import database
-from tunewright.registry.address import SQLITE, VARIABLE, tracking_uri
+from tunewright.registry.address import LOG_IN, SQLITE, VARIABLE, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,8 +130,8 @@ def _said_of_server(error: Exception) -> TunewrightError | None:
     status = int(code[1]) if code else getattr(error, "get_http_status_code", int)()
     if (code or is_of_mlflow) and status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return ConfigError(
-            f"MLflow refuses the credentials ({status}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN, to those of a user with access to the experiment and the model"
+            f"MLflow refuses the credentials ({status}); {LOG_IN}, to those of a user with access to the experiment "
+            "and the model"
         )
     if is_of_mlflow or "API request" not in text:  # or what its client checks before it sends anything
         return None
