@@ -118,8 +118,8 @@ def find_repeats(file: Path, settings: Dedupe, name: EngineName = "local") -> tu
         boilerplate = find_boilerplate(np.concatenate(chosen), int((~again).sum()), settings.boilerplate_share)
         left_out = np.array(sorted(boilerplate), np.uint64)
         if settings.near:
-            shingled = engine.over(rows_read, guarded_shingles, left_out=left_out)
-            del rows_read, conversations, segments, rows_of, chosen  # as large as what was made of them
+            del conversations, segments, rows_of, chosen
+            shingled = engine.instead(rows_read, guarded_shingles, left_out=left_out)
             rows = np.flatnonzero(repeats.stays)
             sets = engine.sets(shingled)[rows]
             repeats.add(NEAR, rows, *engine.leaders(sets, settings.threshold))

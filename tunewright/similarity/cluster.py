@@ -49,6 +49,12 @@ class Ray(Engine):
         work = work_of(function, arguments)
         return [run(on_made, work, each) for each in made]
 
+    def instead(self, made: list[Any], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """As `over`: what nothing refers to is let go."""
+        found = self.over(made, function, **arguments)
+        made.clear()
+        return found
+
     def collect(self, made: list[Any]) -> list[Any]:
         """Fetch the results of the references to this machine."""
         return get(made)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunewright.machine import on_all_cores
+from tunewright.machine import on_all_cores, on_each
 from tunewright.machine.cluster import EngineName
 from tunewright.similarity.sets import ENOUGH, Nearest, Pairs, Sets, gather, leaders, nearest_across, similar_pairs
 
@@ -38,12 +38,16 @@ class Engine:
         """function(each, **arguments) for each of what was made, which stays in memory for as long as `made` does."""
         return on_all_cores(lambda each: function(each, **arguments), made)
 
+    def instead(self, made: list[Any], function: Callable[..., Any], **arguments: Any) -> list[Any]:
+        """As `over`, for the last time: the list is emptied meanwhile."""
+        return on_each(made, lambda each: function(each, **arguments))
+
     def collect(self, made: list[Any]) -> list[Any]:
         """Return the results on this machine."""
         return made
 
     def sets(self, shingled: list[Any]) -> Any:
-        """The sets of the rows, from the Shingles that were made of every batch."""
+        """The sets of the rows, from the Shingles that were made of every batch; the list is emptied meanwhile."""
         return gather(shingled)
 
     def here(self, sets: Any) -> Sets:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tunewright.machine import on_all_cores
+from tunewright.machine import FREED_AT_ONCE, on_all_cores, on_each, release_memory
 from tunewright.similarity.prompts import Shingles
 
 T = TypeVar("T")
@@ -33,15 +33,15 @@ class Sets:
         return Sets(indptr, items, self.sizes[rows])
 
 
-def gather(shingled: Sequence[Shingles]) -> Sets:
-    """The sets of the rows of all parts."""
+def gather(shingled: list[Shingles]) -> Sets:
+    """The sets of the rows of all parts. The list is emptied meanwhile, so that memory holds what is large once."""
     from tunewright.similarity.postings import count_items, rarities
 
     counts = np.zeros(buckets_of(sum(len(part.items) for part in shingled)), np.uint16)
     for part in shingled:
         count_items(part.items, counts)
     classes = rarities(counts)
-    return together(on_all_cores(lambda part: ordered(part, classes), shingled))
+    return together(on_each(shingled, lambda part: ordered(part, classes)))
 
 
 def ordered(part: Shingles, classes: np.ndarray) -> Sets:
@@ -52,11 +52,19 @@ def ordered(part: Shingles, classes: np.ndarray) -> Sets:
     return Sets(indptr, items, np.diff(part.indptr))
 
 
-def together(parts: Sequence[Sets]) -> Sets:
-    """The sets of all parts."""
-    lengths = np.concatenate([[0], *(np.diff(part.indptr) for part in parts)])
-    items = np.concatenate([np.empty(0, np.uint64), *(part.items for part in parts)])
-    return Sets(np.cumsum(lengths), items, np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)]))
+def together(parts: list[Sets]) -> Sets:
+    """The sets of all parts. The list is emptied meanwhile, as by gather."""
+    indptr = np.cumsum(np.concatenate([[0], *(np.diff(part.indptr) for part in parts)]))
+    sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
+    items, begin = np.empty(indptr[-1], np.uint64), 0
+    while parts:
+        part = parts.pop(0)
+        items[begin : begin + len(part.items)] = part.items
+        begin += len(part.items)
+        del part
+        if len(parts) % FREED_AT_ONCE == 0:
+            release_memory()
+    return Sets(indptr, items, sizes)
 
 
 def buckets_of(num_items: int) -> int:
