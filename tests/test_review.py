@@ -2,12 +2,17 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from browsing import browser
+from mlflow import MlflowClient
+from mlflow.entities import AssessmentSource, Trace
+from mlflow.genai import review_queues
 from playwright.sync_api import expect
 from registered import runs
 from test_json import documented, faults
@@ -17,6 +22,7 @@ from tunewright.artifacts import Registered
 from tunewright.cli.main import app
 from tunewright.evidence.judgements import Judgement, krippendorff, summed_up
 from tunewright.evidence.review import BlindPair, ReviewedVersion, read, write_csv
+from tunewright.evidence.review_queue import QUESTION, _block
 from tunewright.metrics.win_rate import Pair, preferred
 
 Review = Callable[..., dict[str, Any]]
@@ -239,3 +245,43 @@ def test_krippendorffs_alpha_is_that_of_his_example() -> None:
     assert krippendorff([unit for unit in units if len(unit) > 1]) == pytest.approx(0.743, abs=5e-4)
     assert krippendorff([["a", "a"], ["a", "a"]]) is None
     assert krippendorff([]) is None
+
+
+def test_people_choose_in_a_review_queue_of_mlflow(review: Review, said: list[str]) -> None:
+    review("collect", code=2)
+    put = review("queue", "--against", "base")
+    assert review("queue", "--against", "base", "--pairs", "2")["output"] == put["output"], "the same queue"
+    assert put["num_pairs"] == 3 and "/review-queue?selectedQueueId=" in put["output"]
+
+    client, experiment = MlflowClient(), runs()[0].info.experiment_id
+    (queue,) = review_queues.list_review_queues(experiment_id=experiment)
+    assert queue.name == "triage version 2" and put["output"].endswith(queue.queue_id)
+    items = review_queues.list_review_queue_items(queue.queue_id)
+    traces = [client.get_trace(item.item_id) for item in items]
+    asked = {trace.data.spans[0].inputs["messages"][0]["content"] for trace in traces}
+    assert asked == {"user: Where is my order?", "user: I was charged twice.", "user: one two three"}
+
+    def choose(trace: Trace, by: str, value: str) -> None:
+        source = AssessmentSource("HUMAN", by)
+        mlflow.log_feedback(trace_id=trace.info.trace_id, name=QUESTION, value=value, source=source, rationale="short")
+
+    for trace in traces:
+        shown = trace.data.spans[0].outputs["messages"][0]["content"]
+        parts = re.fullmatch(
+            r"\*\*Conversation.*\*\*A\*\*\n\n(.*)\n\n\*\*B.*Reference\*\*\n\n~~~\nyes\n~~~", shown, re.DOTALL
+        )
+        assert parts
+        choose(trace, "ann", "A" if parts[1] in map(_block, said) else "B")
+    choose(traces[0], "bob", "A")
+    choose(traces[0], "bob", "tie")
+    mlflow.log_feedback(trace_id=traces[1].info.trace_id, name="tone", value="good")
+    (found,) = review("collect")["opponents"]
+    assert (found["num_pairs"], found["num_people"], found["num_shared"]) == (3, 2, 1)
+    assert found["preferred"][1] == pytest.approx((1 + 1 + 0.75) / 3), "the newest choice of a person counts"
+    assert review("show")["opponents"] == [found]
+
+
+def test_an_answer_ends_no_block_of_the_page_and_its_long_lines_are_wrapped() -> None:
+    assert _block("a\n~~~~\n\n  b") == "~~~~~\na\n~~~~\n\n  b\n~~~~~"
+    first, line, rest, last = _block("word " * 20).split("\n")
+    assert first == last == "~~~" and line + rest == "word " * 20 and len(line) <= 76

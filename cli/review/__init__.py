@@ -25,17 +25,20 @@ app = typer.Typer(
 FORMATS = (".html", ".csv")
 LISTED = 10  # judgements that prefer the opponent
 
+Against = Annotated[
+    str | None,
+    typer.Option(metavar="CONTENDER", help="Whose answers to compare with; default: champion, or base without one"),
+]
+Pairs = Annotated[int, typer.Option(metavar="N", min=1, help="Number of pairs, at most")]
+
 
 @app.command()
 def write(
     name: Name,
     version: Version = None,
     alias: Alias = "champion",
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="CONTENDER", help="Whose answers to compare with; default: champion, or base without one"),
-    ] = None,
-    pairs: Annotated[int, typer.Option(metavar="N", min=1, help="Number of pairs, at most")] = 50,
+    against: Against = None,
+    pairs: Pairs = 50,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -47,7 +50,6 @@ def write(
     as_json: Json = False,
 ) -> None:
     """Write pairs of answers to test rows, as a page or a table, in which people choose the better one."""
-    console = console_of(as_json)
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
         if output is not None and output.suffix not in FORMATS:
@@ -64,18 +66,63 @@ def write(
         if output.exists() and not overwrite:
             raise ConfigError(f"--output {output}: exists; --overwrite replaces it")
         (page.write if output.suffix == ".html" else review.write_csv)(output, asked)
-        other = f"the {opponent}" if opponent in ("base", "champion") else opponent
-        console.print(
-            f"{output}: {len(asked):,} pairs of answers of version {found.number} of {name} and of {other}, in "
-            f"random order. Left out: {found.num_equal[opponent]:,} test rows with the same answer of both.",
-            markup=False,
-            soft_wrap=True,
-        )
-        then = f"Then: tunewright review record {name} FILE.csv --by REVIEWER --version {found.number}"
-        console.print(then, markup=False, soft_wrap=True)
-    if as_json:
-        shown = {"name": name, "version": found.number, "against": opponent, "output": str(output)}
-        print(as_line({**shown, "num_pairs": len(asked), "num_equal": found.num_equal[opponent]}))
+        then = f"tunewright review record {name} FILE.csv --by REVIEWER --version {found.number}"
+        _show_pairs(found, opponent, len(asked), str(output), then, as_json)
+
+
+@app.command()
+def queue(
+    name: Name,
+    version: Version = None,
+    alias: Alias = "champion",
+    against: Against = None,
+    pairs: Pairs = 50,
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Put pairs of answers to test rows into a review queue of MLflow, on whose pages people choose the better one."""
+    with one_line_errors(as_json), named_as_typed():
+        registry = registry_of(name, alias, tracking_uri, as_json)
+        from tunewright.cli.terminal import opened_by
+        from tunewright.evidence import review, review_queue
+        from tunewright.registry import release
+        from tunewright.registry.address import tracking_uri as tracking_uri_of
+
+        with release.opened(registry) as client:
+            found = review.look_up(client, registry, version)
+            opponent = against or found.usual_opponent
+            asked = found.pairs_with(opponent, pairs)
+            uri = tracking_uri_of(registry)
+            page = review_queue.put(client, uri, found, asked)
+        then = f"tunewright review collect {name} --version {found.number}"
+        _show_pairs(found, opponent, len(asked), page if as_json else opened_by(page, uri), then, as_json)
+
+
+@app.command()
+def collect(
+    name: Name,
+    version: Version = None,
+    alias: Alias = "champion",
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Record what people chose in MLflow's review queue, and show what all people say so far.
+
+    A person's choice replaces the one that the same person made before of the same pair.
+    """
+    console = console_of(as_json)
+    with one_line_errors(as_json), named_as_typed():
+        registry = registry_of(name, alias, tracking_uri, as_json)
+        from tunewright.evidence import judgements, review, review_queue
+        from tunewright.registry import release
+
+        with release.opened(registry) as client:
+            found = review.look_up(client, registry, version)
+            for reviewer, chosen in review_queue.collect(client, found).items():
+                judgements.keep(client, found.run_id, chosen)
+                console.print(f"Recorded: {len(chosen):,} choices by {reviewer}", markup=False, soft_wrap=True)
+            people = review.summed_up(client, found, judgements.kept(client, found.run_id))
+    _show(found, people, as_json)
 
 
 @app.command()
@@ -103,9 +150,7 @@ def record(
         with release.opened(registry) as client:
             found = review.look_up(client, registry, version)
             chosen, num_open = review.read(file, found, reviewer)
-            every = judgements.keep(client, found.run_id, chosen)
-            people = judgements.summed_up(every, found.clusters, found.judged)
-            judgements.log(client, found.run_id, people, len(every))
+            people = review.summed_up(client, found, judgements.keep(client, found.run_id, chosen))
         left = f"; {num_open:,} without a choice" if num_open else ""
         console.print(f"Recorded: {len(chosen):,} choices by {reviewer}{left}", markup=False, soft_wrap=True)
     _show(found, people, as_json)
@@ -129,6 +174,24 @@ def show(
             found = review.look_up(client, registry, version)
             people = judgements.summed_up(judgements.kept(client, found.run_id), found.clusters, found.judged)
     _show(found, people, as_json)
+
+
+def _show_pairs(
+    version: "ReviewedVersion", opponent: str, num_pairs: int, output: str, then: str, as_json: bool
+) -> None:
+    console = console_of(as_json)
+    other = f"the {opponent}" if opponent in ("base", "champion") else opponent
+    num_equal = version.num_equal[opponent]
+    console.print(
+        f"{output}: {num_pairs:,} pairs of answers of version {version.number} of {version.name} and of {other}, in "
+        f"random order. Left out: {num_equal:,} test rows with the same answer of both.",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(f"Then: {then}", markup=False, soft_wrap=True)
+    if as_json:
+        shown = {"name": version.name, "version": version.number, "against": opponent, "output": output}
+        print(as_line({**shown, "num_pairs": num_pairs, "num_equal": num_equal}))
 
 
 def _show(version: "ReviewedVersion", people: "list[HumanPreference]", as_json: bool) -> None:

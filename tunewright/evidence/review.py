@@ -21,8 +21,9 @@ from tunewright.accepted import shown
 from tunewright.artifacts import Artifact
 from tunewright.config import Registry
 from tunewright.errors import ConfigError
+from tunewright.evidence import judgements
 from tunewright.evidence.bundle import RUN, EvidenceBundle, answers_in, of_version
-from tunewright.evidence.judgements import Better, Judgement
+from tunewright.evidence.judgements import Better, HumanPreference, Judgement
 from tunewright.metrics.win_rate import CANDIDATE, Pair, RowPrompt, pairs, questions_of
 from tunewright.registry import release
 from tunewright.store import manifest
@@ -197,3 +198,10 @@ def read(file: Path, version: ReviewedVersion, by: str) -> tuple[list[Judgement]
     if not found:
         raise ConfigError(f"{file}: no pair is judged; fill in the column better: A, B or tie")
     return list(found.values()), num_open
+
+
+def summed_up(client: "MlflowClient", version: ReviewedVersion, every: Sequence[Judgement]) -> list[HumanPreference]:
+    """Sum up what all people say of a version, and log it to the version's run."""
+    people = judgements.summed_up(every, version.clusters, version.judged)
+    judgements.log(client, version.run_id, people, len(every))
+    return people
