@@ -15,7 +15,7 @@ from tunewright.metrics import json_schema, own_metrics
 from tunewright.metrics.rewards import own_rewards
 from tunewright.modeling import chat_templates, models
 from tunewright.similarity import embedding
-from tunewright.store import test_set_uses
+from tunewright.store import bases, test_set_uses
 from tunewright.store.cache_key import hash_of
 from tunewright.store.test_set_uses import Draw
 from tunewright.tasks import lm_eval
@@ -33,6 +33,7 @@ class Inputs(NamedTuple):
 
     files: tuple[SourceFile, ...]  # of ingest
     base: str
+    base_here: str  # model.base, or where this machine has it from the shared store
     chat_template: str  # the text of model.chat_template, of base
     own: tuple[tuple[str, str], ...]  # the team's expectations, of check
     embedding: str  # the model of dedupe.semantic
@@ -56,6 +57,7 @@ def inputs(settings: Settings) -> Inputs:
     _stop_outside(settings)
     # few_shot needs no embedding model
     retrieves = "retrieval" in settings.evaluation.contenders or settings.evaluation.documents
+    base_here = bases.at_hand(settings.registry.name, settings.model.base)
     return Inputs(
         own=own_expectations(settings.checks),
         metrics=_own_metrics(settings),
@@ -65,7 +67,8 @@ def inputs(settings: Settings) -> Inputs:
         embedding=embedding.model_identity(settings.dedupe),
         retrieval=embedding.identity_if_installed(settings.dedupe.semantic_model) if retrieves else "",
         files=source_files(settings.data) if (files := _FILES.get()) is None else files,
-        base=models.identity(settings.model.base),
+        base=models.identity(base_here),
+        base_here=base_here,
         chat_template=chat_templates.text(settings.model.chat_template),
         documents=documents(settings.evaluation.documents),
         needs=needs(settings.split),
@@ -125,6 +128,8 @@ def needs(split: Split) -> tuple[Need, ...]:
 def draw(settings: Settings, read: Inputs) -> Draw:
     """Return the parameters for drawing the test rows, as the ledger reports them for these settings and inputs."""
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in OF_CANDIDATE}
+    if not settings.trains:
+        sections["shots"] = settings.evaluation.shots
     files = [(file.path, file.digest) for file in read.files]
     return test_set_uses.draw(settings, hash_of([sections, files, read.base, read.own, read.embedding]))
 

@@ -1,8 +1,10 @@
 """A run's results in the Prefect UI, cached or not: settings, row account, scores, verdict and links."""
 
 import html
+import platform
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from prefect import State
@@ -67,12 +69,16 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
         create_markdown_artifact(scan_table(outcome.scan), key="scan", description="Trained modules (Spectrum)")
     if outcome.suspected:
         first, *named = (html.escape(said, quote=False) for said in outcome.suspected.says())
-        lines = [first, "", *(f"- {said}" for said in named), "", f"`{outcome.suspected.path('report.html')}`"]
+        lines = [first, "", *(f"- {said}" for said in named), "", _here(outcome.suspected.path("report.html"))]
         create_markdown_artifact("\n".join(lines), key="label-errors", description=first)
     for adapter in outcome.trainings:
         trained = curves.read(adapter.folder)
         said = training_sentence(adapter, trained)
         create_markdown_artifact(training(adapter, trained), key=adapter.section, description=said)
+    if outcome.examples:
+        file = outcome.examples.file
+        lines = f"{html.escape(outcome.examples.says(), quote=False)}\n\nThe examples: `{file}`"
+        create_markdown_artifact(lines, key="examples", description="The few-shot prompt")
     if outcome.answers:
         create_table_artifact(score_rows(outcome), key="scores", description="Scores on the test rows")
     if outcome.verdict is None:
@@ -89,6 +95,11 @@ def _with_saved(sentence: str, outcome: Outcome) -> str:
     return f"{sentence.removesuffix('.')}. {outcome.saved}." if outcome.saved else sentence
 
 
+def _here(path: Path) -> str:
+    """A path and the machine that it is of, for Markdown: who reads it may be at another one."""
+    return f"`{path}` on {platform.node()}"
+
+
 def mlflow_run(registered: Registered) -> str:
     """Return the path of the run in MLflow's UI, below the address of its server."""
     return f"{ui(tracking_uri(registered), registered.experiment_id)}/runs/{registered.run_id}"
@@ -101,7 +112,7 @@ def _account(outcome: Outcome) -> str:
     lines = ["| rows | |", "|---|---:|", *(f"| {name} | {count:,} |" for name, count in account.counts().items())]
     lines += ["", "| reason | rows |", "|---|---:|"]
     lines += [f"| {html.escape(reason)} | {count:,} |" for reason, count in outcome.reasons().items()]
-    lines += ["", "| stage | | seconds | artifact |", "|---|---|---:|---|"]
+    lines += ["", f"| stage | | seconds | artifact, on {platform.node()} |", "|---|---|---:|---|"]
     for step in outcome.steps:
         place = step.record.folder if step.record else ""
         lines.append(f"| {step.stage} {step.of} | {step.state} | {step.seconds:.1f} | `{place}` |")
@@ -136,6 +147,7 @@ def training_sentence(adapter: Adapter, found: curves.Curves) -> str:
     if adapter.in_words:
         end = f"{adapter.in_words}: {end}"
     epochs = f" ({found.in_epochs})" if found.in_epochs else ""
+    epochs += f" from version {adapter.began_as}" if adapter.began_as else ""
     took = duration(adapter.train_seconds)
     took += f" (with {duration(adapter.earlier_seconds)} of earlier attempts)" if adapter.earlier_seconds else ""
     best = f"the best step is {adapter.best_step:,}" if adapter.best_step else "the weights before the first are best"
@@ -156,7 +168,7 @@ def training(adapter: Adapter, found: curves.Curves) -> str:
     ]
     blue, orange = f"training {found.measured}", f"validation {found.measured}"
     lines += ["", f"Blue: {blue}, orange: {orange}, green: the best step.", ""]
-    return "\n".join([*lines, f"All curves: `{adapter.path('curves.html')}`"])
+    return "\n".join([*lines, f"All curves: {_here(adapter.path('curves.html'))}"])
 
 
 def score_rows(outcome: Outcome) -> list[dict[str, Any]]:
@@ -210,7 +222,7 @@ def decided(outcome: Outcome) -> str:
     lines += [f"{html.escape(said, quote=False)}.\n" for said in (*outcome.failed, *filter(None, [outcome.says_cost]))]
     lines += _slices(VerdictDetails.load(verdict).slices)
     if outcome.page:
-        lines += ["", f"The verdict page, with the answers row by row: `{outcome.page.path('report.html')}`"]
+        lines += ["", f"The verdict page, with the answers row by row: {_here(outcome.page.path('report.html'))}"]
     if outcome.registered:
         lines += ["", *_links(outcome, outcome.registered)]
     return "\n".join(lines)

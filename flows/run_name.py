@@ -2,15 +2,16 @@
 
 A run that a signal stopped is a crash to Prefect, also where a person cancelled it; one of a terminal ends as
 cancelled. A run of a terminal that was killed is marked as crashed by the next run, or by `tunewright up`. An error of
-ours says all that a user can act on in its line, so that its traceback is left out. A run of a worker outlives it, and
-does not begin where its home would be lost.
+ours says all that a user can act on in its line, so that its traceback is left out. A run of a worker outlives it, does
+not begin where its home would be lost, and names its machine where it fails.
 """
 
 import logging
 import os
+import platform
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache
@@ -166,6 +167,17 @@ def require_kept_home() -> None:
             "run, in which the home would be lost; accepted: a folder that is kept, in the worker's environment or in "
             "work_pool.job_variables.env, or a store for all machines in TUNEWRIGHT_STORE"
         )
+
+
+@contextmanager
+def naming_machine() -> Iterator[None]:
+    """Add to an error in a run of a worker which machine its paths are of: who reads it may be at another one."""
+    try:
+        yield
+    except TunewrightError as error:
+        if deployment.id:
+            error.args = (f"{error} (on {platform.node()})", *error.args[1:])
+        raise
 
 
 def outlive_worker() -> None:

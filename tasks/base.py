@@ -23,11 +23,16 @@ def _lost(base: Base) -> str:
     return "" if is_same else f"{base.weights} was changed"
 
 
-@stage("{reference}", libraries=("transformers", "gguf"), lost=_lost)
-def base(folder: Path, reference: str, revision: str | None, identity: str, chat_template: str = "") -> Base:
-    """The base as a folder of safetensors; converted once if it is a GGUF file. `chat_template` is the text of one."""
+@stage("{reference}", libraries=("transformers", "gguf"), lost=_lost, unkeyed=("here",))
+def base(
+    folder: Path, reference: str, revision: str | None, identity: str, chat_template: str = "", here: str = ""
+) -> Base:
+    """The base as a folder of safetensors; converted once if it is a GGUF file. `chat_template` is the text of one.
+
+    `here` is a folder with the base where this machine has it elsewhere than at `reference`.
+    """
     try:
-        weights = resolve(reference, revision, folder / "weights")
+        weights = resolve(here or reference, revision, folder / "weights")
     except OSError as error:
         if reference.startswith("package:") or error.errno:  # such as a full disk
             raise

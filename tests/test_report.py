@@ -2,6 +2,7 @@
 
 import base64
 import json
+import platform
 import re
 from io import StringIO
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_the_verdict_is_shown_with_what_it_stands_on_and_the_names_in_it_escaped
         Step(stage=stage, state="ran", record=made) for stage, made in (("decide", verdict), ("verdict_page", page))
     ]
     shown = decided(Outcome.of(steps))
-    assert f"`{tmp_path / 'page' / 'report.html'}`" in shown
+    assert f"`{tmp_path / 'page' / 'report.html'}` on {platform.node()}" in shown
     assert Outcome.of(steps).as_json()["page"]["suggestions"] == ["Try it: .5"]
     assert shown.startswith(
         "# Not promoted\n\nA regression: it stops less.\n\n**This is look 21 at &lt;these&gt; rows.**"

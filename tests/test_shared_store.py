@@ -16,9 +16,11 @@ import waiting
 from pydantic import BaseModel
 
 from tunewright import config
-from tunewright.artifacts import Artifact
+from tunewright.artifacts import Artifact, Base
 from tunewright.errors import ConfigError, StoreError
-from tunewright.store import disk, histories, pipelines, shared
+from tunewright.modeling.models import identity
+from tunewright.serving import find_base, weights_digest
+from tunewright.store import bases, disk, histories, pipelines, shared
 from tunewright.store.caching import cached
 from tunewright.store.histories import held, up_to_date
 from tunewright.store.manifest import files_in, folder_of
@@ -337,3 +339,59 @@ def test_clean_removes_from_the_store_what_is_old_and_nobody_s_newest_runs_need(
 def in_store_names(store_days: int) -> list[str]:
     """The names of what could be removed from the store."""
     return [each.name for each in in_store(keep_runs=1, store_days=store_days)]
+
+
+def test_a_base_that_one_machine_has_is_fetched_by_others_and_found_by_its_digest(
+    store: SharedStore, move: Callable[[str], None], tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_base.weights, "models/tiny")
+    here = tiny_base.model_copy(update={"reference": "models/tiny", "folder": tmp_path / "models/tiny"})
+    here = here.model_copy(update={"location": Path()})
+    digest = here.weights_digest
+    move("a")
+    for _ in range(2):
+        bases.keep("bot", here)
+    assert len(store.newest("bases/bot.jsonl")[1].splitlines()) == 1
+    assert bases.at_hand("bot", "models/tiny") == "models/tiny"
+    bases.keep("bot", here.model_copy(update={"reference": "org/of-the-hub"}))
+    assert store.trees("artifacts/bases") == [digest]
+
+    move("b")
+    shutil.rmtree("models")
+    with pytest.raises(FileNotFoundError, match="not on this machine"):
+        find_base("/models/tiny", None, digest)
+    for pipeline, reference in (("other", "models/tiny"), ("bot", "models/tinny"), ("bot", "org/of-the-hub")):
+        assert bases.at_hand(pipeline, reference) == reference
+    fetched = Path(bases.at_hand("bot", "models/tiny"))
+    assert fetched.parent.parent == config.home() / "artifacts" and identity(str(fetched)) == digest
+    assert find_base("/models/tiny", None, digest) == fetched, "as a version is loaded"
+    store.remove(f"artifacts/bases/{digest}")
+    bases.keep("bot", here.model_copy(update={"folder": fetched}))
+    assert store.trees("artifacts/bases") == [digest], "whoever fetched it puts it back"
+    assert len(store.newest("bases/bot.jsonl")[1].splitlines()) == 1
+
+    move("c")
+    assert bases.find("/models/tiny", None, digest).parent.parent == config.home() / "artifacts"
+    with pytest.raises(FileNotFoundError, match="not on this machine"):
+        bases.find("/models/tiny", None, "0" * 64)
+    move("d")
+    for stored in (name for name in store.listed(f"artifacts/bases/{digest}").values()):
+        store._write(f"content/{stored.sha256}", b"altered")
+    assert bases.at_hand("bot", "models/tiny") == "models/tiny"
+
+
+def test_a_base_of_a_package_is_fetched_where_the_package_is_not_installed(
+    store: SharedStore, move: Callable[[str], None], tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "packages" / "tiny_model").mkdir(parents=True)
+    (tmp_path / "packages" / "tiny_model" / "__init__.py").touch()
+    (tmp_path / "packages" / "tiny_model" / "tiny.gguf").touch()
+    reference = "package:tiny_model/tiny.gguf"
+    move("a")
+    with monkeypatch.context() as installed:
+        installed.syspath_prepend(tmp_path / "packages")
+        bases.keep("bot", tiny_base.model_copy(update={"reference": reference}))
+        assert bases.at_hand("bot", reference) == reference
+    move("b")
+    assert weights_digest(Path(bases.at_hand("bot", reference))) == tiny_base.weights_digest

@@ -233,10 +233,16 @@ def make_pipeline(folder: Path, repository: Path) -> None:
     deployment["work_pool"] = {"name": "tunewright"}
     deployment["pull"] = [{"prefect.deployments.steps.git_clone": {"repository": repository.as_uri()}}]
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"deployments": [deployment]}))
-    git = ["git", "-c", "user.name=ana", "-c", "user.email=ana@team.example"]
-    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=tiny"]):
-        subprocess.run([*git, *command], cwd=folder, check=True)
-    subprocess.run([*git, "clone", "--quiet", "--bare", folder, repository], check=True)
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message=tiny")
+    git(folder, "clone", "--quiet", "--bare", folder, repository)
+
+
+def git(folder: Path, *command: str | Path) -> None:
+    """Call git in a folder."""
+    name = ("-c", "user.name=ana", "-c", "user.email=ana@team.example")
+    subprocess.run(["git", *name, *command], cwd=folder, check=True)
 
 
 def trusting(servers: TeamServers) -> ssl.SSLContext:
@@ -286,8 +292,13 @@ def adapter_of(home: Path) -> str:
 def a_second_machine_shares_the_store(servers: TeamServers) -> None:
     """Its home is empty: nothing is made again, and a training in which it is killed goes on at the first.
 
-    The weights are those of a training that nothing disturbed, and the uses of the test rows are counted together.
+    The weights are those of a training that nothing disturbed, and the uses of the test rows are counted together. The
+    base is in its clone no more, so it comes from the store.
     """
+    with_base = servers.folder.parent / "desktop"
+    git(with_base, "rm", "--quiet", "-r", "--cached", "base")
+    git(with_base, "commit", "--quiet", "--message=without the base")
+    git(with_base, "push", "--quiet")
 
     def start(*arguments: str) -> str:
         given = ("deployment", "run", "finetune/tiny", f"--param=training={json.dumps(TRAINING)}", *arguments)
@@ -297,7 +308,9 @@ def a_second_machine_shares_the_store(servers: TeamServers) -> None:
     store = s3fs.S3FileSystem(endpoint_url=servers.storage, key=USER, secret=secret, use_listings_cache=False)
     with servers.worker("second") as second:
         assert "'Unchanged'" in servers.call("prefect", "deployment", "run", "finetune/tiny", "--watch")
-        assert "11 of 12 tasks cached" in servers.log_of("second").read_text(), "all but the look at the base"
+        said = servers.log_of("second").read_text()
+        assert "11 of 12 tasks cached" in said, "all but the look at the base"
+        assert "model.base=base is not on this machine" in said
         start()
         waiting.until(lambda: store.find("tunewright/store/trees/work/train"), every=0.5)
         for each in [*psutil.Process(second.pid).children(recursive=True), second]:
@@ -308,20 +321,22 @@ def a_second_machine_shares_the_store(servers: TeamServers) -> None:
     alone = {**servers.terminal, "TUNEWRIGHT_HOME": str(servers.folder / "alone-home")}
     del alone["TUNEWRIGHT_STORE"]
     sets = [f"--set=training.{name}={'' if value is None else value}" for name, value in TRAINING.items()]
-    replace(servers, terminal=alone).tunewright(
-        "run", "tiny.yaml", "--until=train", *sets, folder=servers.folder.parent / "desktop"
-    )
+    replace(servers, terminal=alone).tunewright("run", "tiny.yaml", "--until=train", *sets, folder=with_base)
     assert adapter_of(servers.home_of("third")) == adapter_of(servers.folder / "alone-home")
     uses = (servers.home_of("third") / "test_set_uses" / "tiny.jsonl").read_text().splitlines()
     assert len({json.loads(line)["candidate"] for line in uses}) == 2
 
 
 def promoted_and_rolled_back_from_two_machines(servers: TeamServers, clone: Path) -> None:
-    """Each loads versions that others registered: a clone promotes the second one, and an empty home takes it back."""
+    """Each loads versions that others registered: a clone promotes the second one, and an empty home takes it back.
+
+    Where the empty home is there is no base.
+    """
     reason = ("--reason", "longer training")
     servers.tunewright("release", "approve", "tiny", *reason, folder=clone)
     elsewhere = replace(servers, terminal={**servers.terminal, "TUNEWRIGHT_HOME": str(servers.folder / "empty-home")})
-    assert "version 1" in elsewhere.tunewright("release", "rollback", "tiny", "--reason", "answers worse", folder=clone)
+    said = elsewhere.tunewright("release", "rollback", "tiny", "--reason", "answers worse", folder=servers.folder)
+    assert "version 1" in said and list((servers.folder / "empty-home" / "artifacts" / "bases").iterdir())
 
 
 def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ What was asked and answered is kept beside the version in MLflow, so that it can
 has its base, whenever the alias is to move to it.
 """
 
+import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from tunewright.machine.bounded import Unreadable
 from tunewright.modeling.chat import shown, without_reasoning, write_conversations
 from tunewright.registry import files
 from tunewright.registry.candidate import Candidate
-from tunewright.serving import ServedChat
+from tunewright.serving import ServedChat, behind
+from tunewright.store import bases
 from tunewright.store.caching import digest_of
 from tunewright.tools.conversation import conversation_of, tools_of
 
@@ -127,8 +129,13 @@ def kept(client: "MlflowClient", version: "ModelVersion") -> Rehearsal:
 
 def load(copy: Path) -> ServedChat:
     """The model in a copy of a version's folder, loaded by this project's code and never by what lies in the store."""
-    chat = ServedChat()
-    chat.load_context(SimpleNamespace(artifacts={name: copy / "artifacts" / file for name, file in IN_MODEL.items()}))
+    chat, artifacts = ServedChat(), {name: copy / "artifacts" / file for name, file in IN_MODEL.items()}
+    try:
+        chat.load_context(SimpleNamespace(artifacts=artifacts))
+    except (OSError, ValueError):  # it lies where it was tuned, and in the store that machines share
+        if bases.fetched(json.loads(artifacts["base"].read_text(encoding="utf-8"))["digest"]) is None:
+            raise
+        chat.load_context(SimpleNamespace(artifacts=artifacts))
     return chat
 
 
@@ -164,10 +171,10 @@ def questions(
     Raises TunewrightError, which ends with the consequence, where it meets one.
     """
     conversations, special = [row.messages for row in rehearsal.rows], loaded.tokenizer.special_tokens_map
+    prompt = loaded.few_shot
+    whole = [behind(prompt.examples, prompt.opening, each) for each in conversations] if prompt else conversations
     try:
-        bounded.call(
-            write_conversations, loaded.template, conversations, special, True, [row.tools for row in rehearsal.rows]
-        )
+        bounded.call(write_conversations, loaded.template, whole, special, True, [row.tools for row in rehearsal.rows])
     except Unreadable as error:
         raise TunewrightError(
             f"{files.uri_of(version)}: its chat template for {len(conversations)} conversations {error}; {consequence}"
