@@ -102,6 +102,8 @@ def our_trainer(options: argparse.Namespace) -> Any:
         collator=DrawnCollator(chosen.layout, tokenizer.pad_token_id, answers),
         folder=Path(arguments_of_all(given)["output_dir"]),
         training=Training(),
+        planned=options.steps * (options.turns + 1),
+        measures_start=False,
         objective=RewardObjective(grpo),
         watch=Watch((), "grpo"),
         is_interrupted=lambda: False,

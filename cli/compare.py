@@ -60,6 +60,11 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
         name = " ".join(f"{key}={value}" for key, value in zip(names, combination, strict=True))
         assignments = tuple(f"{key}={value}" for key, value in zip(keys, combination, strict=True))
         settings = override(pipeline, assignments, "--vary").settings
+        if not settings.trains:
+            raise ConfigError(
+                "method.kind=few_shot trains nothing, and variants are compared by their trainings; accepted: "
+                "tunewright run with each, which compares them on the test rows"
+            )
         if twin := next((other for other, known in found.items() if known.settings == settings), None):
             raise ConfigError(f"--vary: {twin} and {name} are the same settings; leave one out")
         found[name] = Variant(assignments, settings)

@@ -61,6 +61,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
             console.print(trained.too_few)
         for warning in adapter.warnings:
             console.print(Text(outcome.page.without_opposite(warning) if outcome.page else warning, "yellow"))
+    if outcome.examples:
+        console.print(f"\n{outcome.examples.says()}")
     if outcome.answers:
         _show_scores(console, outcome)
     for warning in outcome.prompts.warned if outcome.prompts else ():
@@ -90,6 +92,8 @@ def show_last_word(console: Console, outcome: Outcome) -> None:
         console.print(_verdict(outcome))
     elif outcome.adapter:
         console.print(training_sentence(outcome.adapter, curves.read(outcome.adapter.folder)))
+    elif outcome.examples:
+        console.print(outcome.examples.says())
     elif account := outcome.account():
         for line in _sums(account):
             console.print(line)
@@ -187,6 +191,8 @@ def _show_links(console: Console, outcome: Outcome, what: str) -> None:
     if outcome.adapter:
         looks += [(f"curves, {each.stage}", each.path("curves.html")) for each in outcome.trainings[:-1]]
         looks.append(("curves", outcome.adapter.path("curves.html")))
+    if outcome.examples:
+        looks.append(("examples", outcome.examples.file))
     looks += [(f"answers, {name}", answers.path("answers.parquet")) for name, answers in outcome.answers.items()]
     nexts = [_next_run(outcome, what), *([f"tunewright data {what}"] if outcome.splits else [])]
     if outcome.registered:

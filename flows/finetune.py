@@ -26,7 +26,6 @@ from tunewright.artifacts import (
     Judged,
     Prompts,
     RunArtifacts,
-    Scan,
     Splits,
     Tokens,
 )
@@ -42,6 +41,7 @@ from tunewright.flows.parameters import FLOW, identifier, named
 from tunewright.flows.run_name import (
     cancel_stopped,
     end_killed,
+    naming_machine,
     outlive_worker,
     require_kept_home,
     run_name,
@@ -51,6 +51,7 @@ from tunewright.flows.run_name import (
 from tunewright.registry.address import by_environment
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import require_answer
+from tunewright.serving import EXAMPLES
 from tunewright.store import data_versions, in_use
 from tunewright.tasks.base import base as load_base
 from tunewright.tasks.check import check
@@ -58,12 +59,14 @@ from tunewright.tasks.decide import decide
 from tunewright.tasks.dedupe import dedupe
 from tunewright.tasks.divergence import divergence
 from tunewright.tasks.evaluate import evaluate
+from tunewright.tasks.examples import examples
 from tunewright.tasks.forgetting import forgetting
 from tunewright.tasks.ingest import ingest, watching
 from tunewright.tasks.judge import judge as ask_judge
 from tunewright.tasks.label_errors import label_errors
 from tunewright.tasks.lm_eval import lm_eval
 from tunewright.tasks.prefer import prefer
+from tunewright.tasks.prepend import prepend
 from tunewright.tasks.prompt import prompt
 from tunewright.tasks.register import register
 from tunewright.tasks.reinforce import reinforce
@@ -87,8 +90,13 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     rows = call(ingest)(data=s.data.without("engine"), files=read.files, needs=read.needs, engine=engine)
     before = data_versions.before(s.registry.name, rows, s.split, is_sample=s.data.limit is not None)
     base = call(load_base)(
-        reference=s.model.base, revision=s.model.revision, identity=read.base, chat_template=read.chat_template
+        reference=s.model.base,
+        revision=s.model.revision,
+        identity=read.base,
+        chat_template=read.chat_template,
+        here=read.base_here,
     )
+    call.keep_base(base)
     checked = call(check)(
         rows=rows,
         checks=s.checks.without("label_error_folds"),
@@ -103,21 +111,30 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     call.accept_version(before, rows, checked, unique, splits)
     call.require_metrics(s, splits, read.schema)
     most = s.checks.max_quarantined_share
-    tokens = call(render)(splits=splits, base=base, model=s.model, max_quarantined_share=most, engine=engine)
+    tokens = call(render)(
+        splits=splits, base=base, model=s.model.without("start"), max_quarantined_share=most, engine=engine
+    )
     call.require_preferences(s, tokens)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
-    call.approve_cost(s, read, base, tokens, best)
+    inputs_of = training_inputs(s, read, tokens, base, best, call.start(s, base, splits, tokens, best))
+    call.approve_cost(s, inputs_of)
     if s.checks.label_error_folds:
-        as_train = training_inputs(s, read, tokens, base, best)["label_errors"]
-        call(label_errors)(splits=splits, num_folds=s.checks.label_error_folds, **as_train)
-    *earlier, adapter = _trained(s, call, read, tokens, base, best)
+        call(label_errors)(splits=splits, num_folds=s.checks.label_error_folds, **inputs_of["label_errors"])
+    has_bfloat16 = devices.machine().device.has_bfloat16
+    measurement = s.measured().resolved(tokens.longest_answer, s.model.max_length, has_bfloat16=has_bfloat16)
+    if s.trains:
+        *earlier, adapter = _trained(s, call, inputs_of)
+    else:
+        shots, earlier = s.evaluation.shots, list[Adapter]()
+        adapter = call(examples)(splits=splits, tokens=tokens, base=base, shots=shots, max_new_tokens=measurement.limit)
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     measured = (Contender(name="base", base=base), tuned)
-    has_bfloat16 = devices.machine().device.has_bfloat16
-    measurement = s.measured().resolved(tokens.longest_answer, s.model.max_length, has_bfloat16=has_bfloat16)
     prompts, prompted = _prompted(s, call, read, splits, tokens, base, measurement.limit)
+    tuned = tuned if s.trains else _few_shot(call, splits, tokens, tuned)
     opponent = call.champion(s.registry, adapter, base, splits)
+    if opponent and opponent.model and (opponent.model / EXAMPLES).is_file():
+        opponent = _few_shot(call, splits, tokens, opponent)
     answered = partial(call(evaluate), tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema)
     answers = {each.name: answered(contender=each) for each in (measured[0], *([opponent] if opponent else []))}
     own = answered(contender=tuned)
@@ -133,7 +150,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         rule=rule,
     )
     answers |= {each.name: found for each in prompted if each.api and (found := replied(contender=each))}
-    general = tuple(call(forgetting)(contender=each) for each in measured if s.evaluation.forgetting)
+    general = tuple(call(forgetting)(contender=each) for each in measured if s.measures_forgetting)
     general += tuple(
         call(lm_eval)(contender=each, lm_eval=s.lm_eval, identity=read.lm_eval) for each in measured if s.lm_eval.tasks
     )
@@ -174,11 +191,8 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     call.request_approval(call(register)(candidate=candidate), s.registry)
 
 
-def _trained(
-    s: Settings, call: Run | Plan, read: Inputs, tokens: Tokens, base: Base, best: Scan | None
-) -> tuple[Adapter, ...]:
+def _trained(s: Settings, call: Run | Plan, inputs_of: Mapping[str, Mapping[str, Any]]) -> tuple[Adapter, ...]:
     """The trainings in their order: on answers, on preference pairs, and on rewards, as far as they are set."""
-    inputs_of = training_inputs(s, read, tokens, base, best)
     made = [call(train)(**inputs_of["train"])] if s.trains_on_answers else []
     if s.preference.method != "none":
         made.append(call(prefer)(begins_as=made[-1] if made else None, **inputs_of["prefer"]))
@@ -191,8 +205,7 @@ def _prompted(
     s: Settings, call: Run | Plan, read: Inputs, splits: Splits, tokens: Tokens, base: Base, max_new_tokens: int
 ) -> tuple[Prompts | None, tuple[Contender, ...]]:
     """The base, asked by each kind of prompt that the settings name, and the models behind APIs."""
-    kinds = [*s.evaluation.contenders, *(["documents"] if read.documents else [])]
-    names, apis = tuple(dict.fromkeys(kinds)), s.evaluation.api_models
+    names, apis = s.prompted, s.evaluation.api_models
     if not (names or apis):
         return None, ()
     prompts = call(prompt)(
@@ -216,6 +229,13 @@ def _prompted(
             if ASKS_APIS.get()
         ),
     )
+
+
+def _few_shot(call: Run | Plan, splits: Splits, tokens: Tokens, contender: Contender) -> Contender:
+    """A contender that is the base with a few-shot prompt, with the test rows as it is asked them."""
+    rows = call(prepend)(contender=contender, splits=splits, tokens=tokens)
+    asked = {"prompts": rows.path("test.parquet"), "prompts_digest": rows.digest}
+    return contender.model_copy(update={"model": None, **asked})
 
 
 def _ending(gate: Gate, candidate: Answers) -> EndingRule:
@@ -283,14 +303,15 @@ def finetune(
     if log.level == logging.NOTSET:  # a worker's run: Prefect adds its handler, but leaves the level at root's WARNING
         log.setLevel(logging.INFO)
     say_stopped()
-    if deployment.id:
-        outlive_worker()
-        require_kept_home()
-    else:
-        with suppress(httpx.HTTPError):  # the server is asked again by the next run
-            end_killed(partial(get_client, sync_client=True))
-    report.show_settings(settings)
-    steps = run(settings, until, refresh)
+    with naming_machine():
+        if deployment.id:
+            outlive_worker()
+            require_kept_home()
+        else:
+            with suppress(httpx.HTTPError):  # the server is asked again by the next run
+                end_killed(partial(get_client, sync_client=True))
+        report.show_settings(settings)
+        steps = run(settings, until, refresh)
     finished.keep(steps)
     announce_drift(steps, settings, until)
     return report.publish(steps, settings)
@@ -304,7 +325,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
     operation.budget has no price to go by.
     """
     calls = Run(settings, until, refresh)
-    if "evaluate" in calls.stages:  # before which the champion is looked up
+    if "evaluate" in calls.stages or (settings.model.start == "champion" and calls.trainings):  # which look it up
         require_answer(settings.registry)
     if calls.trainings:
         budget.require_price(settings.operation)

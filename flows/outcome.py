@@ -49,6 +49,7 @@ class Outcome(BaseModel, frozen=True):
     scan: artifacts.Scan | None = None
     suspected: artifacts.LabelErrors | None = None
     trainings: tuple[artifacts.Adapter, ...] = ()  # on answers, on preference pairs and on rewards
+    examples: artifacts.FewShotExamples | None = None  # of a candidate that is the base with a few-shot prompt
     prompts: artifacts.Prompts | None = None
     answers: dict[str, artifacts.Answers]
     verdict: artifacts.Verdict | None
@@ -249,6 +250,7 @@ class Outcome(BaseModel, frozen=True):
             "rotation": self.rotation or None,
             "label_errors": self.suspected and _label_errors(self.suspected),
             **{each.section: _training(each) for each in self.trainings},
+            "examples": self.examples and _examples(self.examples),
             "scores": self._scores() or None,
             "answered_in_part": self._answered_in_part() or None,
             "verdict": _verdict(self.verdict) if self.verdict else None,
@@ -326,12 +328,18 @@ def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
     return {name: getattr(adapter, name) for name in names} | {
         "method": "grpo" if adapter.rewards else adapter.preference or adapter.method,
         "epochs": found.epochs,
+        "began_as": adapter.began_as or None,
         "ended_by": found.ended_by,
         "seconds": adapter.train_seconds,
         "warnings": list(adapter.warnings),
         "note": found.too_few or None,
         "curves": str(adapter.path("curves.html")),
     }
+
+
+def _examples(examples: artifacts.FewShotExamples) -> dict[str, Any]:
+    file = str(examples.file)
+    return {"number": examples.num_examples, "chosen": examples.chosen, "file": file}
 
 
 def _label_errors(found: artifacts.LabelErrors) -> dict[str, Any]:

@@ -584,6 +584,7 @@ def test_a_job_has_the_settings_of_the_template_and_its_own_rows(tmp_path: Path)
     ("parameters", "models", "sentence"),
     [
         (PARAMETERS | {"until": "train"}, [], "until: a job ends with a registered version; leave it out"),
+        (PARAMETERS | {"method": {"kind": "few_shot"}}, [], "method.kind=few_shot trains nothing, and a job is"),
         (PARAMETERS, ["a b"], '--model "a b": accepted: NAME or NAME=BASE'),
         (PARAMETERS, ["ft:a=b"], '--model "ft:a=b": accepted: NAME or NAME=BASE'),
         (PARAMETERS, ["a="], '--model "a=": names no base; accepted: NAME=BASE'),

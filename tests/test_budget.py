@@ -13,7 +13,7 @@ from tunewright.cost_model.money import Price, money, price_of, span
 from tunewright.cost_model.timing import Rate
 from tunewright.errors import ConfigError
 from tunewright.flows import budget
-from tunewright.flows.calls import Run
+from tunewright.flows.calls import Run, training_inputs
 from tunewright.flows.inputs import Inputs
 from tunewright.modeling.compute import Device
 from tunewright.store import caching
@@ -54,7 +54,11 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
     return render.fn(splits, tiny_base, Model(base="tiny", max_length=256))
 
 
-NOTHING_READ = Inputs((), "", "", (), "", "", (), (), "", "")
+NOTHING_READ = Inputs((), "", "", "", (), "", "", (), (), "", "")
+
+
+def inputs_of(settings: Settings, tokens: Tokens, base: Base) -> dict[str, dict[str, Any]]:
+    return training_inputs(settings, NOTHING_READ, tokens, base, None, None)
 
 
 def settings_of(base: Base, **operation: Any) -> Settings:
@@ -74,7 +78,7 @@ def test_a_run_over_its_budget_ends_before_it_trains_and_says_what_approves_it(
 
     def ask(**operation: Any) -> None:
         settings = settings_of(tiny_base, prices={"cpu": 0.4}, **operation)
-        Run(settings, "register").approve_cost(settings, NOTHING_READ, tiny_base, tokens, None)
+        Run(settings, "register").approve_cost(settings, inputs_of(settings, tokens, tiny_base))
 
     with pytest.raises(ConfigError, match=wanted) as refused:
         ask(budget=0.5)
@@ -112,9 +116,9 @@ def test_where_nothing_has_measured_the_speed_a_few_steps_are_timed(
 
     monkeypatch.setattr(calibration, "calibrate", calibrate)
     settings = settings_of(tiny_base, prices={"cpu": 1}, budget=2)
-    Run(settings, "split").approve_cost(settings, NOTHING_READ, tiny_base, tokens, None)  # it will not train
+    Run(settings, "split").approve_cost(settings, inputs_of(settings, tokens, tiny_base))  # it will not train
     assert timed == []
-    Run(settings, "train").approve_cost(settings, NOTHING_READ, tiny_base, tokens, None)
+    Run(settings, "train").approve_cost(settings, inputs_of(settings, tokens, tiny_base))
     assert timed == [tiny_base]
 
 

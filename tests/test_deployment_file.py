@@ -719,7 +719,7 @@ def test_two_settings_that_contradict_each_other_are_named_where_each_stands(wri
     pipeline = load(write(f"{PIPELINE}      evaluation: {{shots: 2}}\n"))
     line = len(PIPELINE.splitlines()) + 1
     said = refusal(lambda: override(pipeline, ["evaluation.contenders=", "training.max_steps=4"]))
-    assert said.startswith(f'x.yaml line {line}, --set "evaluation.contenders=": evaluation: shots=2 has no effect')
+    assert said.startswith(f'x.yaml line {line}, --set "evaluation.contenders=": evaluation.shots=2 has no effect')
 
 
 def test_mlflow_is_that_of_the_environment_where_nothing_else_names_one(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_prompt import asked, texts, told
 
 from tunewright.artifacts import Base, Prompts, Splits
-from tunewright.config import Evaluation
+from tunewright.config import Evaluation, Settings
 from tunewright.errors import ConfigError
 from tunewright.tasks import prompt as prompting
 from tunewright.tasks.prompt import PromptScore
@@ -145,5 +145,6 @@ def test_wrong_files_are_named_with_what_is_accepted(tmp_path: Path, handbook: P
 def test_documents_alone_are_a_contender() -> None:
     alone = Evaluation(contenders=(), documents=("a.md",), complete=True)
     assert json.loads(alone.model_dump_json())["documents"] == ["a.md"]
+    given = {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "b"}}
     with pytest.raises(ValueError, match="shots=4 has no effect"):
-        Evaluation(contenders=(), documents=("a.md",), shots=4)
+        Settings.model_validate(given | {"evaluation": {"contenders": (), "documents": ("a.md",), "shots": 4}})

@@ -94,6 +94,7 @@ SELDOM = {
             "label_errors.num_same",
         ),  # with checks.label_error_folds
         *("label_errors.num_likely", "label_errors.page", "label_errors.rows"),
+        *("examples", "examples.number", "examples.chosen", "examples.file"),  # of tests/test_few_shot.py
         *("divergence", "divergence.reference", "divergence.num_rows"),  # with preference.method
         *("divergence.per_token", "divergence.per_answer"),
         *("judged", "judged.model", "judged.num_rows"),  # with a judge
@@ -103,6 +104,7 @@ SELDOM = {
     },
     "plan": {
         *("stages[].note", "unknown"),  # the base is not here, or cannot be read
+        "notes",  # with method.kind=few_shot (tests/test_few_shot.py)
         *("training.preference", "training.grpo"),  # with preference.method and grpo.rewards
     },
     "deploy": {"tested", "not_sent"},  # with --test-message
@@ -239,7 +241,7 @@ def test_the_page_has_every_command_that_prints_json(printed: dict[str, list[Any
         )
     }
     called = {re.match(r"(?:(?:release|home) )?[a-z]+", call)[0] for _, call, *_ in COMMANDS}  # pyright: ignore[reportOptionalSubscript]
-    reviews = {"review write", "review record", "review show"}
+    reviews = {f"review {each}" for each in ("write", "record", "queue", "collect", "show")}
     assert with_json - called - reviews == {"release rollback"}  # as the other decisions, but it needs two versions
 
 

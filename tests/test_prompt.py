@@ -15,7 +15,7 @@ from conftest import MakeSplits, messages, tiny_tokenizer
 from pydantic import ValidationError
 
 from tunewright.artifacts import SPLIT_SCHEMA, Base, Prompts, Splits
-from tunewright.config import Evaluation, Model
+from tunewright.config import Model, Settings
 from tunewright.errors import ConfigError
 from tunewright.modeling.chat import Chat
 from tunewright.modeling.models import load_tokenizer
@@ -279,8 +279,9 @@ def test_rows_are_compared_by_words_alone_where_no_embedding_is_installed(
 
 
 def test_shots_without_a_contender_that_takes_them_are_refused() -> None:
-    with pytest.raises(ValidationError, match="shots=4 has no effect"):
-        Evaluation(contenders=(), shots=4)
+    given = {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "b"}}
+    with pytest.raises(ValidationError, match=r"evaluation\.shots=4 has no effect"):
+        Settings.model_validate(given | {"evaluation": {"contenders": (), "shots": 4}})
 
 
 def test_bm25_is_that_of_its_formula() -> None:

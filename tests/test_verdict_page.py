@@ -687,6 +687,14 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
         ),
         (
             {
+                "candidate": wrong(RIGHT, range(30)),
+                "base": wrong(RIGHT, range(60)),
+                "others": {"few_shot": wrong(RIGHT, range(4))},
+            },
+            r"Serve the base with the few-shot prompt: method\.kind=few_shot registers it: its exact match is \.950",
+        ),
+        (
+            {
                 "candidate": wrong(RIGHT, range(8)),
                 "base": wrong(RIGHT, range(60), "delivery"),
                 "gate": Gate(guardrails=(Guardrail(metric="unparseable", margin=0.01),)),

@@ -229,6 +229,8 @@ def kill_trainer_after(home: Path, line: str, sent: signal.Signals, stage: str =
 
 def trainer_process() -> int:
     for process in psutil.Process().children():
+        if process.status() == psutil.STATUS_ZOMBIE:  # of an earlier training
+            continue
         if process.name() == FORKED or "tunewright.tasks.train.trainer" in str(process.cmdline()):
             return process.pid
     raise AssertionError("no trainer runs")

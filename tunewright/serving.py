@@ -10,30 +10,34 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import os
 import pkgutil
 import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 ALONE = not __package__  # as MLflow runs this file; the project imports it as tunewright.serving
 
 log = logging.getLogger("tunewright")
+Prompt = TypeVar("Prompt")  # in whatever form it is written
 
 if TYPE_CHECKING or ALONE:  # MLflow evaluates the annotations of predict
     from pandas import DataFrame
 
 TRAINED = "trained.safetensors"  # the tensors of a base that learned, by their names in it, where not all did
+EXAMPLES = "examples.json"  # in place of tuned weights: the few-shot prompt of a version that is the base with it
 LOADED = (  # the files of a folder that transformers and tokenizers read, pickles and code left out
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json"),
     *("tokenizer*", "*.tokenizer", "special_tokens_map.json", "added_tokens.json", "tekken.json", "*.model"),
     *("*vocab*.json", "vocab-*.json", "vocab.txt", "merges.txt", "bpe.codes", "dict.txt", "byte_maps.json"),
     *("emoji.json", "normalizer.json", "word_*.json", "*.jinja", "additional_chat_templates/*.jinja"),
 )
+BASES = "artifacts/bases"  # in a home: bases from the store that machines share, each in a folder named by its digest
 BASE = "TUNEWRIGHT_BASE"  # environment: folders with bases, separated as in PATH
 LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
 LARGEST_ID = 2**32  # of a token
@@ -255,12 +259,13 @@ def _may_be_folder(path: Path) -> bool:
 
 
 def _of_pipeline(digest: str) -> Iterator[Path]:
-    """Return the folder in which the pipeline of this home keeps or found the base."""
+    """Return the folders in which the pipeline of this home keeps or found the base."""
     home = Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright").absolute()
     try:
         manifests = sorted(home.glob("artifacts/base/*/manifest.json"))
     except PermissionError:  # another user's
         return
+    yield home / BASES / digest
     for manifest in manifests:
         # Altered, or another user's: none of the pipeline's.
         with contextlib.suppress(PermissionError, ValueError, KeyError, TypeError, RecursionError):
@@ -467,8 +472,76 @@ def read_contract(file: Path) -> dict[str, Any]:
     return found
 
 
+def behind(
+    examples: Sequence[Sequence[dict[str, Any]]], opening: str, messages: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The messages with examples as earlier turns, behind their own system message.
+
+    What all questions begin with (`opening`) stands once, before the first example.
+    """
+    turns = without_system(messages)
+    system = list(messages[: len(messages) - len(turns)])
+    first, *rest = [*(turn for example in examples for turn in without_system(example)), *turns]
+    if opening and (first["content"] or "").startswith(opening):  # the others leave it out
+        said = [(turn, turn["content"] or "") for turn in rest]
+        rest = [turn | {"content": text.removeprefix(opening) or turn["content"]} for turn, text in said]
+    return [*system, first, *rest]
+
+
+def without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages from the first one on that is not the system's."""
+    first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    return list(messages[first:])
+
+
+class FewShotPrompt(NamedTuple):
+    """The examples that a version has before each question, in their order."""
+
+    examples: list[list[dict[str, Any]]]  # conversations that end with their answers
+    opening: str
+    room: int  # tokens that an answer has in what the base reads
+
+    def shortened(
+        self,
+        number: int,
+        write: Callable[[dict[int, list[list[dict[str, Any]]]]], list[Prompt]],
+        fits: Callable[[Prompt], bool],
+    ) -> list[Prompt]:
+        """The prompts of so many conversations, each without the first examples until it fits, or none is left.
+
+        `write` makes the prompts of some of them, by their places, with these examples.
+        """
+        prompts: dict[int, Prompt] = {}
+        waiting = dict.fromkeys(range(number), self.examples)
+        while waiting:
+            prompts |= zip(waiting, write(waiting), strict=True)
+            waiting = {at: some[1:] for at, some in waiting.items() if some and not fits(prompts[at])}
+        return [prompts[at] for at in range(number)]
+
+    def most(self, context: int | None, max_new_tokens: int) -> float:
+        """The most tokens of a prompt that leaves room for its answer in what the base reads at once."""
+        return (context or math.inf) - max(self.room, max_new_tokens)
+
+
+def few_shot_prompt(model: Path) -> FewShotPrompt | None:
+    """The few-shot prompt in the folder of tuned weights; None where there are weights.
+
+    Raises ValueError where the file is none.
+    """
+    file = model / EXAMPLES
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+        return FewShotPrompt(found["examples"], found["opening"], found["room"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{file.name}: accepted: a JSON object with examples, opening and room") from None
+
+
 class ServedChat:
-    """A tuned model as MLflow loads and asks it."""
+    """A tuned model, or a base with a few-shot prompt, as MLflow loads and asks it."""
+
+    few_shot: "FewShotPrompt | None" = None
 
     def load_context(self, context: Any) -> None:
         """Loads the tuned weights in the precision they were measured in, on the very base that base.json names.
@@ -487,7 +560,8 @@ class ServedChat:
             files["tokenizer"], local_files_only=True, trust_remote_code=False
         )
         self.precision: str | None = named.get("precision")  # that it was measured in
-        model = load_weights(self.base, tuned, dtype=_dtype(self.precision))
+        self.few_shot = few_shot_prompt(tuned)
+        model = load_weights(self.base, None if self.few_shot else tuned, dtype=_dtype(self.precision))
         self.batch: int = named.get("batch") or (1 if getattr(model, "_is_stateful", False) else 8)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -505,8 +579,8 @@ class ServedChat:
         max_new_tokens = (params or {})["max_new_tokens"]
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}; accepted: a whole number of at least 1")
-        prompts = self.prompts(conversations)
-        _require_room(prompts, context_length(self.model.config.get_text_config().to_dict()), max_new_tokens)
+        prompts = self.prompts(conversations, max_new_tokens=max_new_tokens)
+        _require_room(prompts, self.context, max_new_tokens)
         return self._answer(prompts, max_new_tokens)
 
     def answer_measured(
@@ -525,11 +599,31 @@ class ServedChat:
         template, date = self.contract["chat_template"], self.contract["date_in_template"]
         return f"{{% macro strftime_now(format) %}}{date}{{% endmacro +%}}{template}" if date else template
 
-    def prompts(self, conversations: list[list[dict[str, Any]]], tools: Sequence[Any] = ()) -> list[list[int]]:
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the base reads at once; None where it sets no bound."""
+        return context_length(self.model.config.get_text_config().to_dict())
+
+    def prompts(
+        self, conversations: list[list[dict[str, Any]]], tools: Sequence[Any] = (), max_new_tokens: int = 0
+    ) -> list[list[int]]:
         """Each conversation, with its `tools` if any, as the contract's template writes it.
 
-        Raises ValueError where it cannot.
+        A few-shot prompt stands before it, as much of it as leaves room for an answer as long as measured, or of
+        `max_new_tokens` if that is more. Raises ValueError where the template cannot write it.
         """
+        prompt = self.few_shot
+        if prompt is None:
+            return self._written(conversations, tools)
+        most = prompt.most(self.context, max_new_tokens)
+
+        def write(some: dict[int, list[list[dict[str, Any]]]]) -> list[list[int]]:
+            asked = [behind(examples, prompt.opening, conversations[at]) for at, examples in some.items()]
+            return self._written(asked, [tools[at] for at in some] if any(tools) else ())
+
+        return prompt.shortened(len(conversations), write, lambda ids: len(ids) <= most)
+
+    def _written(self, conversations: list[list[dict[str, Any]]], tools: Sequence[Any]) -> list[list[int]]:
         options: dict[str, Any] = {
             "chat_template": self.template,
             "tokenize": False,

@@ -42,6 +42,7 @@ from tunewright.tasks.prefer import without_rows
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
+UNTRAINED = "nothing is trained: with method.kind=few_shot the candidate is the base with a prompt"
 CLUSTERS = "near-duplicates count as one row, so this gain may be larger after split"
 
 
@@ -76,6 +77,7 @@ class Planned:
     steps: Sequence[Step]
     costs: Costs | None
     unknown: str = ""
+    notes: Sequence[str] = ()  # where there are no costs to have them
 
 
 def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool = False) -> Planned:
@@ -89,6 +91,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     with looked_at(settings):
         steps = plan(settings, pipeline.until, pipeline.refresh)
         read = inputs(settings)
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": read.base_here})})
     first_run = next((step for step in steps if step.state == "run"), None)
     if first_run and first_run.stopped:  # it has refused these very data before
         raise DataError(first_run.stopped.said)
@@ -102,8 +105,10 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     try:
         ground, sample = _ground(settings, made, first)
     except ValueError as error:  # files that the arithmetic does not know
-        return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {error}")
-    if ground is None:
+        if settings.trains:
+            return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {error}")
+        ground, sample = None, None
+    if ground is None and settings.trains:
         said = unanswered or f"model.base={settings.model.base}: not yet downloaded from the hub"
         unknown = f"{said}; training can be estimated once it is downloaded: tunewright run {what} --until base"
         return Planned(steps=steps, costs=None, unknown=unknown)
@@ -111,6 +116,9 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         raise DataError(sample.too_long)
     if sample and sample.is_too_long:
         return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
+    if ground is None or not settings.trains:
+        notes += [*_overridden(settings), *_of_rows(settings, made, sample, read.files)]
+        return Planned(steps=steps, costs=None, unknown=UNTRAINED, notes=notes)
     case = BudgetCase(ground, settings.method, settings.training, settings.compute, machine)
     reads, longest = context_length(ground.config.fields), settings.model.max_length
     if reads is not None and reads < longest:
@@ -124,14 +132,20 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     notes += _overridden(settings)
     notes += _label_errors(settings, steps)
     notes += _nothing_preferred(settings, ground, sample)
-    notes += _too_many_repeats(settings, made, sample)
-    notes += _few_test_rows(settings, made, sample, read.files)
-    notes += _sent_out(settings, made, sample)
+    notes += _of_rows(settings, made, sample, read.files)
     costs = _costs(case, rates, settings, notes, sample.said if sample else "")
     if costs.warning and any(step.stage == "train" and MADE_NOW in step.because for step in steps):
         beside = "while the other run trains, it holds part of the memory; beside it, "
         costs = replace(costs, warning=f"{beside}{costs.warning}")
     return Planned(steps=steps, costs=costs)
+
+
+def _of_rows(
+    settings: Settings, made: dict[str, Artifact | None], sample: Sampled | None, files: Sequence[SourceFile]
+) -> list[str]:
+    """Return the notes on the rows. Raises DataError where the run is certain to stop."""
+    notes = _too_many_repeats(settings, made, sample) + _few_test_rows(settings, made, sample, files)
+    return notes + _sent_out(settings, made, sample)
 
 
 def _look_up_base(settings: Settings, steps: Sequence[Step]) -> str:
@@ -218,9 +232,10 @@ def _overridden(settings: Settings) -> list[str]:
     notes = list[str]()
     if not settings.trains_on_answers:
         training, last = sections.pop("training"), "grpo" if settings.grpo.rewards else "preference"
+        why = f"there is no SFT ({last}.after_sft)" if settings.trains else "nothing is trained (method.kind=few_shot)"
         default = {name: Training.model_fields[name].default for name in ("learning_rate", "epochs", "max_steps")}
         if unused := [f"training.{name}" for name, usual in default.items() if getattr(training, name) != usual]:
-            notes.append(f"not used, as there is no SFT ({last}.after_sft): {' and '.join(unused)}")
+            notes.append(f"not used, as {why}: {' and '.join(unused)}")
     return notes + [
         f"{name}.epochs={section.epochs:g} is not used: {name}.max_steps={section.max_steps} overrides it"
         for name, section in sections.items()
@@ -392,7 +407,8 @@ def _costs(
 def as_json(planned: Planned) -> dict[str, Any]:
     """The costs as `--json` shows them: bytes, seconds and counts; or why they are unknown."""
     if planned.costs is None:
-        return {"unknown": planned.unknown} if planned.unknown else {}
+        said = {"unknown": planned.unknown, "notes": list(planned.notes)}
+        return {name: value for name, value in said.items() if value}
     costs = planned.costs
     device = costs.machine.device.model_dump() | {"free_bytes": costs.machine.free_bytes}
     methods = [one_as_json(one) | _money_as_json(costs, one) for one in (costs.chosen, *costs.others)]

@@ -28,7 +28,9 @@ def show_plan(console: Console, planned: Planned) -> None:
     if planned.costs:
         _show_costs(console, planned.costs)
     elif planned.unknown:
-        console.print(planned.unknown, style="dim")
+        console.print(planned.unknown, style="dim", soft_wrap=True)
+    for note in planned.notes:
+        console.print(f"note  {note}", soft_wrap=True)
 
 
 def show_last_word(console: Console, planned: Planned) -> None:

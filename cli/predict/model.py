@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +15,16 @@ from tunewright.cli.predict.unfinished import ANSWER_SCHEMA
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.generation import Answer, Greedy
-from tunewright.modeling.chat import ChatFormat, Tokenized, Untrainable, ask, tokenize
+from tunewright.modeling.chat import ChatFormat, Tokenized, Untrainable, ask, tokenize, with_examples
 from tunewright.modeling.models import merged
 from tunewright.registry import files, rehearsal, release
 from tunewright.registry.versions import verified
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest.questions import Question, RefusedQuestion
-from tunewright.tools.conversation import texts_of
+from tunewright.tools.conversation import Message, texts_of
 
 Record = Question | RefusedQuestion
+Written = TypeVar("Written")  # a conversation, tokenized
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Answerer:
         loaded = rehearsal.load_here(version.uri, version.copy)
         self.uri, self.tokenizer, self.stops = version.uri, loaded.tokenizer, loaded.contract["stop_token_ids"]
         self.model = merged(loaded.model)
+        self.few_shot = loaded.few_shot
         self.max_new_tokens, self.batch, self.messages = max_new_tokens, batch, messages
         stops = {self.tokenizer.convert_ids_to_tokens(each): each for each in self.stops}
         self.format = ChatFormat(self.tokenizer, loaded.template, stops)
@@ -125,10 +127,14 @@ class Answerer:
         The draft is the reference, or that the answer ends at once. A token of it counts only where the model says it.
         """
         with_reference = {at: question.answered for at, question in enumerate(questions) if question.answered}
-        tokens = tokenize(self.format, [*with_reference.values()], last_only=True)
+        tokens = self._written(
+            [*with_reference.values()],
+            lambda conversations: tokenize(self.format, conversations, last_only=True),
+            lambda each: each.prompt_length if isinstance(each, Tokenized) else 0,
+        )
         known = {at: each for at, each in zip(with_reference, tokens, strict=True) if isinstance(each, Tokenized)}
         others = [at for at in range(len(questions)) if at not in known]
-        prompts = dict(zip(others, ask(self.format, [questions[at].messages for at in others]), strict=True))
+        prompts = dict(zip(others, self.ask([questions[at].messages for at in others]), strict=True))
         made: list[Drafted | Untrainable] = []
         for at in range(len(questions)):
             if each := known.get(at):
@@ -142,6 +148,38 @@ class Answerer:
                 drafted = Drafted(Answer(prompt, [self.stops[0]]), "")
             made.append(self._too_long(len(drafted.answer.prompt)) or drafted)
         return made
+
+    def ask(self, conversations: Sequence[Sequence[Message]], max_new_tokens: int = 0) -> list[list[int] | Untrainable]:
+        """Each conversation's prompt, or why the model cannot be asked it; with the version's examples, if it has any.
+
+        These leave room for an answer of `max_new_tokens`, where that is more than was measured.
+        """
+        return self._written(
+            conversations,
+            lambda some: ask(self.format, some),
+            lambda each: 0 if isinstance(each, Untrainable) else len(each),
+            max_new_tokens,
+        )
+
+    def _written(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        write: Callable[[Sequence[Sequence[Message]]], list[Written]],
+        length: Callable[[Written], int],
+        max_new_tokens: int = 0,
+    ) -> list[Written]:
+        """Conversations as `write` writes them, behind the version's examples; `length` is that of a prompt."""
+        prompt = self.few_shot
+        if prompt is None:
+            return write(conversations)
+        most = prompt.most(self.context, max_new_tokens or self.max_new_tokens)
+        return prompt.shortened(
+            len(conversations),
+            lambda some: write(
+                [with_examples(examples, prompt.opening, conversations[at]) for at, examples in some.items()]
+            ),
+            lambda each: length(each) <= most,
+        )
 
     def _too_long(self, length: int) -> Untrainable | None:
         most = (self.context or np.inf) - self.max_new_tokens

@@ -26,6 +26,7 @@ from tunewright.errors import DataError, TunewrightError
 
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.evidence.bundle import EvidenceBundle, StageEvidence
+    from tunewright.evidence.start import Start
 
 SETTINGS, DIGESTS = "settings.json", "digests.json"  # in the folder of a reproduction: what to run, what came of it
 LEFT_OUT = (
@@ -67,23 +68,25 @@ def reproduce(
     It takes as long as the run did: all stages up to the answers to the test rows run again, in a home of their own.
     On another machine or with other versions of the packages, bytes may differ.
 
-    Exit codes: 0 the same bytes, 1 other bytes or a stage failed, 3 a source file or an earlier version of the data is
-    not here any more, 2 wrong options, or no such version.
+    Exit codes: 0 the same bytes, 1 other bytes or a stage failed, 3 a source file, an earlier version of the data or
+    the version that it began as is not here any more, 2 wrong options, or no such version.
     """
     console, started = console_of(as_json), time.monotonic()
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
         from tunewright.evidence import bundle
+        from tunewright.evidence.start import start_of
 
         with tempfile.TemporaryDirectory() as local:
             number, evidence = bundle.evidence_of(registry, version, Path(local))
+            began = start_of(registry, evidence, Path(local))
         _require_sources(evidence)
         made = _new(folder)
         try:
             _history_until(evidence, made)
             _copy_uses(evidence, made)
             console.print(Text(f"making version {number} of {name} again; this takes as long as its run did", "dim"))
-            stages = _compared(evidence, _run(evidence, made, STDERR if as_json else None))
+            stages = _compared(evidence, _run(evidence, began, made, STDERR if as_json else None))
         finally:
             if folder is None:
                 shutil.rmtree(made, ignore_errors=True)
@@ -161,14 +164,22 @@ def _copy_uses(evidence: "EvidenceBundle", made: Path) -> None:
         shutil.copy(uses, there)
 
 
-def _run(evidence: "EvidenceBundle", made: Path, progress: int | None) -> dict[str, str]:
+def _run(evidence: "EvidenceBundle", began: "Start", made: Path, progress: int | None) -> dict[str, str]:
     """The digest of each stage that ran again; its progress goes to a file descriptor, None for stdout.
+
+    `began` is what the training began as, where that was not always the base.
 
     Raises TunewrightError where the run did not finish.
     """
     gate = {**evidence.settings["gate"], "rotate": False}  # split.seed is the one that was drawn
     settings = {**evidence.settings, "gate": gate, "registry": {"name": evidence.name}}
-    job = {"folder": evidence.folder, "settings": settings, "files": [*evidence.sources]}
+    weights = began.weights.model_dump(mode="json") if began.weights else None
+    job = {
+        "folder": evidence.folder,
+        "settings": settings,
+        "files": [*evidence.sources],
+        "start": [weights, began.said],
+    }
     (made / SETTINGS).write_text(json.dumps(job), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
     done = subprocess.run(

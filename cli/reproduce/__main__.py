@@ -21,11 +21,15 @@ def main(folder: Path) -> None:
         config.make_home()
         settings = Settings.model_validate(job["settings"])
         with interrupts.at_once():
+            from tunewright.artifacts import Artifact
             from tunewright.cli import prefect_server
+            from tunewright.evidence.start import GIVEN, Start
             from tunewright.flows.finetune import ASKS_APIS, finetune
             from tunewright.flows.inputs import looked_at, reading
             from tunewright.tasks.ingest import source_files
         ASKS_APIS.set(False)  # who would be paid again, and may answer otherwise
+        weights, said = job["start"]
+        GIVEN.set(Start(weights and Artifact.model_validate(weights), said))
         sections = {name: getattr(settings, name) for name in Settings.model_fields}
         with config.working_in(Path(job["folder"])):
             there = source_files(settings.data)

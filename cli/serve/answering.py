@@ -16,7 +16,7 @@ from tunewright.cli.predict.model import Answerer, FetchedVersion
 from tunewright.cli.serve.asking import Asked, RequestError
 from tunewright.generation import Answer, Greedy
 from tunewright.modeling import architecture
-from tunewright.modeling.chat import Untrainable, ask
+from tunewright.modeling.chat import Untrainable
 from tunewright.registry.rehearsal import measured_max_new_tokens
 from tunewright.tools.conversation import Conversation, Message
 
@@ -89,18 +89,26 @@ class ServedVersion:
         """As the contract's template has it (ChatFormat)."""
         return self.answerer.format.tools_left_out()
 
-    def prompt_tokens(self, messages: list[Message]) -> list[int]:
-        """The prompt as the contract's template writes it. Raises RequestError where it cannot be asked."""
+    def prompt_tokens(self, messages: list[Message], most: int | None = None) -> list[int]:
+        """The prompt of an answer of at most so many tokens, as the contract's template writes it.
+
+        Raises RequestError where it cannot be asked.
+        """
         if isinstance(messages, Conversation) and self.tools_left_out:
             message = f"tools: the chat template of this version {self.tools_left_out}; leave them out"
             raise RequestError(message, param="tools", code="unsupported_parameter")
-        (prompt,) = ask(self.answerer.format, [messages])
+        (prompt,) = self.answerer.ask([messages], most or self.most)
         if isinstance(prompt, Untrainable):
             raise RequestError(prompt.detail.replace("model.base", "the version"), param="messages", code=prompt.reason)
         return prompt
 
     def raw_tokens(self, prompt: str | list[int]) -> list[int]:
         """The tokens of a prompt as it stands: no template writes it, and nothing is added. Raises RequestError."""
+        if self.answerer.few_shot:
+            message = (
+                "prompt: this version is the base with a few-shot prompt, which a text as it stands has no place for"
+            )
+            raise RequestError(f"{message}; accepted: messages, at /v1/chat/completions", param="prompt")
         tokenizer = self.answerer.tokenizer
         if isinstance(prompt, list):
             if max(prompt) >= (known := self.answerer.model.config.get_text_config().vocab_size):

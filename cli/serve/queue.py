@@ -139,7 +139,7 @@ class RequestQueue(ABC):
         self._require_wanted(job)
         asked, served = job.asked, self.version_for(job.asked.model)
         is_chat = asked.messages is not None
-        prompt = served.prompt_tokens(asked.messages or []) if is_chat else served.raw_tokens(asked.prompt)
+        prompt = served.prompt_tokens(asked.messages or [], asked.most) if is_chat else served.raw_tokens(asked.prompt)
         most = served.most_tokens(prompt, asked)
         job.on_start(served, prompt)
         text = AnswerText(served.answerer.tokenizer, asked.stops)

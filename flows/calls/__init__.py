@@ -15,13 +15,12 @@ from prefect import State, Task
 from tunewright.artifacts import (
     Adapter,
     Answers,
+    Artifact,
     Base,
     CheckedRows,
     Registered,
     Rows,
-    Scan,
     Splits,
-    Tokens,
     UniqueRows,
     Verdict,
 )
@@ -45,7 +44,7 @@ from tunewright.flows.inputs import Inputs
 from tunewright.flows.live import describe
 from tunewright.registry.live_run import LiveRun
 from tunewright.registry.release import as_now
-from tunewright.store import data_versions, pipelines, test_set_uses
+from tunewright.store import bases, data_versions, pipelines, test_set_uses
 from tunewright.store.caching import seconds_of
 from tunewright.store.data_versions import Before
 from tunewright.store.stage import cached_part
@@ -131,18 +130,21 @@ class Run(Calls):
 
         return run
 
+    def keep_base(self, base: Base) -> None:
+        """Copies the base to the store that machines share, if there is one."""
+        bases.keep(self.pipeline, base)
+
     def accept_version(
         self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits
     ) -> None:
         """Adds the data to the accepted versions."""
         data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
 
-    def approve_cost(self, settings: Settings, read: Inputs, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
+    def approve_cost(self, settings: Settings, inputs_of: Mapping[str, Mapping[str, Any]], /) -> None:
         """Raises what budget.require_approval raises; asks for nothing where the training is done."""
         if settings.operation.budget is None or not self.trainings:
             return
-        s = settings
-        inputs_of, found = training_inputs(s, read, tokens, base, scan), None
+        found, of_train = None, inputs_of["train"]
         for name in self.trainings:
             begins_as = {} if name == "train" else {"begins_as": found and found.record}
             found = cached_part(TRAINED_BY[name]).look_up(**inputs_of[name], **begins_as)
@@ -150,13 +152,14 @@ class Run(Calls):
                 break
         assert found, "a run trains"
         if found.record is None or {*self.trainings} & {*self.refresh}:
-            budget.require_approval(s, base, tokens, found.work, sum(step.seconds for step in self.steps))
+            seconds = sum(step.seconds for step in self.steps)
+            budget.require_approval(settings, of_train["base"], of_train["tokens"], found.work, seconds)
 
-    def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
+    def begun(self, candidate: Artifact, answers: Answers, drawn: Draw) -> float:
         """The share of alpha of this use, which is entered."""
         return test_set_uses.begin(self.pipeline, candidate, answers, seed=drawn.seed, recipe=drawn.recipe)
 
-    def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
+    def counted(self, verdict: Verdict, candidate: Artifact, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
         """The verdict with the number of candidates that these test rows have judged, this one counted."""
         return test_set_uses.end(self.pipeline, verdict, candidate, answers, gate, seed=drawn.seed)
 

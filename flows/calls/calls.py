@@ -13,9 +13,10 @@ from httpx import TransportError
 from prefect import Task
 from prefect.exceptions import PrefectException
 
-from tunewright.artifacts import Adapter, Answers, Artifact, Base, Contender, Scan, Splits, Tokens, Verdict
+from tunewright.artifacts import Answers, Artifact, Base, Contender, Scan, Splits, Tokens, Verdict
 from tunewright.config import STAGES, Gate, Registry, Settings, Stage
 from tunewright.errors import LASTING, ConfigError, StageFailed, TunewrightError, one_line
+from tunewright.evidence.start import GIVEN, Start, start
 from tunewright.flows.inputs import Inputs, draw
 from tunewright.metrics.shape import require_metrics
 from tunewright.registry.versions import champion, trained_on_test
@@ -68,6 +69,7 @@ ONLY_WITH = {
     "scan": "method.kind=spectrum",
     "label_errors": "checks.label_error_folds",
     "train": "preference.after_sft or grpo.after_sft",
+    "examples": "method.kind=few_shot",
     "prefer": "preference.method",
     "reinforce": "grpo.rewards",
     "prompt": "evaluation.contenders, evaluation.documents or evaluation.api_models",
@@ -79,9 +81,12 @@ ONLY_WITH = {
 
 
 def training_inputs(
-    s: Settings, read: Inputs, tokens: Tokens, base: Base, scan: Scan | None
+    s: Settings, read: Inputs, tokens: Tokens, base: Base, scan: Scan | None, begins_as: Artifact | None
 ) -> dict[str, dict[str, Any]]:
-    """The inputs that the stages which train have in common with others, or with what begins where another ended."""
+    """The inputs of the stages that train, but for the training that `prefer` and `reinforce` begin as.
+
+    `begins_as` is the version that `train` begins as.
+    """
     shared = {"tokens": tokens, "base": base, "method": s.method, "compute": s.compute, "scan": scan}
     kept = {"checkpoint_minutes": s.training.checkpoint_minutes}
     on_pairs = {"preference": s.preference.of_loss(), "training": s.preference.schedule(s.training).used()}
@@ -89,7 +94,7 @@ def training_inputs(
     on_rewards["schema"] = read.schema if "schema_valid" in s.grpo.rewards else ""
     return {
         "label_errors": {**shared, "training": s.training.used().without("share")},
-        "train": {**shared, **kept, "training": s.training.used()},
+        "train": {**shared, **kept, "training": s.training.used(), "begins_as": begins_as},
         "prefer": {**shared, **kept, **on_pairs},
         "reinforce": {**shared, **kept, **on_rewards},
     }
@@ -110,8 +115,9 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
         "train": not settings.trains_on_answers,
         "prefer": settings.preference.method == "none",
         "reinforce": not settings.grpo.rewards,
-        "prompt": not settings.evaluation.has_prompted,
-        "forgetting": not settings.evaluation.forgetting,
+        "examples": settings.trains,
+        "prompt": not (settings.prompted or settings.evaluation.api_models),
+        "forgetting": not settings.measures_forgetting,
         "lm_eval": not settings.lm_eval.tasks,
         "divergence": not settings.measures_divergence,
         "judge": settings.judge.url is None,
@@ -119,7 +125,10 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     used: tuple[Stage, ...] = tuple(stage for stage in STAGES if not left_out.get(stage))
     if absent := [stage for stage in (until, *refresh) if stage not in used]:
         accepted = ", ".join(used)
-        said = f"{absent[0]} is a stage with {ONLY_WITH[absent[0]]} only, which is not set"
+        needs = ONLY_WITH[absent[0]]
+        if not settings.trains and absent[0] in (*TRAININGS, "forgetting"):
+            needs = "a method.kind that trains"
+        said = f"{absent[0]} is a stage with {needs} only, which is not set"
         raise ConfigError(f"{said}; accepted: {accepted}")
     wanted = used[: used.index(until) + 1]
     if beyond := [stage for stage in refresh if stage not in wanted]:
@@ -157,6 +166,7 @@ class Calls(ABC):
         self.refresh = refresh
         self.steps: list[Step] = []
         self.drawn: Draw | None = None
+        self.started: Start | None = None  # what train begins as, where model.start is not the base
         self.files: tuple[SourceFile, ...] = ()
 
     @property
@@ -194,21 +204,37 @@ class Calls(ABC):
 
     def keep(self, step: Step) -> None:
         """Adds a step."""
-        note = self.drawn.said if self.drawn and step.stage == "split" else step.note
-        self.steps.append(replace(step, note=note))
+        notes = {"split": self.drawn and self.drawn.said, "train": self.started and self.started.said}
+        self.steps.append(replace(step, note=notes.get(step.stage) or step.note))
 
-    def champion(self, registry: Registry, adapter: Adapter, base: Base, splits: Splits) -> Contender | None:
+    def start(
+        self, settings: Settings, base: Base, splits: Splits, tokens: Tokens, scan: Scan | None
+    ) -> Artifact | None:
+        """The version that train begins as (evidence/start.py), None for the base; the same each time it is asked.
+
+        So a run that begins again, as the alias moved while the candidate was measured, trains nothing anew.
+        """
+        if settings.model.start == "base" or not self.trainings:
+            return None
+        if not all(map(self.digest, (base, splits, tokens))):
+            self.started = Start(None, "begins as the champion where the training rows only grew")
+        elif self.started is None:
+            self.started = GIVEN.get() or start(settings.registry, settings.method, base, splits, tokens, scan)
+            log.info("train %s", self.started.said)
+        return self.started.weights
+
+    def champion(self, registry: Registry, adapter: Artifact, base: Base, splits: Splits) -> Contender | None:
         """The version that the candidate is evaluated beside. Raises Reached where nothing is to be evaluated."""
         self.begin("evaluate")
         return champion(registry, self.digest(adapter), base, load_base.fn, splits_digest=self.digest(splits))
 
     @abstractmethod
-    def approve_cost(self, settings: Settings, read: Inputs, base: Base, tokens: Tokens, scan: Scan | None, /) -> None:
+    def approve_cost(self, settings: Settings, inputs_of: Mapping[str, Mapping[str, Any]], /) -> None:
         """Has a person approve a training that would cost more than operation.budget (flows/budget.py)."""
 
     def require_metrics(self, settings: Settings, splits: Splits, schema: str) -> None:
         """Raises ConfigError where the gate's metrics do not fit these test rows, before anything is made of them."""
-        if self.trainings and self.digest(splits):
+        if {*TRAININGS, "examples"} & {*self.stages} and self.digest(splits):
             require_metrics(settings, splits, schema)
 
     def require_preferences(self, settings: Settings, tokens: Tokens) -> None:
@@ -216,7 +242,7 @@ class Calls(ABC):
         if "prefer" in self.stages and self.digest(tokens):
             require_rows(tokens, settings.preference)
 
-    def begin_test_use(self, candidate: Adapter, answers: Answers) -> float:
+    def begin_test_use(self, candidate: Artifact, answers: Answers) -> float:
         """The share of alpha that the decision on this candidate may spend (store/test_set_uses.py), 0 to 1.
 
         A run that ends before the decision is no use.
@@ -226,19 +252,19 @@ class Calls(ABC):
             return self.begun(candidate, answers, self.drawn)
         return self.look_up_share(candidate, answers)
 
-    def look_up_share(self, candidate: Adapter, answers: Answers) -> float:
+    def look_up_share(self, candidate: Artifact, answers: Answers) -> float:
         """The share that the use spent or would spend, of answers that are there; enters nothing."""
         is_made = self.digest(candidate) and self.digest(answers)
         return test_set_uses.alpha_share(self.pipeline, candidate, answers) if is_made else 1.0
 
     @abstractmethod
-    def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
+    def begun(self, candidate: Artifact, answers: Answers, drawn: Draw) -> float:
         """The share of alpha of a test-set use."""
 
     def count_test_use(
         self,
         verdict: Verdict,
-        candidate: Adapter,
+        candidate: Artifact,
         answers: Answers,
         splits: Splits,
         tokens: Tokens,
@@ -259,7 +285,7 @@ class Calls(ABC):
         return verdict.model_copy(update={"warnings": warnings})
 
     @abstractmethod
-    def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
+    def counted(self, verdict: Verdict, candidate: Artifact, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
         """The verdict with the number of its test-set use."""
 
     def digest(self, record: Artifact) -> str:

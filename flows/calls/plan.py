@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import Task
 
-from tunewright.artifacts import Adapter, Answers, Artifact, Base, Registered, Verdict
+from tunewright.artifacts import Answers, Artifact, Base, Registered, Verdict
 from tunewright.config import STAGES, Gate, Registry, Settings, Stage
 from tunewright.flows.calls.calls import A, Calls, P, Step
 from tunewright.store import pipelines, test_set_uses
@@ -101,17 +101,20 @@ class Plan(Calls):
         """The record's digest, or "" if it is of the last time."""
         return "" if record.digest in self.uncertain else record.digest
 
+    def keep_base(self, _: Base) -> None:
+        """Copies nothing."""
+
     def accept_version(self, *_: Before | Artifact) -> None:
         """Accepts nothing."""
 
     def approve_cost(self, *_: object) -> None:
         """Asks nobody: the plan says what training costs (cli/plan/)."""
 
-    def begun(self, candidate: Adapter, answers: Answers, drawn: Draw) -> float:
+    def begun(self, candidate: Artifact, answers: Answers, drawn: Draw) -> float:
         """As it is looked up."""
         return self.look_up_share(candidate, answers)
 
-    def counted(self, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
+    def counted(self, verdict: Verdict, candidate: Artifact, answers: Answers, gate: Gate, drawn: Draw) -> Verdict:
         """The verdict with what was counted when it was made; counts nothing."""
         return test_set_uses.look_up(self.pipeline, verdict, candidate, answers, gate, seed=drawn.seed)
 

@@ -60,7 +60,7 @@ def warnings(
     no worse.
     """
     for said in collapsed(answers):
-        yield f"the candidate {said}; read its answers, and see its training curves for a divergence"
+        yield f"the candidate {said}; read its answers, and if it was trained, see its curves for a divergence"
     number, many = int(cut_off(answers).sum()), max(FEW, SHARE * len(answers))
     longer = 0
     if max_new_tokens is not None:

@@ -18,7 +18,7 @@ from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
 TOO_LOW = (
     "the candidate is wrong more often than right, and gate.at_least is not set; set gate.at_least to the lowest "
-    "acceptable score, train longer, or add training rows"
+    "acceptable score, train more, or add training rows"
 )
 FEW = 10  # test rows, under which the sentence of a promotion warns
 WHO = {

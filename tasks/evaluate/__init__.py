@@ -93,7 +93,7 @@ def evaluate(
         )  # which no API tells
         rule = None if rule and rule.metric in OF_LIKELIHOODS else rule
     with one_contender(contender.name):
-        if contender.prompts:
+        if contender.prompts and not contender.model_digest:
             answer = by_api.answer if by_api else partial(answered_block, contender, tokens, evaluation)
             found = in_blocks(test, answer, lambda answers: scored(answers, choice)[0], rule)
         else:

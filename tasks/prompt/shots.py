@@ -13,13 +13,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from tunewright.errors import ConfigError, DataError
-from tunewright.modeling.chat import Chat, Reasoning, Tokenized, Untrainable, tokenize
+from tunewright.errors import DataError
+from tunewright.modeling.chat import Chat, Reasoning, Tokenized, Untrainable, tokenize, with_examples
+from tunewright.serving import without_system
 from tunewright.similarity.embedding import LENGTH, StaticModel
 from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import Runs, segments, words
 from tunewright.similarity.semantic import prompt_texts
-from tunewright.tools.conversation import Conversation, Message, conversation_of, tools_of
+from tunewright.tools.conversation import Message, conversation_of
 
 EXCHANGE = "user assistant(?: tool(?: tool)* assistant)*"
 ALTERNATING = re.compile(rf"{EXCHANGE}(?: {EXCHANGE})*")  # roles of a row that can be a shot
@@ -72,15 +73,14 @@ class PromptedRow(NamedTuple):
 
 
 def pool_of(rows: pa.Table) -> Pool:
-    """The rows in which a user is answered, turn by turn, also with tools. Raises ConfigError where there are none."""
-    roles = [" ".join(turn["role"] for turn in _turns(messages)) for messages in rows["messages"].to_pylist()]
+    """The rows in which a user is answered, turn by turn, also with tools. Raises DataError where there are none."""
+    roles = [" ".join(turn["role"] for turn in without_system(messages)) for messages in rows["messages"].to_pylist()]
     usable = rows.filter(pa.array([bool(ALTERNATING.fullmatch(each)) for each in roles], pa.bool_()))
     if not len(usable):
-        raise ConfigError(
-            "evaluation.contenders: no training row has alternating user and assistant turns to use as an example; "
-            "accepted: contenders=[]"
-        )
-    return Pool(usable, opening([_turns(messages)[0]["content"] for messages in usable["messages"].to_pylist()]))
+        raise DataError("no training row has alternating user and assistant turns to use as an example")
+    return Pool(
+        usable, opening([without_system(messages)[0]["content"] for messages in usable["messages"].to_pylist()])
+    )
 
 
 def opening(texts: Sequence[str]) -> str:
@@ -105,16 +105,9 @@ def draw(pool: Pool, seed: int, number: int) -> list[int]:
     return (distinct + [at for at in order if at not in distinct])[:number]
 
 
-def conversation(pool: Pool, shots: Sequence[int], messages: Sequence[Message]) -> list[Message]:
+def conversation(pool: Pool, shots: Sequence[int], messages: Sequence[Message]) -> Sequence[Message]:
     """The messages with the shots before them, behind their own system message; the tools are those of the messages."""
-    begun = [turn for at in shots for turn in _turns(pool.messages(at))]
-    turns = _turns(messages)
-    system, (first, *rest) = list(messages[: len(messages) - len(turns)]), [*begun, *turns]
-    if pool.opening and first["content"].startswith(pool.opening):  # the others leave it out
-        rest = [turn | {"content": turn["content"].removeprefix(pool.opening) or turn["content"]} for turn in rest]
-    whole = [*system, first, *rest]
-    has_more = any(len(turn) > 2 for turn in whole) or isinstance(messages, Conversation)
-    return Conversation(whole, tools_of(messages)) if has_more else whole
+    return with_examples([pool.messages(at) for at in shots], pool.opening, messages)
 
 
 def ask(
@@ -143,11 +136,6 @@ def ask(
             asked[at] = PromptedRow(tokens, some)
         waiting = {at: some[1:] for at, some in waiting.items() if some and asked[at].length(max_new_tokens) > context}
     return [asked[at] for at in range(len(rows))]
-
-
-def _turns(messages: Sequence[Message]) -> list[Message]:
-    first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
-    return list(messages[first:])
 
 
 def nearest(retriever: "BM25 | Embeddings", questions: pa.Table, number: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright import cost_model, machine
-from tunewright.artifacts import Adapter, Base, Scan, Tokens
+from tunewright.artifacts import Adapter, Artifact, Base, Scan, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import CHECKPOINT_MINUTES, Compute, Grpo, Method, Preference, Training
 from tunewright.errors import (
@@ -229,10 +229,15 @@ def train(
     training: Training,
     compute: Compute,
     scan: Scan | None = None,
+    begins_as: Artifact | None = None,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> Adapter:
-    """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract."""
-    return trained(folder, tokens, base, method, training, compute, scan, checkpoint_minutes)
+    """The tuned weights of the best step by training.best_by, with the curves, warnings and the contract.
+
+    `begins_as` is a version of the registered model; its weights are kept where no step is better.
+    """
+    made = trained(folder, tokens, base, method, training, compute, scan, checkpoint_minutes, begins_as=begins_as)
+    return made.model_copy(update={"began_as": begins_as.key}) if begins_as else made
 
 
 def trained(
@@ -248,11 +253,11 @@ def trained(
     preference: Preference | None = None,
     grpo: Grpo | None = None,
     schema: str = "",
-    begins_as: Adapter | None = None,
+    begins_as: Artifact | None = None,
 ) -> Adapter:
     """As `train`; with `preference` on pairs, and with `grpo` on rewards, of which schema_valid reads `schema`.
 
-    It goes on from where another training ended, or from the base.
+    It goes on from where `begins_as` ended, another training or a registered version, or from the base.
     """
     if training.kl_to_base and not tokens.num_replay:
         raise ConfigError(

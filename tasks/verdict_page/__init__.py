@@ -30,6 +30,7 @@ from tunewright.tasks.verdict_page.drawing import DrawnInterval, own_panel, pane
 from tunewright.tasks.verdict_page.findings import SLICED_BY
 from tunewright.tasks.verdict_page.suggestions import GENTLER, Suggestion, suggestions, with_advice
 from tunewright.tasks.verdict_page.wins import Mistakes, Shown, shown
+from tunewright.tools.conversation import text_of
 
 __all__ = ["verdict_page"]
 STYLES = {"promote": "good", "keep": "bad", "inconclusive": "warn", "invalid": "bad"}
@@ -84,7 +85,7 @@ def render(
     """The page; every text in it is escaped. `run` is the name and the address of the run that makes it, or empty."""
     decided, verdict = case.decided, case.verdict
     name, _, said = verdict.sentence.partition(": ")
-    drawn = charts(case.curves)
+    drawn = charts(case.curves) if case.trainings else []
     return template(Path(__file__).with_name("page.html")).render(
         case=case,
         run=run,
@@ -118,7 +119,8 @@ def render(
         leaks=leak_sentence(LeakProof.load(case.splits), case.unique),
         costs=took.stages,
         total_cost=took.total,
-        method=METHODS[case.adapter.method],
+        method=METHODS.get(case.adapter.method, ""),
+        few_shot=_examples(case),
         trainings=[(each, case.all_curves[each.stage]) for each in case.trainings],
         total=duration(sum(each["seconds"] for each in took.stages)),
         title=title,
@@ -190,6 +192,12 @@ def _no_label_slices(case: Case) -> str:
         return ""
     few = f"fewer than {ROWS_OF_A_SLICE} rows per label"
     return f"There are none by label: {num_rows:,} test rows have {num_labels:,} labels, {few} on average."
+
+
+def _examples(case: Case) -> list[list[tuple[str, str]]]:
+    """The turns of each example of a few-shot prompt, as role and text."""
+    found = case.few_shot.examples if case.few_shot else []
+    return [[(turn["role"], ends(text_of(turn), TASK_CHARS)) for turn in example] for example in found]
 
 
 def _slices(slices: Sequence[Slice]) -> list[tuple[Slice, DrawnInterval, float]]:

@@ -19,6 +19,7 @@ from tunewright.metrics.labels import MAX_LABELS, closed_set, training_answers
 from tunewright.reports import curves
 from tunewright.reports.account import Account, reasons
 from tunewright.reports.curves import TrainingWarning
+from tunewright.serving import FewShotPrompt, few_shot_prompt
 
 CANDIDATE, BASE = "candidate", "base"
 TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt", "documents": "base with documents"}
@@ -37,6 +38,11 @@ class Case(RunArtifacts, frozen=True):
         """The case of a run; its verdict has what was counted after the stage."""
         return cls.model_validate(dict(run) | {"verdict": run.counted_verdict})
 
+    @cached_property
+    def few_shot(self) -> FewShotPrompt | None:
+        """The prompt of a candidate for which nothing was trained."""
+        return few_shot_prompt(self.adapter.path("model"))
+
     @property
     def asks_person(self) -> bool:
         """Whether a person decides on the alias of this candidate."""
@@ -54,8 +60,8 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def curves(self) -> curves.Curves:
-        """The curves of the training on answers, or of the only training."""
-        return next(iter(self.all_curves.values()))
+        """The curves of the training on answers, or of the only training; empty of a few-shot prompt."""
+        return next(iter(self.all_curves.values()), curves.Curves(steps=[], evaluations=[], best_step=0))
 
     @cached_property
     def training_warnings(self) -> list[TrainingWarning]:
@@ -145,7 +151,7 @@ class Case(RunArtifacts, frozen=True):
     def steps(self) -> Iterator[tuple[str, Artifact]]:
         """The stages and what they handed on, in their order."""
         read = (self.rows, self.base, self.checked, self.unique, self.splits, self.tokens)
-        for record in (*read, *self.trainings):
+        for record in (*read, *self.before, self.adapter):
             yield record.stage, record
         if self.prompts:
             yield self.prompts.stage, self.prompts

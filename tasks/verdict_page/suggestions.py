@@ -41,7 +41,8 @@ OF_SET = {  # expectation on the whole data set -> advice, where it is not about
 
 def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
     """Return the suggestions, the most decisive first; `made` are the candidate's mistakes."""
-    rules: tuple[Callable[[Case], Found], ...] = (
+    of_prompt = (too_short_a_limit, undecided, untrained, lengths, data, test_set_uses)
+    of_training: tuple[Callable[[Case], Found], ...] = (
         too_short_a_limit,
         failed_training,
         not_finished,
@@ -59,7 +60,7 @@ def suggestions(case: Case, made: Mistakes) -> list[Suggestion]:
         test_set_uses,
     )
     found: dict[str, Suggestion] = {}
-    for rule in rules:
+    for rule in of_training if case.trainings else of_prompt:
         for each in rule(case):
             found.setdefault(each.advice, each)
     return [*found.values()][:MOST]
@@ -125,12 +126,24 @@ def prompting_is_enough(case: Case) -> Found:
         failed = [each for each in case.comparisons if each.threshold < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
         digits = digits_of(best.candidate_mean, best.opponent_mean, best.difference, best.threshold)
+        how = "method.kind=few_shot registers it" if best.opponent == "few_shot" else "it needs no training"
         yield Suggestion(
-            f"Serve the base with the {_opponent(best)}: it needs no training",
+            f"Serve the base with the {_opponent(best)}: {how}",
             f"its {words(best.metric)} is {number(best.opponent_mean, digits)}, the candidate's "
             f"{number(best.candidate_mean, digits)} ({interval(best.difference, signed=True, digits=digits)})"
             f"{f' on {best.in_part} test rows' if best.in_part else ''}",
             "contenders",
+        )
+
+
+def untrained(case: Case) -> Found:
+    """A training on the rows, where the few-shot prompt is not promoted."""
+    if case.few_shot and case.verdict.decision in ("keep", "inconclusive"):
+        yield Suggestion(
+            "Train on the rows: method.kind=lora",
+            f"the few-shot prompt has {counted(len(case.few_shot.examples), 'example')} of "
+            f"{counted(case.tokens.num_train, 'training row')}",
+            "training",
         )
 
 

@@ -307,6 +307,7 @@ class Adapter(Artifact, frozen=True):
     stopped_early: bool
     warnings: tuple[str, ...] = ()  # in plain words
     train_seconds: float
+    began_as: str = ""  # the version of the registered model whose weights it began with; empty where the base's
 
     @property
     def section(self) -> Literal["training", "preference", "grpo"]:
@@ -329,6 +330,34 @@ class Adapter(Artifact, frozen=True):
         return f"validation loss {self.best_validation_loss:.4g}{metric}"
 
 
+class FewShotExamples(Artifact, frozen=True):
+    """examples: model/examples.json, the few-shot prompt of a candidate that is the base with it, and contract.json."""
+
+    num_examples: int
+    chosen: str  # what was chosen, and why, in words
+
+    @property
+    def method(self) -> str:
+        """The kind of method, as an adapter has it."""
+        return "few_shot"
+
+    @property
+    def file(self) -> Path:
+        """The examples, as a version has them."""
+        return self.path("model/examples.json")
+
+    def says(self) -> str:
+        """Describe the candidate in a sentence."""
+        return f"Nothing was trained: the candidate is the base with a few-shot prompt of {self.chosen}."
+
+
+class Prepended(Artifact, frozen=True):
+    """prepend: test.parquet, the test rows as TOKEN_SCHEMA, each with the few-shot prompt of a contender before it."""
+
+    contender: str
+    num_shortened: int  # test rows whose prompt had to leave out examples
+
+
 class Prompts(Artifact, frozen=True):
     """prompt: few_shot.parquet, retrieval.parquet, documents.parquet, as far as asked for: test rows as TOKEN_SCHEMA.
 
@@ -346,7 +375,7 @@ class Contender(BaseModel, frozen=True):
     base: Base
     prompts: Path | None = None  # the test rows as they are asked, where they are asked otherwise (TOKEN_SCHEMA)
     prompts_digest: str = ""
-    model: Path | None = None  # train's model/ folder, or that of a registered version
+    model: Path | None = None  # the model/ folder of train or examples, or that of a registered version
     model_digest: str = ""
     version: str = ""  # of the registered model, for the champion
     api: ApiModel | None = None  # the model that `prompts` are sent to: messages.jsonl of prompt
@@ -530,7 +559,7 @@ class RunArtifacts(BaseModel, frozen=True):
     splits: Splits
     tokens: Tokens
     base: Base
-    adapter: Adapter  # of the last training
+    adapter: Adapter | FewShotExamples  # of the last training; the examples where nothing is trained
     before: tuple[Adapter, ...] = ()  # the trainings before it, in their order
     answers: tuple[Answers, ...]
     verdict: Verdict
@@ -544,8 +573,8 @@ class RunArtifacts(BaseModel, frozen=True):
 
     @property
     def trainings(self) -> tuple[Adapter, ...]:
-        """The trainings, the first one first."""
-        return *self.before, self.adapter
+        """The trainings, the first one first; none of a few-shot prompt."""
+        return (*self.before, self.adapter) if isinstance(self.adapter, Adapter) else ()
 
     @property
     def counted_verdict(self) -> Verdict:

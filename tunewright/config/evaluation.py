@@ -212,6 +212,11 @@ class Evaluation(Section):
         """Whether there are contenders that are only prompted."""
         return bool(self.contenders or self.documents or self.api_models)
 
+    @property
+    def has_examples(self) -> bool:
+        """Whether a contender is asked with training rows as examples."""
+        return bool(self.contenders or self.api_models)
+
     def resolved(self, longest_answer: int, max_length: int, *, has_bfloat16: bool) -> Self:
         """Replace each auto on which answers depend, where the longest answer has so many tokens, on such hardware.
 
@@ -233,9 +238,6 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _each_has_an_effect(self) -> Self:
-        with_shots = bool(self.contenders or self.api_models)
-        if not with_shots and self.shots != type(self).model_fields["shots"].default:
-            raise ValueError(f"shots={self.shots} has no effect; accepted with contenders=few_shot, retrieval")
         if self.complete and not self.has_prompted:
             raise ValueError("complete=true has no effect; accepted with contenders=few_shot, retrieval")
         names = [each.contender for each in self.api_models]

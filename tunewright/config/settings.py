@@ -105,7 +105,9 @@ Stage = Literal[
     "train",
     "prefer",
     "reinforce",
+    "examples",
     "prompt",
+    "prepend",
     "evaluate",
     "forgetting",
     "lm_eval",
@@ -194,6 +196,21 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _champion_can_go_on(self) -> Self:
+        """Refuse losses whose reference would be another champion each night, and rows that one has learned before."""
+        if self.model.start == "base":
+            return self
+        wrong = {
+            "preference.method=none": self.preference.method != "none",
+            "no grpo.rewards": bool(self.grpo.rewards),
+            "training.kl_to_base=0": self.training.kl_to_base > 0,
+            "training.share=1": self.training.share < 1,
+        }
+        if lacking := next((accepted for accepted, is_wrong in wrong.items() if is_wrong), ""):
+            raise ValueError(f"model.start=champion cannot go on with these settings; accepted with it: {lacking}")
+        return self
+
+    @model_validator(mode="after")
     def _kl_can_be_estimated(self) -> Self:
         if self.preference.learns_labels and self.training.batch < FEWEST_LABELLED:
             raise ValueError(
@@ -202,9 +219,41 @@ class Settings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _few_shot_trains_nothing(self) -> Self:
+        if self.trains:
+            shots = self.evaluation.shots
+            if shots != Evaluation().shots and not self.evaluation.has_examples:
+                accepted = "evaluation.contenders=few_shot, retrieval, or method.kind=few_shot"
+                raise ValueError(f"evaluation.shots={shots} has no effect; accepted with {accepted}")
+            return self
+        idle = {
+            f"preference.method={self.preference.method}": self.preference.method != "none",
+            "grpo.rewards": bool(self.grpo.rewards),
+            "checks.label_error_folds": self.checks.label_error_folds is not None,
+            "model.start=champion": self.model.start == "champion",
+            "lm_eval.tasks": bool(self.lm_eval.tasks),
+        }
+        if named := [name for name, is_set in idle.items() if is_set]:
+            raise ValueError(f"{named[0]} has no effect with method.kind=few_shot, which trains nothing; leave it out")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights are trained; otherwise the candidate is the base with a few-shot prompt."""
+        return self.method.kind != "few_shot"
+
+    @property
+    def prompted(self) -> tuple[str, ...]:
+        """The contenders that are the base with a prompt, without the one that is the candidate itself."""
+        kinds = (*self.evaluation.contenders, *(["documents"] if self.evaluation.documents else []))
+        return tuple(kind for kind in dict.fromkeys(kinds) if self.trains or kind != "few_shot")
+
     @property
     def trains_on_answers(self) -> bool:
         """Whether the references are trained first (SFT)."""
+        if not self.trains:
+            return False
         if self.preference.method == "none":
             return self.grpo.after_sft
         return self.preference.begins_with_sft
@@ -240,6 +289,11 @@ class Settings(Section):
                 f"be; accepted: 1 to {longest}, or auto"
             )
         return self
+
+    @property
+    def measures_forgetting(self) -> bool:
+        """Whether base and candidate are measured on general tasks: the same weights have forgotten nothing."""
+        return self.evaluation.forgetting and self.trains
 
     @property
     def measures_divergence(self) -> bool:

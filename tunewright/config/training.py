@@ -21,6 +21,11 @@ class Model(Section):
     revision: str | None = Field(
         default=None, description="Branch, tag or commit of a hub id; empty takes its main branch"
     )
+    start: Literal["base", "champion"] = Field(
+        default="base",
+        description="Weights that a training begins with: base, or champion, those of the version under the alias, "
+        "where base, method and chat template are the same and the training rows only grew; otherwise the base's",
+    )
     chat_template: str | None = Field(
         default=None,
         min_length=1,
@@ -47,25 +52,27 @@ class Model(Section):
 
 
 ADAPTER = frozenset({"rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora", "lora_plus"})
-MethodKind = Literal["lora", "qlora", "full", "spectrum", "osf"]
-METHODS: tuple[MethodKind, ...] = get_args(MethodKind)
+MethodKind = Literal["lora", "qlora", "full", "spectrum", "osf", "few_shot"]
+METHODS: tuple[MethodKind, ...] = tuple(kind for kind in get_args(MethodKind) if kind != "few_shot")  # that train
 USED_BY: dict[str, frozenset[str]] = {  # kind of method -> the settings of the section that do something
     "lora": ADAPTER,
     "qlora": ADAPTER | {"bits"},
     "full": frozenset(),
     "spectrum": frozenset({"share"}),
     "osf": frozenset({"share", "target", "layers"}),
+    "few_shot": frozenset(),
 }
 
 
 class Method(Section):
-    """Which weights are trained."""
+    """Which weights are trained, if any."""
 
     kind: MethodKind = Field(
         default="lora",
         description="lora: an adapter; qlora: an adapter on a quantized base; full: all weights; spectrum: the modules "
         "with the best signal-to-noise ratio; osf: the minor directions of each weight, of which the main ones hardly "
-        "change",
+        "change; few_shot: none, the candidate is the base with evaluation.shots examples of the training rows before "
+        "each question, the same ones each time",
     )
     rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter (lora, qlora), 1 to 1024")
     alpha: int = Field(

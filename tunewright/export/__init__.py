@@ -134,6 +134,7 @@ def _loaded(
 ) -> _Source:
     """The version, loaded from a verified copy of its files. Raises ConfigError where it has not the form."""
     uri, tuned = files.uri_of(version), copy / "artifacts" / rehearsal.IN_MODEL["model"]
+    weights.require_weights(version.name, str(version.version), tuned)
     if request.form == "adapter":
         weights.require_adapter(uri, tuned)
     kind = request.form if request.form != "vllm" else "adapter" if vllm.loads_adapter(tuned) else "merged"

@@ -11,7 +11,7 @@ from typing import Any
 
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.modeling import headers
-from tunewright.serving import OVERWRITTEN, ServedChat, load_weights, loaded_files
+from tunewright.serving import EXAMPLES, OVERWRITTEN, ServedChat, load_weights, loaded_files
 
 BASE = "base"  # folder in that of an adapter: its base, where no stranger can name it
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -19,6 +19,15 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "q8_0": 1.07, "q6_k": 0.83, "q5_k_m": 0.72, "q4_k_m": 0.62}
 WITHOUT_QUANTIZE = ("float32", "bfloat16", "float16", "q8_0")  # llama.cpp's converter writes them by itself
 BESIDE = 64_000_000  # bytes: tokenizer, settings and model card
+
+
+def require_weights(name: str, version: str, tuned: Path) -> None:
+    """Raises ConfigError where a version is the base with a few-shot prompt, which a folder of weights cannot hold."""
+    if (tuned / EXAMPLES).is_file():
+        raise ConfigError(
+            f"version {version} of {name} is the base with a few-shot prompt: it has no weights of its own, and an "
+            f"exported folder would leave the examples out; serve it with: tunewright serve {name} --version {version}"
+        )
 
 
 def require_adapter(name: str, tuned: Path) -> None:

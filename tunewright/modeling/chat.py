@@ -14,6 +14,7 @@ from tunewright.machine import bounded
 from tunewright.machine.bounded import Unreadable
 from tunewright.modeling import chat_templates
 from tunewright.modeling.labels import Tokenized, Turn, Untrainable, label
+from tunewright.serving import behind
 from tunewright.tools.conversation import (
     Conversation,
     Message,
@@ -95,6 +96,15 @@ def _batches(conversations: Sequence[Sequence[Message]]) -> Iterator[Sequence[Se
             start, size = end, 0
     if start < len(conversations):
         yield conversations[start:]
+
+
+def with_examples(
+    examples: Sequence[Sequence[Message]], opening: str, messages: Sequence[Message]
+) -> Sequence[Message]:
+    """The messages behind examples, as `serving.behind` puts them; the tools are those of the messages."""
+    whole = behind(examples, opening, messages)
+    has_more = any(len(turn) > 2 for turn in whole) or isinstance(messages, Conversation)
+    return Conversation(whole, tools_of(messages)) if has_more else whole
 
 
 class ChatFormat:

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from tunewright.artifacts import Answers, Artifact, Divergence, Judged, RunArtifacts, VerdictPage, shown, training_log
+from tunewright.artifacts import (
+    Answers,
+    Artifact,
+    Divergence,
+    FewShotExamples,
+    Judged,
+    RunArtifacts,
+    VerdictPage,
+    shown,
+    training_log,
+)
 from tunewright.artifacts.payloads import VerdictDetails
 from tunewright.config import Settings, Split
 from tunewright.metrics.catalogue import CONSTANT, baseline
@@ -341,8 +351,10 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
             f"- {each.in_words[:1].upper()}{each.in_words[1:] or f'Method: {each.method}'}, "
             f"{counted(each.steps, 'step')}, best at {each.best_step} "
             f"({each.says_validation}){', stopped early' if each.stopped_early else ''}"
+            f"{f', begun as version {each.began_as}' if each.began_as else ''}"
             for each in run.trainings
         ),
+        *([f"- Method: few-shot prompt. {run.adapter.says()}"] if isinstance(run.adapter, FewShotExamples) else []),
         *(f"- In training: {candidate.page.without_opposite(w)}" for each in run.trainings for w in each.warnings),
         f"- Rows: {tokens.num_train} train, {tokens.num_validation} validation, "
         f"{tokens.num_test} test (used only for the decision); "

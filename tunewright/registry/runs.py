@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.runtime import flow_run
 
-from tunewright.artifacts import shown
+from tunewright.artifacts import FewShotExamples, shown
 from tunewright.comparison import Trial, VariantComparison
 from tunewright.config import Settings
 from tunewright.errors import RETRIES, RETRY_SECONDS, is_retried
@@ -108,17 +108,21 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     most, trainings = candidate.settings.registry.curve_points, candidate.run.trainings
     drawn = [curves(each.path("metrics.jsonl"), most) for each in trainings]
     points = [point for each in drawn for point in each]
-    evaluations = min(sum(point.key in EVALUATED for point in each) for each in drawn)
     warnings = [warning for each in trainings for warning in each.warnings]
+    if isinstance(candidate.run.adapter, FewShotExamples):
+        trained = candidate.run.adapter.says()
+    else:
+        trained = no_warnings(min(sum(point.key in EVALUATED for point in each) for each in drawn))
     tags = {
         "verdict": shown(candidate.run.verdict.in_words),
         "test_set_uses": str(candidate.run.test_set_uses),
         "gain": candidate.run.verdict.gain,
-        "training": "; ".join(warnings)[:500] or no_warnings(evaluations),
+        "training": "; ".join(warnings)[:500] or trained,
         NOTE: f"{card(candidate, run.info.experiment_id, run.info.run_id)}{origin}",
         **({WARNINGS: "\n".join(candidate.run.warnings)[:5_000]} if candidate.run.warnings else {}),
         **candidate.data,
         **{f"tunewright.{artifact.stage}": artifact.key for artifact in stages},
+        **({"began_as": f"version {trainings[0].began_as}"} if trainings and trainings[0].began_as else {}),
         **({"judge": candidate.run.judged.model} if candidate.run.judged else {}),
         **{f"tunewright.evaluate.{answers.contender}": answers.key for answers in candidate.run.answers},
     }

@@ -23,8 +23,7 @@ from tunewright.registry import files
 from tunewright.registry.alias_state import SENTENCE
 from tunewright.registry.candidate import Candidate, card, drawn
 from tunewright.registry.tracking import connected, patient, patient_at_first
-from tunewright.serving import find_base
-from tunewright.store import data_history
+from tunewright.store import bases, data_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -204,7 +203,7 @@ def _contender(client: "MlflowClient", version: "ModelVersion", base: Base, load
     named = json.loads((folder / "base.json").read_text(encoding="utf-8"))
     if base.weights_digest and named["digest"] != base.weights_digest:
         try:  # wherever this machine has it
-            weights = str(find_base(named["reference"], named["revision"], named["digest"]))
+            weights = str(bases.find(named["reference"], named["revision"], named["digest"]))
             base = load_base(weights, None, models.identity(weights))
         except (OSError, ValueError, ConfigError) as error:
             raise TunewrightError(f"{files.uri_of(version)}: {error}; or {_withdraw(version)}") from error

@@ -36,7 +36,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from tunewright import config
-from tunewright.artifacts import Adapter, Answers, Verdict, shown
+from tunewright.artifacts import Answers, Artifact, Verdict, shown
 from tunewright.config import Gate, Settings
 from tunewright.store import disk
 from tunewright.store.histories import held, up_to_date
@@ -82,7 +82,7 @@ class TestRows:
         return len({*within} & {*others}) / len(within) if within else 0.0
 
 
-def begin(name: str, candidate: Adapter, answers: Answers, *, seed: int, recipe: str) -> float:
+def begin(name: str, candidate: Artifact, answers: Answers, *, seed: int, recipe: str) -> float:
     """Enter this test-set use before it is decided, unless it was entered before; return its share of alpha, 0 to 1.
 
     `seed` drew these rows, and `recipe` is the hash of what the candidate was made of.
@@ -107,7 +107,7 @@ def begin(name: str, candidate: Adapter, answers: Answers, *, seed: int, recipe:
     return share
 
 
-def end(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
+def end(name: str, verdict: Verdict, candidate: Artifact, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
     """Enter what the use led to, unless it is known, and return the verdict with the number of its use.
 
     The verdict gets a warning if the number is over gate.max_test_set_uses, and if another seed drew some of these rows
@@ -128,12 +128,12 @@ def share_of(number: int, carried: float) -> float:
     return min(1.0, 1 / (number * (number + 1)) + carried)
 
 
-def alpha_share(name: str, candidate: Adapter, answers: Answers) -> float:
+def alpha_share(name: str, candidate: Artifact, answers: Answers) -> float:
     """Return what `begin` would, and enter nothing."""
     return _alpha_share(read(up_to_date(file_of(name))), candidate.digest, TestRows.of(answers))
 
 
-def look_up(name: str, verdict: Verdict, candidate: Adapter, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
+def look_up(name: str, verdict: Verdict, candidate: Artifact, answers: Answers, gate: Gate, *, seed: int) -> Verdict:
     """Return what `end` would, and enter nothing."""
     return _said(verdict, read(up_to_date(file_of(name))), candidate.digest, TestRows.of(answers), gate, seed)
 

@@ -35,12 +35,17 @@ class Job(BaseModel, frozen=True):
     grpo: Grpo | None = None  # of a training on rewards, likewise
     json_schema: str = ""  # the JSON Schema of its reward schema_valid
     import_from: tuple[str, ...] = ()  # folders with the team's reward functions, which come after all others
-    begins_as: Path | None = None  # the model/ folder of the training that it goes on from; None begins as the base
+    begins_as: Path | None = None  # the model/ folder of what it goes on from; None begins as the base
 
     @property
     def section(self) -> str:
         """The section of the settings of its steps."""
         return "grpo" if self.grpo else "preference" if self.preference else "training"
+
+    @property
+    def measures_start(self) -> bool:
+        """Whether the weights that it begins with are a result too, where no step is better."""
+        return bool(self.grpo) or (self.begins_as is not None and not self.preference)
 
     @classmethod
     def of(cls, weights: Path, tokens: Path, **settings: Any) -> Self:

@@ -164,14 +164,6 @@ class RewardTrainer(ObservedTrainer):
             self.began = {name: each.detach().clone() for name, each in model.named_parameters() if each.requires_grad}
         self.watch.stop_naming()
 
-    def train(self, *args: Any, resume_from_checkpoint: Any = None, **rest: Any) -> Any:
-        """Trains as ObservedTrainer; before its first step the validation reward is measured, to compare with."""
-        if resume_from_checkpoint is None:
-            self.wrapped()
-            self.state.max_steps = self.args.max_steps
-            self.evaluate()
-        return super().train(*args, resume_from_checkpoint=resume_from_checkpoint, **rest)
-
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One step on the answers of its draw."""
         settings, step = self.drawing.settings, self.state.global_step

@@ -47,7 +47,7 @@ from tunewright.tasks.train.trainer import FINISHED, INTERRUPTED, Job, checkpoin
 from tunewright.tasks.train.trainer.drawing import Drawing, RewardTrainer
 from tunewright.tasks.train.trainer.observed import ObservedTrainer
 from tunewright.tasks.train.trainer.preparing import prepare
-from tunewright.tasks.train.trainer.record import Record, Recorder, ValidationResult
+from tunewright.tasks.train.trainer.record import Record, Recorder, start_as_good
 from tunewright.tasks.train.trainer.rows import longest_of, part_of, prompts_in, rows_in
 from tunewright.tasks.train.trainer.watch import Scores, Watch, with_rows
 
@@ -101,6 +101,8 @@ def fit(job: Job, folder: Path) -> int:
     deepspeed = zero.joined(chosen, model) if chosen.zero else {}
     trainer = trainer_of(
         training=training,
+        planned=planned,
+        measures_start=job.measures_start,
         objective=_objective(job),
         lora_plus=job.method.lora_plus,
         watch=watch,
@@ -170,8 +172,9 @@ def fit(job: Job, folder: Path) -> int:
     if ranks.own() > 0:
         return FINISHED
     tuned: Any = trainer.model
-    if drawing and (began := _reward_before(folder)) >= -best.value:
-        best, learned = ValidationResult(0, -began), None
+    lines = training_log.read(folder / training_log.FILE)
+    if began := start_as_good(lines, best, training):
+        best, learned = began, None
         set_seed(training.seed)
         tuned = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples, job.begins_as)
     if hasattr(config, "use_cache"):
@@ -184,7 +187,7 @@ def fit(job: Job, folder: Path) -> int:
         best_step=best.step,
         best_by="reward" if drawing else training.best_by,
         best_value=-best.value if drawing else best.value,
-        best_validation_loss=best.value if drawing else _loss_at(best.step, state.log_history),
+        best_validation_loss=best.value if drawing else _loss_at(best.step, lines),
         stopped_early=state.global_step < state.max_steps,
         chosen=chosen.model_dump(),
         learning_parameters=learning,
@@ -202,12 +205,6 @@ def _too_long(drawing: Drawing, reads: int) -> str:
 
 def _loss_at(step: int, history: Sequence[Mapping[str, Any]]) -> float:
     return next(entry["eval_loss"] for entry in history if entry["step"] == step and "eval_loss" in entry)
-
-
-def _reward_before(folder: Path) -> float:
-    """The mean reward of the validation rows before the first step of a training on rewards."""
-    lines = training_log.read(folder / training_log.FILE)
-    return next(line["eval_reward"] for line in lines if line["step"] == 0 and "eval_reward" in line)
 
 
 def _objective(job: Job) -> Objective:

@@ -25,6 +25,8 @@ class ObservedTrainer(AnswerTrainer):
         self,
         *,
         training: Training,
+        planned: int,
+        measures_start: bool,
         watch: Watch,
         is_interrupted: Callable[[], bool],
         scores: Scores | None,
@@ -32,6 +34,7 @@ class ObservedTrainer(AnswerTrainer):
     ) -> None:
         super().__init__(**rest)
         self.training, self.watch, self.is_interrupted, self.scores = training, watch, is_interrupted, scores
+        self.planned, self.measures_start = planned, measures_start
         watch.alone = self._alone
 
     def go_on(self, checkpoint: Path | None) -> record.ValidationResult | None:
@@ -52,6 +55,16 @@ class ObservedTrainer(AnswerTrainer):
         copies.on_each(at_best := checkpoints.at(Path(str(self.args.output_dir)), best.step))
         self.load(at_best)
         return best
+
+    def train(self, *args: Any, resume_from_checkpoint: Any = None, **rest: Any) -> Any:
+        """Trains; before the first step the validation rows are measured where that is to be compared with."""
+        if self.measures_start and resume_from_checkpoint is None:
+            self.wrapped()
+            self.state.max_steps, self.state.epoch = self.planned, 0.0
+            self.evaluate()
+            if self.is_interrupted():
+                return None
+        return super().train(*args, resume_from_checkpoint=resume_from_checkpoint, **rest)
 
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
         """With what the objective measured in the step."""

@@ -43,6 +43,14 @@ def best(seen: Sequence[ValidationResult], training: Training) -> ValidationResu
     return _last_better(seen, training, by_more_than=0.0)
 
 
+def start_as_good(
+    lines: Sequence[Mapping[str, Any]], found: ValidationResult, training: Training
+) -> ValidationResult | None:
+    """The evaluation before the first step, from the lines of the record, if `found` is no better; None without one."""
+    start = next((each for each in evaluations(lines, training) if each.step == 0), None)
+    return start if start and best([start, found], training) is start else None
+
+
 def is_exhausted(seen: Sequence[ValidationResult], training: Training) -> bool:
     """Whether `patience` evaluations came after the last that was better by more than min_delta.
 

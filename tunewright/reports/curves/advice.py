@@ -64,13 +64,14 @@ def warnings(curves: Curves) -> list[TrainingWarning]:
     """Return the warnings, gravest first; of the rules on the course of the loss only the first that applies."""
     rules: tuple[Callable[[Curves], TrainingWarning | None], ...] = (
         divergence,
+        no_gain,
         no_learning,
         overfitting,
         plateau,
         unfinished,
     )
     if curves.is_of_rewards:
-        rules = (no_signal, cut, unrewarded)
+        rules = (no_signal, cut, no_gain)
     elif curves.is_of_pairs:
         rules = (unpreferred, unlikelier, overfitting)
     course = next((found for rule in rules if (found := rule(curves))), None)
@@ -148,17 +149,20 @@ def cut(curves: Curves) -> TrainingWarning | None:
     return TrainingWarning("answers were cut", 0, seen, "raise grpo.max_new_tokens, or train on references first")
 
 
-def unrewarded(curves: Curves) -> TrainingWarning | None:
-    """The validation reward was never higher than before the first step."""
-    seen = curves.series("eval_reward")
+def no_gain(curves: Curves) -> TrainingWarning | None:
+    """The validation rows never gave a better value than before the first step."""
+    name = "reward" if curves.is_of_rewards else curves.best_by
+    seen = curves.series(f"eval_{name}")
     later = [value for step, value in seen if step > 0]
     if not later or curves.best_step > 0:
         return None
-    before, after = number(seen[0][1]), number(max(later))
+    before, after = number(seen[0][1]), number(min(later) if name == "loss" else max(later))
     kept = "the weights from before are kept"
-    said = f"the validation reward was {before} before the first step and at best {after} later; {kept}"
-    advice = "leave out grpo.rewards, or try another grpo.learning_rate, a larger grpo.group or more grpo.max_steps"
-    return TrainingWarning("no gain in reward", 0, said, advice)
+    said = f"the validation {name} was {before} before the first step and at best {after} later; {kept}"
+    advice = "try a lower training.learning_rate, or model.start=base"
+    if curves.is_of_rewards:
+        advice = "leave out grpo.rewards, or try another grpo.learning_rate, a larger grpo.group or more grpo.max_steps"
+    return TrainingWarning(f"no gain in {name}", 0, said, advice)
 
 
 def divergence(curves: Curves) -> TrainingWarning | None:

@@ -1,0 +1,57 @@
+"""The few-shot prompt as a candidate: the base with fixed examples before each question. Nothing is trained.
+
+The examples are chosen on validation rows, as those of the contender few_shot (tasks/prompt/). They lie where a
+training leaves its weights, in model/, with the texts of these training rows.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tunewright.artifacts import Base, FewShotExamples, Splits, Tokens
+from tunewright.artifacts.payloads import Contract
+from tunewright.cost_model import on_devices
+from tunewright.errors import ConfigError, DataError
+from tunewright.modeling.chat import shown, without_reasoning
+from tunewright.serving import EXAMPLES
+from tunewright.store.stage import stage
+from tunewright.tasks.prompt import Asking, few_shot
+
+
+def room(tokens: Tokens, max_new_tokens: int) -> int:
+    """The tokens of the longest answer, and of the longest reference of the test rows if that has more."""
+    rows = pq.read_table(tokens.path("test.parquet"), columns=["input_ids", "prompt_length"]).to_pylist()
+    return max(max_new_tokens, *(len(row["input_ids"]) - row["prompt_length"] for row in rows))
+
+
+@stage("shots={shots}", libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow"))
+def examples(
+    folder: Path, splits: Splits, tokens: Tokens, base: Base, shots: int, max_new_tokens: int
+) -> FewShotExamples:
+    """At most so many training rows, as an answer of `max_new_tokens` leaves room for them, and the contract.
+
+    Raises ConfigError where the base cannot be asked so.
+    """
+    asking = Asking(base, splits, tokens, max_new_tokens)
+    try:
+        with on_devices():
+            (chosen, *_), search = few_shot(asking, shots)
+    except DataError as error:
+        raise ConfigError(f"method.kind=few_shot: the base cannot be asked few-shot: {error}") from error
+    conversations = [asking.pool.messages(at) for at in chosen]
+    if tokens.reasoning == "dropped":
+        conversations = [without_reasoning(each) for each in conversations]
+    prompt = {
+        "base": base.weights_digest,  # that they were chosen for
+        "row_ids": asking.pool.ids(chosen),
+        "opening": asking.pool.opening,
+        "room": room(tokens, max_new_tokens),
+        "examples": [list(shown(each)) for each in conversations],
+    }
+    (folder / "model").mkdir()
+    text = json.dumps(prompt, ensure_ascii=False, indent=1)
+    (folder / "model" / EXAMPLES).write_text(f"{text}\n", encoding="utf-8")
+    shutil.copy(tokens.path(Contract.FILE), folder)
+    return FewShotExamples(num_examples=len(chosen), chosen=search["chosen"])
