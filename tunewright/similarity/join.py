@@ -2,7 +2,7 @@
 
 Two sets with a Jaccard similarity of t share one of the rarest items of each (prefix filtering: Bayardo et al. 2007,
 "Scaling up all pairs similarity search"). What follows that item bounds how much more they can share (positional
-filtering: Xiao et al. 2008, "PPJoin"), and so does a signature of 64 bits (Sandes et al. 2017, "Bitmap filter"). Only
+filtering: Xiao et al. 2008, "PPJoin"), and so does a signature of 128 bits (Sandes et al. 2017, "Bitmap filter"). Only
 what passes is compared item by item, so no pair is missed and every pair is verified.
 
 Sets come as CSR with the rarest item first; `sizes` counts items that only one set has too, which are left out of it.
@@ -26,11 +26,12 @@ def _bits(value):
 
 @compiled
 def signatures(indptr, items):
-    """(rows,) uint64: a bit for each item, so that what one has and the other has not differs by at least so many."""
-    found = np.zeros(len(indptr) - 1, np.uint64)
+    """(rows, 2) uint64: a bit for each item, so that what one has and the other has not differs by at least so many."""
+    found = np.zeros((len(indptr) - 1, 2), np.uint64)
     for row in range(len(found)):
         for position in range(indptr[row], indptr[row + 1]):
-            found[row] |= np.uint64(1) << (items[position] & np.uint64(63))
+            place = items[position] & np.uint64(127)
+            found[row, place >> np.uint64(6)] |= np.uint64(1) << (place & np.uint64(63))
     return found
 
 
@@ -68,15 +69,26 @@ def shared_items(items, one, one_end, other, other_end, needed):
 
 
 @compiled
-def _overlap(indptr, items, bits, one, other, i, j, needed):
-    """Count the items that two rows share, the first common one at i and j of the whole; -1 if under `needed`."""
-    if 1 + min(indptr[one + 1] - i - 1, indptr[other + 1] - j - 1) < needed:
-        return -1
-    if indptr[one + 1] - indptr[one] - _bits(bits[one] & ~bits[other]) < needed:
-        return -1
-    if indptr[other + 1] - indptr[other] - _bits(bits[other] & ~bits[one]) < needed:
-        return -1
-    return shared_items(items, i, indptr[one + 1], j, indptr[other + 1], needed)
+def _at_most(count, bits, more_bits, other_count, other_bits, other_more_bits):
+    """The most items that two rows can share by their signatures."""
+    own = _bits(bits & ~other_bits) + _bits(more_bits & ~other_more_bits)
+    others = _bits(other_bits & ~bits) + _bits(other_more_bits & ~more_bits)
+    return min(count - own, other_count - others)
+
+
+@compiled
+def _may_share(fewest, left, count, bits, more_bits, holder):
+    """Whether a row can share so many items with the holder of one, from which on the row has so many `left`."""
+    if left < fewest or holder.left < fewest:
+        return False
+    return _at_most(count, bits, more_bits, holder.count, holder.bits, holder.more_bits) >= fewest
+
+
+@compiled
+def _fill_needed(needed, size, threshold):
+    """needed[other]: what _needed has for a set of `size` and one of `other` items, as far as they are no more."""
+    for other in range(size + 1):
+        needed[other] = _needed(size + other, threshold)
 
 
 @compiled
@@ -94,6 +106,7 @@ def leaders(indptr, items, sizes, bits, entries, groups, threshold):
     head = np.full(groups.max() + 1 if len(groups) else 1, -1, np.int64)
     beside, behind = np.full(len(groups), -1, np.int64), np.full(len(groups), -1, np.int64)
     for row in range(rows):
+        count, (row_bits, more_bits) = indptr[row + 1] - indptr[row], bits[row]
         for entry in range(entries[row], entries[row + 1]):
             first = head[groups[entry]]
             while first >= 0:
@@ -109,7 +122,11 @@ def leaders(indptr, items, sizes, bits, entries, groups, threshold):
                     if last[other] == row:
                         continue
                     last[other] = row
-                    shared = _overlap(indptr, items, bits, row, other, indptr[row + 1] - left[entry], j, needed)
+                    other_count, (other_bits, other_more_bits) = indptr[other + 1] - indptr[other], bits[other]
+                    if _at_most(count, row_bits, more_bits, other_count, other_bits, other_more_bits) < needed:
+                        continue
+                    i = indptr[row + 1] - left[entry]
+                    shared = shared_items(items, i, indptr[row + 1], j, indptr[other + 1], needed)
                     found = shared / (total - shared)
                     if found > similarity[row] or (found == similarity[row] and other < partner[row]):
                         partner[row], similarity[row] = other, found
@@ -148,39 +165,45 @@ def pairs(index, threshold, begin, end, enough):
     """The pairs (later, earlier, similarity) of the rows begin..end with earlier rows; `sizes` must rise.
 
     Of `index`, groups number the items of each row's prefix, entries[row]..entries[row + 1]; an item's number leads by
-    postings to the rows that hold it in their shorter prefix, and to where: a pair is found where the postings have the
+    postings to the rows that hold it in their shorter prefix (invert). A pair is found where the postings have the
     first item that both share. A row that has `enough` partners is given others only where they connect it to rows that
     it was not connected to.
     """
-    indptr, items, sizes, bits, entries, groups, postings, holders, positions = index
+    indptr, items, sizes, bits, entries, groups, postings, holders = index
+    needed = np.empty(sizes[end - 1] + 1 if end > begin else 0, np.int64)
     last, parents = np.full(len(sizes), -1, np.int32), np.arange(len(sizes))
     room, found = 1024, 0
     later, earlier, similarity = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room)
     for row in range(begin, end):
-        partners = 0
+        partners, count, (row_bits, more_bits) = 0, indptr[row + 1] - indptr[row], bits[row]
+        _fill_needed(needed, sizes[row], threshold)
         large_enough = np.searchsorted(sizes, threshold * sizes[row] - ROUNDING)
         for entry in range(entries[row], entries[row + 1]):
             i = indptr[row] + entry - entries[row]
             first, stop = postings[groups[entry]], postings[groups[entry] + 1]
-            for node in range(first + np.searchsorted(holders[first:stop], large_enough), stop):
-                other = holders[node]
+            for place in range(first + np.searchsorted(holders.row[first:stop], large_enough), stop):
+                holder = holders[place]
+                other = holder.row
                 if other >= row:
                     break
+                fewest = needed[holder.size]
+                if not _may_share(fewest, indptr[row + 1] - i, count, row_bits, more_bits, holder):
+                    continue
                 if last[other] == row:
                     continue
                 last[other] = row
                 if partners >= enough and _root(parents, row) == _root(parents, other):
                     continue
-                total = sizes[row] + sizes[other]
-                needed = _needed(total, threshold)
-                shared = _overlap(indptr, items, bits, row, other, i, positions[node], needed)
+                j = indptr[other + 1] - holder.left
+                shared = shared_items(items, i, indptr[row + 1], j, indptr[other + 1], fewest)
                 if shared < 0:
                     continue
-                if shared_items(items, indptr[row], i, indptr[other], positions[node], 1) > 0:
+                if shared_items(items, indptr[row], i, indptr[other], j, 1) > 0:
                     continue  # what they share first leads elsewhere, and there all that they share is counted
                 if found == room:
                     room *= 2
                     later, earlier, similarity = _grown(later, room), _grown(earlier, room), _grown(similarity, room)
+                total = sizes[row] + sizes[other]
                 later[found], earlier[found], similarity[found] = row, other, shared / (total - shared)
                 found, partners = found + 1, partners + 1
                 parents[_root(parents, row)] = _root(parents, other)
@@ -192,32 +215,40 @@ def closest(index, splits, floor, begin, end):
     """(row, other, similarity, compared) of the most similar pair across splits, one of it in begin..end; `sizes` rise.
 
     Only a pair over `floor` is found, and every such pair is compared unless a closer one was found before. Of equally
-    close pairs it is the first by (row, other).
+    close pairs it is the first by (row, other). `compared` counts the pairs that no bound ruled out.
     """
-    indptr, items, sizes, bits, entries, groups, postings, holders, positions = index
+    indptr, items, sizes, bits, entries, groups, postings, holders = index
+    needed = np.empty(sizes[end - 1] + 1 if end > begin else 0, np.int64)
     last = np.full(len(sizes), -1, np.int32)
     best, best_row, best_other, compared = floor, -1, -1, 0
     for row in range(begin, end):
+        count, (row_bits, more_bits) = indptr[row + 1] - indptr[row], bits[row]
+        _fill_needed(needed, sizes[row], best)
         beyond = sizes[row] - np.int64(np.ceil(best * sizes[row] - ROUNDING)) + 1  # of its items share none
-        beyond -= sizes[row] - (indptr[row + 1] - indptr[row])
+        beyond -= sizes[row] - count
         large_enough = np.searchsorted(sizes, best * sizes[row] - ROUNDING)
         for entry in range(entries[row], min(entries[row + 1], entries[row] + beyond)):
             i = indptr[row] + entry - entries[row]
             first, stop = postings[groups[entry]], postings[groups[entry] + 1]
-            for node in range(first + np.searchsorted(holders[first:stop], large_enough), stop):
-                other = holders[node]
+            for place in range(first + np.searchsorted(holders.row[first:stop], large_enough), stop):
+                holder = holders[place]
+                other = holder.row
                 if other >= row:
                     break
+                fewest = needed[holder.size]
+                if not _may_share(fewest, indptr[row + 1] - i, count, row_bits, more_bits, holder):
+                    continue
                 if splits[other] == splits[row] or last[other] == row:
                     continue
                 last[other] = row
                 compared += 1
+                j = indptr[other + 1] - holder.left
+                shared = shared_items(items, i, indptr[row + 1], j, indptr[other + 1], fewest)
                 total = sizes[row] + sizes[other]
-                needed = _needed(total, best)
-                shared = _overlap(indptr, items, bits, row, other, i, positions[node], needed)
                 similarity = shared / (total - shared) if shared > 0 else 0.0
                 if similarity > best or (similarity == best and row == best_row and other < best_other):
                     best, best_row, best_other = similarity, row, other
+                    _fill_needed(needed, sizes[row], best)
     return best_row, best_other, best, compared
 
 

@@ -8,6 +8,17 @@ import numpy as np
 from tunewright.similarity.hashing import compiled
 from tunewright.similarity.join import ROUNDING, shared_items
 
+HOLDER = np.dtype(  # a row that has an item in its prefix, with what rules most rows out before others of it are read
+    [
+        ("row", np.int32),
+        ("size", np.int32),
+        ("count", np.int32),  # of its items, without those that are left out
+        ("left", np.int32),  # of them from the item on
+        ("bits", np.uint64),  # its signature
+        ("more_bits", np.uint64),
+    ]
+)
+
 
 @compiled
 def count_items(items, counts):
@@ -77,11 +88,11 @@ def numbered(items):
 
 
 @compiled
-def invert(indptr, items, entries, numbers, lengths, part, parts):
-    """Which rows have each number in the first `lengths` of their entries, as (postings, rows, positions of the item).
+def invert(indptr, items, sizes, bits, entries, numbers, lengths, part, parts):
+    """Which rows have each number in the first `lengths` of their entries: (postings, holders, work).
 
-    Of number i from postings[i] to postings[i + 1], rows rising; none where items % parts is not `part`. The last that
-    comes back is how many rows each row finds by its entries.
+    Number i has the holders (HOLDER) postings[i] to postings[i + 1], rows rising; none where items % parts is not
+    `part`. `work` (rows,) is how many holders each row finds by its entries.
     """
     counts = np.zeros(numbers.max() + 1 if len(numbers) else 1, np.int64)
     for row in range(len(lengths)):
@@ -91,16 +102,19 @@ def invert(indptr, items, entries, numbers, lengths, part, parts):
     postings = np.zeros(len(counts) + 1, np.int64)
     postings[1:] = np.cumsum(counts)
     free, work = postings[:-1].copy(), np.zeros(len(lengths), np.int64)
-    rows, positions = np.empty(postings[-1], np.int32), np.empty(postings[-1], np.int64)
+    holders = np.empty(postings[-1], HOLDER)
     for row in range(len(lengths)):
+        count = indptr[row + 1] - indptr[row]
         for place in range(lengths[row]):
             if items[indptr[row] + place] % np.uint64(parts) == part:
                 number = numbers[entries[row] + place]
-                rows[free[number]], positions[free[number]] = row, indptr[row] + place
+                holder = holders[free[number]]
+                holder.row, holder.count, holder.left, holder.size = row, count, count - place, sizes[row]
+                holder.bits, holder.more_bits = bits[row]
                 free[number] += 1
         for entry in range(entries[row], entries[row + 1]):
             work[row] += counts[numbers[entry]]
-    return postings, rows, positions, work
+    return postings, holders, work
 
 
 @compiled

@@ -231,8 +231,8 @@ def _index(sets: Sets, threshold: float, part: ItemShare) -> _Index:
 
     entries, numbers = _numbered_prefixes(sets, threshold)
     lengths = join.prefix_lengths(sets.indptr, sets.sizes, 2 * threshold / (1 + threshold))
-    *postings, work = invert(sets.indptr, sets.items, entries, numbers, lengths, *part)
     bits = join.signatures(sets.indptr, sets.items)
+    *postings, work = invert(sets.indptr, sets.items, sets.sizes, bits, entries, numbers, lengths, *part)
     arrays = (sets.indptr, sets.items, sets.sizes, bits, entries, numbers, *postings)
     return _Index(arrays, work, BLOCKS if part == WHOLE else 1)
 
