@@ -107,7 +107,7 @@ def test_a_fast_training_has_few_lines_and_the_last_evaluation_is_among_them(
     assert said[-1].endswith("validation loss 0.7500 at step 40, validation exact match 0.2500 at step 40")
 
 
-def test_the_last_step_is_said_once_with_its_evaluation_and_no_time_left_before_a_tenth(
+def test_an_evaluated_step_is_said_once_with_its_evaluation_and_no_time_left_before_a_tenth(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunewright.reports.progress, "LOG_SECONDS", 0.0)
@@ -117,14 +117,16 @@ def test_the_last_step_is_said_once_with_its_evaluation_and_no_time_left_before_
     progress = Progress(tmp_path)
     progress.update()
     caplog.clear()
-    for lines in ([step(4)], [step(4), step(5)], [step(44), step(45)], [step(44), step(45), look(45)]):
+    lines: list[dict[str, Any]] = []
+    for each in (step(4), step(5), step(10), look(10), step(45), look(45)):
+        lines.append(each)
         write(tmp_path, *lines)
-        progress.log = GrowingLog(progress.log.file)
         progress.update()
     progress.update(last=True)
     said = [message.strip() for message in caplog.messages if " of 45" in message]
-    assert [each.partition(":")[0] for each in said] == ["step 4 of 45", "step 5 of 45", "step 45 of 45"]
-    assert ["left" in each for each in said] == [False, True, False]
+    assert [each.partition(" of")[0] for each in said] == ["step 4", "step 5", "step 10", "step 45"]
+    assert ["left" in each for each in said] == [False, True, True, False]
+    assert "validation loss 0.7500" in said[-2]
     assert "validation loss 0.7500" in said[-1]
 
 

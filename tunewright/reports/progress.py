@@ -239,9 +239,11 @@ class Progress:
         return f"step {step} of {planned}: {', '.join(parts)}"
 
     def _awaits_evaluation(self) -> bool:
-        """Whether the last step is done and its evaluation is not: the line of both is still to come."""
+        """Whether a step is done and its evaluation is not: the line of both is still to come."""
         step, planned = self._place()
-        return step >= planned and (not self.evaluations or self.evaluations[-1]["step"] < step)
+        every = (self.facts or {}).get("evaluate_every")
+        is_due = step >= planned or (every and step % every == 0)
+        return bool(is_due) and (not self.evaluations or self.evaluations[-1]["step"] < step)
 
     def _place(self) -> tuple[int, int]:
         newest = max((lines[-1] for lines in (self.steps, self.evaluations) if lines), key=lambda line: line["step"])
