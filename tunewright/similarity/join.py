@@ -169,7 +169,7 @@ def pairs(index, threshold, begin, end, enough):
     first item that both share. A row that has `enough` partners is given others only where they connect it to rows that
     it was not connected to.
     """
-    indptr, items, sizes, bits, entries, groups, postings, holders = index
+    indptr, items, sizes, bits, entries, groups, postings, _, holders = index
     needed = np.empty(sizes[end - 1] + 1 if end > begin else 0, np.int64)
     last, parents = np.full(len(sizes), -1, np.int32), np.arange(len(sizes))
     room, found = 1024, 0
@@ -211,13 +211,14 @@ def pairs(index, threshold, begin, end, enough):
 
 
 @compiled
-def closest(index, splits, floor, begin, end):
+def closest(index, splits, largest, floor, begin, end):
     """(row, other, similarity, compared) of the most similar pair across splits, one of it in begin..end; `sizes` rise.
 
     Only a pair over `floor` is found, and every such pair is compared unless a closer one was found before. Of equally
-    close pairs it is the first by (row, other). `compared` counts the pairs that no bound ruled out.
+    close pairs it is the first by (row, other). `compared` counts the pairs that no bound ruled out. The rows of the
+    split `largest` come last in the index, so that those of it are not looked up for each other.
     """
-    indptr, items, sizes, bits, entries, groups, postings, holders = index
+    indptr, items, sizes, bits, entries, groups, postings, middles, holders = index
     needed = np.empty(sizes[end - 1] + 1 if end > begin else 0, np.int64)
     last = np.full(len(sizes), -1, np.int32)
     best, best_row, best_other, compared = floor, -1, -1, 0
@@ -228,27 +229,29 @@ def closest(index, splits, floor, begin, end):
         beyond -= sizes[row] - count
         large_enough = np.searchsorted(sizes, best * sizes[row] - ROUNDING)
         for entry in range(entries[row], min(entries[row + 1], entries[row] + beyond)):
-            i = indptr[row] + entry - entries[row]
-            first, stop = postings[groups[entry]], postings[groups[entry] + 1]
-            for place in range(first + np.searchsorted(holders.row[first:stop], large_enough), stop):
-                holder = holders[place]
-                other = holder.row
-                if other >= row:
-                    break
-                fewest = needed[holder.size]
-                if not _may_share(fewest, indptr[row + 1] - i, count, row_bits, more_bits, holder):
-                    continue
-                if splits[other] == splits[row] or last[other] == row:
-                    continue
-                last[other] = row
-                compared += 1
-                j = indptr[other + 1] - holder.left
-                shared = shared_items(items, i, indptr[row + 1], j, indptr[other + 1], fewest)
-                total = sizes[row] + sizes[other]
-                similarity = shared / (total - shared) if shared > 0 else 0.0
-                if similarity > best or (similarity == best and row == best_row and other < best_other):
-                    best, best_row, best_other = similarity, row, other
-                    _fill_needed(needed, sizes[row], best)
+            i, number = indptr[row] + entry - entries[row], groups[entry]
+            begin_last = middles[number]
+            end_last = begin_last if splits[row] == largest else postings[number + 1]
+            for first, stop in ((postings[number], begin_last), (begin_last, end_last)):
+                for place in range(first + np.searchsorted(holders.row[first:stop], large_enough), stop):
+                    holder = holders[place]
+                    other = holder.row
+                    if other >= row:
+                        break
+                    fewest = needed[holder.size]
+                    if not _may_share(fewest, indptr[row + 1] - i, count, row_bits, more_bits, holder):
+                        continue
+                    if splits[other] == splits[row] or last[other] == row:
+                        continue
+                    last[other] = row
+                    compared += 1
+                    j = indptr[other + 1] - holder.left
+                    shared = shared_items(items, i, indptr[row + 1], j, indptr[other + 1], fewest)
+                    total = sizes[row] + sizes[other]
+                    similarity = shared / (total - shared) if shared > 0 else 0.0
+                    if similarity > best or (similarity == best and row == best_row and other < best_other):
+                        best, best_row, best_other = similarity, row, other
+                        _fill_needed(needed, sizes[row], best)
     return best_row, best_other, best, compared
 
 

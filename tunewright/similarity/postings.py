@@ -88,33 +88,37 @@ def numbered(items):
 
 
 @compiled
-def invert(indptr, items, sizes, bits, entries, numbers, lengths, part, parts):
-    """Which rows have each number in the first `lengths` of their entries: (postings, holders, work).
+def invert(indptr, items, sizes, bits, entries, numbers, lengths, last, part, parts):
+    """Which rows have each number in the first `lengths` of their entries: (postings, middles, holders, work).
 
     Number i has the holders (HOLDER) postings[i] to postings[i + 1], rows rising; none where items % parts is not
-    `part`. `work` (rows,) is how many holders each row finds by its entries.
+    `part`. From middles[i] on they are those that come `last` (rows,), rising too. `work` (rows,) is how many holders
+    each row finds by its entries.
     """
     counts = np.zeros(numbers.max() + 1 if len(numbers) else 1, np.int64)
+    counts_last = np.zeros(len(counts), np.int64)
     for row in range(len(lengths)):
         for place in range(lengths[row]):
             if items[indptr[row] + place] % np.uint64(parts) == part:
                 counts[numbers[entries[row] + place]] += 1
+                counts_last[numbers[entries[row] + place]] += last[row]
     postings = np.zeros(len(counts) + 1, np.int64)
     postings[1:] = np.cumsum(counts)
-    free, work = postings[:-1].copy(), np.zeros(len(lengths), np.int64)
+    middles = postings[1:] - counts_last
+    free, free_last, work = postings[:-1].copy(), middles.copy(), np.zeros(len(lengths), np.int64)
     holders = np.empty(postings[-1], HOLDER)
     for row in range(len(lengths)):
         count = indptr[row + 1] - indptr[row]
         for place in range(lengths[row]):
             if items[indptr[row] + place] % np.uint64(parts) == part:
-                number = numbers[entries[row] + place]
-                holder = holders[free[number]]
+                number, rooms = numbers[entries[row] + place], free_last if last[row] else free
+                holder = holders[rooms[number]]
                 holder.row, holder.count, holder.left, holder.size = row, count, count - place, sizes[row]
                 holder.bits, holder.more_bits = bits[row]
-                free[number] += 1
+                rooms[number] += 1
         for entry in range(entries[row], entries[row + 1]):
             work[row] += counts[numbers[entry]]
-    return postings, holders, work
+    return postings, middles, holders, work
 
 
 @compiled

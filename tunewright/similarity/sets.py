@@ -141,7 +141,7 @@ def pairs_of(
     """(left, right, similarity) of the similar pairs of sets, as the `numbers` of their rows; sizes must rise."""
     from tunewright.similarity import join
 
-    index = _index(sets, threshold, part)
+    index = _index(sets, threshold, part, np.zeros(len(sets), np.bool_))
 
     def compare(begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return join.pairs(index.arrays, threshold, begin, end, enough)
@@ -168,10 +168,11 @@ def closest_of(sets: Sets, splits: np.ndarray, floor: float, part: ItemShare = W
     """The pair that nearest_across finds; sizes must rise. Of equally close pairs it is the first by (other, one)."""
     from tunewright.similarity import join
 
-    index = _index(sets, floor, part)
+    largest = int(np.bincount(splits, minlength=1).argmax())
+    index = _index(sets, floor, part, splits == largest)
 
     def compare(begin: int, end: int) -> Nearest:
-        other, one, similarity, compared = join.closest(index.arrays, splits, floor, begin, end)
+        other, one, similarity, compared = join.closest(index.arrays, splits, largest, floor, begin, end)
         return Nearest(one, other, similarity if one >= 0 else 0.0, compared)
 
     return nearest_of(_in_blocks(index, compare))
@@ -221,10 +222,11 @@ def _numbered_prefixes(sets: Sets, threshold: float) -> tuple[np.ndarray, np.nda
     return entries, numbered(items)
 
 
-def _index(sets: Sets, threshold: float, part: ItemShare) -> _Index:
+def _index(sets: Sets, threshold: float, part: ItemShare, last: np.ndarray) -> _Index:
     """Each row's prefix, and which rows hold an item of `part` in theirs; the items of other parts lead to no rows.
 
-    Sizes rise, so that the prefix by which a row is found can be shorter (PPJoin).
+    Sizes rise, so that the prefix by which a row is found can be shorter (PPJoin). `last` (rows,) are the rows that
+    come last among those that hold an item.
     """
     from tunewright.similarity import join
     from tunewright.similarity.postings import invert
@@ -232,7 +234,7 @@ def _index(sets: Sets, threshold: float, part: ItemShare) -> _Index:
     entries, numbers = _numbered_prefixes(sets, threshold)
     lengths = join.prefix_lengths(sets.indptr, sets.sizes, 2 * threshold / (1 + threshold))
     bits = join.signatures(sets.indptr, sets.items)
-    *postings, work = invert(sets.indptr, sets.items, sets.sizes, bits, entries, numbers, lengths, *part)
+    *postings, work = invert(sets.indptr, sets.items, sets.sizes, bits, entries, numbers, lengths, last, *part)
     arrays = (sets.indptr, sets.items, sets.sizes, bits, entries, numbers, *postings)
     return _Index(arrays, work, BLOCKS if part == WHOLE else 1)
 
