@@ -287,5 +287,6 @@ def _refusal(key: str, error: ErrorDetails, known: type[Arguments]) -> SuiteErro
     at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     if reason:
         return SuiteError(f"{key}{at}", f"={error['input']} {reason}")
-    described = known.model_fields[str(location[0])].description
-    return SuiteError(f"{key}{at}", f"={shown(error['input'])}; accepted: {accepted(error)} ({described})")
+    found = known.model_fields[str(location[0])]
+    said = f"={shown(error['input'])}; accepted: {accepted(error, found)} ({found.description})"
+    return SuiteError(f"{key}{at}", said)

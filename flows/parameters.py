@@ -208,7 +208,7 @@ def _explain(key: str, errors: list[ErrorDetails], *, is_empty: bool) -> str:
     if kind == "string_pattern_mismatch" and described:
         near = [slug(error["input"])] if key == "registry.name" and slug(error["input"]) else []
         return f"{refused}; {meant(near)}accepted: {described.partition(': ')[2] or described}"
-    words = f"{_words(errors)}{', or null' if found and type(None) in get_args(found.annotation) else ''}"
+    words = f"{_words(errors, found)}{', or null' if found and type(None) in get_args(found.annotation) else ''}"
     if kind == "literal_error":
         of_numbers = f" ({described})" if choices(error)[0].isdecimal() else ""  # which say nothing by themselves
         near = meant(get_close_matches(str(error["input"]), choices(error), 1))
@@ -222,8 +222,8 @@ def _explain(key: str, errors: list[ErrorDetails], *, is_empty: bool) -> str:
     return f"{refused}; {words} ({described})" if described else f"{refused}; {words}"
 
 
-def _words(errors: Sequence[ErrorDetails]) -> str:
-    return f"accepted: {' or '.join(dict.fromkeys(map(accepted, errors)))}"
+def _words(errors: Sequence[ErrorDetails], found: FieldInfo | None) -> str:
+    return f"accepted: {' or '.join(dict.fromkeys(accepted(error, found) for error in errors))}"
 
 
 def _short(section: type[BaseModel] | None, given: Any) -> list[str]:

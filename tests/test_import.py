@@ -362,9 +362,9 @@ def test_units_and_meanings_are_converted(imported: Import, more: dict[str, Any]
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("lora_r", 4096, "method.rank: 4096 is refused; accepted: 1024 or less"),
-        ("learning_rate", 3, "training.learning_rate: 3 is refused; accepted: 1 or less"),
-        ("num_epochs", 5000, "training.epochs: 5000 is refused; accepted: 1000 or less"),
+        ("lora_r", 4096, "method.rank: 4096 is refused; accepted: 1 to 1024"),
+        ("learning_rate", 3, "training.learning_rate: 3 is refused; accepted: more than 0, 1 or less"),
+        ("num_epochs", 5000, "training.epochs: 5000 is refused; accepted: more than 0, 1000 or less"),
         ("lora_target_modules", "[0-9]+.(q|k)_proj", 'method.target: "[0-9]+.(q|k)_proj" is refused; accepted: all-'),
         ("mlflow_tracking_uri", "http://me:pw@host:5000", "registry.tracking_uri: "),
         ("learning_rate", "fast", 'training.learning_rate: "fast" is refused; accepted: a number'),

@@ -92,15 +92,15 @@ def test_all_sections_and_stages_are_taken() -> None:
         ({"training": {"batch": None}}, "<training.batch>: training.batch: null is refused; accepted: a whole number"),
         (
             {"training": {"learning_rate": 2}},
-            "<training.learning_rate>: training.learning_rate: 2 is refused; accepted: 1 or less (",
+            "<training.learning_rate>: training.learning_rate: 2 is refused; accepted: more than 0, 1 or less (",
         ),
         (
             {"training": {"seed": 4_294_967_296}},
-            "<training.seed>: training.seed: 4294967296 is refused; accepted: 4294967295 or less (",
+            "<training.seed>: training.seed: 4294967296 is refused; accepted: 0 to 4294967295 (",
         ),
         (
             {"training": {"max_steps": 100_000_001}},
-            "<training.max_steps>: training.max_steps: 100000001 is refused; accepted: 100000000 or less, or null (",
+            "<training.max_steps>: training.max_steps: 100000001 is refused; accepted: 1 to 100000000, or null (",
         ),
         (
             {"training": {"learning_rate": float("nan")}},

@@ -101,7 +101,7 @@ def test_settings_of_an_sft_that_is_left_out_are_said_to_be_unused(tiny_base: Ba
         assert costs
         return [note for note in costs.notes if "not used" in note]
 
-    assert notes() == ["not used, as there is no SFT (preference.after_sft): training.epochs and training.max_steps"]
+    assert notes() == ["not used, as there is no SFT (preference.after_sft): training.epochs, training.max_steps"]
     assert notes("preference.after_sft=true") == [
         "training.epochs=2 is not used: training.max_steps=7 overrides it",
     ]

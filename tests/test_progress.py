@@ -9,7 +9,6 @@ import httpx
 import pytest
 
 import tunewright.reports.progress
-from tunewright.artifacts.training_log import GrowingLog
 from tunewright.reports.progress import Countdown, Progress, TotalWork, duration, part_of, seconds_left
 
 STATUS = {

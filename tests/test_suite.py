@@ -99,7 +99,7 @@ def test_classes_of_the_teams_come_last_with_severity_warning_and_more_than_once
         ),
         (
             {"name": "duplicate_rows", "arguments": {"max_share": 2}},
-            "checks.expectations[0].arguments.max_share=2; accepted: 1 or less (Largest allowed share of rows",
+            "checks.expectations[0].arguments.max_share=2; accepted: 0 to 1 (Largest allowed share of rows",
         ),
         (
             {"name": "language", "arguments": {"languages": ["en", 5]}},

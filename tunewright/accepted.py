@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 WORDS = {
@@ -27,10 +28,11 @@ WORDS = {
     "less_than": "less than {lt}",
     "less_than_equal": "{le} or less",
 }
+BOUNDS = {"ge": "greater_than_equal", "gt": "greater_than", "le": "less_than_equal", "lt": "less_than"}
 
 
-def accepted(error: ErrorDetails) -> str:
-    """Describe the values that pydantic would accept in place of a refused one."""
+def accepted(error: ErrorDetails, found: FieldInfo | None = None) -> str:
+    """Describe the values that pydantic would accept in place of a refused one: of a field with bounds, both."""
     given, context = error["input"], error.get("ctx", {})
     in_quotes = ", in quotes since YAML reads on, yes, off and no as true and false"
     if error["type"] == "tuple_type" and isinstance(given, str | dict):
@@ -43,9 +45,22 @@ def accepted(error: ErrorDetails) -> str:
     if error["type"] == "literal_error":
         names = choices(error)
         return ", ".join(names) + (in_quotes if isinstance(given, bool) and {"on", "off"} & {*names} else "")
+    if found and error["type"] in BOUNDS.values() and (both := _range(found.metadata)):
+        return both
     words = WORDS.get(error["type"])
     exact = {name: in_full(bound) if isinstance(bound, int | float) else bound for name, bound in context.items()}
     return words.format(**exact) if words else error["msg"].removeprefix("Input should be ")
+
+
+def _range(metadata: Iterable[object]) -> str:
+    """Describe the values between the two bounds of a field; empty where it has fewer."""
+    bounds = {name: getattr(each, name) for each in metadata for name in BOUNDS if hasattr(each, name)}
+    if len(bounds) != 2:
+        return ""
+    if {*bounds} == {"ge", "le"}:
+        return f"{in_full(bounds['ge'])} to {in_full(bounds['le'])}"
+    ends = [WORDS[kind].format(**{name: in_full(bounds[name])}) for name, kind in BOUNDS.items() if name in bounds]
+    return ", ".join(ends)
 
 
 def in_full(number: float) -> str:

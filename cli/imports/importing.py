@@ -164,7 +164,7 @@ def _bounded(key: str, value: Any) -> tuple[Any, str]:
         if first["type"] == "value_error":
             return None, f"{key}: {first.get('ctx', {}).get('error', '')}"
         named = (found.description or "").partition(": ")[2]
-        said = named if first["type"] == "string_pattern_mismatch" and named else accepted(first)
+        said = named if first["type"] == "string_pattern_mismatch" and named else accepted(first, found)
         return None, f"{key}: {shown(value)} is refused; accepted: {said}"
     return value, ""
 

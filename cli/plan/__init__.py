@@ -233,9 +233,11 @@ def _overridden(settings: Settings) -> list[str]:
     if not settings.trains_on_answers:
         training, last = sections.pop("training"), "grpo" if settings.grpo.rewards else "preference"
         why = f"there is no SFT ({last}.after_sft)" if settings.trains else "nothing is trained (method.kind=few_shot)"
-        default = {name: Training.model_fields[name].default for name in ("learning_rate", "epochs", "max_steps")}
-        if unused := [f"training.{name}" for name, usual in default.items() if getattr(training, name) != usual]:
-            notes.append(f"not used, as {why}: {' and '.join(unused)}")
+        of_sft = ("learning_rate", "epochs", "max_steps")  # the others are those of the training after it as well
+        names = of_sft if settings.trains else tuple(Training.model_fields)
+        usual = Training()
+        if unused := [f"training.{name}" for name in names if getattr(training, name) != getattr(usual, name)]:
+            notes.append(f"not used, as {why}: {', '.join(unused)}")
     return notes + [
         f"{name}.epochs={section.epochs:g} is not used: {name}.max_steps={section.max_steps} overrides it"
         for name, section in sections.items()

@@ -30,7 +30,7 @@ def show_plan(console: Console, planned: Planned) -> None:
     elif planned.unknown:
         console.print(planned.unknown, style="dim", soft_wrap=True)
     for note in planned.notes:
-        console.print(f"note  {note}", soft_wrap=True)
+        console.print("  ".join(_labelled(note)), soft_wrap=True)
 
 
 def show_last_word(console: Console, planned: Planned) -> None:
@@ -87,8 +87,14 @@ def _facts(costs: Costs) -> list[tuple[str, str]]:
         *((section, _later(section, one, costs.unit)) for section, one in costs.later.items()),
         ("compute", _compute(one)),
         ("disk", f"{_bytes(one.disk)} during training"),
-        *(("note", note) for note in (*costs.notes, *one.notes)),
+        *map(_labelled, (*costs.notes, *one.notes)),
     ]
+
+
+def _labelled(note: str) -> tuple[str, str]:
+    """The label of a note, and what it says."""
+    said = note.removeprefix("warning: ")
+    return ("note" if said == note else "warning"), said
 
 
 def _most(costs: Costs) -> str:
