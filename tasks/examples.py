@@ -53,5 +53,6 @@ def examples(
     (folder / "model").mkdir()
     text = json.dumps(prompt, ensure_ascii=False, indent=1)
     (folder / "model" / EXAMPLES).write_text(f"{text}\n", encoding="utf-8")
+    (folder / "prompts.json").write_text(json.dumps({"few_shot": search}, indent=1) + "\n", encoding="utf-8")
     shutil.copy(tokens.path(Contract.FILE), folder)
     return FewShotExamples(num_examples=len(chosen), chosen=search["chosen"])

@@ -138,6 +138,8 @@ def test_a_version_is_asked_and_answers_as_it_was_measured(done: tuple[Path, Sta
     train = {row["row_id"]: row["messages"] for row in pq.read_table(made.splits.path("train.parquet")).to_pylist()}
     assert told["examples"] == [train[row_id] for row_id in told["row_ids"]]
     assert len(told["examples"]) == made.examples.num_examples in (2, 4)
+    tried = json.loads(made.examples.path("prompts.json").read_text())["few_shot"]["tried"]
+    assert max(tried, key=lambda each: (each["exact_match"], each["log_likelihood"]))["shots"] == told["row_ids"]
 
     test = pq.read_table(made.splits.path("test.parquet")).to_pylist()
     measured = {

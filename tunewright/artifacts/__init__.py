@@ -331,7 +331,10 @@ class Adapter(Artifact, frozen=True):
 
 
 class FewShotExamples(Artifact, frozen=True):
-    """examples: model/examples.json, the few-shot prompt of a candidate that is the base with it, and contract.json."""
+    """examples: model/examples.json, the few-shot prompt of a candidate that is the base with it, and contract.json.
+
+    prompts.json has what was tried on validation rows.
+    """
 
     num_examples: int
     chosen: str  # what was chosen, and why, in words
