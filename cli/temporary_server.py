@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import prefect
+import psutil
 from prefect.context import refresh_global_settings_context
 from prefect.settings import (
     PREFECT_SERVER_API_AUTH_STRING,
@@ -38,6 +39,7 @@ RESTARTS = 5  # after that it is no accident
 LOOK_SECONDS = 1.0
 ASK_SECONDS = 0.1
 END_SECONDS = 5.0  # for it to end by itself
+MOST_WAITS = 10  # times the limit, where a busy machine lets it go on slowly
 EPHEMERAL = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
@@ -56,13 +58,14 @@ def start() -> None:
     os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ["PREFECT_API_AUTH_STRING"] = password
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = "http://127.0.0.1"  # no page is served there
     refresh_global_settings_context()
-    server = TemporaryServer()
+    server, started = TemporaryServer(), time.monotonic()
     threading.Thread(target=server.keep_alive, daemon=True).start()
     limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
     if not server.answers_within(limit.value()):
         server.end()
+        waited = time.monotonic() - started
         raise TunewrightError(
-            f"Prefect's temporary server did not answer within {limit.value()} s: check what keeps the machine busy, "
+            f"Prefect's temporary server did not answer within {waited:.0f} s: check what keeps the machine busy, "
             f"and that PREFECT_SERVER_DATABASE_CONNECTION_URL can be opened; {limit.name} says how long to wait, and "
             "tunewright up starts a server that stays"
         )
@@ -100,13 +103,19 @@ class TemporaryServer:
         )
 
     def answers_within(self, seconds: float) -> bool:
-        """Return whether it answers in time; where it ends by itself, as when its port was taken, it gets another."""
-        until = time.monotonic() + seconds
+        """Return whether it answers in time; where it ends by itself, as when its port was taken, it gets another.
+
+        The time begins anew whenever it has computed, until it has ended once: a busy machine is no fault of its own.
+        """
+        begun, computed, has_ended = time.monotonic(), 0.0, False
+        until, last = begun + seconds, begun + MOST_WAITS * seconds
         with httpx.Client() as asking:  # one: each reads all certificates of authorities
             while time.monotonic() < until:
                 code = self.process.poll()
                 if code is not None and code >= 0:
-                    self.process = self._process_at(free_port())
+                    self.process, has_ended = self._process_at(free_port()), True
+                elif not has_ended and (so_far := _computed(self.process.pid)) > computed:
+                    computed, until = so_far, min(time.monotonic() + seconds, last)
                 with contextlib.suppress(httpx.TransportError):
                     if asking.get(f"{self.api}/health").is_success:
                         self.has_answered.set()
@@ -136,3 +145,12 @@ class TemporaryServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _computed(pid: int) -> float:
+    """The CPU seconds of a process so far; 0 where it is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system

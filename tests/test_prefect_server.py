@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,9 +172,24 @@ def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     }
     with (
         temporary_settings(updates, restore_defaults=(PREFECT_API_URL,)),
-        pytest.raises(TunewrightError, match=r"did not answer within 1 s: check what .*DATABASE_CONNECTION_URL can be"),
+        pytest.raises(
+            TunewrightError, match=r"did not answer within \d+ s: check what .*DATABASE_CONNECTION_URL can be"
+        ),
     ):
         prefect_server.ensure()
+
+
+def test_one_that_computes_for_longer_than_the_limit_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(temporary_server, "MOST_WAITS", 100)
+    with temporary_settings({PREFECT_HOME: tmp_path}, restore_defaults=(PREFECT_API_URL,)):
+        server, started = TemporaryServer(), time.monotonic()
+        try:
+            assert server.answers_within(2.0)
+            assert time.monotonic() - started > 2.0  # it imports for longer
+        finally:
+            server.end()
 
 
 def test_a_full_disk_is_one_line_before_the_server_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
