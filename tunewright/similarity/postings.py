@@ -3,6 +3,8 @@
 A join finds a pair by one of the rarest items of each row, so it compares the fewer rows, the rarer these are.
 """
 
+from typing import Any
+
 import numpy as np
 
 from tunewright.similarity.hashing import compiled
@@ -112,7 +114,7 @@ def invert(indptr, items, sizes, bits, entries, numbers, lengths, last, part, pa
         for place in range(lengths[row]):
             if items[indptr[row] + place] % np.uint64(parts) == part:
                 number, rooms = numbers[entries[row] + place], free_last if last[row] else free
-                holder = holders[rooms[number]]
+                holder: Any = holders[rooms[number]]
                 holder.row, holder.count, holder.left, holder.size = row, count, count - place, sizes[row]
                 holder.bits, holder.more_bits = bits[row]
                 rooms[number] += 1
