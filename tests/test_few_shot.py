@@ -15,7 +15,7 @@ from conftest import Harness, Once
 from prefect import State
 from rich.console import Console
 from test_json import documented, faults
-from trained import done_once
+from trained import done_once, first_home
 
 from tunewright import serving
 from tunewright.artifacts import Base, Prepended
@@ -95,12 +95,7 @@ def done(
 ) -> tuple[Path, State[Any]]:
     """The folder of a first run and its final state: the one that tests here start from."""
     folder = tmp_path_factory.mktemp("done")
-    (folder / "home").mkdir()
-    shutil.copy(mlflow_database, folder / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        done_once(once, patch)
-        patch.chdir(folder)
-        patch.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
+    with first_home(folder, once, mlflow_database):
         Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
         return folder, run(settings)
 

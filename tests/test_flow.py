@@ -20,7 +20,7 @@ from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
 from rich.console import Console
-from trained import done_once
+from trained import done_once, first_home
 
 import tunewright.tasks.dedupe
 import tunewright.tasks.evaluate
@@ -97,12 +97,7 @@ def done(
 ) -> tuple[Path, State[Any]]:
     """The folder of a first run and its final state: the one that all tests here start from."""
     folder = tmp_path_factory.mktemp("done")
-    (folder / "home").mkdir()
-    shutil.copy(mlflow_database, folder / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        done_once(once, patch)
-        patch.chdir(folder)
-        patch.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
+    with first_home(folder, once, mlflow_database):
         write(ROWS)
         return folder, run(settings)
 

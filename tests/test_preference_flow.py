@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Harness, Once
 from mlflow import MlflowClient
+from orders import PLACES, THINGS
 from prefect import State
 from test_json import documented, faults
 from trained import done_once
@@ -41,8 +42,6 @@ from tunewright.flows.outcome import Outcome
 from tunewright.registry.tracking import connected
 from tunewright.reports.account import Account
 
-PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake", "in a shop")
-THINGS = ("parcel", "red shoes", "broken lamp", "late letter", "green chair", "old phone", "yellow bag", "small table")
 ROWS = [
     {
         "prompt": f"what about the {thing} {place} of order {10 * i + j}",

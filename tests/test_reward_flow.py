@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import Harness, Once
 from mlflow import MlflowClient
+from orders import ROWS
 from prefect import State
 from trained import done_once
 
@@ -35,14 +36,6 @@ from tunewright.flows.compare import compare
 from tunewright.flows.finetune import finetune, plan
 from tunewright.flows.outcome import Outcome
 from tunewright.registry.tracking import connected
-
-PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake", "in a shop")
-THINGS = ("parcel", "red shoes", "broken lamp", "late letter", "green chair", "old phone", "yellow bag", "small table")
-ROWS = [
-    {"prompt": f"what about the {thing} {place} of order {10 * i + j}", "completion": ("yes", "no", "ask")[(i + j) % 3]}
-    for i, thing in enumerate(THINGS)
-    for j, place in enumerate(PLACES)
-]
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import Harness, MakeSplits, Once
 from mlflow import MlflowClient
+from orders import ROWS
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from trained import done_once, fork_trainers, in_this_process, kill_trainer_after, reproduce_here
+from trained import done_once, first_home, fork_trainers, in_this_process, kill_trainer_after, reproduce_here
 from typer.testing import CliRunner, Result
 
 from tunewright.artifacts import Adapter, Artifact, Base, Scan, Tokens
@@ -46,13 +47,6 @@ from tunewright.tasks.train import stage as train_stage
 from tunewright.tasks.train.stage import train
 
 NIGHTLY = Registry(name="nightly")
-PLACES = ("in Berlin", "at the harbour", "from Lisbon", "near our school", "on the train", "by the lake", "in a shop")
-THINGS = ("parcel", "red shoes", "broken lamp", "late letter", "green chair", "old phone", "yellow bag", "small table")
-ROWS = [
-    {"prompt": f"what about the {thing} {place} of order {10 * i + j}", "completion": ("yes", "no", "ask")[(i + j) % 3]}
-    for i, thing in enumerate(THINGS)
-    for j, place in enumerate(PLACES)
-]
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +74,7 @@ def nights(
 ) -> Iterator[Path]:
     """A folder with the homes after the first and the second night: `1` and `2`."""
     folder = tmp_path_factory.mktemp("nights")
-    (folder / "home").mkdir()
-    shutil.copy(mlflow_database, folder / "home")
-    with pytest.MonkeyPatch.context() as patched, prefect_harness():
-        done_once(once, patched)
-        patched.chdir(folder)
-        patched.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
+    with first_home(folder, once, mlflow_database), prefect_harness():
         for number, rows in (("1", 36), ("2", 46)):
             write(rows)
             night(settings)

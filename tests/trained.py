@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 import psutil
 import pytest
+from conftest import Once
 
 from tunewright.tasks.train import stage, trainer
 from tunewright.tasks.train.trainer import ranks
@@ -160,9 +161,7 @@ def in_this_process(job: trainer.Job, work: Path) -> int:
         AcceleratorState._reset_state(reset_partial_state=True)  # the next one's precision may be another
 
 
-def done_once(
-    once: Callable[[str, Callable[[Path], object]], Path], patch: pytest.MonkeyPatch, attempt: Attempt = in_this_process
-) -> None:
+def done_once(once: Once, patch: pytest.MonkeyPatch, attempt: Attempt = in_this_process) -> None:
     """Has a trainer that would begin what another came to the end of leave that one's files, in place of its own."""
 
     def recorded(job: trainer.Job, work: Path) -> int:
@@ -234,3 +233,15 @@ def trainer_process() -> int:
         if process.name() == FORKED or "tunewright.tasks.train.trainer" in str(process.cmdline()):
             return process.pid
     raise AssertionError("no trainer runs")
+
+
+@contextlib.contextmanager
+def first_home(folder: Path, once: Once, mlflow_database: Path) -> Iterator[None]:
+    """Work in a folder with a home that has no run yet, where each training is done once."""
+    (folder / "home").mkdir()
+    shutil.copy(mlflow_database, folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        done_once(once, patch)
+        patch.chdir(folder)
+        patch.setenv("TUNEWRIGHT_HOME", str(folder / "home"))
+        yield
