@@ -18,7 +18,6 @@ from pathlib import Path
 
 import httpx
 import prefect
-import psutil
 from prefect.context import refresh_global_settings_context
 from prefect.settings import (
     PREFECT_SERVER_API_AUTH_STRING,
@@ -29,7 +28,7 @@ from prefect.settings import (
 from tunewright import config
 from tunewright.config import quietly
 from tunewright.errors import TunewrightError
-from tunewright.machine import addresses, end_with_parent
+from tunewright.machine import addresses, cpu_seconds, end_with_parent
 from tunewright.machine.ports import free_port
 
 log = logging.getLogger("tunewright")
@@ -114,7 +113,7 @@ class TemporaryServer:
                 code = self.process.poll()
                 if code is not None and code >= 0:
                     self.process, has_ended = self._process_at(free_port()), True
-                elif not has_ended and (so_far := _computed(self.process.pid)) > computed:
+                elif not has_ended and (so_far := cpu_seconds(self.process.pid)) > computed:
                     computed, until = so_far, min(time.monotonic() + seconds, last)
                 with contextlib.suppress(httpx.TransportError):
                     if asking.get(f"{self.api}/health").is_success:
@@ -145,12 +144,3 @@ class TemporaryServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def _computed(pid: int) -> float:
-    """The CPU seconds of a process so far; 0 where it is gone."""
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return times.user + times.system

@@ -157,7 +157,7 @@ def test_one_that_works_without_writing_is_waited_for_longer_and_one_that_was_no
     clock = [0.0]
     computed = [0.0]
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(heartbeat, "_computed", lambda pid: computed[0])
+    monkeypatch.setattr(heartbeat, "cpu_seconds", lambda pid: computed[0])
 
     def silence(seconds: int, share: float, step_seconds: float = 0.0) -> int | None:
         """After how many silent seconds it is said to hang."""

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
+from tunewright.machine import cpu_seconds
 
 IDLE_SECONDS = 300.0  # without a file written and without computing: it hangs
 BUSY_SECONDS = 1800.0  # without a file written, but computing: as loading, compiling and long answers are at most
@@ -35,7 +35,7 @@ class Heartbeat:
             for name in names:
                 with suppress(OSError):  # files that go meanwhile count for nothing
                     newest = max(newest, Path(at, name).stat().st_mtime)
-        computed = _computed(self.pid)
+        computed = cpu_seconds(self.pid)  # of its ranks as well
         if newest != self.newest:
             self.newest, self.computed, self.silent = newest, computed, 0.0
         else:  # a machine that slept, and a parent that was stopped, are no silence of the trainer's
@@ -43,13 +43,3 @@ class Heartbeat:
         self.looked = now
         is_idle = computed - self.computed < IDLE_SHARE * self.silent
         return self.silent > (IDLE_SECONDS if is_idle else max(BUSY_SECONDS, BUSY_STEPS * step_seconds))
-
-
-def _computed(pid: int) -> float:
-    """The processor seconds that a process and its ranks took; 0 where it has ended."""
-    try:
-        process = psutil.Process(pid)
-        taken = [each.cpu_times() for each in (process, *process.children())]
-    except psutil.Error:
-        return 0.0
-    return sum(times.user + times.system for times in taken)

@@ -136,6 +136,16 @@ def _text(file: Path) -> str:
         return ""
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds that a process and its children took so far; 0 where it has ended."""
+    try:
+        process = psutil.Process(pid)
+        taken = [each.cpu_times() for each in (process, *process.children())]
+    except psutil.Error:
+        return 0.0
+    return sum(times.user + times.system for times in taken)
+
+
 def end_with_parent(by: signal.Signals) -> None:
     """Asks the kernel for this signal when the parent dies, however it dies; on Linux only."""
     if sys.platform == "linux":
