@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,7 +205,7 @@ def reproduce_here(patch: pytest.MonkeyPatch) -> None:
             contextlib.redirect_stdout(sys.stderr if stdout == 2 else sys.stdout),
         ):
             patched.setenv("TUNEWRIGHT_HOME", env["TUNEWRIGHT_HOME"])
-            reproducing.main(Path(command[-1]))
+            copy_context().run(reproducing.main, Path(command[-1]))  # what it sets is of its process
         return SimpleNamespace(returncode=0)
 
     patch.setattr("tunewright.cli.reproduce.subprocess", SimpleNamespace(run=process, DEVNULL=subprocess.DEVNULL))
