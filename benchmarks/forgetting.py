@@ -22,9 +22,9 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
-from methods import train
+from trainings import job_of, train
 
-from tunewright.config import Compute, Method, Training, quiet_libraries
+from tunewright.config import Method, quiet_libraries
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "deployments" / "demo.yaml"
@@ -130,8 +130,6 @@ def main() -> None:
     parser.add_argument("--measures", nargs="*", choices=MEASURES, metavar="MEASURE", default=[*MEASURES])
     options = parser.parse_args()
     quiet_libraries()
-    from tunewright.tasks.train.trainer import Job
-
     print("| rows | measure | test loss | exact match | general loss |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -146,22 +144,14 @@ def main() -> None:
             pq.write_table(pq.read_table(tokens / "validation.parquet").slice(0, 8), folder / "validation.parquet")
             for measure in options.measures:
                 has_general, kl_to_base, learning_rate, method = MEASURES[measure]
-                training = Training(
-                    learning_rate=learning_rate,
-                    kl_to_base=kl_to_base,
-                    max_steps=options.steps,
-                    evaluate_every=options.steps,
-                    batch=options.batch,
-                    patience=None,
-                )
-                job = Job.of(
+                job = job_of(
                     base,
                     tokens,
-                    reference=str(base),
+                    steps=options.steps,
+                    batch=options.batch,
+                    rate=learning_rate,
+                    kl_to_base=kl_to_base,
                     method=method,
-                    modules=(),
-                    training=training,
-                    compute=Compute(),
                     micro_batch=max(1, options.batch // 2),  # so that general rows stand apart from a shared prefix
                 )
                 job = job.model_copy(update={"validation": folder / "validation.parquet"})

@@ -11,16 +11,14 @@ Learning rates are not tuned, so that the table shows that each method learns an
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tunewright.config import Compute, Method, Training, home, quiet_libraries
+from trainings import Judge, job_of, train
+
+from tunewright.config import Compute, Method, home, quiet_libraries
 
 METHODS = {
     "full": Method(kind="full"),
@@ -62,62 +60,6 @@ class Line(NamedTuple):
     peak_bytes: int  # of the trainer's process, or on a GPU of what its tensors took there
 
 
-class Judge:
-    """Asks a model: the loss on the validation rows and the exact match on the test rows."""
-
-    def __init__(self, base: Path, tokens: Path, contract: dict[str, Any], rows: int | None) -> None:
-        import pyarrow.parquet as pq
-        from transformers import AutoTokenizer
-
-        from tunewright.tasks.train.trainer.watch import Scores
-
-        self.base, self.pad = base, contract["pad_token_id"]
-        self.validation = pq.read_table(tokens / "validation.parquet").slice(0, rows).to_pylist()
-        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-        self.exact = Scores(tokens / "test.parquet", tokenizer, contract["stop_token_ids"], "exact_match", 16)
-        self.exact.rows = self.exact.rows[:rows]
-
-    def __call__(self, model: Path | None) -> tuple[float, float]:
-        """Loss in nats per token, and share of exact answers."""
-        import torch
-
-        from tunewright.modeling.batches import answer_loss, num_labels, padded
-        from tunewright.serving import load_weights
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = load_weights(self.base, model, dtype=torch.float32).to(device)
-        total, labels = 0.0, 0
-        with torch.inference_mode():
-            for start in range(0, len(self.validation), 16):
-                batch = padded(self.validation[start : start + 16], self.pad)
-                batch["inputs"] = {name: tensor.to(device) for name, tensor in batch["inputs"].items()}
-                total += answer_loss(loaded, batch, 1).item()
-                labels += num_labels(batch)
-            return total / labels, self.exact(loaded, lambda: False)
-
-
-def train(job: Any, folder: Path) -> tuple[float, float, int]:
-    """Seconds, seconds of CPU and peak memory of the trainer's process. Ends the benchmark where it fails."""
-    import torch
-
-    folder.mkdir()
-    (folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    started = time.perf_counter()
-    with (folder / "trainer.log").open("w") as log:
-        command = [sys.executable, "-m", "tunewright.tasks.train.trainer", str(folder / "job.json")]
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    seconds, cpu_seconds = time.perf_counter() - started, usage.ru_utime + usage.ru_stime
-    if status:
-        raise SystemExit((folder / "trainer.log").read_text(encoding="utf-8")[-2_000:])
-    if not torch.cuda.is_available():
-        return seconds, cpu_seconds, usage.ru_maxrss * 1024
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return seconds, cpu_seconds, max(json.loads(line).get("memory_bytes", 0) for line in lines)
-
-
 def modules_of(method: Method, base: Path) -> tuple[str, ...]:
     """The modules that learn with spectrum; the scan of a base is kept in the home folder."""
     if method.kind != "spectrum":
@@ -133,8 +75,6 @@ def run(arguments: argparse.Namespace) -> list[Line]:
     """One line a method, in their order; each is shown as it is done."""
     import pyarrow.parquet as pq
 
-    from tunewright.tasks.train.trainer import Job
-
     base, tokens = arguments.base.absolute(), arguments.tokens.absolute()
     contract = json.loads((tokens / "contract.json").read_text(encoding="utf-8"))
     judge = Judge(base, tokens, contract, arguments.rows)
@@ -146,22 +86,15 @@ def run(arguments: argparse.Namespace) -> list[Line]:
     wanted = [(name, rate) for name in arguments.methods or METHODS for rate in arguments.rates or [RATES[name]]]
     for name, rate in wanted:
         method = METHODS[name]
-        training = Training(
-            learning_rate=rate,
-            max_steps=arguments.steps,
-            batch=arguments.batch,
-            evaluate_every=arguments.steps,
-            patience=None,
-        )
-        job = Job.of(
+        job = job_of(
             base,
             tokens,
-            reference=str(base),
+            steps=arguments.steps,
+            batch=arguments.batch,
+            rate=rate,
             method=method,
             modules=modules_of(method, base),
-            training=training,
             compute=Compute(threads=arguments.threads),
-            micro_batch=arguments.batch,
         )
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "work")
