@@ -1,4 +1,4 @@
-"""What a training that goes on from the champion costs and comes to, beside one that begins as the base.
+"""The cost and the result of a training that goes on from the champion, beside one that begins as the base.
 
 The champion is trained on the rows of a night before, a share of the training rows drawn by a fixed seed; then all
 rows are trained on from the base, and from the champion for as many steps and for fewer. Each is trained by the

@@ -6,8 +6,11 @@ import os
 import re
 import shutil
 import sys
+import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -822,3 +825,52 @@ def test_a_history_is_a_table_only_where_the_terminal_has_room_for_it(width: int
 
 def test_the_form_in_prefect_asks_who_decided() -> None:
     assert asking.ApprovalForm.model_json_schema()["properties"]["by"]["title"] == "Decided by"
+
+
+class HasAccounts(BaseHTTPRequestHandler):
+    """An MLflow server with passwords, which tells who is let in."""
+
+    def do_GET(self) -> None:
+        is_ana = self.headers.get("Authorization") == f"Basic {b64encode(b'ana:right').decode()}"
+        self.send_response(200 if is_ana else 401)
+        self.end_headers()
+        if is_ana and self.path == "/api/2.0/mlflow/users/current":
+            self.wfile.write(b'{"user": {"id": 3, "username": "ana", "is_admin": false}, "is_basic_auth": true}')
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the base class's name
+        """Says nothing."""
+
+
+@pytest.mark.parametrize(
+    ("password", "by", "kept"),
+    [
+        ("right", None, "ana"),
+        ("right", "ana", "ana"),
+        ("right", "the  boss", "the boss (MLflow account: ana)"),
+        ("wrong", "the boss", "the boss"),
+        ("wrong", None, "carol"),
+    ],
+)
+def test_who_decided_is_who_the_server_let_in(
+    password: str, by: str | None, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "carol")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ana")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    with HTTPServer(("127.0.0.1", 0), HasAccounts) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        registry = Registry(name="triage", tracking_uri=f"http://127.0.0.1:{server.server_port}/")
+        assert release._who_and_why(registry, by, " it is\n good ") == (kept, "it is good")
+        server.shutdown()
+
+
+def test_who_decided_has_to_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--by: missing; accepted: your name"):
+        release._who_and_why(REGISTRY, " ", "good")
+
+    def no_user() -> str:
+        raise OSError("no name")
+
+    monkeypatch.setattr("getpass.getuser", no_user)
+    with pytest.raises(ConfigError, match="this system has no name for its user"):
+        release._who_and_why(REGISTRY, None, "good")

@@ -380,3 +380,4 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
         assert "no version" in servers.tunewright(
             "release", "withdraw", "tiny", "--reason", "a user who is no administrator"
         )
+        assert history(servers)["events"][0]["by"] == "ana", "who was logged in at MLflow, and not this system's user"

@@ -3,7 +3,6 @@
 All of it is done in MLflow, so that a rollback needs no other server.
 """
 
-import getpass
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,6 @@ from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
 from tunewright.config import Registry
-from tunewright.errors import ConfigError
 
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.registry.release import ReleaseDecision
@@ -28,7 +26,10 @@ app = typer.Typer(
 
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="Version number")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Reason; kept in the history")]
-By = Annotated[str | None, typer.Option(metavar="NAME", help="Your name; default: the system user")]
+By = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Your name; default: your account at the MLflow server, or else the system user"),
+]
 
 
 @app.command("history")
@@ -66,7 +67,7 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
             from tunewright.flows import release as requests
             from tunewright.registry import release
 
-            decided = decide(release, registry, who(by), reason, **own)
+            decided = decide(release, registry, by, reason, **own)
             requests.end_for(registry, decided.event)
             view.show_decision(console_of(as_json), registry, decided)
         if as_json:
@@ -85,7 +86,7 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
 def approve(
     release: Any,  # tunewright.registry.release
     registry: Registry,
-    by: str,
+    by: str | None,
     why: str,
     version: Annotated[
         str | None,
@@ -99,7 +100,7 @@ def approve(
 
 @app.command()
 @_decision
-def promote(release: Any, registry: Registry, by: str, why: str, version: Version) -> "ReleaseDecision":
+def promote(release: Any, registry: Registry, by: str | None, why: str, version: Version) -> "ReleaseDecision":
     """Move the alias to a version, whatever its verdict, after reloading and checking it."""
     return release.promote(registry, version, by=by, why=why)
 
@@ -109,7 +110,7 @@ def promote(release: Any, registry: Registry, by: str, why: str, version: Versio
 def rollback(
     release: Any,  # tunewright.registry.release
     registry: Registry,
-    by: str,
+    by: str | None,
     why: str,
     to: Annotated[
         str | None, typer.Option(metavar="VERSION", help="Version that had the alias; default: the previous one")
@@ -124,21 +125,9 @@ def rollback(
 
 @app.command()
 @_decision
-def withdraw(release: Any, registry: Registry, by: str, why: str) -> "ReleaseDecision":
+def withdraw(release: Any, registry: Registry, by: str | None, why: str) -> "ReleaseDecision":
     """Remove the alias from its version, without a successor: the next run has no champion.
 
     No pipeline promotes the withdrawn version again; release promote does.
     """
     return release.withdraw(registry, by=by, why=why)
-
-
-def who(by: str | None) -> str:
-    """The name that is given, or the user of this system. Raises ConfigError where there is neither."""
-    if by is not None and not by.strip():
-        raise ConfigError("--by: missing; accepted: your name")
-    if by is not None:
-        return " ".join(by.split())
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        raise ConfigError("--by: missing, and this system has no name for its user; accepted: your name") from None

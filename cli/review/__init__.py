@@ -7,7 +7,7 @@ import typer
 
 from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
-from tunewright.cli.release import By, who
+from tunewright.cli.release import By
 from tunewright.cli.visible import as_line
 from tunewright.errors import ConfigError
 
@@ -142,11 +142,11 @@ def record(
     """
     console = console_of(as_json)
     with one_line_errors(as_json), named_as_typed():
-        reviewer = who(by)
         registry = registry_of(name, alias, tracking_uri, as_json)
         from tunewright.evidence import judgements, review
         from tunewright.registry import release
 
+        reviewer = release.person(registry, by)
         with release.opened(registry) as client:
             found = review.look_up(client, registry, version)
             chosen, num_open = review.read(file, found, reviewer)

@@ -3,6 +3,7 @@
 Commands import it before their environment is prepared, so it imports neither Prefect nor MLflow.
 """
 
+import contextlib
 import os
 import ssl
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 CERTIFICATES = "MLFLOW_TRACKING_SERVER_CERT_PATH"  # of the authorities that MLflow's client trusts, in a file
 NO_TLS_CHECK = "MLFLOW_TRACKING_INSECURE_TLS"
+ACCOUNT_SECONDS = 10.0  # for the answer to which account it is
 
 
 def tracking_uri(registry: "Registry | Registered") -> str:
@@ -50,6 +52,17 @@ def asked(url: str, seconds: float) -> "httpx.Response":
     return httpx.get(
         url, timeout=seconds, verify=verify, auth=(user, password or "") if user else None, headers=headers
     )
+
+
+def account_at(uri: str) -> str:
+    """The account by which an MLflow server with passwords lets this process in; empty where there is none."""
+    import httpx
+
+    if not uri.startswith("http"):
+        return ""
+    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):  # no such page: it has no accounts
+        return str(asked(f"{uri.rstrip('/')}/api/2.0/mlflow/users/current", ACCOUNT_SECONDS).json()["user"]["username"])
+    return ""
 
 
 def by_environment(registry: Registry) -> Registry:

@@ -1,10 +1,12 @@
 """A person's actions on a registered model: view its history, approve, reject, promote, roll back, withdraw.
 
 The alias moves to a version only after that was loaded and rehearsed once more (rehearsal.py), and each decision is
-entered into the history with who, when and why.
+entered into the history with who, when and why. A server of MLflow with passwords knows who that is: its account is
+entered, beside the name that was given if that is another one.
 """
 
 import contextlib
+import getpass
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import alias, rehearsal
-from tunewright.registry.address import SQLITE, tracking_uri
+from tunewright.registry.address import SQLITE, account_at, tracking_uri
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
 from tunewright.registry.alias_history import Event, What, events_of, moving, past_champions
 from tunewright.registry.alias_state import (
@@ -121,13 +123,13 @@ def waits(registry: Registry, number: str | None = None) -> Waiting:
 
 
 def decide(
-    registry: Registry, number: str | None, decision: Literal["approve", "reject"], *, by: str, why: str
+    registry: Registry, number: str | None, decision: Literal["approve", "reject"], *, by: str | None, why: str
 ) -> ReleaseDecision:
     """Moves the alias to the version that waits, or ends its wait; without a number, of the newest.
 
     Raises ConfigError for what is not there, TunewrightError where it does not wait, or has to be compared anew.
     """
-    by, why = _who_and_why(by, why)
+    by, why = _who_and_why(registry, by, why)
     with opened(registry) as client:
         version, held = _that_waits(client, registry, number), held_by(client, registry)
         if decision == "reject":
@@ -145,9 +147,9 @@ def decide(
         return _moved(client, registry, version, "approved", held, by, why)
 
 
-def promote(registry: Registry, number: str, *, by: str, why: str) -> ReleaseDecision:
+def promote(registry: Registry, number: str, *, by: str | None, why: str) -> ReleaseDecision:
     """Moves the alias to a version, whatever its verdict was. Raises ConfigError, or TunewrightError if it is there."""
-    by, why = _who_and_why(by, why)
+    by, why = _who_and_why(registry, by, why)
     with opened(registry) as client:
         version, held = version_of(client, registry, number), held_by(client, registry)
         if held == str(version.version):
@@ -168,12 +170,12 @@ def _said_of_new(client: "MlflowClient", registry: Registry) -> str:
     )
 
 
-def rollback(registry: Registry, number: str | None = None, *, by: str, why: str) -> ReleaseDecision:
+def rollback(registry: Registry, number: str | None = None, *, by: str | None, why: str) -> ReleaseDecision:
     """Moves the alias back to a version that carried it: `number`, or the one before. No pipeline undoes that.
 
     Raises ConfigError where that is none of those that carried it, TunewrightError where there is none.
     """
-    by, why = _who_and_why(by, why)
+    by, why = _who_and_why(registry, by, why)
     with opened(registry) as client:
         there, held = _numbers(client, registry), held_by(client, registry)
         events = events_of(client, registry)
@@ -201,12 +203,12 @@ def rollback(registry: Registry, number: str | None = None, *, by: str, why: str
         return decision
 
 
-def withdraw(registry: Registry, *, by: str, why: str) -> ReleaseDecision:
+def withdraw(registry: Registry, *, by: str | None, why: str) -> ReleaseDecision:
     """Takes the alias off the version that carries it, without a successor. No pipeline gives it back.
 
     Raises ConfigError where there is no such model, TunewrightError where no version carries the alias.
     """
-    by, why = _who_and_why(by, why)
+    by, why = _who_and_why(registry, by, why)
     with opened(registry) as client:
         _numbers(client, registry)
         with moving(registry.name):
@@ -366,12 +368,26 @@ def _none_registered() -> ConfigError:
     )
 
 
-def _who_and_why(by: str, why: str) -> tuple[str, str]:
-    """Both, each on one line. Raises ConfigError where one is missing."""
-    by, why = " ".join(by.split()), " ".join(why.split())
-    if not by:
+def person(registry: Registry, by: str | None) -> str:
+    """The name that is given, on one line; else the account at the MLflow server; else the user of this system.
+
+    Raises ConfigError where the name is blank, or there is none.
+    """
+    if by is not None and not by.strip():
         raise ConfigError("--by: missing; accepted: your name")
+    if name := " ".join((by or "").split()) or account_at(tracking_uri(registry)):
+        return name
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise ConfigError("--by: missing, and this system has no name for its user; accepted: your name") from None
+
+
+def _who_and_why(registry: Registry, by: str | None, why: str) -> tuple[str, str]:
+    """Who decides, as the history keeps it, and why, each on one line. Raises ConfigError where one is missing."""
+    name, why = person(registry, by), " ".join(why.split())
     if not why or len(why) > LONGEST_REASON:
         wrong = f"has {len(why):,} characters" if why else "missing"
         raise ConfigError(f"--reason: {wrong}; accepted: why, in up to {LONGEST_REASON:,} characters")
-    return by, why
+    account = account_at(tracking_uri(registry))
+    return name if account in ("", name) else f"{name} (MLflow account: {account})", why
