@@ -28,6 +28,7 @@ from tunewright.tasks.train.trainer import checkpoints, ranks
 
 ONE = Compute(threads=1, precision="float32")
 FULL = Method(kind="full")
+DROPPED = SMALL.model_copy(update={"dropout": 0.1})  # by a random state of each rank
 PADDED = {"shared_prefix": False, "packing": False}
 
 
@@ -87,6 +88,22 @@ def test_two_ranks_have_the_losses_and_weights_of_one_process(
     require_same(one, two)
 
 
+@pytest.mark.parametrize(("method", "strategy"), [(SMALL, "ddp"), (FULL, "fsdp")], ids=["lora-ddp", "full-fsdp"])
+def test_two_ranks_stop_early_after_the_same_step_with_the_same_best_weights(
+    method: Method, strategy: str, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(
+        learning_rate=1e-3, max_steps=20, batch=4, micro_batch=2, evaluate_every=2, best_by="token_f1", patience=2
+    )
+    monkeypatch.setattr(stage, "_attempt", by_forks)
+    two = train.fn(tokens, tiny_base, method, training, ONE.model_copy(update={"devices": 2, "strategy": strategy}))
+    monkeypatch.setattr(stage, "_attempt", in_this_process)
+    one = train.fn(tokens, tiny_base, method, training, ONE)
+    assert one.stopped_early
+    assert two.steps == one.steps == one.best_step + 4 < 20
+    require_same(one, two)
+
+
 def require_same(one: Adapter, two: Adapter) -> None:
     """Two trainings with the same losses and weights, within rounding, and the same configuration."""
     for name in ("loss", "grad_norm", "eval_loss", "eval_token_f1", "learning_rate"):
@@ -137,31 +154,37 @@ def test_in_bfloat16_the_losses_differ_by_its_rounding(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "attempt"),
+    ("method", "strategy", "attempt"),
     [
-        ("ddp", stage._attempt),
-        ("fsdp", by_forks),
-        pytest.param("zero2", by_forks, marks=WITH_DEEPSPEED),
-        pytest.param("zero3", stage._attempt, marks=WITH_DEEPSPEED),
+        pytest.param(DROPPED, "ddp", stage._attempt, id="lora-ddp"),
+        pytest.param(DROPPED, "fsdp", by_forks, id="lora-fsdp"),
+        pytest.param(FULL, "fsdp", by_forks, id="full-fsdp"),
+        pytest.param(DROPPED, "zero2", by_forks, id="lora-zero2", marks=WITH_DEEPSPEED),
+        pytest.param(DROPPED, "zero3", stage._attempt, id="lora-zero3", marks=WITH_DEEPSPEED),
     ],
 )
 def test_where_a_rank_is_killed_the_others_end_and_the_run_resumes_to_the_same_bytes(
-    strategy: str, attempt: Attempt, tokens: Tokens, tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch
+    method: Method,
+    strategy: str,
+    attempt: Attempt,
+    tokens: Tokens,
+    tiny_base: Base,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     two = ONE.model_copy(update={"devices": 2, "strategy": strategy})
-    dropped = SMALL.model_copy(update={"dropout": 0.1})  # by a random state of each rank
     with monkeypatch.context() as patch:
         patch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
         patch.setattr(stage, "_attempt", by_forks)
-        undisturbed = train.fn(tokens, tiny_base, dropped, LONG, two)
+        undisturbed = train.fn(tokens, tiny_base, method, LONG, two)
     monkeypatch.setattr(stage, "_attempt", attempt)
     killer = kill_a_rank_after(home / "work", '"step": 7', signal.SIGKILL)
     with pytest.raises(TrainerDied, match="the trainer was killed by SIGKILL") as died:
-        train.fn(tokens, tiny_base, dropped, LONG, two)
+        train.fn(tokens, tiny_base, method, LONG, two)
     assert is_transient(died.value)
     assert not any(process.is_running() for process in killer()), "the other rank ended with it"
     monkeypatch.setattr(stage, "_attempt", by_forks)
-    resumed = train.fn(tokens, tiny_base, dropped, LONG, two)
+    resumed = train.fn(tokens, tiny_base, method, LONG, two)
     assert 6 <= json.loads(resumed.path("status.json").read_text())["resumed_from"] < 24
     assert weights(resumed) == weights(undisturbed)
     steps = [line["step"] for line in curve(resumed) if "loss" in line]

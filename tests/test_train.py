@@ -57,7 +57,8 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights(adapter: Adapter) -> str:
-    return digest_of(adapter.path("model") / "adapter_model.safetensors")
+    (file,) = adapter.path("model").glob("*.safetensors")
+    return digest_of(file)
 
 
 def curve(adapter: Adapter) -> list[dict[str, Any]]:
