@@ -16,6 +16,7 @@ import pytest
 from waiting import until
 
 from tunewright import config, machine
+from tunewright.config import environment
 from tunewright.cost_model import devices, of_run, on_devices, one_at_a_time
 from tunewright.cost_model.devices import gpus_here
 from tunewright.cost_model.one_at_a_time import held
@@ -121,8 +122,21 @@ def test_a_folder_that_another_user_may_have_made_is_refused(
         folder.symlink_to(tmp_path)
     else:
         folder.touch()
-    with pytest.raises(ConfigError, match=rf"{folder}: .*set TMPDIR to a folder of your own"), held(["cpu"], "run a"):
+    with pytest.raises(ConfigError, match=rf"{folder}: .*set TUNEWRIGHT_LOCKS to a folder"), held(["cpu"], "run a"):
         pass
+
+
+def test_containers_may_name_a_folder_of_locks_that_they_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, shared = environment.device_locks(), tmp_path / "volume" / "locks"
+    monkeypatch.setenv("TUNEWRIGHT_LOCKS", str(shared))
+    assert environment.device_locks() == shared != own
+    monkeypatch.setattr(config, "device_locks", environment.device_locks)
+    with held(["cpu"], "run a"):
+        assert (shared / "cpu.lock").read_text()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TUNEWRIGHT_LOCKS", str(tmp_path / "file" / "locks"))
+    with pytest.raises(ConfigError, match=r"file/locks: cannot be created .*: Not a directory; set TUNEWRIGHT_LOCKS"):
+        one_at_a_time._own_folder()
 
 
 def test_the_folder_is_closed_to_others() -> None:

@@ -69,8 +69,9 @@ def mlflow_artifacts() -> Path:
 
 
 def device_locks() -> Path:
-    """The folder of the locks on devices: one for all homes of a user."""
-    return Path(tempfile.gettempdir()) / f"tunewright-{os.getuid()}"
+    """The folder of the locks on devices, one for all homes of a user: TUNEWRIGHT_LOCKS, or a temporary folder's."""
+    named = os.environ.get("TUNEWRIGHT_LOCKS")
+    return Path(named).absolute() if named else Path(tempfile.gettempdir()) / f"tunewright-{os.getuid()}"
 
 
 def ray_address() -> str:

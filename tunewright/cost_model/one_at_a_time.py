@@ -5,8 +5,8 @@ GPUs that are free, of all that it may use. Where too few are, it waits in a que
 then first come, first served. Each one who waits has a ticket in the folder with the devices that it may take, and
 those are not given to who comes after; else a run would take the device again between its stages, and one that needs
 four GPUs would wait for ever. Locks are the kernel's, on files of the user's, so they are free when their holder dies,
-however it dies; what the file says is for who waits. The folder is under /tmp, where another user may have made it
-first and would hold every lock in it: only one that is this user's and closed to others is taken.
+however it dies; what the file says is for who waits. The folder is TUNEWRIGHT_LOCKS, or under /tmp, where another user
+may have made it first and would hold every lock in it: only one that is this user's and closed to others is taken.
 """
 
 import logging
@@ -103,15 +103,25 @@ def held(devices: Sequence[str], holder: str, number: int = 1) -> Iterator[tuple
 
 
 def _own_folder() -> Path:
-    """The folder of the locks, closed to others. Raises ConfigError where it is another user's, or no folder."""
+    """The folder of the locks, closed to others.
+
+    Raises ConfigError where it is another user's, or no folder, or cannot be created.
+    """
     folder = config.device_locks()
-    with suppress(FileExistsError):
+    try:
         folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be created for the locks on devices: {error.strerror}; set TUNEWRIGHT_LOCKS to a folder "
+            "of your own"
+        ) from error
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise ConfigError(
             f"{folder}: belongs to user {found.st_uid} or is not a folder, so its locks could block every run; "
-            "remove it, or set TMPDIR to a folder of your own"
+            "remove it, or set TUNEWRIGHT_LOCKS to a folder of your own"
         )
     folder.chmod(0o700)
     return folder
