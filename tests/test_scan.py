@@ -11,6 +11,7 @@ from conftest import MakeSplits
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from tunewright import config
 from tunewright.artifacts import Base
 from tunewright.config import Compute, Data, Method, Model, Settings, Source, Training
 from tunewright.errors import ConfigError
@@ -122,6 +123,19 @@ def test_another_share_computes_no_singular_value_again(base: Base, monkeypatch:
     whole = scan.fn(base, share=1.0)
     assert len(whole.chosen) == 14
     assert whole.path("scan.json").read_bytes() == half.path("scan.json").read_bytes()
+
+
+def test_it_holds_the_device_that_it_computes_on(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    holders: list[str] = []
+
+    def watched(matrix: Any) -> np.ndarray:
+        holders.append((config.device_locks() / "cpu.lock").read_text())
+        return singular_values(matrix)
+
+    monkeypatch.setattr("tunewright.tasks.scan.spectrum.singular_values", watched)
+    scan.fn(base, share=0.5)
+    assert len(holders) == 14
+    assert all(holders)
 
 
 def test_killed_in_the_middle_it_goes_on_where_it_was(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from tunewright.artifacts import Artifact
+from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError
 from tunewright.modeling.methods.modules import type_of
+from tunewright.modeling.models import device_to_load
 from tunewright.reports.progress import Countdown
 from tunewright.store.caching import cached, work_folder
 
@@ -89,10 +91,10 @@ def measure(module: str, rows: int, columns: int, values: np.ndarray) -> Spectru
 
 
 def singular_values(matrix: Any) -> np.ndarray:
-    """The singular values of a torch matrix, in float64 and from the largest; on the GPU where there is one."""
+    """The singular values of a torch matrix, in float64 and from the largest; on the run's GPU where there is one."""
     import torch
 
-    matrix = matrix.to("cuda" if torch.cuda.is_available() else "cpu", torch.float64)
+    matrix = matrix.to(device_to_load(), torch.float64)
     return torch.linalg.svdvals(matrix).cpu().numpy()
 
 
@@ -147,7 +149,7 @@ def spectra(folder: Path, weights: Weights) -> Spectra:
     countdown = Countdown(len(shapes), "modules", "scan-progress")
     costs = {module: rows * columns * min(rows, columns) for module, (rows, columns) in left.items()}
     all_costs, measured = sum(costs.values()), 0
-    with kept.open("w", encoding="utf-8") as file:
+    with kept.open("w", encoding="utf-8") as file, on_devices():
         file.writelines(done)
         file.flush()
         for number, spectrum in enumerate(_measured(weights.folder, left), len(done) + 1):
