@@ -40,6 +40,27 @@ def test_deepspeed_would_compile_sums_over_ranks_on_a_cpu_unless_it_is_told() ->
     assert callable(PartialState._reset_state)
 
 
+def test_accelerate_shards_without_a_gpu_only_where_it_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two processes on a CPU would each have the whole model, and no test of FSDP would be one."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+    from accelerate.state import AcceleratorState
+
+    def has_sharding() -> bool:
+        AcceleratorState._reset_state()
+        monkeypatch.setattr(PartialState, "_shared_state", {})
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = "MULTI_CPU"  # as in one of several processes
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        is_sharded = Accelerator(cpu=True, mixed_precision="bf16", fsdp_plugin=plugin).is_fsdp2
+        AcceleratorState._reset_state()
+        return is_sharded and plugin.mixed_precision_policy.param_dtype == torch.bfloat16
+
+    assert not has_sharding()
+    with compat.sharding_without_gpu():
+        assert has_sharding()
+    assert not has_sharding()
+
+
 def test_a_partitioned_model_answers_without_the_inference_mode() -> None:
     """Weights that are put together within would be of no use in the next step of its training."""
     model = torch.nn.Linear(2, 2)

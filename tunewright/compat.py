@@ -9,6 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     import torch
@@ -251,3 +252,23 @@ def replace_sending(send: Callable[..., Any]) -> None:
     workers: Any = ((EventsWorker, "_handle"), (APILogWorker, "_handle_batch"))
     for worker, method in workers:
         setattr(worker, method, send)
+
+
+@contextlib.contextmanager
+def sharding_without_gpu() -> Iterator[None]:
+    """Has accelerate, within, shard models by FSDP2 over processes without a GPU, where it would copy them (DDP)."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    init = AcceleratorState.__init__
+
+    def sharded(state: Any, *given: Any, fsdp_plugin: Any = None, **others: Any) -> None:
+        init(state, *given, fsdp_plugin=fsdp_plugin, **others)
+        if fsdp_plugin is not None and state.distributed_type == DistributedType.MULTI_CPU:
+            if state._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(state._mixed_precision)
+            state.fsdp_plugin, state.distributed_type = fsdp_plugin, DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    with patch.object(AcceleratorState, "__init__", sharded):
+        yield

@@ -140,7 +140,9 @@ class AnswerTrainer(SFTTrainer):
             return None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         found: dict[str, Any] = get_model_state_dict(model, options=options)
-        return found
+        named = dict(model.named_parameters())  # tied weights once; torch leaves out a frozen one by one of its names
+        tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - named.keys()
+        return {name: tensor for name, tensor in found.items() if name not in tied}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The weights of a checkpoint; DeepSpeed's are with the optimizer's states."""
