@@ -179,10 +179,12 @@ def environment() -> Iterator[None]:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An S3 server on this machine, with a bucket."""
+    import atomic_moto
     import httpx
     import s3fs
     from moto.server import ThreadedMotoServer
 
+    monkeypatch.setattr(atomic_moto.S3Response, "put_object", atomic_moto.put_object)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()

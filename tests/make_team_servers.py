@@ -154,7 +154,7 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
     with ExitStack() as stack:
         password = services["postgres"]["environment"]["POSTGRES_PASSWORD"]
         stack.enter_context(_postgres(programs, folder / "postgres.log", ports["postgres"], password))
-        moto = [sys.executable, "-m", "moto.server", "--port", str(ports["storage"])]
+        moto = [sys.executable, str(Path(__file__).with_name("atomic_moto.py")), "--port", str(ports["storage"])]
         storage = stack.enter_context(_process(folder, "storage", moto, {}))
         _wait_for(storage, f"{started.storage}/moto-api/", folder / "storage.log")
         bucket = services["bucket"]

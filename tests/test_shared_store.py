@@ -11,8 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import atomic_moto
 import pytest
 import waiting
+from moto.s3.models import S3Backend
+from moto.s3.responses import S3Response
 from pydantic import BaseModel
 
 from tunewright import config
@@ -213,10 +216,91 @@ def test_a_store_that_writes_over_what_is_there_keeps_no_machines_apart_and_is_r
     """Some servers of S3's protocol ignore the condition of a write."""
     monkeypatch.setattr(SharedStore, "_create", lambda *_: True)
     with (
-        pytest.raises(ConfigError, match=r"TUNEWRIGHT_STORE=.*: writes over an object that is there"),
+        pytest.raises(ConfigError, match=r"TUNEWRIGHT_STORE=.*: 8 of 8 writers created one object at the same time"),
         store.lease("x"),
     ):
         pass
+
+
+Answer = tuple[int, dict[str, str], str]
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[bool], Answer | None]) -> SharedStore:
+    """A store whose S3 server answers a conditional write so, given whether the object is there; None writes it."""
+    write, one_at_a_time = S3Response.put_object, threading.Lock()
+
+    def put_object(self: Any) -> Any:
+        if not self.headers.get("If-None-Match"):
+            return write(self)
+        with one_at_a_time:
+            is_there = self.backend.get_object(self.bucket_name, self.parse_key_name()) is not None
+            return answer(is_there) or write(self)
+
+    monkeypatch.setattr(S3Response, "put_object", put_object)
+    return in_bucket(monkeypatch)
+
+
+def in_bucket(monkeypatch: pytest.MonkeyPatch) -> SharedStore:
+    """A store in the bucket of the S3 server of this test."""
+    monkeypatch.setenv("TUNEWRIGHT_STORE", "s3://bucket/store")
+    shared._opened.cache_clear()
+    store = shared_store()
+    assert store
+    return store
+
+
+def error_of(code: str) -> str:
+    """An error of S3's protocol without the element that names the condition."""
+    return f"<Error><Code>{code}</Code><Message>At least one of the pre-conditions did not hold</Message></Error>"
+
+
+@pytest.mark.parametrize(
+    "body", [error_of("PreconditionFailed"), error_of("Other"), ""], ids=["no condition", "another code", "empty"]
+)
+def test_a_server_says_by_status_412_alone_that_an_object_is_there(
+    s3: Any, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    store = answering(monkeypatch, lambda is_there: (412, {}, body) if is_there else None)
+    with store.lease("x"):
+        assert store._numbers("leases/x") == [1]
+    assert store.add("uses", 1, b"a") and not store.add("uses", 1, b"b")
+    assert store.newest("uses") == (1, b"a")
+
+
+def test_a_write_that_meets_another_one_is_sent_again_a_few_times(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    conflicts = [409, 409, 409]
+
+    def answer(is_there: bool) -> Answer | None:
+        if conflicts:
+            return conflicts.pop(), {}, error_of("ConditionalRequestConflict")
+        return (412, {}, error_of("PreconditionFailed")) if is_there else None
+
+    monkeypatch.setattr(shared, "CONFLICT_SECONDS", (0.01, 0.01, 0.01))
+    store = answering(monkeypatch, answer)
+    assert store.add("uses", 1, b"a") and not conflicts
+    conflicts += [409, 409, 409]
+    assert not store.add("uses", 1, b"b"), "the other write was faster"
+    conflicts += [409] * 4
+    with pytest.raises(StoreError, match="does not answer as it should"):
+        store.add("uses", 2, b"c")
+    assert not conflicts and store.newest("uses") == (1, b"a")
+
+
+def test_a_server_that_looks_first_and_writes_then_is_refused(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One writer after the other finds nothing wrong with it."""
+    all_have_looked = threading.Barrier(shared.WRITERS)
+    write = S3Backend.put_object
+
+    def wait_and_write(*given: Any, **named: Any) -> Any:
+        all_have_looked.wait()
+        return write(*given, **named)
+
+    monkeypatch.setattr(S3Response, "put_object", atomic_moto.look_and_write)
+    store = in_bucket(monkeypatch)
+    assert store.add("uses", 1, b"a") and not store.add("uses", 1, b"b")
+    monkeypatch.setattr(S3Backend, "put_object", wait_and_write)
+    with pytest.raises(ConfigError, match=r"s3://bucket/store: 8 of 8 writers created one object at the same time, so"):
+        store.check()
 
 
 def test_a_store_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,6 +45,9 @@ SIGNS = 4  # of life, in that time
 POLL_SECONDS = 1.0
 KEPT_STATES = 20  # of a history
 DIGITS = 10  # of a number in a name
+WRITERS = 8  # that try a store at the same time
+TRIALS = 2  # the first one opens their connections, so that the second one's writes arrive together
+CONFLICT_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a write is sent again that met another one
 
 
 class File(BaseModel, frozen=True):
@@ -179,17 +184,25 @@ class SharedStore:
                 self._delete(name)
 
     def check(self) -> None:
-        """Raises ConfigError where the store has no write that fails where the object is there."""
+        """Raises ConfigError where not exactly one of several writers creates an object.
+
+        Some servers ignore the condition of a write; others look first and write then, so that two writers can succeed.
+        """
         if self.is_checked:
             return
-        name = f"leases/.check/{uuid.uuid4().hex}"
-        is_written, is_overwritten = self._create(name, b"1"), self._create(name, b"2")
-        self._delete(name)
-        if not is_written or is_overwritten:
-            raise ConfigError(
-                f"{VARIABLE}={self.url}: writes over an object that is there, so it cannot keep two machines apart; "
-                "accepted: a store with conditional writes, such as S3's If-None-Match"
-            )
+        for _ in range(TRIALS):
+            name = f"leases/.check/{uuid.uuid4().hex}"
+            try:
+                with ThreadPoolExecutor(WRITERS) as writers:
+                    created = [*writers.map(partial(self._create, name), [b"1"] * WRITERS)]
+            finally:
+                self._delete(name)
+            if sum(created) != 1:
+                raise ConfigError(
+                    f"{VARIABLE}={self.url}: {sum(created)} of {WRITERS} writers created one object at the same time, "
+                    "so this store cannot keep two machines apart; accepted: a store with atomic conditional writes, "
+                    "such as S3's If-None-Match"
+                )
         self.is_checked = True
 
     def _take(self, place: str, own: str) -> str:
@@ -265,10 +278,29 @@ class SharedStore:
                     with self._beside(name, content) as written:
                         os.link(written, self._at(name))
                 else:
-                    self.files.pipe_file(self._at(name), content, mode="create")
+                    self._pipe_new(self._at(name), content)
             except FileExistsError:
                 return False
         return True
+
+    def _pipe_new(self, place: str, content: bytes) -> None:
+        """Write an object at a URL. Raises FileExistsError where it is there.
+
+        A write that meets another one is sent again, as S3's documentation of 409 ConditionalRequestConflict asks for.
+        """
+        for seconds in (*CONFLICT_SECONDS, None):
+            try:
+                self.files.pipe_file(place, content, mode="create")
+                return
+            except FileExistsError:
+                raise
+            except Exception as error:  # botocore's are not even OSErrors
+                status = _http_status(error)
+                if status == HTTPStatus.PRECONDITION_FAILED:
+                    raise FileExistsError(place) from error
+                if status != HTTPStatus.CONFLICT or seconds is None:
+                    raise
+                time.sleep(seconds)
 
     def _write(self, name: str, content: bytes | Path) -> None:
         """Write an object, whole or not at all, of bytes or of a file."""
@@ -367,6 +399,17 @@ def _written(info: Mapping[str, Any]) -> float:
     """When an object was written, by what the library of a store says of it."""
     when = next(info[key] for key in ("mtime", "LastModified", "last_modified") if key in info)
     return when if isinstance(when, float) else when.timestamp()
+
+
+def _http_status(error: Exception) -> int:
+    """The status of the answer of S3's protocol that an error is about, and 0 of any other error.
+
+    s3fs knows by an element of the answer's XML, which not every server sends, that an object is there. Otherwise it
+    raises an OSError with the number of an invalid argument, and botocore's error as its cause.
+    """
+    answers = (getattr(each, "response", None) for each in (error, error.__cause__))
+    answer = next((each for each in answers if isinstance(each, dict)), {})
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
 def _numbered(place: str, number: int) -> str:
