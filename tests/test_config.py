@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from tunewright import config
 from tunewright.config import (
     STAGES,
     Compute,
@@ -245,6 +246,27 @@ def test_home_is_what_the_environment_says_or_a_folder_here(tmp_path: Any, monke
     assert home() == tmp_path / ".tunewright"
     monkeypatch.setenv("TUNEWRIGHT_HOME", "")
     assert home() == tmp_path / ".tunewright"
+    assert config.store() == ("", "") and config.of_home() == {"TUNEWRIGHT_HOME": str(home())}
+
+
+def test_a_url_in_place_of_a_home_is_the_store_of_all_machines(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", "s3://bucket/x")
+    for named in ("", "s3://bucket/x"):
+        monkeypatch.setenv("TUNEWRIGHT_STORE", named)
+        assert home() == tmp_path / ".tunewright" and config.store() == ("TUNEWRIGHT_HOME", "s3://bucket/x")
+    monkeypatch.setenv("TUNEWRIGHT_STORE", "")
+    for name, value in config.of_home().items():
+        monkeypatch.setenv(name, value)
+    assert home() == tmp_path / ".tunewright" and config.store() == ("TUNEWRIGHT_STORE", "s3://bucket/x")
+
+
+def test_two_stores_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_HOME", "s3://me:hush@bucket/x")
+    monkeypatch.setenv("TUNEWRIGHT_STORE", "/mnt/store")
+    said = "^TUNEWRIGHT_HOME=s3://bucket/x and TUNEWRIGHT_STORE=/mnt/store name two stores; accepted: one store in "
+    with pytest.raises(ConfigError, match=said):
+        config.store()
 
 
 def test_what_the_gate_looks_at_is_measured() -> None:

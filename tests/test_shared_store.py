@@ -313,6 +313,23 @@ def test_a_store_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(ConfigError, match=said) as raised:
             shared_store()
         assert "secret" not in str(raised.value)
+    monkeypatch.setenv("TUNEWRIGHT_STORE", "")
+    monkeypatch.setenv("TUNEWRIGHT_HOME", "ftp://host/x")
+    with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME=ftp://host/x: accepted: a folder, or a URL s3://"):
+        shared_store()
+
+
+def test_a_url_in_place_of_a_home_shares_what_is_made(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the name of a folder."""
+    calls: list[str] = []
+    draw = make_stage(calls)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", "s3://bucket/x")
+    for machine in "ab":
+        (tmp_path / machine).mkdir()
+        monkeypatch.chdir(tmp_path / machine)
+        assert draw(word="tea").folder.is_relative_to(tmp_path / machine / ".tunewright")
+        assert [each.name for each in (tmp_path / machine).iterdir()] == [".tunewright"]
+    assert calls == ["tea"] and s3.exists("bucket/x/trees/artifacts/draw")
 
 
 def test_a_store_that_does_not_answer_is_an_error_that_is_retried(

@@ -260,7 +260,8 @@ def _may_be_folder(path: Path) -> bool:
 
 def _of_pipeline(digest: str) -> Iterator[Path]:
     """Return the folders in which the pipeline of this home keeps or found the base."""
-    home = Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright").absolute()
+    named = os.environ.get("TUNEWRIGHT_HOME", "")
+    home = Path(".tunewright" if not named or "://" in named else named).absolute()  # as tunewright.config.home() is
     try:
         manifests = sorted(home.glob("artifacts/base/*/manifest.json"))
     except PermissionError:  # another user's

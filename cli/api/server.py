@@ -48,7 +48,7 @@ class ApiServices:
 def of_runs(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a run in this home, which need not know the key of the API."""
     own = {name: value for name, value in environment.items() if name != key.VARIABLE}
-    return own | {"TUNEWRIGHT_HOME": str(config.home().absolute())}
+    return own | config.of_home()
 
 
 def serve(template: Template, environment: Mapping[str, str], at: Listening, tell: Tell) -> None:

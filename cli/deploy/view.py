@@ -163,7 +163,7 @@ def _start_of_worker(pool: str, *, is_elsewhere: bool) -> str:
     secrets = {"PREFECT_API_AUTH_STRING": PREFECT_API_AUTH_STRING, "PREFECT_API_KEY": PREFECT_API_KEY}
     needed = [name for name, setting in secrets.items() if setting.value() and f"{name}=" not in server]
     needs = f", with {' and '.join(needed)} set as for this command" if needed else ""
-    home = "" if is_elsewhere else f"TUNEWRIGHT_HOME={shlex.quote(str(config.home()))} "
+    home = "" if is_elsewhere else "".join(f"{name}={shlex.quote(at)} " for name, at in config.of_home().items())
     return f"{needs}: {home}{server} prefect worker start --pool {shlex.quote(pool)}"
 
 

@@ -117,8 +117,7 @@ def of_servers() -> Iterator[Finding]:
         yield _mlflow(up.mlflow, "/health", START)
     if os.environ.get(VARIABLE):
         yield from _mlflow_of_environment()
-    if os.environ.get(shared.VARIABLE):
-        yield _store()
+    yield from _store()
     for name, port in PORTS.items():
         if not up and (who := holder(port)):
             yield Finding(
@@ -146,13 +145,13 @@ def _prefect(api: str, shown: str, password: str | None) -> Finding:
     return Finding("ok", "Prefect", f"{shown} answers")
 
 
-def _store() -> Finding:
+def _store() -> Iterator[Finding]:
     try:
         if store := shared.shared_store():
             store.check()
+            yield Finding("ok", "store", f"{store.url} is shared")
     except (ConfigError, StoreError) as error:
-        return Finding("failure", "store", str(error), f"correct {shared.VARIABLE}, or the store's own variables")
-    return Finding("ok", "store", f"{os.environ[shared.VARIABLE]} is shared")
+        yield Finding("failure", "store", str(error), "correct TUNEWRIGHT_STORE, or the store's own variables")
 
 
 def _mlflow_of_environment() -> Iterator[Finding]:

@@ -87,10 +87,11 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
     if named and not found.is_prefect(named):  # other commands would use that one
         if found.is_prefect(f"{named.rstrip('/')}/api"):
             raise ConfigError(f"PREFECT_API_URL={shown(named)}: {addresses.advice_on_api(named)}, or unset it")
+        home = " ".join(f"{name}={shlex.quote(at)}" for name, at in config.of_home().items())
         raise ConfigError(
             f"PREFECT_API_URL={shown(named)} names another Prefect server than {found.api}, which this command starts; "
-            f"unset it, or start only a worker for the named server: TUNEWRIGHT_HOME={shlex.quote(str(config.home()))} "
-            f"DO_NOT_TRACK=1 prefect worker start --pool {found.pool}"
+            f"unset it, or start only a worker for the named server: {home} DO_NOT_TRACK=1 prefect worker start "
+            f"--pool {found.pool}"
         )
     config.quiet_libraries()
     print_log(console, logging.INFO)

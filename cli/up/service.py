@@ -97,7 +97,7 @@ def services(up: Addresses) -> tuple[Service, Service, Service]:
                 *("--default-artifact-root", str(config.mlflow_artifacts())),  # which a run without it can open too
                 *("--app-name", "tunewright"),  # tunewright/registry/mlflow_server.py
             ),
-            environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "TUNEWRIGHT_HOME": str(config.home())},
+            environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **config.of_home()},
             shows=up.mlflow,
             is_ready=partial(_answers, f"{up.mlflow}/health"),
         ),
@@ -110,7 +110,7 @@ def services(up: Addresses) -> tuple[Service, Service, Service]:
             environment={
                 "PREFECT_API_URL": up.api,
                 "PREFECT_API_AUTH_STRING": addresses.password(),
-                "TUNEWRIGHT_HOME": str(config.home()),  # runs start in the folder that they were deployed from
+                **config.of_home(),  # runs start in the folder that they were deployed from
                 "PREFECT_LOGGING_EXTRA_LOGGERS": "tunewright",  # what the pipeline says is in the run's log
                 "PREFECT_WORKER_QUERY_SECONDS": str(POLL_SECONDS),
                 "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),

@@ -20,6 +20,7 @@ from tunewright.config.environment import (
     make_home,
     mlflow_artifacts,
     mlflow_database,
+    of_home,
     or_meant,
     prefect_database,
     prepare_environment,
@@ -31,6 +32,7 @@ from tunewright.config.environment import (
     require_no_other_home,
     require_room,
     signing_password,
+    store,
     working_in,
 )
 from tunewright.config.evaluation import CANNOT_DECIDE, METRICS, Evaluation, Judge, LmEval, Metric, PromptContender

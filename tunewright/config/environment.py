@@ -49,8 +49,35 @@ _CALLED_IN: ContextVar[Path | None] = ContextVar("called_in", default=None)
 
 
 def home() -> Path:
-    """The folder of artifacts, work in progress and the embedded MLflow database: TUNEWRIGHT_HOME or .tunewright."""
-    return Path(os.environ.get("TUNEWRIGHT_HOME") or ".tunewright").absolute()
+    """The folder of artifacts, work in progress and the embedded MLflow database: TUNEWRIGHT_HOME or .tunewright.
+
+    A URL in TUNEWRIGHT_HOME names the store that machines share, and the home of this one is .tunewright.
+    """
+    named = os.environ.get("TUNEWRIGHT_HOME", "")
+    return Path(".tunewright" if not named or "://" in named else named).absolute()
+
+
+def store() -> tuple[str, str]:
+    """The variable that names the store that machines share, and the folder or URL; two empty strings without a store.
+
+    Raises ConfigError where TUNEWRIGHT_STORE and TUNEWRIGHT_HOME name two.
+    """
+    named, own = os.environ.get("TUNEWRIGHT_STORE", ""), os.environ.get("TUNEWRIGHT_HOME", "")
+    if "://" not in own:
+        return ("TUNEWRIGHT_STORE", named) if named else ("", "")
+    if named in {"", own}:
+        return "TUNEWRIGHT_HOME", own
+    raise ConfigError(
+        f"TUNEWRIGHT_HOME={outside.without_credentials(own)} and "
+        f"TUNEWRIGHT_STORE={outside.without_credentials(named)} name two stores; accepted: one store in "
+        "TUNEWRIGHT_STORE, and a folder of this machine or nothing in TUNEWRIGHT_HOME"
+    )
+
+
+def of_home() -> dict[str, str]:
+    """The variables by which a process that starts in any folder uses this home and its store."""
+    variable, named = store()
+    return {"TUNEWRIGHT_HOME": str(home())} | ({"TUNEWRIGHT_STORE": named} if variable else {})
 
 
 def mlflow_database() -> Path:
@@ -206,7 +233,7 @@ def prepare_environment(settings: Settings) -> None:
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """Works in the folder of a deployment file. Modules that lie there can be imported, after all others."""
-    os.environ["TUNEWRIGHT_HOME"] = str(home())
+    os.environ |= of_home()
     if paths := os.environ.get("PYTHONPATH"):
         os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(path).absolute()) for path in paths.split(os.pathsep))
     token, added = _CALLED_IN.set(called_in()), str(folder.absolute())

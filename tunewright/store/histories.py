@@ -17,7 +17,7 @@ from tunewright import config
 from tunewright.errors import ConfigError, StoreError
 from tunewright.store import disk
 from tunewright.store.caching import lock
-from tunewright.store.shared import VARIABLE, SharedStore, path_in_home, shared_store
+from tunewright.store.shared import SharedStore, path_in_home, shared_store
 
 
 class State(BaseModel, frozen=True):
@@ -66,7 +66,7 @@ def _fetch(store: SharedStore, file: Path) -> None:
         return
     if own not in {None, newest} and not state.number:
         raise ConfigError(
-            f"{VARIABLE}={store.url}: {file} has lines that the history of the same name in the store has not; use "
+            f"{store.named}: {file} has lines that the history of the same name in the store has not; use "
             "another registry.name, or move the file away to go by the store"
         )
     if own != newest:
@@ -79,7 +79,7 @@ def _put(store: SharedStore, file: Path) -> None:
     if content is None:
         return
     if not store.add(path_in_home(file), number, content):
-        raise StoreError(f"{VARIABLE}={store.url}: another machine changed {path_in_home(file)} at the same time")
+        raise StoreError(f"{store.named}: another machine changed {path_in_home(file)} at the same time")
     _note(file, number, content)
 
 

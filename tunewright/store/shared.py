@@ -36,7 +36,6 @@ from tunewright.store import disk
 
 log = logging.getLogger("tunewright")
 
-VARIABLE = "TUNEWRIGHT_STORE"
 ACCEPTED = "a folder, or a URL s3://BUCKET/..., gs://BUCKET/... or abfs://CONTAINER/..."
 PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 CONTENT = "content"
@@ -70,10 +69,11 @@ TREE = TypeAdapter(dict[str, File])
 class SharedStore:
     """A store. Every method raises StoreError where it cannot be reached, which is retried as MLflow's faults are."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, variable: str, url: str) -> None:
         from fsspec.core import url_to_fs
 
         self.url = outside.without_credentials(url)
+        self.named = f"{variable}={self.url}"
         with self._reached():
             self.files, root = url_to_fs(url)
         self.root = root.rstrip("/")
@@ -199,7 +199,7 @@ class SharedStore:
                 self._delete(name)
             if sum(created) != 1:
                 raise ConfigError(
-                    f"{VARIABLE}={self.url}: {sum(created)} of {WRITERS} writers created one object at the same time, "
+                    f"{self.named}: {sum(created)} of {WRITERS} writers created one object at the same time, "
                     "so this store cannot keep two machines apart; accepted: a store with atomic conditional writes, "
                     "such as S3's If-None-Match"
                 )
@@ -371,18 +371,16 @@ class SharedStore:
         except (TunewrightError, FileNotFoundError, FileExistsError):
             raise
         except ImportError as error:
-            raise ConfigError(f"{VARIABLE}={self.url}: {error}") from error
+            raise ConfigError(f"{self.named}: {error}") from error
         except Exception as error:  # botocore's are not even OSErrors
             said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise StoreError(
-                f"{VARIABLE}={self.url}: the shared store does not answer as it should ({said})"
-            ) from error
+            raise StoreError(f"{self.named}: the shared store does not answer as it should ({said})") from error
 
 
 def shared_store() -> SharedStore | None:
-    """The store that TUNEWRIGHT_STORE names, or None. Raises ConfigError where it can be none."""
-    url = os.environ.get(VARIABLE, "")
-    return _opened(url) if url else None
+    """The store that the environment names, or None. Raises ConfigError where it can be none."""
+    variable, url = config.store()
+    return _opened(variable, url) if url else None
 
 
 def path_in_home(path: Path) -> str:
@@ -417,12 +415,12 @@ def _numbered(place: str, number: int) -> str:
 
 
 @cache
-def _opened(url: str) -> SharedStore:
+def _opened(variable: str, url: str) -> SharedStore:
     try:
         outside.require_no_secret(url, "the variables of the store's own library, such as AWS_ACCESS_KEY_ID")
     except ValueError as error:
-        raise ConfigError(f"{VARIABLE}={error}") from None
+        raise ConfigError(f"{variable}={error}") from None
     protocol = url.partition("://")[0] if "://" in url else "file"
     if protocol not in PROTOCOLS or (protocol == "file" and not Path(url.removeprefix("file://")).is_absolute()):
-        raise ConfigError(f"{VARIABLE}={outside.without_credentials(url)}: accepted: {ACCEPTED}")
-    return SharedStore(url)
+        raise ConfigError(f"{variable}={outside.without_credentials(url)}: accepted: {ACCEPTED}")
+    return SharedStore(variable, url)
