@@ -1,13 +1,15 @@
 """A look tells what differs from what the last finished run read, reads no file twice, and announces a change once."""
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tunewright.config import Data, Source
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, StoreError
+from tunewright.store import shared
 from tunewright.tasks.ingest import files, source_files, watching
 from tunewright.tasks.ingest.watching import NewestRun, changes, digest, keep_read, look
 
@@ -31,6 +33,14 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     original = files._digest
     monkeypatch.setattr(files, "_digest", lambda path: content.append(path) or original(path))
     return content
+
+
+@pytest.fixture
+def move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Goes to the home of another machine, which shares a store with the others."""
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
+    shared._opened.cache_clear()
+    return lambda name: monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / name))
 
 
 def finished() -> None:
@@ -86,6 +96,90 @@ def test_a_home_goes_by_a_run_on_another_machine_that_read_what_is_there_now() -
     elsewhere = NewestRun(digest(source_files(DATA)), has_finished=True, has_failed=False)
     assert look("demo", DATA, elsewhere).changes == ()
     assert look("demo", DATA).changes == ()
+
+
+def test_a_poll_in_an_empty_home_knows_by_the_store_what_a_run_on_another_machine_read(
+    move: Callable[[str], None],
+) -> None:
+    """A run that was cancelled before it began has not said which files it would have read."""
+    cancelled = NewestRun(files="", has_finished=False, has_failed=False)
+    move("a")
+    finished()
+    move("b")
+    assert watching.has_finished("demo") and look("demo", DATA, cancelled).changes == ()
+    Path("in/b.jsonl").write_text(LINE)
+    move("c")
+    found = look("demo", DATA, cancelled)
+    assert (found.is_new, found.changes) == (True, ("new: in/b.jsonl",))
+    move("d")
+    assert not look("demo", DATA, cancelled).is_new, "it was announced on another machine"
+
+
+def test_a_store_that_does_not_answer_fails_no_run_that_has_finished(
+    move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("no answer")
+
+    move("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(shared.SharedStore, "newest", fail)
+        finished()
+    assert caplog.messages == ["no answer; the next poll notes what this run read"]
+    newest = NewestRun(digest(source_files(DATA)), has_finished=True, has_failed=False)
+    assert look("demo", DATA, newest).changes == ()
+    assert look("demo", DATA).changes == ()
+
+
+def test_a_home_that_gets_a_store_goes_by_what_other_machines_saw(
+    move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move("b")
+    with monkeypatch.context() as alone:
+        alone.delenv("TUNEWRIGHT_STORE")
+        assert look("demo", DATA).is_new
+    move("a")
+    finished()
+    move("b")
+    assert look("demo", DATA).changes == ()
+
+
+def test_of_polls_on_two_machines_at_once_one_announces_a_change(
+    move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move("a")
+    finished()
+    Path("in/b.jsonl").write_text(LINE)
+    others: list[bool] = []
+
+    def poll_elsewhere(_: float) -> None:
+        if not others:
+            others.append(False)
+            move("b")
+            others.append(look("demo", DATA).is_new)
+            move("a")
+
+    monkeypatch.setattr(watching.time, "sleep", poll_elsewhere)
+    found = look("demo", DATA)
+    assert (found.is_new, others[-1], found.changes) == (False, True, ("new: in/b.jsonl",))
+
+
+def test_polls_on_several_machines_that_cannot_read_the_files_are_one_outage(
+    move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move("a")
+    assert watching.long_unreadable("demo") is None
+    began = datetime.now(UTC)
+    monkeypatch.setattr(watching, "LONG_UNREADABLE", timedelta(0))
+    move("b")
+    since = watching.long_unreadable("demo")
+    assert since is not None and since <= began
+    move("c")
+    assert watching.long_unreadable("demo") is None, "once"
+    look("demo", DATA)
+    move("a")
+    since = watching.long_unreadable("demo")
+    assert since is not None and since >= began, "another outage"
 
 
 def test_a_change_that_comes_back_is_announced_again() -> None:
@@ -168,8 +262,9 @@ def test_files_that_are_not_there_yet_say_so_and_are_not_announced() -> None:
 
 def test_a_memory_that_was_cut_off_is_none(home: Path) -> None:
     look("demo", DATA)
-    seen = home / "watch" / "demo" / "seen.json"
-    seen.write_text(seen.read_text()[:20])
+    for name in ("seen.json", "state.json"):
+        file = home / "watch" / "demo" / name
+        file.write_text(file.read_text()[:20])
     assert look("demo", DATA).num_files == 1
 
 
