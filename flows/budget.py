@@ -22,11 +22,9 @@ from tunewright.cost_model.money import Price, money, price_of, span, without_pr
 from tunewright.errors import ConfigError
 from tunewright.flows.release import THIRTY_DAYS
 from tunewright.reports.progress import duration
-from tunewright.tasks.train import calibration
+from tunewright.tasks.train import calibration, shared_checkpoints
 
 log = logging.getLogger("tunewright")
-
-APPROVED = "approved.json"  # in the working folder of a training, so that it is asked for once
 
 
 class BudgetForm(RunInput):
@@ -57,12 +55,12 @@ def require_price(operation: Operation) -> None:
 def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path, seconds: float) -> None:
     """Has a person approve a training whose estimate, with the `seconds` of the run so far, is above operation.budget.
 
-    `work` is the working folder of the training, which keeps the approval. Raises ConfigError in a terminal, and
-    Prefect's Pause in a run of a deployment.
+    `work` is the working folder of the training; the approval is kept there, and in the store that machines share.
+    Raises ConfigError in a terminal, and Prefect's Pause in a run of a deployment.
     """
     budget, here = settings.operation.budget, devices.machine()
     price = price_of(here.device, settings.operation.prices)
-    if budget is None or price is None or (work / APPROVED).exists():
+    if budget is None or price is None or shared_checkpoints.is_approved(work):
         return
     case = BudgetCase(ground_of(base, tokens), settings.method, settings.training, settings.compute, here)
     rate = calibration.measured(base, tokens, case)
@@ -91,8 +89,7 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
     answer = suspend_flow_run(
         wait_for_input=BudgetForm.with_initial_data(description=question), timeout=THIRTY_DAYS, key="budget"
     )
-    work.mkdir(parents=True, exist_ok=True)
-    (work / APPROVED).write_text(json.dumps({"by": answer.by, "cost": total}), encoding="utf-8")
+    shared_checkpoints.keep_approval(work, json.dumps({"by": answer.by, "cost": total}))
     log.info("  the cost was approved by %s", answer.by)
 
 

@@ -1,6 +1,7 @@
 """Prices of devices, and runs that would cost more than their budget."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,9 @@ from tunewright.flows import budget
 from tunewright.flows.calls import Run, training_inputs
 from tunewright.flows.inputs import Inputs
 from tunewright.modeling.compute import Device
-from tunewright.store import caching
+from tunewright.store import caching, shared
 from tunewright.tasks.render import render
-from tunewright.tasks.train import calibration
+from tunewright.tasks.train import calibration, shared_checkpoints
 
 H100 = Device(kind="cuda", name="NVIDIA H100 80GB HBM3")
 
@@ -100,9 +101,37 @@ def test_what_the_run_has_spent_counts_and_an_approval_is_kept_with_the_training
     budget.require_approval(settings, tiny_base, tokens, work, 7100.0)
     with pytest.raises(ConfigError, match=r"about 2\.03: 2\.03 so far, and "):
         budget.require_approval(settings, tiny_base, tokens, work, 7300.0)
-    work.mkdir(parents=True)
-    (work / budget.APPROVED).write_text('{"by": "Ann"}')
+    shared_checkpoints.keep_approval(work, '{"by": "Ann"}')
     budget.require_approval(settings, tiny_base, tokens, work, 7300.0)
+
+
+def test_an_approval_is_known_to_another_machine_until_the_training_has_ended(
+    tokens: Tokens, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "measured", lambda *_: Rate(1e15, 1e15, "a stopwatch"))
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
+    shared._opened.cache_clear()
+    settings = settings_of(tiny_base, prices={"cpu": 1}, budget=2)
+
+    def work_at(machine: str) -> Path:
+        monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / machine))
+        return caching.work_folder(caching.folder_of("train", "0" * 20))
+
+    def require(work: Path) -> None:
+        budget.require_approval(settings, tiny_base, tokens, work, 7300.0)
+
+    shared_checkpoints.keep_approval(work_at("a"), '{"by": "Ann"}')
+    require(work_at("b"))
+    with pytest.raises(ConfigError, match="would cost"):
+        require(work_at("b").with_name("1" * 20))
+    with pytest.raises(KeyboardInterrupt), shared_checkpoints.kept(work_at("b")):
+        raise KeyboardInterrupt
+    require(work_at("c"))
+    work_at("c").mkdir(parents=True)
+    with shared_checkpoints.kept(work_at("c")):
+        pass
+    with pytest.raises(ConfigError, match="would cost"):
+        require(work_at("d"))
 
 
 def test_where_nothing_has_measured_the_speed_a_few_steps_are_timed(

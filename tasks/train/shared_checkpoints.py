@@ -1,6 +1,7 @@
 """Checkpoints in the store that machines share: a training goes on at another machine, to the same weights.
 
 A new checkpoint is copied there at once, or a minute after the one before, and so is what a stopped trainer saved last.
+A person's approval of the training's cost is kept there as well, so that no machine asks for it again.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright.errors import StoreError
+from tunewright.store import disk
 from tunewright.store.manifest import files_in
-from tunewright.store.shared import SharedStore, path_in_home, shared_store
+from tunewright.store.shared import File, SharedStore, path_in_home, shared_store
 from tunewright.tasks.train.trainer import checkpoints
 
 log = logging.getLogger("tunewright")
@@ -21,6 +23,7 @@ log = logging.getLogger("tunewright")
 SECONDS = 60.0  # between two copies
 POLL_SECONDS = 2.0  # for a new checkpoint
 FOLDER = "checkpoints"  # of the work folder
+APPROVED = "approved.json"  # beside it
 
 
 @contextlib.contextmanager
@@ -47,6 +50,28 @@ def kept(work: Path) -> Iterator[None]:
     ended.set()
     copying.join()
     store.remove(at)
+    store.remove(_approval_of(work))
+
+
+def is_approved(work: Path) -> bool:
+    """Whether a person approved the cost of a training, on whichever machine."""
+    store = shared_store()
+    return (work / APPROVED).exists() or bool(store and store.has_tree(_approval_of(work)))
+
+
+def keep_approval(work: Path, approval: str) -> None:
+    """Keep that a person approved the cost of a training until it ends."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / APPROVED
+    file.write_text(approval, encoding="utf-8")
+    if store := shared_store():
+        stored = File(sha256=disk.digest_of(file), size=file.stat().st_size)
+        store.put(_approval_of(work), work, {APPROVED: stored})
+
+
+def _approval_of(work: Path) -> str:
+    """Where the approval of a training lies in the store, so that `tunewright clean` finds it when it is old."""
+    return f"work/approved/{work.name}"
 
 
 def _fetch(store: SharedStore, at: str, work: Path) -> None:
