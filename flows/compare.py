@@ -22,7 +22,7 @@ from tunewright.flows.calls import TRAININGS, stages
 from tunewright.flows.finetune import run
 from tunewright.flows.inputs import reading
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.run_name import cancel_stopped, comparison_name, terminal_run, variant_name
+from tunewright.flows.run_name import cancel_stopped, comparison_name, naming_machine, terminal_run, variant_name
 from tunewright.registry.runs import log_comparison
 from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
@@ -123,6 +123,12 @@ def compare(
         seeds: Trainings of each variant, from training.seed on
         prune: Whether a variant that is behind is ended before its planned end
     """
+    with naming_machine():
+        return _compared(settings, variants, seeds, prune)
+
+
+def _compared(settings: Settings, variants: dict[str, Settings], seeds: int, prune: bool) -> State[VariantComparison]:
+    """The comparison."""
     config.prepare_environment(settings)
     require_answer(settings.registry)
     drawn = test_set_uses.draw(settings, recipe="")  # rows that a new candidate gets, whichever were looked at before

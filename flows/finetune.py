@@ -337,6 +337,7 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
         in_use.of_terminal(terminal_run()),
         looked_at(settings),
         shown,
+        naming_machine(),  # also to MLflow
         told,
         met,
         suppress(Reached),

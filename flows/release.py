@@ -27,6 +27,7 @@ from pydantic import Field
 
 from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
+from tunewright.flows.run_name import naming_machine
 from tunewright.machine import addresses
 from tunewright.registry import release
 from tunewright.registry.address import tracking_uri
@@ -61,11 +62,12 @@ def approval(name: str, version: str, alias: str = "champion", tracking_uri: str
         tracking_uri: MLflow's address; empty is the database in the home folder
     """
     registry = Registry(name=name, alias=alias, tracking_uri=tracking_uri)
-    waiting = release.waits(registry, version)
-    # Suspended, the run ends; resumed, it begins anew, and this call returns what was answered.
-    form = ApprovalForm.with_initial_data(description=question(registry, waiting))
-    answer = suspend_flow_run(wait_for_input=form, timeout=THIRTY_DAYS)
-    decision = release.decide(registry, version, answer.decision, by=answer.by, why=answer.reason)
+    with naming_machine():
+        waiting = release.waits(registry, version)
+        # Suspended, the run ends; resumed, it begins anew, and this call returns what was answered.
+        form = ApprovalForm.with_initial_data(description=question(registry, waiting))
+        answer = suspend_flow_run(wait_for_input=form, timeout=THIRTY_DAYS)
+        decision = release.decide(registry, version, answer.decision, by=answer.by, why=answer.reason)
     message = f"version {version} of {name}, by {decision.event.by}: {decision.event.why}"
     return Completed(name=DECIDED[answer.decision], message=message)
 

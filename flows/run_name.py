@@ -171,13 +171,18 @@ def require_kept_home() -> None:
 
 @contextmanager
 def naming_machine() -> Iterator[None]:
-    """Add to an error in a run of a worker which machine its paths are of: who reads it may be at another one."""
+    """Add to an error in a run of a worker which machine its paths are of."""
     try:
         yield
     except TunewrightError as error:
-        if deployment.id:
-            error.args = (f"{error} (on {platform.node()})", *error.args[1:])
+        error.args = (on_machine(str(error)), *error.args[1:])
         raise
+
+
+def on_machine(said: str) -> str:
+    """Add the machine, once, to what is said in a run of a worker: who reads it may be at another one."""
+    machine = f" (on {platform.node()})"
+    return f"{said.removesuffix(machine)}{machine}" if deployment.id else said
 
 
 def outlive_worker() -> None:

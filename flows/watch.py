@@ -25,6 +25,7 @@ from tunewright.compat import STOPPED, STOPPED_EARLY
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
 from tunewright.flows.parameters import FLOW, checked, identifier, named
+from tunewright.flows.run_name import naming_machine, on_machine
 from tunewright.reports.pages import counted
 from tunewright.store import in_use
 from tunewright.tasks.ingest import watching
@@ -52,6 +53,11 @@ def watch(deployment: str) -> State[None]:
     Args:
         deployment: Whose files, such as finetune/demo
     """
+    with naming_machine():
+        return _poll(deployment)
+
+
+def _poll(deployment: str) -> State[None]:
     config.quiet_libraries()  # its process ends sooner
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
@@ -96,11 +102,12 @@ def watch(deployment: str) -> State[None]:
     try:
         found = watching.look(identifier(watched.name), settings.data, _newest(begun))
     except (ConfigError, DataError) as error:  # files on their way, or none yet: a run would say the same and fail
-        log.warning("%s", error)
+        why = on_machine(str(error))
+        log.warning("%s", why)
         if since := watching.long_unreadable(identifier(watched.name)):
-            said = f"No poll could read the files since {since:%Y-%m-%d %H:%M} UTC, so no run starts: {error}"
+            said = f"No poll could read the files since {since:%Y-%m-%d %H:%M} UTC, so no run starts: {why}"
             announcing.announce(announcing.UNREADABLE, watched.name, {"said": said, "poll": str(flow_run.id)})
-        return Completed(name="Unreadable", message=str(error))
+        return Completed(name="Unreadable", message=why)
     said = watching.shown(found.changes)
     if found.is_new:
         announcing.announce(announcing.CHANGED, watched.name, {"changes": list(found.changes)})

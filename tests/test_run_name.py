@@ -2,12 +2,33 @@
 
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import pytest
+from prefect import Flow
 from prefect.utilities.names import generate_slug
 
+from tunewright.config import Settings
 from tunewright.errors import DataError
+from tunewright.flows.compare import compare
+from tunewright.flows.finetune import run
+from tunewright.flows.release import approval
 from tunewright.flows.run_name import is_random, naming_machine
+from tunewright.flows.watch import watch
+from tunewright.registry import release
+
+SETTINGS = Settings.model_validate(
+    {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "tiny"}, "registry": {"name": "n"}}
+)
+FAULT = "/data/rows.jsonl line 3: no answer"
+NAMED = f"{FAULT} (on {platform.node()})"
+
+
+def fail(*_: Any) -> None:
+    """Raises an error that names a path."""
+    raise DataError(FAULT)
 
 
 def test_a_name_that_prefect_made_up_is_told_from_one_that_a_person_typed() -> None:
@@ -21,10 +42,46 @@ def test_a_name_that_prefect_made_up_is_told_from_one_that_a_person_typed() -> N
 
 
 def test_an_error_of_a_worker_says_which_machine_its_paths_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"^/data/rows.jsonl line 3: no answer$"), naming_machine():
-        raise DataError("/data/rows.jsonl line 3: no answer")
+    with pytest.raises(DataError, match=f"^{FAULT}$"), naming_machine():
+        fail()
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "0c5a")
-    said = re.escape(f"/data/rows.jsonl line 3: no answer (on {platform.node()})")
-    with pytest.raises(DataError, match=f"^{said}$") as found, naming_machine():
-        raise DataError("/data/rows.jsonl line 3: no answer", see=("quarantine.parquet",))
+    with pytest.raises(DataError, match=f"^{re.escape(NAMED)}$") as found, naming_machine(), naming_machine():
+        raise DataError(FAULT, see=("quarantine.parquet",))
     assert found.value.see == ("quarantine.parquet",)
+
+
+@pytest.mark.parametrize(
+    ("flow", "given"),
+    [(watch, {"deployment": "finetune/n"}), (approval, {"name": "n", "version": "1"}), (compare, {})],
+    ids=["watch", "approval", "compare"],
+)
+def test_each_flow_names_the_machine_of_its_error(
+    flow: Flow[..., Any], given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "0c5a")
+    monkeypatch.setattr(release, "waits", fail)
+    for name in ("get_client", "require_answer"):
+        monkeypatch.setitem(flow.fn.__globals__, name, lambda *_, **__: fail())
+    given = given or {"settings": SETTINGS, "variants": {}}
+    with pytest.raises(DataError, match=f"^{re.escape(NAMED)}$"):
+        flow.fn(**given)
+
+
+def test_the_error_of_a_run_in_mlflow_names_its_machine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def seen_in_mlflow(_: Any) -> Iterator[None]:
+        try:
+            yield
+        except DataError as error:
+            seen.append(str(error))
+            raise
+
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "0c5a")
+    monkeypatch.setitem(run.__globals__, "seen_in_mlflow", seen_in_mlflow)
+    monkeypatch.setitem(run.__globals__, "looked_at", lambda _: nullcontext())
+    monkeypatch.setitem(run.__globals__, "inputs", fail)
+    with pytest.raises(DataError), naming_machine():
+        run(SETTINGS, "ingest", ())
+    assert seen == [NAMED]
