@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import waiting
 from conftest import MakeSplits, Once
 from safetensors.torch import load_file
 from trained import done_once, fork_trainers, in_this_process, kill_trainer_after
 
 from tunewright.artifacts import Adapter, Base, Tokens
+from tunewright.cli import interrupts
 from tunewright.config import Compute, Method, Model, Training
 from tunewright.errors import ConfigError, TrainerDied, TrainerFailed, TrainingError, is_transient
+from tunewright.store import shared
 from tunewright.store.caching import digest_of, seconds_of
 from tunewright.tasks.render import render
 from tunewright.tasks.train import heartbeat, trainer
@@ -106,6 +109,34 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     assert resumed.digest == undisturbed.digest
     steps = [line["step"] for line in curve(resumed) if "loss" in line]
     assert steps == sorted(set(steps)) == list(range(1, 25))
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_run_that_sigterm_ends_goes_on_at_another_machine_from_the_step_it_was_at(
+    tokens: Tokens, tiny_base: Base, home: Path, undisturbed: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is taken away before a copy of the newest checkpoint is due."""
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
+    shared._opened.cache_clear()
+    run = os.fork()
+    if not run:
+        try:
+            with interrupts.raised(by=[signal.SIGTERM]):
+                train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
+        except KeyboardInterrupt as error:
+            os._exit(128 + interrupts.number_of(error))
+        finally:
+            os._exit(1)
+    waiting.until(
+        lambda: any('"step": 7' in each.read_text() for each in home.glob("work/train/*/metrics.jsonl")), every=0.02
+    )
+    os.kill(run, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]) == 128 + signal.SIGTERM
+
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "another machine"))
+    resumed = train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
+    assert 7 <= json.loads(resumed.path("status.json").read_text())["resumed_from"] < 24
+    assert weights(resumed) == weights(undisturbed) and resumed.digest == undisturbed.digest
 
 
 @pytest.mark.usefixtures("forked")
