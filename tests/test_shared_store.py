@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from tunewright import config
 from tunewright.artifacts import Artifact, Base
-from tunewright.errors import ConfigError, StoreError
+from tunewright.errors import ConfigError, StoreError, TunewrightError
 from tunewright.modeling.models import identity
 from tunewright.serving import find_base, weights_digest
 from tunewright.store import bases, disk, histories, pipelines, shared
@@ -28,7 +28,7 @@ from tunewright.store.caching import cached
 from tunewright.store.histories import held, up_to_date
 from tunewright.store.manifest import files_in, folder_of
 from tunewright.store.needless import in_store
-from tunewright.store.shared import SharedStore, shared_store
+from tunewright.store.shared import SharedStore, Stored, shared_store
 from tunewright.tasks.train import shared_checkpoints
 from tunewright.tasks.train.trainer import checkpoints
 
@@ -399,6 +399,68 @@ def test_each_new_checkpoint_is_copied_while_the_training_goes_on(
         waiting.until(lambda: {*store._names("apart/work/train/1a2b")} == held, every=0.02)
 
 
+MONTH = 31 * 86_400  # seconds
+
+
+def age(monkeypatch: pytest.MonkeyPatch, *folders: str) -> None:
+    """Make what these folders of the store have 31 days older."""
+    listed = SharedStore.objects
+
+    def aged(store: SharedStore, folder: str) -> dict[str, Stored]:
+        found = listed(store, folder)
+        by = MONTH if folder in folders else 0
+        return {name: each.model_copy(update={"written": each.written - by}) for name, each in found.items()}
+
+    monkeypatch.setattr(SharedStore, "objects", aged)
+
+
+def test_clean_keeps_in_the_store_what_recent_runs_of_any_home_asked_for(
+    store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = make_stage([])
+    for home, word in (("a", "tea"), ("b", "coffee"), ("b", "juice")):
+        move(home)
+        pipelines.note("tiny", "draw", draw(word=word).key)
+        pipelines.note("other", "draw", draw(word=f"{home} other").key)
+    assert len(store.objects("recent_runs")) == 4, "one of each home and pipeline"
+    move("c")
+    age(monkeypatch, "trees/artifacts", "content")
+    coffee = draw.look_up(word="coffee").key
+    assert [each.name for each in in_store(keep_runs=1, store_days=30)] == [f"draw/{coffee}"]
+    assert not list(in_store(keep_runs=2, store_days=30))
+    with monkeypatch.context() as later:
+        age(later, "recent_runs")
+        found = list(in_store(keep_runs=2, store_days=30))
+    assert {each.kind for each in found} == {"artifact in the store", "old runs in the store"}
+    assert len([each for each in found if each.kind == "artifact in the store"]) == 5, "by age alone"
+    (old, *_) = [each for each in found if each.kind == "old runs in the store"]
+    assert old.why == "no run of this pipeline in its home for 31 days" and old.remove()
+    assert len(store.objects("recent_runs")) == 3
+
+    path = next(iter(store.objects("recent_runs")))
+    store.note_runs(path, b"altered")
+    with pytest.raises(TunewrightError, match=rf"recent_runs/{path} is no JSON of keys; delete it"):
+        list(in_store(keep_runs=2, store_days=30))
+
+
+def test_a_store_that_does_not_keep_what_a_run_asked_for_stops_no_run(
+    store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    move("a")
+
+    def away(*_: object) -> None:
+        raise StoreError("the shared store does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedStore, "note_runs", away)
+        pipelines.note("tiny", "draw", "1a2b")
+    assert pipelines.keys("tiny", "draw") == ["1a2b"] and not store.objects("recent_runs")
+    assert "tunewright clean elsewhere does not know of this run yet" in caplog.text
+    pipelines.note("tiny", "wash", "3c4d")
+    (path,) = store.objects("recent_runs")
+    assert json.loads(store.noted_runs(path) or b"") == {"draw": ["1a2b"], "wash": ["3c4d"]}
+
+
 def test_clean_removes_from_the_store_what_is_old_and_nobody_s_newest_runs_need(
     store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,12 +478,13 @@ def test_clean_removes_from_the_store_what_is_old_and_nobody_s_newest_runs_need(
 
     assert not list(in_store(keep_runs=1, store_days=30)), "all of it is young"
     with monkeypatch.context() as later:
-        later.setattr("tunewright.store.needless.time", SimpleNamespace(time=lambda: time.time() + 31 * 86_400))
+        later.setattr("tunewright.store.needless.time", SimpleNamespace(time=lambda: time.time() + MONTH))
         found = {each.name: each for each in in_store(keep_runs=1, store_days=30)}
+        assert found.pop(next(iter(store.objects("recent_runs"))).removesuffix(".json")).size > 0
         assert {*found} == {f"draw/{tea.key}", f"draw/{coffee.key}", "0" * 12, "train/abc"}
         assert {*in_store_names(store_days=40)} == {"0" * 12, "train/abc"}
     own, shared_file = found[f"draw/{tea.key}"], found["0" * 12]
-    assert own.why == "put there 31 days ago, not used by newer runs of this home"
+    assert own.why == "put there 31 days ago, not used by the newest runs of any machine"
     assert own.size >= 3 and shared_file.why == "a file that no artifact has" and shared_file.size == 28
     assert found["train/abc"].size > 0 and found["train/abc"].why == "untouched for 31 days"
     for each in found.values():

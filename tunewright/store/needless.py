@@ -9,9 +9,9 @@ it is set after a start, must not make all work look old. So work is first marke
 day after the mark that finds it untouched still. A mark from the future says that the clock was wrong, and is taken
 off.
 
-What other machines need of the shared store, this one cannot know. All of it can be made again, and a machine that
-still has an artifact puts it back there when it next uses it. So an artifact of the store is kept for `store_days`
-after it was put there, and for as long as the newest runs of this home need it.
+An artifact of the shared store is kept for `store_days` after it was put there, and for as long as the newest runs of
+this home need it, or those of any home that ran a pipeline in these days (pipelines.py). All of it can be made again,
+and a machine that still has an artifact puts it back there when it next uses it.
 """
 
 import logging
@@ -26,7 +26,7 @@ from tunewright import config
 from tunewright.store import pipelines
 from tunewright.store.caching import lock, work_folder
 from tunewright.store.manifest import folder_of, forget
-from tunewright.store.shared import CONTENT, SharedStore, shared_store
+from tunewright.store.shared import CONTENT, RECENT_RUNS, SharedStore, Stored, shared_store
 
 Kind = Literal[
     "artifact",
@@ -36,6 +36,7 @@ Kind = Literal[
     "deleted in MLflow",
     "artifact in the store",
     "unfinished work in the store",
+    "old runs in the store",
 ]
 BUSY_DAYS = 1  # a run that uses an artifact holds no lock on it, and takes less
 log = logging.getLogger("tunewright")
@@ -78,16 +79,18 @@ def in_home(keep_runs: int) -> Iterator[Needless]:
 
 
 def in_store(keep_runs: int, store_days: int) -> Iterator[Needless]:
-    """The artifacts and the unfinished work of the shared store, but what is younger or needed by this home's runs."""
+    """The artifacts and the unfinished work of the shared store, but what is younger or needed by recent runs."""
     if (store := shared_store()) is None:
         return
-    asked, now = pipelines.asked(), time.time()
+    now, runs = time.time(), store.objects(RECENT_RUNS)
+    recent = [path for path, each in runs.items() if now - each.written <= store_days * DAY]
+    asked = pipelines.asked_anywhere(store, recent, keep_runs)
+    asked |= {key for key, (place, _) in pipelines.asked().items() if place < keep_runs}
     old: dict[str, float] = {}  # when each was put there
     needed: set[str] = set()  # the sha256 of files
     for name, tree in store.objects("trees/artifacts").items():
         at = f"artifacts/{name.removesuffix('.json')}"
-        place, _ = asked.get(Path(at).name, (keep_runs, 0.0))
-        if place < keep_runs or now - tree.written <= store_days * DAY:
+        if Path(at).name in asked or now - tree.written <= store_days * DAY:
             needed |= {file.sha256 for file in store.listed(at).values()}
         else:
             old[at] = tree.written
@@ -96,7 +99,7 @@ def in_store(keep_runs: int, store_days: int) -> Iterator[Needless]:
     for at, written in old.items():
         own = free & {file.sha256 for file in store.listed(at).values()}
         free -= own
-        why = f"put there {_days(written)} days ago, not used by newer runs of this home"
+        why = f"put there {_days(written)} days ago, not used by the newest runs of any machine"
         yield _of_store(store, "artifact in the store", at, own, sum(content[sha256].size for sha256 in own), why)
     for sha256 in sorted(free):
         yield _of_store(
@@ -110,6 +113,8 @@ def in_store(keep_runs: int, store_days: int) -> Iterator[Needless]:
                 f"untouched for {_days(tree.written)} days",
             )
             yield _of_store(store, "unfinished work in the store", at, set(), size, why)
+    for path in runs.keys() - {*recent}:
+        yield _of_runs(store, path, runs[path])
 
 
 def _of_store(store: SharedStore, kind: Kind, at: str, own: set[str], size: int, why: str) -> Needless:
@@ -122,6 +127,17 @@ def _of_store(store: SharedStore, kind: Kind, at: str, own: set[str], size: int,
 
     name = at.partition("/")[2] or next(iter(own))[:12]
     return Needless(kind=kind, name=name, size=size, why=why, remove=remove)
+
+
+def _of_runs(store: SharedStore, path: str, stored: Stored) -> Needless:
+    def remove() -> bool:
+        store.remove_runs(path)
+        return True
+
+    why = f"no run of this pipeline in its home for {_days(stored.written)} days"
+    return Needless(
+        kind="old runs in the store", name=path.removesuffix(".json"), size=stored.size, why=why, remove=remove
+    )
 
 
 def _copy(folder: Path) -> Needless:

@@ -6,6 +6,7 @@ Stages read and write the home as ever. What they make is copied to the store, a
     apart/PATH/SHA256        a file of another tree, which goes with it
     trees/PATH.json          the files of the folder PATH of a home, by name: an artifact, checkpoints, assigned splits
     histories/PATH/NUMBER    a state of the file PATH of a home, such as the uses of test sets (histories.py)
+    recent_runs/PATH         the keys that the newest runs of a pipeline in a home asked for (pipelines.py)
     leases/PATH/NUMBER       a machine that makes or changes PATH
 
 A tree is written after its files, and a file is held against its sha256 when it arrives, so that what is fetched is
@@ -39,6 +40,7 @@ log = logging.getLogger("tunewright")
 ACCEPTED = "a folder, or a URL s3://BUCKET/..., gs://BUCKET/... or abfs://CONTAINER/..."
 PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 CONTENT = "content"
+RECENT_RUNS = "recent_runs"
 LEASE_SECONDS = 60.0  # without a sign of life of its holder
 SIGNS = 4  # of life, in that time
 POLL_SECONDS = 1.0
@@ -151,6 +153,18 @@ class SharedStore:
     def remove_content(self, sha256: str) -> None:
         """Removes the content of a file of artifacts."""
         self._delete(f"{CONTENT}/{sha256}")
+
+    def note_runs(self, path: str, content: bytes) -> None:
+        """Writes the keys of a home's newest runs, in the place of the earlier ones."""
+        self._write(f"{RECENT_RUNS}/{path}", content)
+
+    def noted_runs(self, path: str) -> bytes | None:
+        """Return the keys of a home's newest runs; None where they were removed."""
+        return self._read(f"{RECENT_RUNS}/{path}")
+
+    def remove_runs(self, path: str) -> None:
+        """Removes the keys of a home's newest runs."""
+        self._delete(f"{RECENT_RUNS}/{path}")
 
     def newest(self, path: str) -> tuple[int, bytes]:
         """The number and the content of the newest state of a history; 0 and b"" where there is none."""
