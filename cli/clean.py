@@ -1,6 +1,7 @@
 """`tunewright clean`: what nothing needs in the home and the shared store; shown, and removed on request."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tunewright import config
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, TunewrightError
+from tunewright.registry import needless
 from tunewright.registry.needless import in_mlflow
 from tunewright.store import in_use
 from tunewright.store.needless import Needless, in_home, in_store
+
+log = logging.getLogger("tunewright")
 
 SHOWN = 20  # of a kind, one by one
 
@@ -37,12 +41,21 @@ def clean(keep_runs: int, keep_rejected: int, store_days: int, *, remove: bool) 
             ".tunewright in the folder that it is called in"
         )
     of_home = list(in_home(keep_runs))
-    elsewhere = [*in_store(keep_runs, store_days), *in_mlflow(keep_rejected)]
+    elsewhere = [*in_store(keep_runs, store_days, _needed_bases), *in_mlflow(keep_rejected)]
     if not remove:
         return Cleaned([*of_home, *elsewhere], None)
     with in_use.by_none() as is_free:
         removable = [*(of_home if is_free else ()), *elsewhere]
         return Cleaned([*of_home, *elsewhere], [each for each in removable if each.remove()])
+
+
+def _needed_bases(digests: Collection[str]) -> Collection[str]:
+    """Those of these bases that a version may need: all of them where MLflow cannot be asked."""
+    try:
+        return needless.needed_bases(digests)
+    except TunewrightError as error:
+        log.warning("%s; no base is removed from the store, as a version may need it", error)
+        return digests
 
 
 def show(console: Console, cleaned: Cleaned) -> None:

@@ -96,7 +96,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         chat_template=read.chat_template,
         here=read.base_here,
     )
-    call.keep_base(base)
+    call.keep_base(base, s.registry)
     checked = call(check)(
         rows=rows,
         checks=s.checks.without("label_error_folds"),

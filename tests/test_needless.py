@@ -6,21 +6,25 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from registered import aliases, runs, versions
+from servers import free_port
 from typer.testing import CliRunner
 
 from tunewright.artifacts import Base, Registered, Rows
 from tunewright.cli.main import app
 from tunewright.config import Gate, Registry
+from tunewright.errors import TunewrightError
 from tunewright.registry import release
-from tunewright.registry.needless import in_mlflow
+from tunewright.registry.address import public_address
+from tunewright.registry.needless import in_mlflow, needed_bases
 from tunewright.registry.tracking import connected
 from tunewright.registry.versions import champion
-from tunewright.store import in_use, pipelines
+from tunewright.store import bases, in_use, pipelines
 from tunewright.store.caching import cached, kept, lock
 from tunewright.store.needless import in_home
 from tunewright.tasks.base import base as load_base
@@ -83,6 +87,45 @@ def test_what_no_call_asks_for_by_name_stays_a_week(home: Path) -> None:
         assert {each.name.partition("/")[2] for each in in_home(3)} == expected
     assert all(each.remove() for each in in_home(3))
     assert not any(path.exists() for path in (made, unfinished, work))
+
+
+@pytest.fixture
+def bases_in_store(
+    tmp_path: Path, tiny_base: Base, register_candidate: Make, monkeypatch: pytest.MonkeyPatch
+) -> set[str]:
+    """The base of a version and that of no version; a store has both, and the address of the version's MLflow."""
+    register_candidate()
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
+    bases.keep("triage", tiny_base, public_address(TRIAGE))
+    return {tiny_base.weights_digest, "0" * 64}
+
+
+def test_the_base_of_a_version_is_needed_and_another_is_not(
+    bases_in_store: set[str], tiny_base: Base, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert needed_bases(bases_in_store) == {tiny_base.weights_digest}
+    bases.keep("bot", tiny_base.model_copy(update={"weights_digest": "0" * 64}), "https://other.example")
+    assert needed_bases(bases_in_store) == bases_in_store
+    assert "as versions in https://other.example may need it; set MLFLOW_TRACKING_URI" in caplog.text
+    (named,) = home.glob("mlartifacts/**/base.json")
+    named.unlink()
+    with pytest.raises(TunewrightError, match=r"models:/triage/1: base\.json, which names its base, cannot be read"):
+        needed_bases(bases_in_store)
+
+
+def test_clean_removes_no_base_where_mlflow_does_not_answer(
+    bases_in_store: set[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("tunewright.store.needless.time", SimpleNamespace(time=lambda: time.time() + 31 * SECONDS))
+    done = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["clean", "--json"])
+    assert done.exit_code == 0
+    assert "MLflow does not answer" in done.stderr
+    assert "no base is removed from the store, as a version may need it" in done.stderr
+    found = {each["kind"] for each in json.loads(done.stdout)["found"]}
+    assert "artifact in the store" not in found
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 @pytest.fixture

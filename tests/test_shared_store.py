@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +27,8 @@ from tunewright.store import bases, disk, histories, pipelines, shared
 from tunewright.store.caching import cached
 from tunewright.store.histories import held, up_to_date
 from tunewright.store.manifest import files_in, folder_of
-from tunewright.store.needless import in_store
-from tunewright.store.shared import SharedStore, Stored, shared_store
+from tunewright.store.needless import Needless, in_store
+from tunewright.store.shared import File, SharedStore, Stored, shared_store
 from tunewright.tasks.train import shared_checkpoints
 from tunewright.tasks.train.trainer import checkpoints
 
@@ -414,6 +414,13 @@ def age(monkeypatch: pytest.MonkeyPatch, *folders: str) -> None:
     monkeypatch.setattr(SharedStore, "objects", aged)
 
 
+def old_in_store(
+    keep_runs: int, store_days: int = 30, needed_bases: Callable[[Collection[str]], Collection[str]] = lambda _: ()
+) -> list[Needless]:
+    """The items that clean could remove from the store; by default no version needs a base."""
+    return list(in_store(keep_runs, store_days, needed_bases))
+
+
 def test_clean_keeps_in_the_store_what_recent_runs_of_any_home_asked_for(
     store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,11 +433,11 @@ def test_clean_keeps_in_the_store_what_recent_runs_of_any_home_asked_for(
     move("c")
     age(monkeypatch, "trees/artifacts", "content")
     coffee = draw.look_up(word="coffee").key
-    assert [each.name for each in in_store(keep_runs=1, store_days=30)] == [f"draw/{coffee}"]
-    assert not list(in_store(keep_runs=2, store_days=30))
+    assert [each.name for each in old_in_store(1)] == [f"draw/{coffee}"]
+    assert not old_in_store(2)
     with monkeypatch.context() as later:
         age(later, "recent_runs")
-        found = list(in_store(keep_runs=2, store_days=30))
+        found = old_in_store(2)
     assert {each.kind for each in found} == {"artifact in the store", "old runs in the store"}
     assert len([each for each in found if each.kind == "artifact in the store"]) == 5, "by age alone"
     (old, *_) = [each for each in found if each.kind == "old runs in the store"]
@@ -440,7 +447,7 @@ def test_clean_keeps_in_the_store_what_recent_runs_of_any_home_asked_for(
     path = next(iter(store.objects("recent_runs")))
     store.note_runs(path, b"altered")
     with pytest.raises(TunewrightError, match=rf"recent_runs/{path} is no JSON of keys; delete it"):
-        list(in_store(keep_runs=2, store_days=30))
+        old_in_store(2)
 
 
 def test_a_store_that_does_not_keep_what_a_run_asked_for_stops_no_run(
@@ -476,13 +483,13 @@ def test_clean_removes_from_the_store_what_is_old_and_nobody_s_newest_runs_need(
     with held(config.home() / "uses.json"):
         (config.home() / "uses.json").write_text("1")
 
-    assert not list(in_store(keep_runs=1, store_days=30)), "all of it is young"
+    assert not old_in_store(1), "all of it is young"
     with monkeypatch.context() as later:
         later.setattr("tunewright.store.needless.time", SimpleNamespace(time=lambda: time.time() + MONTH))
-        found = {each.name: each for each in in_store(keep_runs=1, store_days=30)}
+        found = {each.name: each for each in old_in_store(1)}
         assert found.pop(next(iter(store.objects("recent_runs"))).removesuffix(".json")).size > 0
         assert {*found} == {f"draw/{tea.key}", f"draw/{coffee.key}", "0" * 12, "train/abc"}
-        assert {*in_store_names(store_days=40)} == {"0" * 12, "train/abc"}
+        assert {each.name for each in old_in_store(1, store_days=40)} == {"0" * 12, "train/abc"}
     own, shared_file = found[f"draw/{tea.key}"], found["0" * 12]
     assert own.why == "put there 31 days ago, not used by the newest runs of any machine"
     assert own.size >= 3 and shared_file.why == "a file that no artifact has" and shared_file.size == 28
@@ -500,9 +507,29 @@ def test_clean_removes_from_the_store_what_is_old_and_nobody_s_newest_runs_need(
     assert draw(word="coffee").key == coffee.key and len(calls) == 4, "what no home has is made again"
 
 
-def in_store_names(store_days: int) -> list[str]:
-    """The names of what could be removed from the store."""
-    return [each.name for each in in_store(keep_runs=1, store_days=store_days)]
+def test_clean_keeps_in_the_store_the_bases_that_versions_need(
+    store: SharedStore, move: Callable[[str], None], tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move("a")
+    bases.keep("bot", tiny_base, "http://mlflow:5000")
+    (tmp_path / "other").write_text("weights")
+    file = File(sha256=disk.digest_of(tmp_path / "other"), size=7)
+    store.put(f"artifacts/bases/{'0' * 64}", tmp_path, {"other": file})
+    asked: list[set[str]] = []
+
+    def needed(digests: Collection[str]) -> Collection[str]:
+        asked.append({*digests})
+        return {tiny_base.weights_digest}
+
+    assert not old_in_store(1, needed_bases=needed) and not asked, "MLflow is asked for old bases only"
+    age(monkeypatch, "trees/artifacts", "content")
+    assert [each.name for each in old_in_store(1, needed_bases=needed)] == [f"bases/{'0' * 64}"]
+    assert asked == [{tiny_base.weights_digest, "0" * 64}]
+    (other,) = old_in_store(1, needed_bases=needed)
+    assert other.remove() and not store.has_tree(f"artifacts/bases/{'0' * 64}")
+    move("b")
+    assert bases.fetched(tiny_base.weights_digest)
+    assert bases.mlflows(store) == {tiny_base.weights_digest: {"http://mlflow:5000"}}
 
 
 def test_a_base_that_one_machine_has_is_fetched_by_others_and_found_by_its_digest(
@@ -515,10 +542,10 @@ def test_a_base_that_one_machine_has_is_fetched_by_others_and_found_by_its_diges
     digest = here.weights_digest
     move("a")
     for _ in range(2):
-        bases.keep("bot", here)
+        bases.keep("bot", here, "")
     assert len(store.newest("bases/bot.jsonl")[1].splitlines()) == 1
     assert bases.at_hand("bot", "models/tiny") == "models/tiny"
-    bases.keep("bot", here.model_copy(update={"reference": "org/of-the-hub"}))
+    bases.keep("bot", here.model_copy(update={"reference": "org/of-the-hub"}), "")
     assert store.trees("artifacts/bases") == [digest]
 
     move("b")
@@ -531,7 +558,7 @@ def test_a_base_that_one_machine_has_is_fetched_by_others_and_found_by_its_diges
     assert fetched.parent.parent == config.home() / "artifacts" and identity(str(fetched)) == digest
     assert find_base("/models/tiny", None, digest) == fetched, "as a version is loaded"
     store.remove(f"artifacts/bases/{digest}")
-    bases.keep("bot", here.model_copy(update={"folder": fetched}))
+    bases.keep("bot", here.model_copy(update={"folder": fetched}), "")
     assert store.trees("artifacts/bases") == [digest], "whoever fetched it puts it back"
     assert len(store.newest("bases/bot.jsonl")[1].splitlines()) == 1
 
@@ -555,7 +582,7 @@ def test_a_base_of_a_package_is_fetched_where_the_package_is_not_installed(
     move("a")
     with monkeypatch.context() as installed:
         installed.syspath_prepend(tmp_path / "packages")
-        bases.keep("bot", tiny_base.model_copy(update={"reference": reference}))
+        bases.keep("bot", tiny_base.model_copy(update={"reference": reference}), "")
         assert bases.at_hand("bot", reference) == reference
     move("b")
     assert weights_digest(Path(bases.at_hand("bot", reference))) == tiny_base.weights_digest

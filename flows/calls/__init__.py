@@ -42,6 +42,7 @@ from tunewright.flows.calls.calls import (
 from tunewright.flows.calls.plan import MADE_NOW, Plan
 from tunewright.flows.inputs import Inputs
 from tunewright.flows.live import describe
+from tunewright.registry.address import public_address
 from tunewright.registry.live_run import LiveRun
 from tunewright.registry.release import as_now
 from tunewright.store import bases, data_versions, pipelines, test_set_uses
@@ -130,9 +131,9 @@ class Run(Calls):
 
         return run
 
-    def keep_base(self, base: Base) -> None:
+    def keep_base(self, base: Base, registry: Registry) -> None:
         """Copies the base to the store that machines share, if there is one."""
-        bases.keep(self.pipeline, base)
+        bases.keep(self.pipeline, base, public_address(registry))
 
     def accept_version(
         self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits

@@ -101,7 +101,7 @@ class Plan(Calls):
         """The record's digest, or "" if it is of the last time."""
         return "" if record.digest in self.uncertain else record.digest
 
-    def keep_base(self, _: Base) -> None:
+    def keep_base(self, _: Base, __: Registry) -> None:
         """Copies nothing."""
 
     def accept_version(self, *_: Before | Artifact) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from tunewright import config
-from tunewright.config import Registry
+from tunewright.config import Registry, outside
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses
 
@@ -31,6 +31,11 @@ ACCOUNT_SECONDS = 10.0  # for the answer to which account it is
 def tracking_uri(registry: "Registry | Registered") -> str:
     """The server's address, or the database in the home folder, wherever that lies now."""
     return registry.tracking_uri or f"{SQLITE}{config.mlflow_database()}"
+
+
+def public_address(registry: Registry) -> str:
+    """The server's address or that of the database, without the user and the password in it."""
+    return outside.without_credentials(tracking_uri(registry)).rstrip("/")
 
 
 def asked(url: str, seconds: float) -> "httpx.Response":

@@ -3,29 +3,43 @@
 These versions stay: those that have or had an alias, as a rollback returns to them; those that a candidate was compared
 with, as a run of unchanged settings compares it again; those that wait for a person or were approved; and the newest of
 each model. Another version is removed with its weights; its run stays, with its scores, answers and verdict page, and
-so does each use of the test rows. Only the database of this home is read.
+so does each use of the test rows.
+
+A version needs its base, which the store that machines share may be the only one to have. Each MLflow is asked for such
+bases that is known here: the database of this home and the MLflow that MLFLOW_TRACKING_URI names.
 """
 
 import contextlib
+import json
+import logging
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tunewright import compat, config
 from tunewright.config import Registry
+from tunewright.errors import TunewrightError, one_line
 from tunewright.registry import files
-from tunewright.registry.address import tracking_uri
+from tunewright.registry.address import by_environment, public_address, tracking_uri
 from tunewright.registry.alias_history import PREFIX, Event
 from tunewright.registry.alias_state import TAG
 from tunewright.registry.run_writer import NOTHING_NEW
 from tunewright.registry.tracking import connected
+from tunewright.store import bases
 from tunewright.store.needless import Needless, size_of
+from tunewright.store.shared import shared_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.store.entities import PagedList
+
+T = TypeVar("T")
+
+log = logging.getLogger("tunewright")
 
 HERE = Registry()
 PROXIED = "mlflow-artifacts:"
@@ -47,6 +61,63 @@ def in_mlflow(keep_rejected: int) -> Iterator[Needless]:
             for run in client.search_runs([experiment.experiment_id], "", ViewType.DELETED_ONLY, max_results=10_000):
                 if run.info.run_id not in of_versions:
                     yield _of_run(run)
+
+
+def needed_bases(digests: Collection[str]) -> set[str]:
+    """Those of these bases that a version needs, or may need as its MLflow is none of those that are asked.
+
+    Raises TunewrightError where one of them does not say which bases its versions have.
+    """
+    known = {public_address(registry): registry for registry in (HERE, by_environment(HERE))}
+    used_by = bases.mlflows(store) if (store := shared_store()) else {}
+    needed: set[str] = set()
+    for digest in sorted(digests):
+        if others := used_by.get(digest, set()) - known.keys():
+            needed.add(digest)
+            log.warning(
+                "base %s stays in the store, as versions in %s may need it; set MLFLOW_TRACKING_URI to this address to "
+                "have them looked at",
+                digest[:12],
+                " and ".join(sorted(others)),
+            )
+    for registry in known.values():
+        needed |= _bases_of_versions(registry)
+    return needed.intersection(digests)
+
+
+def _bases_of_versions(registry: Registry) -> set[str]:
+    if registry.tracking_uri is None and not config.mlflow_database().is_file():
+        return set()
+    with connected(registry) as client:
+        versions = [each for each in _all_of(client.search_model_versions) if "fingerprint" in each.tags]
+        return {_base_of(client, version) for version in versions}
+
+
+def _base_of(client: "MlflowClient", version: "ModelVersion") -> str:
+    """The digest of a version's base, by its file base.json. Raises TunewrightError."""
+    from mlflow.exceptions import MlflowException
+
+    place = client.get_model_version_download_uri(version.name, version.version)
+    if client.tracking_uri == tracking_uri(HERE) and place.startswith(PROXIED):
+        place = str(_folder(place))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            named = json.loads(files.download(f"{place}/artifacts/base.json", Path(folder)).read_bytes())
+        return str(named["digest"])
+    except (MlflowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise TunewrightError(
+            f"{files.uri_of(version)}: base.json, which names its base, cannot be read: {one_line(error)}"
+        ) from error
+
+
+def _all_of(search: "Callable[..., PagedList[T]]") -> Iterator[T]:
+    """Everything that a search of MLflow finds, page by page."""
+    token: str | None = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def _rejected(

@@ -1,12 +1,14 @@
 """Bases in the store that machines share: a machine that lacks one fetches it by its digest.
 
 A run copies the folder of its base, or what it converted from a package, to the store as `artifacts/bases/<digest>`.
-The history `bases/<pipeline>.jsonl` has the digest of the base that each `model.base` was. A base from the hub is left
-out, since every machine can have it from there.
+The history `bases/<pipeline>.jsonl` has the digest of the base that each `model.base` was, and the MLflow whose
+versions may need it. A base from the hub is left out, since every machine can have it from there.
 """
 
 import logging
 import os
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -16,20 +18,24 @@ from tunewright.artifacts import Base
 from tunewright.serving import BASES, find_base, loaded_files, package_file, weights_digest
 from tunewright.store import disk
 from tunewright.store.histories import held, up_to_date
-from tunewright.store.shared import File, path_in_home, shared_store
+from tunewright.store.shared import File, SharedStore, path_in_home, shared_store
 
 log = logging.getLogger("tunewright")
 
 
 class UsedBase(BaseModel, frozen=True):
-    """The base of a run: model.base and its digest."""
+    """The base of a run: model.base, its digest, and the address of the MLflow that the run registers in."""
 
     reference: str
     digest: str
+    mlflow: str
 
 
-def keep(pipeline: str, base: Base) -> None:
-    """Copies a base to the shared store, if there is one, and notes that the pipeline has it."""
+def keep(pipeline: str, base: Base, mlflow: str) -> None:
+    """Copies a base to the shared store, if there is one, and notes that the pipeline has it.
+
+    `mlflow` is the address of the MLflow in which the pipeline registers.
+    """
     store = shared_store()
     if store is None or not (_is_here(base.reference) or base.weights.is_relative_to(config.home() / BASES)):
         return
@@ -40,10 +46,19 @@ def keep(pipeline: str, base: Base) -> None:
         paths = {path.relative_to(base.weights).as_posix(): path for path in loaded_files(base.weights)}
         files = {name: File(sha256=disk.digest_of(path), size=path.stat().st_size) for name, path in paths.items()}
     store.put(at, base.weights, files)  # also where it is there, as it is kept since it was last put there
-    used = UsedBase(reference=base.reference, digest=base.weights_digest)
+    used = UsedBase(reference=base.reference, digest=base.weights_digest, mlflow=mlflow)
     if _used(pipeline, base.reference) != used:
         with held(_history(pipeline)):
             disk.append(_history(pipeline), used)
+
+
+def mlflows(store: SharedStore) -> Mapping[str, set[str]]:
+    """Digest of a base -> the addresses of MLflow in which pipelines with this base register."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for name in sorted({path.rpartition("/")[0] for path in store.objects("histories/bases")}):
+        for used in _lines(config.home() / "bases" / name):
+            found[used.digest].add(used.mlflow)
+    return found
 
 
 def at_hand(pipeline: str, reference: str) -> str:
@@ -107,6 +122,9 @@ def _history(pipeline: str) -> Path:
 
 def _used(pipeline: str, reference: str) -> UsedBase | None:
     """The base that the pipeline used last by this name."""
-    file = _history(pipeline)
-    lines = disk.read(up_to_date(file), UsedBase, f"is no base that was used; move {file} away")
-    return next((used for used in reversed(lines) if used.reference == reference), None)
+    return next((used for used in reversed(_lines(_history(pipeline))) if used.reference == reference), None)
+
+
+def _lines(file: Path) -> list[UsedBase]:
+    """The bases that a pipeline used, the oldest first."""
+    return disk.read(up_to_date(file), UsedBase, f"is no base that was used; move {file} away")

@@ -11,18 +11,20 @@ off.
 
 An artifact of the shared store is kept for `store_days` after it was put there, and for as long as the newest runs of
 this home need it, or those of any home that ran a pipeline in these days (pipelines.py). All of it can be made again,
-and a machine that still has an artifact puts it back there when it next uses it.
+and a machine that still has an artifact puts it back there when it next uses it. Only a base may be lost with it: one
+that a version in MLflow needs is kept (registry/needless.py).
 """
 
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tunewright import config
+from tunewright.serving import BASES
 from tunewright.store import pipelines
 from tunewright.store.caching import lock, work_folder
 from tunewright.store.manifest import folder_of, forget
@@ -78,8 +80,13 @@ def in_home(keep_runs: int) -> Iterator[Needless]:
             yield _of(work, "unfinished work", f"untouched for {_days(since)} days", work.name)
 
 
-def in_store(keep_runs: int, store_days: int) -> Iterator[Needless]:
-    """The artifacts and the unfinished work of the shared store, but what is younger or needed by recent runs."""
+def in_store(
+    keep_runs: int, store_days: int, needed_bases: Callable[[Collection[str]], Collection[str]]
+) -> Iterator[Needless]:
+    """The artifacts and the unfinished work of the shared store, but what is younger or needed by recent runs.
+
+    `needed_bases` is asked which bases, by their digests, versions need: only where there are old ones.
+    """
     if (store := shared_store()) is None:
         return
     now, runs = time.time(), store.objects(RECENT_RUNS)
@@ -88,8 +95,15 @@ def in_store(keep_runs: int, store_days: int) -> Iterator[Needless]:
     asked |= {key for key, (place, _) in pipelines.asked().items() if place < keep_runs}
     old: dict[str, float] = {}  # when each was put there
     needed: set[str] = set()  # the sha256 of files
-    for name, tree in store.objects("trees/artifacts").items():
-        at = f"artifacts/{name.removesuffix('.json')}"
+    trees = {f"artifacts/{name.removesuffix('.json')}": tree for name, tree in store.objects("trees/artifacts").items()}
+    old_bases = {
+        Path(at).name
+        for at, tree in trees.items()
+        if at.startswith(f"{BASES}/") and now - tree.written > store_days * DAY
+    }
+    if old_bases:
+        asked |= {*needed_bases(old_bases)}
+    for at, tree in trees.items():
         if Path(at).name in asked or now - tree.written <= store_days * DAY:
             needed |= {file.sha256 for file in store.listed(at).values()}
         else:
