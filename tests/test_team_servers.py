@@ -1,6 +1,7 @@
 """infra/: each file is what the program that reads it accepts, and the services run a pipeline as processes."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -26,6 +27,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.settings import KubernetesSettings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from test_flow import ROWS
+
+from tunewright.store import shared
+from tunewright.store.manifest import files_in
+from tunewright.store.shared import shared_store
 
 PREFECT = """#!/usr/bin/env bash
 # As Prefect's worker: once it is stopped, it kills the run that it started.
@@ -212,6 +217,71 @@ def test_the_values_of_the_charts_fit_versions_services_and_secrets(monkeypatch:
         monkeypatch.setenv(each["name"], each["value"])
     read = KubernetesSettings().worker
     assert (read.api_auth_string_secret_name, read.api_auth_string_secret_key) == ("tunewright-prefect", "auth-string")
+
+
+@pytest.fixture
+def backup(s3: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """infra/backup.py as a module, without databases; TUNEWRIGHT_STORE is as in compose.yaml, and empty."""
+    spec = importlib.util.spec_from_file_location("backup", INFRA / "backup.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    s3.mkdir(module.BUCKET)
+    monkeypatch.setattr(module, "DATABASES", ())
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+    monkeypatch.setenv(shared.VARIABLE, services["worker"]["environment"][shared.VARIABLE])
+    shared._opened.cache_clear()
+    return module
+
+
+def put(folder: Path, at: str, text: str) -> Path:
+    """Put a folder of one file into the shared store; returns the file."""
+    file = folder / at / "rows.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    store = shared_store()
+    assert store
+    store.put(at, file.parent, files_in(file.parent, but=()))
+    return file
+
+
+def test_a_back_up_is_whole_although_runs_change_and_remove_files_meanwhile(
+    backup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = shared_store()
+    assert store
+    for at in ("artifacts/rows/a", "artifacts/train/b", "work/train/c", "work/train/d"):
+        put(tmp_path, at, f"first {at}")
+    for name in ("histories/test_set_uses/tiny.jsonl/0000000001", "leases/work/train/c/0000000001"):
+        store._write(name, b"1")
+    store._write("trees/artifacts/rows/lost.json", b'{"rows.jsonl": {"sha256": "gone", "size": 1}}')
+    store._write("trees/artifacts/rows/damaged.json", b"{")
+    copied: set[str] = set()
+    get_file = s3fs.S3FileSystem.get_file
+
+    def meanwhile(self: s3fs.S3FileSystem, file: str, to: str) -> None:
+        if "/trees/" in file and not copied:
+            put(tmp_path, "artifacts/score/late", "late")
+        if "/apart/work/train/c/" in file and file not in copied:
+            put(tmp_path, "work/train/c", "second")
+        if "/apart/work/train/d/" in file:
+            store.remove("work/train/d")
+        if file.endswith("/content/old"):
+            store.remove_content("old")
+        copied.add(file)
+        get_file(self, file, to)
+
+    store._write("content/old", b"of no tree")
+    monkeypatch.setattr(s3fs.S3FileSystem, "get_file", meanwhile)
+    backup.save(tmp_path / "copy")
+
+    copy = shared.SharedStore(str(tmp_path / "copy" / "store" / "store"))
+    trees = [name.removesuffix(".json") for name in copy.objects("trees")]
+    assert sorted(trees) == ["artifacts/rows/a", "artifacts/train/b", "work/train/c"]
+    for at in trees:
+        assert copy.get(at, tmp_path / "got" / at), f"{at} is whole"
+    assert (tmp_path / "got" / "work/train/c/rows.jsonl").read_text() == "second"
+    assert copy.objects("histories") and not copy.objects("leases")
 
 
 def make_pipeline(folder: Path, repository: Path) -> None:
