@@ -71,8 +71,10 @@ def test_docker_compose_reads_the_services_and_each_password_is_another_one(tmp_
         capture_output=True,
         check=True,
     )
-    (device,) = json.loads(gpu.stdout)["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    worker = json.loads(gpu.stdout)["services"]["worker"]
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
+    assert int(worker["shm_size"]) == 8 * 2**30
 
 
 def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missing(tmp_path: Path) -> None:
@@ -144,6 +146,9 @@ def test_the_train_job_of_several_nodes_is_valid_and_each_pod_knows_its_part(tmp
     pod = spec["template"]["spec"]
     assert [each for each in of_template["volumes"] if each not in pod["volumes"]] == []
     assert pod["securityContext"] == of_template["securityContext"]
+    memory = {"name": "memory", "mountPath": "/dev/shm"}
+    for each in (pod, of_template):
+        assert memory in each["containers"][0]["volumeMounts"], "NCCL needs more than the 64 MB of a container"
 
     for name, line in {"getent": "", "tunewright": 'echo "$@" "$TUNEWRIGHT_RENDEZVOUS"'}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
