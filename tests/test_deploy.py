@@ -970,6 +970,25 @@ def test_a_run_elsewhere_begins_where_the_pull_steps_of_its_file_lead_and_so_do_
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_poll_on_kubernetes_needs_no_gpu_and_the_approval_that_loads_the_model_has_what_a_run_has(
+    client: SyncPrefectClient, write: Callable[..., Path]
+) -> None:
+    template = json.loads((Path(__file__).parents[1] / "infra" / "kubernetes" / "job-template.json").read_text())
+    client.create_work_pool(WorkPoolCreate(name="cluster", type="kubernetes", base_job_template=template))
+    file = write("{watch: 30}\n      gate: {approval: true}")
+    pool = "work_pool: {name: cluster, job_variables: {gpus: 2, memory_request: 64Gi, secret: ours}}"
+    text = file.read_text().replace("name: drops", "name: clustered")
+    file.write_text(text.replace("parameters:", f"{pool}\n    parameters:"))
+    deploy(file, None, "local")
+    needs = {"finetune": (2, "64Gi", None), "watch": (0, "1Gi", "2Gi"), "approval": (2, "64Gi", None)}
+    for kind, need in needs.items():
+        variables = client.read_deployment_by_name(f"{kind}/clustered").job_variables
+        assert tuple(variables.get(name) for name in ("gpus", "memory_request", "memory_limit")) == need
+        assert variables["secret"] == "ours"
+    assert deploy(file, None, "local").deployed[0].state == "unchanged"
+
+
+@pytest.mark.usefixtures("quick")
 def test_the_folder_of_runs_in_containers_is_said_as_it_is_that_of_the_file(
     client: SyncPrefectClient, write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

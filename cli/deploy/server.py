@@ -61,6 +61,7 @@ POLL_SECONDS = 60.0  # for a poll to end; it takes a second or two, and more on 
 LOOK_SECONDS = 0.5
 OVERDUE = 1.5  # intervals between heartbeats; Prefect itself has a worker as online for three
 ORIGINS = ("repository", "bucket", "container")  # of Prefect's pull steps
+POLL = {"gpus": 0, "cpu_request": "250m", "memory_request": "1Gi", "memory_limit": "2Gi"}  # what a poll needs
 OF_SCHEDULE = {"schedule", "active", "parameters", "slug"}
 
 
@@ -383,7 +384,7 @@ def keep_watch(client: SyncPrefectClient, watched: DeploymentResponse, seconds: 
         return there is not None
     asked: dict[str, Any] = {
         "parameters": {"deployment": f"{FLOW}/{watched.name}"},
-        "job_variables": watched.job_variables,
+        "job_variables": _of_poll(client, watched),
         "pull_steps": watched.pull_steps,
         "work_pool_name": watched.work_pool_name,
     }
@@ -405,3 +406,18 @@ def keep_watch(client: SyncPrefectClient, watched: DeploymentResponse, seconds: 
         enforce_parameter_schema=True,
     )
     return True
+
+
+def _of_poll(client: SyncPrefectClient, watched: DeploymentResponse) -> dict[str, Any]:
+    """The job variables of a deployment, with those of POLL that the template of its work pool has.
+
+    A pool for trainings gives each job a GPU, for which a poll would wait as long as a training has it.
+    """
+    assert watched.work_pool_name  # of `deploy`
+    template = client.read_work_pool(watched.work_pool_name).base_job_template
+    variables = template.get("variables", {}).get("properties", {})
+
+    def is_ours(name: str, value: object) -> bool:  # a team's own template may mean another thing by it
+        return isinstance(variables.get(name, {}).get("default"), type(value))
+
+    return watched.job_variables | {name: value for name, value in POLL.items() if is_ours(name, value)}
