@@ -12,13 +12,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import waiting
 from servers import free_port
@@ -47,7 +46,7 @@ class TeamServers:
     tools: Mapping[str, str]
     storage: str  # URL
     works: list[str]  # the worker's command
-    healthy: list[str]  # the command that tells whether the proxy is healthy
+    healthy: Mapping[str, list[str]]  # by service, the command that tells whether it is healthy
 
     @property
     def authority(self) -> Path:
@@ -72,6 +71,7 @@ class TeamServers:
         environment = {**self.terminal, "TUNEWRIGHT_HOME": str(self.home_of(name))}
         with _process(self.folder, name, _here(self.works), environment, self.folder / f"{name}-pipelines") as process:
             waiting.until(lambda: "Worker" in self.log_of(name).read_text())
+            waiting.until(lambda: is_healthy(self.healthy["worker"]))
             yield process
 
     def home_of(self, name: str) -> Path:
@@ -124,9 +124,9 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
     need("caddy")
     programs = postgres_programs()
     infra = copied(folder, passwords)
-    ports = {name: free_port() for name in ("postgres", "storage", "prefect", "mlflow", "4443", "5443")}
+    ports = {name: free_port() for name in ("postgres", "storage", "prefect", "mlflow", "worker", "4443", "5443")}
     text = json.dumps(services_of(infra))
-    for name, port in {"postgres": 5432, "storage": 9000, "prefect": 4200, "mlflow": 5000}.items():
+    for name, port in {"postgres": 5432, "storage": 9000, "prefect": 4200, "mlflow": 5000, "worker": 8080}.items():
         text = text.replace(f"{name}:{port}", f"127.0.0.1:{ports[name]}").replace(f'"{port}"', f'"{ports[name]}"')
         text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ports[name]}")
     for port in ("4443", "5443"):
@@ -142,6 +142,7 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         "MLFLOW_PORT": str(ports["5443"]),
         "CERTIFICATES": f"{infra}/certificates",
     }
+    services["worker"]["environment"]["PREFECT_WORKER_WEBSERVER_PORT"] = str(ports["worker"])
     home = {"TUNEWRIGHT_HOME": str(folder / "home")}
     started = TeamServers(
         folder=folder,
@@ -149,26 +150,27 @@ def team_servers(folder: Path, copy: Path | None = None, passwords: Path | None 
         tools=_environment(folder, services["backup"]["environment"] | home),
         storage=f"http://127.0.0.1:{ports['storage']}",
         works=services["worker"]["command"],
-        healthy=services["proxy"]["healthcheck"]["test"][1:],
+        healthy={
+            name: _here(service["healthcheck"]["test"][1:])
+            for name, service in services.items()
+            if "healthcheck" in service
+        },
     )
     with ExitStack() as stack:
         password = services["postgres"]["environment"]["POSTGRES_PASSWORD"]
         stack.enter_context(_postgres(programs, folder / "postgres.log", ports["postgres"], password))
         moto = [sys.executable, str(Path(__file__).with_name("atomic_moto.py")), "--port", str(ports["storage"])]
         storage = stack.enter_context(_process(folder, "storage", moto, {}))
-        _wait_for(storage, f"{started.storage}/moto-api/", folder / "storage.log")
+        moto_answers = [str(INFRA / "is-healthy"), f"{started.storage}/moto-api/"]
+        _wait_for(storage, lambda: is_healthy(moto_answers), folder / "storage.log")
         bucket = services["bucket"]
         subprocess.run(_here(bucket["command"]), check=True, env=_environment(folder, bucket["environment"]))
         if copy:
             started.backup("restore", copy)
-        for name, health in (
-            ("prefect", f"http://127.0.0.1:{ports['prefect']}/api/health"),
-            ("mlflow", f"http://127.0.0.1:{ports['mlflow']}/health"),
-            ("proxy", f"https://{HOST}:{ports['4443']}/api/health"),
-        ):
-            service = services[name]
+        for name in ("prefect", "mlflow", "proxy"):
+            service, log = services[name], folder / f"{name}.log"
             server = stack.enter_context(_process(folder, name, _here(service["command"]), service["environment"]))
-            _wait_for(server, health, folder / f"{name}.log", started.authority)
+            _wait_for(server, lambda name=name: is_healthy(started.healthy[name]), log)
         yield started
 
 
@@ -234,14 +236,12 @@ def _postgres(programs: Path, log: Path, port: int, password: str) -> Iterator[N
             server.wait(60)
 
 
-def _wait_for(server: subprocess.Popen[bytes], address: str, log: Path, ca: Path | None = None) -> None:
+def _wait_for(server: subprocess.Popen[bytes], is_ready: Callable[[], bool], log: Path) -> None:
     """Wait until a server answers; fails with its log when it has ended or takes minutes."""
-    waiting.until(lambda: server.poll() is not None or _answers(address, ca), every=0.5, said=log.read_text)
+    waiting.until(lambda: server.poll() is not None or is_ready(), every=0.5, said=log.read_text)
     assert server.poll() is None, log.read_text()
 
 
-def _answers(address: str, ca: Path | None) -> bool:
-    try:
-        return httpx.get(address, verify=str(ca) if ca and address.startswith("https") else True).is_success
-    except httpx.HTTPError:
-        return False
+def is_healthy(command: list[str]) -> bool:
+    """Whether the command of a health check of compose.yaml ends with 0."""
+    return subprocess.run(command, capture_output=True).returncode == 0
