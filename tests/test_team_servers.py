@@ -182,6 +182,16 @@ def test_the_train_job_of_several_nodes_is_valid_and_each_pod_knows_its_part(tmp
         assert said.stdout == f"{command} first:29400\n"
 
 
+def test_only_pods_of_train_jobs_reach_each_other() -> None:
+    policy = yaml.safe_load((INFRA / "kubernetes" / "network-policy.yaml").read_text())
+    kubernetes_validate.validate(policy, kubernetes_validate.latest_version(), strict=True)
+    runtime, _ = yaml.safe_load_all((INFRA / "kubernetes" / "train-job.yaml").read_text())
+    assert policy["metadata"]["namespace"] == runtime["metadata"]["namespace"]
+    spec = policy["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    assert spec["ingress"] == [{"from": [{"podSelector": spec["podSelector"]}]}], "all ports, and nobody else"
+
+
 def test_what_the_jobs_need_in_a_cluster_is_valid_and_named_as_in_the_template() -> None:
     documents: list[dict[str, Any]] = list(yaml.safe_load_all((INFRA / "kubernetes" / "namespace.yaml").read_text()))
     for document in documents:
