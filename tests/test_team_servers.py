@@ -9,6 +9,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+import tomllib
 import uuid
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -25,6 +26,7 @@ import yaml
 from conftest import make_tiny_base
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 from make_team_servers import HOST, INFRA, USER, TeamServers, copied, is_healthy, need, services_of, team_servers
+from packaging.requirements import Requirement
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.settings import KubernetesSettings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
@@ -93,6 +95,14 @@ def test_a_health_check_goes_by_the_answer(answer: int, healthy: bool) -> None:
         assert is_healthy(command) == healthy
         server.shutdown()
     assert not is_healthy(command), "nobody listens"
+
+
+def test_the_image_has_extras_and_a_torch_of_the_project() -> None:
+    arguments = dict(re.findall(r"^ARG (\w+)=(.*)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE))
+    project = tomllib.loads((INFRA.parent / "pyproject.toml").read_text())["project"]
+    assert {*arguments["EXTRAS"].split(",")} <= {*project["optional-dependencies"]}
+    needed = {each.name: each.specifier for each in map(Requirement, project["dependencies"])}
+    assert arguments["TORCH_VERSION"] in needed["torch"]
 
 
 def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missing(tmp_path: Path) -> None:
