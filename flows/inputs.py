@@ -50,14 +50,17 @@ _FILES: ContextVar[tuple[SourceFile, ...] | None] = ContextVar("files", default=
 _LOOKED_AT: ContextVar[Inputs | None] = ContextVar("looked_at", default=None)
 
 
-def inputs(settings: Settings) -> Inputs:
-    """Return the inputs that the settings name, cached within `looked_at`. Raises ConfigError and DataError."""
+def inputs(settings: Settings, base_here: str = "") -> Inputs:
+    """Return the inputs that the settings name, cached within `looked_at`. Raises ConfigError and DataError.
+
+    `base_here` is where model.base lies on this machine; empty looks for it.
+    """
     if seen := _LOOKED_AT.get():
         return seen
     _stop_outside(settings)
     # few_shot needs no embedding model
     retrieves = "retrieval" in settings.evaluation.contenders or settings.evaluation.documents
-    base_here = bases.at_hand(settings.registry.name, settings.model.base)
+    base_here = base_here or bases.at_hand(settings.registry.name, settings.model.base)
     return Inputs(
         own=own_expectations(settings.checks),
         metrics=_own_metrics(settings),
@@ -145,9 +148,9 @@ def reading(files: Sequence[SourceFile]) -> Iterator[None]:
 
 
 @contextmanager
-def looked_at(settings: Settings) -> Iterator[None]:
+def looked_at(settings: Settings, base_here: str = "") -> Iterator[None]:
     """Looks at once, for the run within: the server that Prefect starts for one takes seconds."""
-    token = _LOOKED_AT.set(inputs(settings))
+    token = _LOOKED_AT.set(inputs(settings, base_here))
     try:
         yield
     finally:

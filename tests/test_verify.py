@@ -22,7 +22,8 @@ from tunewright.config import Registry
 from tunewright.evidence.bundle import RUN, EvidenceBundle
 from tunewright.registry import alias_history, files
 from tunewright.registry.tracking import connected
-from tunewright.store.manifest import digest_of
+from tunewright.store import shared
+from tunewright.store.manifest import digest_of, files_in
 from tunewright.tasks.train import stage
 
 TINY = Registry(name="tiny")
@@ -265,6 +266,23 @@ def test_a_version_is_made_again_with_the_same_bytes(reproduce: Callable[..., An
     (ours,), (again,) = (folder.glob("artifacts/train/*/model/*.safetensors") for folder in (home, Path("again/home")))
     assert ours.read_bytes() == again.read_bytes()
     assert sorted(home.glob("artifacts/*/*")) == before
+
+
+def test_nothing_is_taken_from_the_shared_store_instead_of_made_again(
+    reproduce: Callable[..., Any], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(home, folder=str(Path.cwd()))
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(home.with_name("store")))
+    shared._opened.cache_clear()
+    store = shared.shared_store()
+    assert store
+    train = next(home.glob("artifacts/train/*/"))
+    store.put(shared.path_in_home(train), train, files_in(train))
+    before = store.objects("")
+    result = reproduce()
+    assert result.exit_code == 0, result.output
+    assert store.objects("") == before, "nor is anything put there"
+    assert "in the store" not in result.output
 
 
 def test_the_first_stage_with_other_bytes_is_named(reproduce: Callable[..., Any], home: Path) -> None:

@@ -205,6 +205,8 @@ def reproduce_here(patch: pytest.MonkeyPatch) -> None:
             contextlib.redirect_stdout(sys.stderr if stdout == 2 else sys.stdout),
         ):
             patched.setenv("TUNEWRIGHT_HOME", env["TUNEWRIGHT_HOME"])
+            if "TUNEWRIGHT_STORE" not in env:
+                patched.delenv("TUNEWRIGHT_STORE", raising=False)
             copy_context().run(reproducing.main, Path(command[-1]))  # what it sets is of its process
         return SimpleNamespace(returncode=0)
 

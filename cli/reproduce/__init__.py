@@ -32,6 +32,7 @@ SETTINGS, DIGESTS = "settings.json", "digests.json"  # in the folder of a reprod
 LEFT_OUT = (
     *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_DATABASE_CONNECTION_URL"),
     *("PREFECT_LOCAL_STORAGE_PATH", "MLFLOW_TRACKING_URI"),
+    "TUNEWRIGHT_STORE",  # which has the artifacts that are to be made again
 )
 # What comes after the answers, and what another version answered; nor is a model behind an API asked again.
 NOT_MADE = ("champion", "decide", "judge")
@@ -171,12 +172,17 @@ def _run(evidence: "EvidenceBundle", began: "Start", made: Path, progress: int |
 
     Raises TunewrightError where the run did not finish.
     """
+    from tunewright.store import bases
+
     gate = {**evidence.settings["gate"], "rotate": False}  # split.seed is the one that was drawn
     settings = {**evidence.settings, "gate": gate, "registry": {"name": evidence.name}}
     weights = began.weights.model_dump(mode="json") if began.weights else None
+    with config.working_in(Path(evidence.folder)):
+        base = bases.at_hand(evidence.name, evidence.settings["model"]["base"])
     job = {
         "folder": evidence.folder,
         "settings": settings,
+        "base": base,
         "files": [*evidence.sources],
         "start": [weights, began.said],
     }

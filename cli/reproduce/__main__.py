@@ -33,7 +33,8 @@ def main(folder: Path) -> None:
         sections = {name: getattr(settings, name) for name in Settings.model_fields}
         with config.working_in(Path(job["folder"])):
             there = source_files(settings.data)
-            with reading([file for file in there if file.path in job["files"]]), looked_at(settings):
+            files = [file for file in there if file.path in job["files"]]
+            with reading(files), looked_at(settings, job["base"]):
                 steps = prefect_server.call(finetune, **sections, until="evaluate")
         digests = {step.name: step.record.digest for step in steps if step.record}
         (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
