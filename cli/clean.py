@@ -1,4 +1,4 @@
-"""`tunewright clean`: what nothing needs in the home and the shared store; shown, and removed on request."""
+"""`tunewright clean`: what nothing needs in the home, the shared store and MLflow; shown, and removed on request."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunewright import config
+from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import needless
 from tunewright.registry.needless import in_mlflow
@@ -30,23 +31,47 @@ class Cleaned:
     removed: Sequence[Needless] | None
 
 
-def clean(keep_runs: int, keep_rejected: int, store_days: int, *, remove: bool) -> Cleaned:
+def clean(
+    keep_runs: int, keep_rejected: int, store_days: int, server_models: Sequence[str] = (), *, remove: bool
+) -> Cleaned:
     """Looks for what is needless, and removes it where asked to; artifacts and work only while no run is on.
 
-    Raises ConfigError where there is no home.
+    With `server_models`, also the versions of these models on the MLflow server that the environment names.
+    Raises ConfigError where there is no home, or the environment names no server for `server_models`.
     """
     if not config.home().is_dir():
         raise ConfigError(
             f"TUNEWRIGHT_HOME={config.home()}: this folder does not exist; accepted: a home, which a run makes as "
             ".tunewright in the folder that it is called in"
         )
+    server = needless.named_server() if server_models else None
     of_home = list(in_home(keep_runs))
     elsewhere = [*in_store(keep_runs, store_days, _needed_bases), *in_mlflow(keep_rejected)]
+    of_server = _on_server(server, server_models, keep_rejected) if server else []
     if not remove:
-        return Cleaned([*of_home, *elsewhere], None)
+        return Cleaned([*of_home, *elsewhere, *of_server], None)
     with in_use.by_none() as is_free:
         removable = [*(of_home if is_free else ()), *elsewhere]
-        return Cleaned([*of_home, *elsewhere], [each for each in removable if each.remove()])
+        removed = [each for each in removable if each.remove()]
+    return Cleaned([*of_home, *elsewhere, *of_server], [*removed, *filter(_is_removed, of_server)])
+
+
+def _on_server(server: Registry, names: Sequence[str], keep_rejected: int) -> list[Needless]:
+    """The versions on the server that nothing needs; none where it does not answer or refuses, which is logged."""
+    try:
+        return needless.on_server(server, names, keep_rejected)
+    except TunewrightError as error:
+        log.warning("%s; no version on the server was looked at", error)
+        return []
+
+
+def _is_removed(each: Needless) -> bool:
+    """Removes something from a server; returns whether that did it. A refusal is logged."""
+    try:
+        return each.remove()
+    except TunewrightError as error:
+        log.warning("%s: %s", each.name, error)
+        return False
 
 
 def _needed_bases(digests: Collection[str]) -> Collection[str]:
@@ -80,7 +105,7 @@ def show(console: Console, cleaned: Cleaned) -> None:
     kept = len(cleaned.found) - len(cleaned.removed)
     console.print(f"removed {len(cleaned.removed):,}, {decimal(sum(each.size for each in cleaned.removed))}")
     if kept:
-        console.print(f"{kept:,} kept: in use by a run, or needed again", style="yellow")
+        console.print(f"{kept:,} kept: in use by a run, needed again, or refused by the server", style="yellow")
 
 
 def as_json(cleaned: Cleaned) -> dict[str, Any]:

@@ -120,20 +120,28 @@ def clean(
     store_days: Annotated[
         int, typer.Option(metavar="N", min=7, help="Keep what was put into the shared store in the last N days")
     ] = 30,
+    server_models: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also look at the versions of this model on the MLflow server that MLFLOW_TRACKING_URI names; a "
+            "pattern such as 'bot-*' or '*' stands for several models",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List what is no longer needed in the home folder and the shared store, with sizes, and remove it with --yes.
 
     These are old artifacts, unfinished work untouched for a week, rejected versions with their weights, and runs
     deleted in MLflow. Never files in use by a run, nor a version that has or had an alias, is waiting for approval, or
-    was approved.
+    was approved. On an MLflow server only versions of the models that --server-models names.
     """
     console = console_of(as_json)
     with one_line_errors(as_json):
         prepare(console)
         from tunewright.cli import clean as clean_command
 
-        cleaned = clean_command.clean(keep_runs, keep_rejected, store_days, remove=yes)
+        cleaned = clean_command.clean(keep_runs, keep_rejected, store_days, server_models or (), remove=yes)
         clean_command.show(console, cleaned)
     if as_json:
         print(as_line(clean_command.as_json(cleaned)))

@@ -1,18 +1,26 @@
 """Only unneeded items are removed, and only on request; a rollback and an unchanged run work afterwards."""
 
+import contextlib
 import json
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from registered import aliases, runs, versions
-from servers import free_port
+from requests import HTTPError
+from servers import free_port, until
 from typer.testing import CliRunner
 
 from tunewright.artifacts import Base, Registered, Rows
@@ -21,7 +29,7 @@ from tunewright.config import Gate, Registry
 from tunewright.errors import TunewrightError
 from tunewright.registry import release
 from tunewright.registry.address import public_address
-from tunewright.registry.needless import in_mlflow, needed_bases
+from tunewright.registry.needless import in_mlflow, needed_bases, on_server
 from tunewright.registry.tracking import connected
 from tunewright.registry.versions import champion
 from tunewright.store import bases, in_use, pipelines
@@ -203,6 +211,126 @@ def test_a_run_that_a_person_deleted_goes_unless_a_version_stands_on_it(register
     assert not list(in_mlflow(10))
     with connected(TRIAGE) as client:
         client.restore_run(first.run_id)
+
+
+SERVE = "import sys; from mlflow.server import app; app.run(port=int(sys.argv[1]), threaded=True)"
+
+
+@pytest.fixture
+def server(tmp_path: Path, mlflow_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Registry, Path]]:
+    """MLflow's API as a team's server has it, and the folder with its database and its files."""
+    folder, port = tmp_path / "server", free_port()
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    settings = {
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder / 'mlflow.db'}",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "files"),
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+    }
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, "-c", SERVE, str(port)]
+        process = subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log)
+    found = Registry(name="triage", tracking_uri=f"http://127.0.0.1:{port}")
+    try:
+        until(lambda: process.poll() is not None or _answers(port))
+        assert process.poll() is None, (folder / "log").read_text()
+        yield found, folder
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/version").is_success
+    return False
+
+
+def numbers(server: Registry) -> list[str]:
+    """The versions on the server."""
+    with connected(server) as client:
+        return sorted(str(version.version) for version in client.search_model_versions("name = 'triage'"))
+
+
+def test_clean_removes_rejected_versions_of_named_models_from_an_mlflow_server(
+    server: tuple[Registry, Path],
+    register_candidate: Make,
+    tiny_base: Base,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there, folder = server
+    for number in range(1, 6):
+        challenged, decision = ("", "promote") if number == 1 else ("1", "keep")
+        register_candidate(digest=f"candidate {number}", decision=decision, challenged=challenged, registry=there)
+    with connected(there) as client:
+        client.create_registered_model("theirs")
+        for _ in range(3):  # by another tool
+            client.create_model_version("theirs", "s3://theirs/model")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", there.tracking_uri or "")
+    assert needed_bases([tiny_base.weights_digest]) == {tiny_base.weights_digest}
+    assert not list(in_mlflow(1)), "the home's own has none"
+    weights = len(list(folder.rglob("adapter_model.safetensors")))
+
+    elsewhere = "/srv/elsewhere/models/m-1/artifacts"
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        database.execute("UPDATE model_versions SET storage_location = ? WHERE version = 2", (elsewhere,))
+    with connected(there) as client:
+        copy = client.copy_model_version("models:/triage/4", "theirs")
+    found = on_server(there, ["tri*", "theirs"], 1)
+    assert [each.name for each in found] == ["triage version 3", "triage version 2"], "the copy has the files of 4"
+    with connected(there) as client:
+        client.delete_model_version("theirs", copy.version)
+    found = on_server(there, ["tri*", "theirs"], 1)
+    assert [(each.kind, each.name) for each in found] == [
+        ("rejected version on the server", f"triage version {number}") for number in (4, 3, 2)
+    ]
+    assert [each.size > 10_000 for each in found] == [True, True, False]
+    assert found[0].why == "not promoted (verdict: keep); 1 newer one stays"
+    assert found[2].why.endswith(f"; its files stay at {elsewhere} until the server's administrator calls mlflow gc")
+    assert found[0].remove() and len(list(folder.rglob("adapter_model.safetensors"))) == weights - 1
+    with connected(there) as client:
+        client.set_registered_model_alias("triage", "tried", "3")
+    assert not found[1].remove(), "it got an alias"
+    with connected(there) as client:
+        client.delete_registered_model_alias("triage", "tried")
+
+    few = ["clean", "--keep-rejected", "1", "--json"]
+    command = CliRunner(env={"COLUMNS": "400"})
+    assert json.loads(command.invoke(app, few).stdout)["found"] == [], "only where the models are named"
+    with monkeypatch.context() as refusing:
+        refusing.setattr(HttpArtifactRepository, "delete_artifacts", Mock(side_effect=HTTPError("403 Forbidden")))
+        done = command.invoke(app, [*few, "--yes", "--server-models", "triage"])
+    assert [each["name"] for each in json.loads(done.stdout)["removed"]] == ["triage version 3", "triage version 2"]
+    refused = (
+        "triage/3 was removed, but the server does not remove its files (HTTPError: 403 Forbidden); its administrator"
+    )
+    assert f"{refused} does so by mlflow gc" in done.stderr
+    assert numbers(there) == ["1", "5"]
+    with connected(there) as client, sqlite3.connect(folder / "mlflow.db") as database:
+        assert client.get_model_version_by_alias("triage", "champion").version == "1"
+        deleted = database.execute("SELECT count(*) FROM logged_models WHERE lifecycle_stage = 'deleted'").fetchone()
+    assert deleted == (3,), "which mlflow gc goes by"
+    done = command.invoke(app, ["clean", "--json", "--server-models", "triag"])
+    assert "--server-models triag: " in done.stderr and "has no such model; it has: theirs, triage" in done.stderr
+
+
+def test_clean_goes_on_where_the_mlflow_server_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked("a", 9)
+    asked("b", 8)
+    few = ["clean", "--keep-runs", "1", "--json", "--yes", "--server-models", "*"]
+    command = CliRunner(env={"COLUMNS": "400"})
+    done = command.invoke(app, few)
+    assert (done.exit_code, json.loads(done.stdout)["exit_code"]) == (2, 2)
+    assert done.stderr.startswith("error: --server-models: MLFLOW_TRACKING_URI=; accepted: the address of an MLflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    done = command.invoke(app, few)
+    assert [each["kind"] for each in json.loads(done.stdout)["removed"]] == ["artifact"]
+    assert "MLflow does not answer" in done.stderr and "no version on the server was looked at" in done.stderr
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 def test_clean_says_that_there_is_no_home(home: Path) -> None:

@@ -35,6 +35,7 @@ Kind = Literal[
     "copy of a champion",
     "unfinished work",
     "rejected version",
+    "rejected version on the server",
     "deleted in MLflow",
     "artifact in the store",
     "unfinished work in the store",
