@@ -612,8 +612,10 @@ def test_an_earlier_run_on_the_same_rows_is_a_rate(tiny_base: Base, tokens: Toke
 
 
 def test_training_begins_with_a_micro_batch_that_fits_and_no_warning(tiny_base: Base, tokens: Tokens) -> None:
-    size, warning = cost_model.before_training(tiny_base, tokens, Method(), Training(micro_batch="auto"), Compute())
-    assert (size, warning) == (16, "")
+    found = cost_model.before_training(tiny_base, tokens, Method(), Training(micro_batch="auto"), Compute())
+    assert found == (16, None, "")
+    found = cost_model.before_training(tiny_base, tokens, Method(), Training(), Compute(devices=2))
+    assert found.ddp and found.ddp.fits
 
 
 def test_a_size_that_is_no_number_is_one_line(tiny_base: Base, tmp_path: Path) -> None:
@@ -633,7 +635,7 @@ def test_a_base_that_cannot_be_reckoned_with_trains_as_it_is_set(
         shapes.shape_in(base.weights)
     for micro_batch, size in ((3, 3), ("auto", 8)):
         training = Training.model_validate({"batch": 8, "micro_batch": micro_batch})
-        assert cost_model.before_training(base, tokens, Method(), training, Compute()) == (size, "")
+        assert cost_model.before_training(base, tokens, Method(), training, Compute()) == (size, None, "")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neo", "bloom", "mpt"])
@@ -772,6 +774,45 @@ def test_the_weights_of_a_70b_model_are_more_than_24_gb(table: ModuleType) -> No
     assert shape.num_linear * NF4 > 35 * GB
     assert table.shape_of("Llama-2-7B").num_parameters == 6_738_415_616
     assert table.shape_of("Llama-3-8B").num_parameters == 8_030_261_248
+
+
+def two_rows(base: Base, table: ModuleType, length: int) -> cost_model.Ground:
+    """Two rows of that length for an 8B model."""
+    shape = table.shape_of("Llama-3-8B")
+    return replace(ground(base, token_rows(2, length), number=2), shape=shape, config=shape.config)
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora", "full", "spectrum"])
+def test_auto_takes_a_strategy_that_fits_wherever_one_does(
+    kind: str, tiny_base: Base, table: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "DRAWN", 8)
+    method, training = Method.model_validate({"kind": kind}), Training(batch=2)
+    for length in (100, 1_000):
+        stands = two_rows(tiny_base, table, length)
+        for free in (16, 24, 48, 80, 141):
+            ddp, fsdp, auto = (
+                estimated(
+                    stands,
+                    method,
+                    training,
+                    Compute.model_validate({"devices": 2, "strategy": strategy}),
+                    with_free(free * GB, kind="cuda"),
+                )
+                for strategy in ("ddp", "fsdp", "auto")
+            )
+            assert auto.fits == (ddp.fits or fsdp.fits), (length, free)
+            assert auto.chosen.sharded != ddp.fits, "it shards where it has to"
+            assert auto.chosen.because["sharded"].endswith("GB may be filled on each device")
+
+
+def test_where_sharding_is_not_enough_offloading_is_named(tiny_base: Base, table: ModuleType) -> None:
+    card, stands = with_free(40 * GB, kind="cuda", has_deepspeed=False), two_rows(tiny_base, table, 100)
+    two = cost_model.BudgetCase(stands, Method(kind="full"), Training(batch=2), Compute(devices=2), card)
+    assert not cost_model.estimate(two).fits
+    assert cost_model.remedies(two)[0] == "compute.strategy=zero3 compute.offload=true"
+    one = replace(two, compute=Compute())
+    assert "zero3" not in " ".join(cost_model.remedies(one)), "one device has nothing to shard over"
 
 
 def test_evaluation_is_named_where_it_takes_more_than_training(tiny_base: Base, table: ModuleType) -> None:

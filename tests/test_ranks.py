@@ -18,11 +18,13 @@ from trained import WITH_DEEPSPEED, ZERO, Attempt, by_forks, in_this_process
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Training
+from tunewright.cost_model.case import BudgetCase
 from tunewright.errors import ConfigError, TrainerDied, is_transient
 from tunewright.modeling.batches import Collator, num_labels
+from tunewright.modeling.compute import DdpMemory
 from tunewright.modeling.micro_batching import shared_out
 from tunewright.tasks.render import render
-from tunewright.tasks.train import stage
+from tunewright.tasks.train import stage, trainer
 from tunewright.tasks.train.stage import train
 from tunewright.tasks.train.trainer import checkpoints, ranks
 
@@ -189,6 +191,25 @@ def test_where_a_rank_is_killed_the_others_end_and_the_run_resumes_to_the_same_b
     assert weights(resumed) == weights(undisturbed)
     steps = [line["step"] for line in curve(resumed) if "loss" in line]
     assert steps == list(range(1, 25))
+
+
+def test_a_resumed_training_keeps_the_strategy_that_it_began_with(
+    tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, short = ONE.model_copy(update={"devices": 2}), LONG.model_copy(update={"max_steps": 4})
+
+    def interrupted(job: trainer.Job, work: Path) -> int:
+        assert by_forks(job, work) == trainer.FINISHED
+        return trainer.INTERRUPTED
+
+    monkeypatch.setattr(BudgetCase, "ddp", DdpMemory(peak=2, room=1))
+    monkeypatch.setattr(stage, "_attempt", interrupted)
+    with pytest.raises(TrainerDied, match="stopped and saved a checkpoint"):
+        train.fn(tokens, tiny_base, SMALL, short, two)
+    monkeypatch.setattr(BudgetCase, "ddp", DdpMemory(peak=2, room=2))  # another process ended meanwhile
+    monkeypatch.setattr(stage, "_attempt", by_forks)
+    status = json.loads(train.fn(tokens, tiny_base, SMALL, short, two).path("status.json").read_text())
+    assert (status["resumed_from"], status["chosen"]["sharded"]) == (4, True)
 
 
 def test_asked_to_stop_all_ranks_stop_after_the_same_step_with_one_checkpoint(

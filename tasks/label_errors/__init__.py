@@ -208,7 +208,7 @@ def label_errors(
     labels = Labels([*counts]) if are_labels(counts.values()) else None
     found: list[dict[str, Any]] = []
     with cost_model.on_devices(compute.devices):
-        micro_batch, shortage = cost_model.before_training(base, tokens, method, training, compute)
+        micro_batch, ddp, shortage = cost_model.before_training(base, tokens, method, training, compute)
         if shortage:
             log.warning("  %s", shortage)
         for fold in range(num_folds):
@@ -225,6 +225,7 @@ def label_errors(
                     training=training,
                     compute=compute,
                     micro_batch=micro_batch,
+                    ddp=ddp,
                 )
                 if not (own / TrainingSummary.FILE).is_file():  # the last that a finished training writes
                     run_trainer(job, own)

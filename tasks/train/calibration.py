@@ -117,6 +117,7 @@ def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.
         ),
         compute=case.compute.without("nodes"),
         micro_batch=case.micro_batch,
+        ddp=case.ddp,
     )
 
 

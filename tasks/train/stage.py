@@ -267,7 +267,7 @@ def trained(
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     with cost_model.on_devices(compute.devices):
-        micro_batch, shortage = cost_model.before_training(
+        micro_batch, ddp, shortage = cost_model.before_training(
             base, tokens, method, training, compute, preference=preference, grpo=grpo
         )
         if shortage:
@@ -281,6 +281,7 @@ def trained(
             training=training,
             compute=compute,
             micro_batch=micro_batch,
+            ddp=ddp,
             checkpoint_minutes=checkpoint_minutes,
             preference=preference,
             grpo=grpo,

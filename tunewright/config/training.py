@@ -277,7 +277,7 @@ class Compute(Section):
         default="auto",
         description="How several devices hold the model. ddp: each all of it; fsdp: its weights, gradients and "
         "optimizer states are sharded over them (FSDP2); zero3: the same by DeepSpeed; zero2: its gradients and "
-        "optimizer states are, by DeepSpeed; auto: fsdp if it does not fit on each",
+        "optimizer states are, by DeepSpeed; auto: fsdp if by the estimate of plan it does not fit on each",
     )
     offload: bool = Field(
         default=False,

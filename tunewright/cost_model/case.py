@@ -14,7 +14,7 @@ from tunewright.cost_model.shapes import Config, ModelShape, config_in, shape_in
 from tunewright.cost_model.timing import flops
 from tunewright.cost_model.work import Row
 from tunewright.modeling import compute, micro_batching
-from tunewright.modeling.compute import Chosen
+from tunewright.modeling.compute import Chosen, DdpMemory
 
 FREE_SHARE = 0.85  # of the free memory that a prediction may fill, since it is right within 15%
 
@@ -124,7 +124,16 @@ class BudgetCase:
     def chosen(self) -> Chosen:
         """Return how it is computed. Raises ConfigError where the settings cannot be."""
         device, longest = self.machine.device, self.ground.longest
-        return compute.choose(self.ground.config, self.method, self.training, self.compute, longest, device)
+        return compute.choose(self.ground.config, self.method, self.training, self.compute, longest, device, self.ddp)
+
+    @cached_property
+    def ddp(self) -> DdpMemory | None:
+        """The memory by which compute.strategy=auto decides; None where there is nothing to decide."""
+        if self.compute.num_ranks == 1 or self.compute.strategy != "auto":
+            return None
+        by_ddp = replace(self, compute=self.compute.model_copy(update={"strategy": "ddp", "offload": False}))
+        peak = by_ddp.most(by_ddp.cut(by_ddp.micro_batch)).peak
+        return DdpMemory(peak=peak, room=int(FREE_SHARE * self.free_bytes))
 
     @property
     def batch(self) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -17,7 +18,7 @@ from tunewright.cost_model.money import Price
 from tunewright.cost_model.timing import FORWARD_SHARE, Rate, seconds
 from tunewright.cost_model.work import EpochWork
 from tunewright.errors import ConfigError
-from tunewright.modeling.compute import Chosen
+from tunewright.modeling.compute import Chosen, DdpMemory
 
 
 class Estimate(BaseModel, frozen=True):
@@ -124,29 +125,41 @@ def _notes(case: BudgetCase, peak: int, evaluation: int) -> Iterator[str]:
 
 
 def remedies(case: BudgetCase) -> list[str]:
-    """The changes of a setting or two that would make it fit, the least first; each as --set takes it."""
+    """The changes of a few settings that would make it fit, the least first; each as --set takes it.
+
+    Those with DeepSpeed are among them where it is yet to be installed.
+    """
     method, one = case.method, {"micro_batch": "auto"}
     quantized = Method(kind="qlora") if method.kind != "lora" else method.model_copy(update={"kind": "qlora"})
-    tried: list[tuple[Method, dict[str, str], dict[str, bool]]] = [
-        (method, one, {}),
-        (method, {}, {"checkpointing": True}),
-        (method, one, {"checkpointing": True}),
-        (Method(kind="lora"), one, {"checkpointing": True}),
-        (quantized, one, {}),
-        (quantized, one, {"checkpointing": True}),
+    again = {"checkpointing": True}
+    moved = {"strategy": "zero3", "offload": True}
+    over_devices: list[tuple[Method, dict[str, str], dict[str, Any]]] = [
+        (method, {}, {"strategy": "fsdp"}),
+        (method, {}, moved),
+        (method, one, moved | again),
     ]
+    tried: list[tuple[Method, dict[str, str], dict[str, Any]]] = [
+        (method, one, {}),
+        (method, {}, again),
+        (method, one, again),
+        *(over_devices if case.compute.num_ranks > 1 else ()),
+        (Method(kind="lora"), one, again),
+        (quantized, one, {}),
+        (quantized, one, again),
+    ]
+    machine = case.machine._replace(device=case.machine.device.model_copy(update={"has_deepspeed": True}))
     found = []
     for other, training_change, compute_change in tried:
         training = case.training.model_copy(update=training_change)
         compute = case.compute.model_copy(update=compute_change)
         try:
-            would = estimate(replace(case, method=other, training=training, compute=compute))
+            would = estimate(replace(case, method=other, training=training, compute=compute, machine=machine))
         except ConfigError:
             continue
         if would.fits:
             changes = [f"method.kind={other.kind}"] if other.kind != method.kind else []
             changes += [f"training.micro_batch={would.micro_batch}"] * (would.micro_batch != case.micro_batch)
-            changes += ["compute.checkpointing=true"] if compute_change else []
+            changes += [f"compute.{name}={str(value).lower()}" for name, value in compute_change.items()]
             found.append(" ".join(changes))
     return list(dict.fromkeys(found))[:3]
 
@@ -161,6 +174,14 @@ def shortage(would: Estimate, others: Sequence[str]) -> str:
     return f"{need}; settings that fit: {', or '.join(others)}" if others else f"{need}; no known settings fit"
 
 
+class BeforeTraining(NamedTuple):
+    """How a training begins on this machine."""
+
+    micro_batch: int  # rows on the device at once
+    ddp: DdpMemory | None = None  # by which compute.strategy=auto decides
+    shortage: str = ""  # a warning where it may not fit
+
+
 def before_training(
     base: Base,
     tokens: Tokens,
@@ -170,8 +191,8 @@ def before_training(
     *,
     preference: Preference | None = None,
     grpo: Grpo | None = None,
-) -> tuple[int, str]:
-    """The rows on this machine's device at once that training begins with, and a warning where they may not fit.
+) -> BeforeTraining:
+    """Estimate the training on this machine.
 
     With `preference` they are its pairs or labelled answers, with `grpo` the answers that are drawn. A base that cannot
     be reckoned with trains as it is set.
@@ -183,7 +204,7 @@ def before_training(
         case = on_rewards(case, grpo) if grpo else case
     except ValueError:  # what its files say is not known here
         most = training.batch * (grpo.group if grpo else 1)
-        return training.micro_batch if isinstance(training.micro_batch, int) else most, ""
+        return BeforeTraining(training.micro_batch if isinstance(training.micro_batch, int) else most)
     would = estimate(case)
     changes = [] if would.fits else remedies(case)
-    return would.micro_batch, shortage(would, changes)
+    return BeforeTraining(would.micro_batch, case.ddp, shortage(would, changes))

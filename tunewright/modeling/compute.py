@@ -44,6 +44,18 @@ class Device(BaseModel, frozen=True):
     count: int | None = None  # how many GPUs there are, where that is known
 
 
+class DdpMemory(BaseModel, frozen=True):
+    """Bytes on each device: the estimated peak if each holds the whole model, and what a training may fill."""
+
+    peak: int
+    room: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether no weights have to be sharded."""
+        return self.peak <= self.room
+
+
 class Chosen(BaseModel, frozen=True):
     """The chosen options; `because` has the reason of each that was left to automatic choice."""
 
@@ -97,16 +109,25 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def choose(config: Any, method: Method, training: Training, compute: Compute, longest: int, device: Device) -> Chosen:
+def choose(
+    config: Any,
+    method: Method,
+    training: Training,
+    compute: Compute,
+    longest: int,
+    device: Device,
+    ddp: DdpMemory | None = None,
+) -> Chosen:
     """Choose the compute options. `config` is the base's transformers config, `longest` the most tokens of a row.
 
-    Raises ConfigError if an option that the settings name is impossible.
+    `ddp` is the cost model's estimate, by which compute.strategy=auto decides; without one a rough formula does. Raises
+    ConfigError if an option that the settings name is impossible.
     """
     choice = _Choice(config.get_text_config(), method, compute, longest, device, plain=training.speed == "plain")
     precision = choice.precision()
     attention = choice.attention(precision)
     shared_prefix = choice.shared_prefix(attention)
-    sharded = choice.sharded(precision)
+    sharded = choice.sharded(precision, ddp)
     return Chosen(
         precision=precision,
         attention=attention,
@@ -207,7 +228,7 @@ class _Choice:
             return ""  # or it is said why it is not
         return f"compute.attention is {attention}"
 
-    def sharded(self, precision: str) -> bool:
+    def sharded(self, precision: str, ddp: DdpMemory | None) -> bool:
         asked, devices = self.compute.strategy, self.compute.devices
         if self.device.count and devices > self.device.count:
             raise ConfigError(f"compute.devices={devices}: this machine has {counted(self.device.count, 'GPU')}")
@@ -222,7 +243,11 @@ class _Choice:
             raise ConfigError(f"compute.strategy={asked}: {obstacle}; accepted: ddp")
         if asked != "auto":
             return asked in {"fsdp", "zero3"}
-        fits, why = self._fits(precision)
+        if ddp:
+            fits = ddp.fits
+            why = f"with ddp it takes about {ddp.peak / 1e9:.1f} GB at peak, and {ddp.room / 1e9:.1f} GB may be filled"
+        else:
+            fits, why = self._fits(precision)
         why = f"{why} on each device" if fits or not obstacle else obstacle
         return self._because("sharded", not fits and not obstacle, why)
 

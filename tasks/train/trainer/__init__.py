@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import CHECKPOINT_MINUTES, Compute, Grpo, Method, Preference, Training
+from tunewright.modeling.compute import DdpMemory
 
 FINISHED, FAILED, INTERRUPTED, OUT_OF_MEMORY, LOST = 0, 1, 75, 77, 79  # LOST: another machine is gone
 
@@ -30,6 +31,7 @@ class Job(BaseModel, frozen=True):
     training: Training
     compute: Compute
     micro_batch: int
+    ddp: DdpMemory | None = None  # by which compute.strategy=auto decides, the same on each machine
     checkpoint_minutes: float = CHECKPOINT_MINUTES  # the most between two checkpoints
     preference: Preference | None = None  # of a training on pairs, whose steps are those of `training` as well
     grpo: Grpo | None = None  # of a training on rewards, likewise

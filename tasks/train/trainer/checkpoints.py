@@ -10,11 +10,13 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from tunewright.accepted import printable
+from tunewright.config import Compute
 from tunewright.store import disk
 from tunewright.store.manifest import digest_of
 
 MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
+SHARDED = "pytorch_model_fsdp"  # begins the name of a folder in a checkpoint of FSDP, by accelerate
 
 
 class Seal(BaseModel, frozen=True):
@@ -90,6 +92,17 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
         skipped.append(f"{checkpoint.name} is skipped: {found}")
         shutil.rmtree(checkpoint)
     return None, skipped
+
+
+def resumable(compute: Compute, checkpoint: Path) -> Compute:
+    """The settings by which the checkpoint is read: the automatic strategy is that which wrote it.
+
+    Another process on the device, or another machine, may change what fits there.
+    """
+    if compute.strategy != "auto" or compute.num_ranks == 1:
+        return compute
+    strategy = "fsdp" if any(checkpoint.glob(f"{SHARDED}*")) else "ddp"
+    return compute.model_copy(update={"strategy": strategy})
 
 
 def newest_sealed(folder: Path) -> int:

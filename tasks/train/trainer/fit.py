@@ -72,7 +72,11 @@ def fit(job: Job, folder: Path) -> int:
     rows, validation = map(datasets.Dataset, splits)
     set_seed(training.seed)
     device = compute.device_here()
-    chosen = compute.choose(config, job.method, training, job.compute, longest, device)
+    resumed, skipped = ranks.from_first(lambda: checkpoints.newest_valid(folder / "checkpoints"))
+    if resumed:
+        copies.on_each(resumed := folder / "checkpoints" / resumed.name)
+    settings = checkpoints.resumable(job.compute, resumed) if resumed else job.compute
+    chosen = compute.choose(config, job.method, training, settings, longest, device, job.ddp)
     examples = rows["input_ids"] if job.method.init == "eva" else None  # lists only of the rows that are taken
     model = methods.load_trainable(job.weights, job.method, chosen, job.modules, examples, job.begins_as)
     learning, total = methods.trained_share(model)
@@ -83,9 +87,6 @@ def fit(job: Job, folder: Path) -> int:
     planned = training.max_steps or math.ceil(training.epochs * steps_an_epoch)
     every = training.evaluate_every or math.ceil(steps_an_epoch / 2)
     every = min(math.ceil(every / on_same) * on_same, planned)
-    resumed, skipped = ranks.from_first(lambda: checkpoints.newest_valid(folder / "checkpoints"))
-    if resumed:
-        copies.on_each(resumed := folder / "checkpoints" / resumed.name)
     record = Record(folder, checkpoints.steps(resumed) if resumed else 0, skipped)
     watch = Watch(record.losses, job.section)
     scores = None
