@@ -272,7 +272,7 @@ def backup(s3: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> Any:
     s3.mkdir(module.BUCKET)
     monkeypatch.setattr(module, "DATABASES", ())
     services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
-    monkeypatch.setenv(shared.VARIABLE, services["worker"]["environment"][shared.VARIABLE])
+    monkeypatch.setenv("TUNEWRIGHT_STORE", services["worker"]["environment"]["TUNEWRIGHT_STORE"])
     shared._opened.cache_clear()
     return module
 
@@ -318,7 +318,7 @@ def test_a_back_up_is_whole_although_runs_change_and_remove_files_meanwhile(
     monkeypatch.setattr(s3fs.S3FileSystem, "get_file", meanwhile)
     backup.save(tmp_path / "copy")
 
-    copy = shared.SharedStore(str(tmp_path / "copy" / "store" / "store"))
+    copy = shared.SharedStore("TUNEWRIGHT_STORE", str(tmp_path / "copy" / "store" / "store"))
     trees = [name.removesuffix(".json") for name in copy.objects("trees")]
     assert sorted(trees) == ["artifacts/rows/a", "artifacts/train/b", "work/train/c"]
     for at in trees:
