@@ -12,6 +12,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ PLUMBING = (
 DATA = (".html", ".jsonl")  # endings of files that count with the module that they lie beside
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # of a statement, where others lie
-PARSE_ATTEMPTS = 20
+PARSE_ATTEMPTS = 50
 ON_IMPORT = "on import"  # stands for the statements of a module that define nothing
 
 
@@ -155,6 +156,7 @@ def syntax_tree(source: str) -> ast.Module:
     for _ in range(PARSE_ATTEMPTS - 1):
         with suppress(SystemError):
             return ast.parse(source)
+        time.sleep(0.001)  # in which the other thread goes on
     return ast.parse(source)
 
 
