@@ -195,7 +195,7 @@ def _ground(
 ) -> tuple[Ground | None, Sampled | None]:
     """The base, and the rows: as render made them, some of earlier ones, or as long as they may be."""
     base, tokens = made["base"], made.get("render")
-    if isinstance(base, Base):
+    if isinstance(base, Base) and base.weights.is_dir():  # not that of another machine, as the store may know it
         shape, config = shapes.shape_in(base.weights), shapes.config_in(base.weights)
     else:
         shape = shapes.shape_at(settings.model.base, settings.model.revision)
