@@ -18,7 +18,7 @@ from pathlib import Path
 import s3fs
 from pydantic import ValidationError
 
-from tunewright.store.shared import TREE
+from tunewright.store.shared import TREE, content_of
 
 DATABASES = ("prefect", "mlflow", "mlflow_auth")
 BUCKET = "tunewright"
@@ -77,7 +77,7 @@ def _save_store(to: Path) -> None:
 def _save_tree(store: s3fs.S3FileSystem, tree: str, to: Path) -> None:
     """Copy a tree and its content: the newer one where it is replaced meanwhile, and none that is not whole."""
     at = tree.removeprefix(f"{STORE}/trees/").removesuffix(".json")
-    content = f"{STORE}/content" if at.startswith("artifacts/") else f"{STORE}/apart/{at}"
+    content = f"{STORE}/{content_of(at)}"
     copy, before = _place(tree, to), b""
     while _save_file(store, tree, to) and (now := copy.read_bytes()) != before:
         try:

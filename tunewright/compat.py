@@ -9,7 +9,6 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 if TYPE_CHECKING:
     import torch
@@ -257,6 +256,8 @@ def replace_sending(send: Callable[..., Any]) -> None:
 @contextlib.contextmanager
 def sharding_without_gpu() -> Iterator[None]:
     """Has accelerate, within, shard models by FSDP2 over processes without a GPU, where it would copy them (DDP)."""
+    from unittest.mock import patch
+
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 

@@ -101,7 +101,9 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     if STAGES.index(pipeline.until) < STAGES.index("label_errors"):  # the first that trains
         return Planned(steps=steps, costs=None)
     notes += gate.misfits(settings, read, made, first)
-    made["base"] = next(step.record or step.last for step in steps if step.stage == "base")
+    base = next(step.record or step.last for step in steps if step.stage == "base")
+    is_here = isinstance(base, Base) and base.weights.is_dir()  # the store may know it by another machine's folder
+    made["base"] = base if is_here else None
     try:
         ground, sample = _ground(settings, made, first)
     except ValueError as error:  # files that the arithmetic does not know
@@ -195,7 +197,7 @@ def _ground(
 ) -> tuple[Ground | None, Sampled | None]:
     """The base, and the rows: as render made them, some of earlier ones, or as long as they may be."""
     base, tokens = made["base"], made.get("render")
-    if isinstance(base, Base) and base.weights.is_dir():  # not that of another machine, as the store may know it
+    if isinstance(base, Base):
         shape, config = shapes.shape_in(base.weights), shapes.config_in(base.weights)
     else:
         shape = shapes.shape_at(settings.model.base, settings.model.revision)

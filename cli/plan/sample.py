@@ -243,7 +243,7 @@ def _quarantined(first: Sample) -> str:
 
 def base_here(settings: Settings, made: Artifact | None) -> Base | None:
     """The base as a folder: as the stage made it, or where the settings name one."""
-    if isinstance(made, Base) and made.weights.is_dir():
+    if isinstance(made, Base):
         return made.model_copy(update={"chat_template": chat_templates.text(settings.model.chat_template)})
     folder = Path(settings.model.base).expanduser()
     return _base_in(folder, settings.model) if folder.is_dir() else None

@@ -389,5 +389,5 @@ def _who_and_why(registry: Registry, by: str | None, why: str) -> tuple[str, str
     if not why or len(why) > LONGEST_REASON:
         wrong = f"has {len(why):,} characters" if why else "missing"
         raise ConfigError(f"--reason: {wrong}; accepted: why, in up to {LONGEST_REASON:,} characters")
-    account = account_at(tracking_uri(registry))
+    account = account_at(tracking_uri(registry)) if by else ""  # else it is the name already
     return name if account in ("", name) else f"{name} (MLflow account: {account})", why

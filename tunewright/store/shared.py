@@ -88,7 +88,7 @@ class SharedStore:
 
     def put(self, at: str, folder: Path, files: Mapping[str, File]) -> None:
         """Copies these files of a folder, and then the tree; a tree that is there is replaced."""
-        place = _content_of(at)
+        place = content_of(at)
         for name, file in files.items():
             self._upload(folder / name, file, f"{place}/{file.sha256}")
         self._write(f"trees/{at}.json", TREE.dump_json(dict(files)))
@@ -114,7 +114,7 @@ class SharedStore:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         try:
-            fault = self._fetch(content, unfinished, _content_of(at))
+            fault = self._fetch(content, unfinished, content_of(at))
             if fault:
                 log.warning("%s: %s of %s; it is made anew", self.url, fault, at)
                 self.remove(at)
@@ -129,7 +129,7 @@ class SharedStore:
     def remove(self, at: str) -> None:
         """Removes a tree; its content stays where others may have it too."""
         self._delete(f"trees/{at}.json")
-        if (place := _content_of(at)) != CONTENT:
+        if (place := content_of(at)) != CONTENT:
             for name in self._names(place):
                 self._delete(f"{place}/{name}")
 
@@ -402,7 +402,7 @@ def path_in_home(path: Path) -> str:
     return path.relative_to(config.home()).as_posix()
 
 
-def _content_of(at: str) -> str:
+def content_of(at: str) -> str:
     """Where the content of a tree lies."""
     return CONTENT if at.startswith("artifacts/") else f"apart/{at}"
 

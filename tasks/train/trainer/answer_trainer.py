@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.sft_trainer import SFTTrainer
 
 from tunewright import compat
+from tunewright.errors import TunewrightError
 from tunewright.modeling.methods.adapter import lora_plus_optimizer
 from tunewright.modeling.objectives import MARGIN, AnswerObjective, LabelObjective, Objective
 from tunewright.tasks.train.trainer import ranks, zero
@@ -31,7 +32,12 @@ class AnswerTrainer(SFTTrainer):
         self.lora_plus = lora_plus
         self.objective = objective or AnswerObjective()
         learning = [(each, each.data.float()) for each in rest["model"].parameters() if each.requires_grad]
-        super().__init__(**rest)
+        with compat.sharding_without_gpu():
+            super().__init__(**rest)
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise TunewrightError(
+                "compute.strategy=fsdp: accelerate does not shard the model on these devices; accepted: ddp"
+            )
         if self.is_fsdp_enabled and self.args.bf16:  # gradients are summed over the ranks in float32
             plugin: Any = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)

@@ -11,7 +11,6 @@ import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +21,9 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.trainer.sft_config import SFTConfig
 
-from tunewright import compat
 from tunewright.artifacts import training_log
 from tunewright.artifacts.payloads import TrainingSummary
-from tunewright.errors import ConfigError, TunewrightError
+from tunewright.errors import ConfigError
 from tunewright.generation.vllm_server import VllmServer
 from tunewright.metrics.rewards import Rewards
 from tunewright.modeling import compute, methods, micro_batching
@@ -102,60 +100,55 @@ def fit(job: Job, folder: Path) -> int:
         trainer_of = partial(ObservedTrainer, data_collator=with_rows(collator))
     is_fsdp = chosen.sharded and not chosen.zero
     deepspeed = zero.joined(chosen, model) if chosen.zero else {}
-    with compat.sharding_without_gpu() if is_fsdp and not torch.cuda.is_available() else nullcontext():
-        trainer = trainer_of(
-            training=training,
-            planned=planned,
-            measures_start=job.measures_start,
-            objective=_objective(job),
-            lora_plus=job.method.lora_plus,
-            watch=watch,
-            is_interrupted=record.is_interrupted,
-            scores=scores,
-            model=model,
-            args=SFTConfig(
-                output_dir=str(folder / "checkpoints"),
-                per_device_train_batch_size=training.batch,
-                per_device_eval_batch_size=training.batch,
-                learning_rate=training.learning_rate,
-                num_train_epochs=training.epochs,
-                max_steps=planned if drawing else training.max_steps or -1,
-                lr_scheduler_type=SCHEDULERS[training.schedule],
-                # Of a step it would be the whole step, whose rate is 0.
-                warmup_steps=training.warmup if training.warmup * planned >= 1 else 0,
-                optim=OPTIMIZERS[chosen.optimizer],
-                seed=training.seed,
-                bf16=chosen.precision == "bfloat16",
-                gradient_checkpointing=chosen.checkpointing,
-                gradient_checkpointing_kwargs={"use_reentrant": False},
-                eval_strategy="steps",
-                eval_steps=every,
-                save_strategy="steps",
-                save_steps=every,
-                logging_steps=1,
-                logging_nan_inf_filter=False,
-                report_to="none",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                dataset_kwargs={"skip_prepare_dataset": True},
-                max_length=None,
-                router_aux_loss_coef=0.0,  # TRL would turn it on, and into the config of the tuned model
-                use_cpu=not torch.cuda.is_available(),
-                ddp_find_unused_parameters=False,
-                ddp_broadcast_buffers=False,
-                fsdp=True if is_fsdp else None,  # pyright: ignore[reportArgumentType] as its help has it
-                fsdp_config=SHARDING if is_fsdp else None,
-                **deepspeed,
-            ),
-            train_dataset=rows,
-            eval_dataset=validation,
-            processing_class=tokenizer,
-            callbacks=[Recorder(record, watch, training, job.checkpoint_minutes)],
-        )
-    if is_fsdp and not trainer.is_fsdp_enabled:
-        raise TunewrightError(
-            "compute.strategy=fsdp: accelerate does not shard the model on these devices; accepted: ddp"
-        )
+    trainer = trainer_of(
+        training=training,
+        planned=planned,
+        measures_start=job.measures_start,
+        objective=_objective(job),
+        lora_plus=job.method.lora_plus,
+        watch=watch,
+        is_interrupted=record.is_interrupted,
+        scores=scores,
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder / "checkpoints"),
+            per_device_train_batch_size=training.batch,
+            per_device_eval_batch_size=training.batch,
+            learning_rate=training.learning_rate,
+            num_train_epochs=training.epochs,
+            max_steps=planned if drawing else training.max_steps or -1,
+            lr_scheduler_type=SCHEDULERS[training.schedule],
+            # Of a step it would be the whole step, whose rate is 0.
+            warmup_steps=training.warmup if training.warmup * planned >= 1 else 0,
+            optim=OPTIMIZERS[chosen.optimizer],
+            seed=training.seed,
+            bf16=chosen.precision == "bfloat16",
+            gradient_checkpointing=chosen.checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            eval_strategy="steps",
+            eval_steps=every,
+            save_strategy="steps",
+            save_steps=every,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+            router_aux_loss_coef=0.0,  # TRL would turn it on, and into the config of the tuned model
+            use_cpu=not torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
+            ddp_broadcast_buffers=False,
+            fsdp=True if is_fsdp else None,  # pyright: ignore[reportArgumentType] as its help has it
+            fsdp_config=SHARDING if is_fsdp else None,
+            **deepspeed,
+        ),
+        train_dataset=rows,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[Recorder(record, watch, training, job.checkpoint_minutes)],
+    )
     unset_hf_deepspeed_config()  # by which transformers would shard other models that are loaded as well
     if job.preference and job.preference.needs_reference:
         of_pairs = PairCollator(chosen.layout, job.pad_token_id, *cutting)
