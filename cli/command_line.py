@@ -225,10 +225,12 @@ def prepare(console: Console, *, quiet: bool | None = None, verbose: bool = Fals
 
 
 def print_log(console: Console, level: int) -> None:
-    """Shows what the pipeline logs, from this level on."""
+    """Shows what the pipeline logs, from this level on, and no more where an earlier command of the process did."""
     handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
     logger = logging.getLogger("tunewright")
     logger.setLevel(level)
+    for earlier in [each for each in logger.handlers if isinstance(each, RichHandler)]:
+        logger.removeHandler(earlier)
     logger.addHandler(handler)
 
 

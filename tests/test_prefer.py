@@ -167,7 +167,9 @@ def test_a_split_of_undesirable_answers_alone_is_refused(tiny_base: Base, make_s
 
 
 @pytest.mark.parametrize("settings", [DPO.model_copy(update={"sft_weight": 0.5}), KTO], ids=["dpo", "kto"])
-@pytest.mark.parametrize(("several", "strategy"), [("devices", "auto"), ("nodes", "auto"), *ZERO_DEVICES])
+@pytest.mark.parametrize(
+    ("several", "strategy"), [("devices", "auto"), ("devices", "fsdp"), ("nodes", "auto"), *ZERO_DEVICES]
+)
 def test_two_processes_come_to_the_weights_of_one(
     settings: Preference,
     tokens: Tokens,

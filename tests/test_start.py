@@ -16,7 +16,16 @@ from mlflow import MlflowClient
 from orders import ROWS
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from trained import done_once, first_home, fork_trainers, in_this_process, kill_trainer_after, reproduce_here
+from trained import (
+    ZERO,
+    by_forks,
+    done_once,
+    first_home,
+    fork_trainers,
+    in_this_process,
+    kill_trainer_after,
+    reproduce_here,
+)
 from typer.testing import CliRunner, Result
 
 from tunewright.artifacts import Adapter, Artifact, Base, Scan, Tokens
@@ -296,6 +305,22 @@ def test_each_kind_of_method_goes_on_from_a_version(
     assert before.keys() == after.keys(), "it is whole, and of the same form"
     for name, tensor in before.items():
         assert torch.allclose(after[name].float(), tensor.float(), atol=1e-6), f"{name} began elsewhere"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
+def test_two_ranks_go_on_from_a_version_as_one_process_does(
+    strategy: str, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_stage, "_attempt", in_this_process)
+    first = train.fn(tokens, tiny_base, SMALL, SFT, PLAIN)
+    one = train.fn(tokens, tiny_base, SMALL, SFT, PLAIN, begins_as=version(first))
+    monkeypatch.setattr(train_stage, "_attempt", by_forks)
+    several = PLAIN.model_copy(update={"devices": 2, "strategy": strategy})
+    two = train.fn(tokens, tiny_base, SMALL, SFT, several, begins_as=version(first))
+    assert two.best_step == one.best_step
+    assert two.best_validation_loss == pytest.approx(one.best_validation_loss, rel=1e-3)
+    for name, tensor in weights(one).items():
+        assert torch.allclose(weights(two)[name], tensor, atol=2e-3), f"{name} differs"
 
 
 def test_where_no_step_is_better_the_weights_of_the_version_are_kept(

@@ -61,8 +61,12 @@ class AnswerTrainer(SFTTrainer):
 
     def wrapped(self) -> Any:
         """The model as it trains, which train() does not wrap a second time."""
-        if self.model_wrapped is self.model:
-            model: Any = self.model
+        model: Any = self.model
+        if self.is_fsdp_enabled:
+            if self.optimizer is None:  # the model is sharded in place, with the parameters of its optimizer
+                self.model, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
+                self.model_wrapped = self.model
+        elif self.model_wrapped is model:
             if self.is_deepspeed_enabled:
                 self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
             else:
