@@ -129,11 +129,13 @@ def test_each_kind_of_method_learns_from_rewards(
     assert steps[-1]["kl"] > 0
 
 
-@pytest.mark.parametrize(("several", "strategy"), [("devices", "auto"), ("nodes", "auto"), *ZERO_DEVICES])
+@pytest.mark.parametrize(
+    ("several", "strategy"), [("devices", "auto"), ("devices", "fsdp"), ("nodes", "auto"), *ZERO_DEVICES]
+)
 def test_two_processes_come_to_the_weights_of_one(
     tokens: Tokens, tiny_base: Base, home: Path, several: str, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beta = 0.05 if strategy == "auto" else 0.0  # which zero2 and zero3 refuse
+    beta = 0.05 if strategy == "auto" else 0.0  # which the other strategies refuse
     settings = Grpo.model_validate(GRPO.model_dump() | {"iterations": 2, "beta": beta, "max_steps": 4})
     found = []
     for number, attempt in ((1, in_this_process), (2, by_forks)):

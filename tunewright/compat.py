@@ -130,16 +130,18 @@ def join_by_deepspeed() -> None:
     PartialState(backend=None if torch.cuda.is_available() else "gloo")
 
 
-def is_partitioned(model: Any) -> bool:
-    """Whether a rank has parts of a model's weights, by ZeRO 3 of DeepSpeed."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+def is_sharded(model: Any) -> bool:
+    """Whether a rank has a part of a model's weights, by FSDP2 or by ZeRO 3 of DeepSpeed."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule) or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def without_gradients(model: Any) -> contextlib.AbstractContextManager[object]:
-    """torch's inference mode; not of a partitioned model, which trains with weights that it put together within."""
+    """torch's inference mode; not of a sharded model, which trains with weights that it put together within."""
     import torch
 
-    return torch.no_grad() if is_partitioned(model) else torch.inference_mode()
+    return torch.no_grad() if is_sharded(model) else torch.inference_mode()
 
 
 def whole_batches(dataloader: Any) -> Any:

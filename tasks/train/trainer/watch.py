@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from tunewright import compat
 from tunewright.config import Metric
@@ -158,8 +157,7 @@ def mean_score(
 
 def share_of(model: Any) -> tuple[int, int]:
     """(ranks, this rank) that share answering; those of a sharded model go forward together, so that each does all."""
-    is_sharded = isinstance(model, FSDPModule) or compat.is_partitioned(model)
-    return (1, 0) if is_sharded else (ranks.number(), ranks.own())
+    return (1, 0) if compat.is_sharded(model) else (ranks.number(), ranks.own())
 
 
 @contextlib.contextmanager
