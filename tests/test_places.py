@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_flow import ROWS
 from typer.testing import CliRunner
 
 from tunewright import config
@@ -14,6 +15,9 @@ from tunewright.artifacts import Base
 from tunewright.cli.deployment_file import load, override
 from tunewright.cli.main import app
 from tunewright.config import called_in, from_here, working_in
+from tunewright.modeling.models import identity
+from tunewright.store import pipelines, shared
+from tunewright.tasks.base import base
 from tunewright.tasks.ingest import ingest, source_files
 
 LINES = [{"instruction": f"Say {word}", "output": word} for word in ("hello", "good bye", "thanks a lot", "welcome")]
@@ -145,3 +149,21 @@ def test_an_error_about_a_file_names_its_line_its_key_and_its_path_from_here(
         done = CliRunner().invoke(app, ["plan", file, "--until", "ingest"])
         assert done.exit_code == 3
         assert done.stderr.splitlines() == [f"error: {file} line {line}: data.sources[0]: {shown}: {said}"]
+
+
+def test_a_plan_stands_on_the_base_that_is_here_where_the_store_knows_that_of_another_machine(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
+    shared._opened.cache_clear()
+    (project / "data/b.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    theirs = shutil.copytree(project / "bases/tiny", tmp_path / "theirs")
+    made = base.fn(reference="../bases/tiny", revision=None, identity=identity(str(theirs)), here=str(theirs))
+    shutil.rmtree(theirs)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "restored"))
+    pipelines.note("mine", "base", made.key)
+    done = CliRunner().invoke(app, ["plan", "deployments/mine.yaml", "--json", "-q"])
+    assert done.exit_code == 0, done.output
+    planned = json.loads(done.stdout.splitlines()[-1])
+    assert "unknown" not in planned, planned
+    assert next(each["state"] for each in planned["stages"] if each["stage"] == "base") == "run"
