@@ -16,7 +16,7 @@ from tunewright.cli.deployment_file import load, override
 from tunewright.cli.main import app
 from tunewright.config import called_in, from_here, working_in
 from tunewright.modeling.models import identity
-from tunewright.store import pipelines, shared
+from tunewright.store import shared
 from tunewright.tasks.base import base
 from tunewright.tasks.ingest import ingest, source_files
 
@@ -158,12 +158,15 @@ def test_a_plan_stands_on_the_base_that_is_here_where_the_store_knows_that_of_an
     shared._opened.cache_clear()
     (project / "data/b.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     theirs = shutil.copytree(project / "bases/tiny", tmp_path / "theirs")
-    made = base.fn(reference="../bases/tiny", revision=None, identity=identity(str(theirs)), here=str(theirs))
+    base.fn(reference="../bases/tiny", revision=None, identity=identity(str(theirs)), here=str(theirs))
     shutil.rmtree(theirs)
-    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "restored"))
-    pipelines.note("mine", "base", made.key)
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "another"))
     done = CliRunner().invoke(app, ["plan", "deployments/mine.yaml", "--json", "-q"])
     assert done.exit_code == 0, done.output
     planned = json.loads(done.stdout.splitlines()[-1])
     assert "unknown" not in planned, planned
-    assert next(each["state"] for each in planned["stages"] if each["stage"] == "base") == "run"
+    stages = {each["stage"]: each for each in planned["stages"]}
+    assert stages["base"]["state"] == "run"
+    assert stages["check"]["because"] == ["runs after ingest"], (
+        "the base's special tokens, which check reads, are known"
+    )

@@ -393,6 +393,12 @@ def history(servers: TeamServers) -> dict[str, Any]:
     return json.loads(re.sub(rf"https://{re.escape(HOST)}:\d+/", "", said))
 
 
+def planned(servers: TeamServers, folder: Path) -> list[dict[str, Any]]:
+    """The stages that `plan` shows in a folder, without where their artifacts are on this machine."""
+    stages = json.loads(servers.tunewright("plan", "tiny.yaml", "--json", folder=folder))["stages"]
+    return [{name: value for name, value in stage.items() if name != "artifact"} for stage in stages]
+
+
 TRAINING = {"learning_rate": 1e-3, "max_steps": 600, "batch": 4, "evaluate_every": 100, "patience": None}
 
 
@@ -476,11 +482,12 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
         found = servers.tunewright("doctor")
         for server in ("Prefect", "MLflow"):
             assert re.search(rf"^ok +{server} +https://{HOST}:\d+(/api)? answers", found, re.MULTILINE)
-        before = history(servers)
+        before, stages = history(servers), planned(servers, tmp_path / "desktop")
         servers.backup("save", tmp_path / "copy")
     passwords = tmp_path / "servers" / "infra" / ".env"
     with team_servers(tmp_path / "restored", tmp_path / "copy", passwords) as servers:
         assert history(servers) == before
+        assert planned(servers, tmp_path / "desktop") == stages
         assert [event["what"] for event in before["events"]] == ["rolled back", "approved", "approved"]
         assert not before["waiting"]
         assert "Unchanged" in servers.tunewright("run", "tiny.yaml", folder=tmp_path / "desktop"), (

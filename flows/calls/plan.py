@@ -41,7 +41,8 @@ class Plan(Calls):
         stage, name = cached_part(task), f"{task.name} {of}".strip()
         found = stage.look_up(**inputs)
         keys = pipelines.keys(self.pipeline, name)
-        earlier = None if found.record else stage.nearest(found.ingredients, keys)
+        # What it made with these inputs may be there, and yet be lost where it lies elsewhere, as a base does.
+        earlier = None if found.record else stage.nearest(found.ingredients, [found.key, *keys])
         # The stages that would make what it reads: until then its key is that of the last time, or nobody's.
         read = json.dumps(found.ingredients)
         waits = {before for digest, before in self.uncertain.items() if digest in read}
