@@ -13,7 +13,7 @@ from tunewright.modeling import compute
 
 COLUMNS = (
     *("model", "method", "card", "rows x tokens", "checkpointing"),
-    *("weights", "learning", "activations", "logits", "peak"),
+    *("weights", "training state", "activations", "logits", "peak"),
 )
 STATES = ("weights", "adapter", "gradients", "optimizer")
 LABELLED = 4  # one token in so many is an answer's
@@ -99,8 +99,8 @@ def _line(claim: Claim, rows: int, length: int, checkpointing: bool) -> str:
     found, peak = need(claim, rows, length, checkpointing)
     free = devices.machine(claim.card).free_bytes / 1e9
     verdict = "fits" if peak <= 0.85 * free else "tight" if peak <= free else "**no**"
-    learning = found.adapter + found.gradients + found.optimizer
-    parts = (found.weights, learning, found.activations, found.logits)
+    training = found.adapter + found.gradients + found.optimizer
+    parts = (found.weights, training, found.activations, found.logits)
     cards = f"{claim.num_cards} x " if claim.num_cards > 1 else ""
     card = f"{cards}{devices.CARDS[claim.card].name}"
     sizes = " | ".join(f"{size / 1e9:.1f}" for size in parts)
