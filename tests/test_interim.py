@@ -110,9 +110,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     original = answering.answer_part.build
 
-    def build(folder: Path, contender: Contender, tokens: Tokens, *rest: Any) -> AnswerPart:
-        numbers.append(len(pq.read_table(contender.prompts or tokens.path("test.parquet"))))
-        return original(folder, contender, tokens, *rest)
+    def build(folder: Path, contender: Contender, *rest: Any) -> AnswerPart:
+        assert contender.prompts
+        numbers.append(len(pq.read_table(contender.prompts)))
+        return original(folder, contender, *rest)
 
     monkeypatch.setattr(answering.answer_part, "build", build)
     monkeypatch.setattr(interim, "FEWEST", 4)
@@ -136,6 +137,31 @@ def test_two_prompts_of_one_artifact_are_answered_each(tokens: Tokens, tiny_base
     few_shot = asked_so("few_shot", tokens.path("test.parquet"))
     assert sorted(asked_so("retrieval", turned)) == sorted(few_shot)
     assert asked_so("retrieval", turned) == few_shot[::-1]
+
+
+def test_equal_rows_are_answered_once_whatever_else_changed(
+    tokens: Tokens, tiny_base: Base, make_splits: MakeSplits, asked: list[int]
+) -> None:
+    def clusters(tokens: Tokens, **of: object) -> list[int]:
+        contender = Contender.model_validate({"name": "base", "base": tiny_base, **of})
+        answers = evaluate.fn(
+            contender=contender, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=4)
+        )
+        return pq.read_table(answers.path("answers.parquet"))["cluster"].to_pylist()
+
+    before = clusters(tokens)
+    assert asked == [14]
+    splits = make_splits([("What is new?", "A new training row"), *ORDERS[:2]], ORDERS[2:4], ORDERS[4:])
+    grown = render.fn(splits=splits, base=tiny_base, model=Model(base="tiny"))
+    test = pq.read_table(grown.path("test.parquet"))
+    assert grown.digest != tokens.digest
+    assert clusters(grown) == test["cluster"].to_pylist() == [number + 1 for number in before]
+    assert asked == [14], "there are more training rows"
+    prompts = {"name": "few_shot", "prompts": tokens.path("test.parquet")}
+    clusters(tokens, prompts_digest="few_shot, retrieval", **prompts)
+    asked.clear()
+    clusters(tokens, prompts_digest="few_shot", **prompts)
+    assert asked == [], "there are fewer contenders"
 
 
 def test_a_champion_has_given_its_answers_as_the_candidate(

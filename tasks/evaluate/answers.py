@@ -1,9 +1,12 @@
 """The answers of a contender before any score, an artifact of its own: another metric or gate decodes nothing again.
 
+Its key has the rows as they are asked. So neither do more training rows, another contender, or a model behind an API.
 Such parts lie beside the other artifacts, in <home>/artifacts/answer_part, and are kept like those; one that is deleted
 is made again when it is needed.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -17,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Artifact, Contender, Tokens
-from tunewright.artifacts.payloads import Contract
 from tunewright.cost_model import devices_of_run, on_devices
 from tunewright.errors import TunewrightError
 from tunewright.modeling.models import load_model, load_tokenizer, merged
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from tunewright.generation import Answer
 
 LIBRARIES = ("torch", "transformers", "peft", "pyarrow")
+ROWS = 1_000  # in memory at once
 
 ANSWER_SCHEMA = pa.schema(
     [
@@ -110,15 +113,16 @@ def _answered_by(
 
 @cached(libraries=LIBRARIES)
 def answer_part(
-    folder: Path, contender: Contender, tokens: Tokens, max_new_tokens: int, batch: int, precision: str
+    folder: Path, contender: Contender, stops: tuple[int, ...], max_new_tokens: int, batch: int, precision: str
 ) -> AnswerPart:
-    """Answer each test row, in the rows' order, within `one_contender`, which names the contender.
+    """Answer each row of the contender's prompts, in their order, within `one_contender`, which names the contender.
 
     By its own name it would be another one in the key: a champion has answered as a candidate, most often these rows.
     Raises TunewrightError if the contender could not answer all.
     """
-    how = HowToAnswer(stops=tuple(Contract.load(tokens).stop_token_ids), max_new_tokens=max_new_tokens, batch=batch)
-    test = pq.read_table(asked(contender, tokens))
+    assert contender.prompts
+    how = HowToAnswer(stops=stops, max_new_tokens=max_new_tokens, batch=batch)
+    test = pq.read_table(contender.prompts)
     answer, name = _answering(contender, precision), _KEPT.get().name
     answers, computed = answer(test, how, Countdown(len(test), "answers", "evaluation-progress", name).tell)
     failed = answers["row_id"].to_numpy()[~np.isfinite(answers["nll"].to_numpy())]
@@ -134,6 +138,15 @@ def answer_part(
 def asked(contender: Contender, tokens: Tokens) -> Path:
     """The test rows as a contender is asked, TOKEN_SCHEMA; of a model behind an API, as they are asked otherwise."""
     return tokens.path("test.parquet") if contender.api or not contender.prompts else contender.prompts
+
+
+def digest_of_rows(rows: pa.Table) -> str:
+    """The hash of rows (TOKEN_SCHEMA) as they are asked: without their clusters, whose numbers depend on other rows."""
+    digest = hashlib.sha256()
+    for batch in rows.drop_columns(["cluster"]).to_batches(ROWS):
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def answered(

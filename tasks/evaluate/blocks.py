@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Contender, EndingRule, Tokens
+from tunewright.artifacts.payloads import Contract
 from tunewright.config import Evaluation
 from tunewright.reports.progress import TotalWork, part_of
-from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import seconds_of
-from tunewright.tasks.evaluate.answers import AnswerPart, answer_part
+from tunewright.tasks.evaluate.answers import answer_part, asked, digest_of_rows
 from tunewright.tasks.evaluate.interim import alpha_shares, blocks, is_settled
 
 log = logging.getLogger("tunewright")
@@ -44,8 +44,7 @@ class AnsweredBlock(NamedTuple):
 
 def whole(contender: Contender, tokens: Tokens, evaluation: Evaluation) -> Answered:
     """The answers to all test rows."""
-    part, seconds = _part(contender, tokens, evaluation)
-    return Answered(pq.read_table(part.path("answers.parquet")), part.precision, seconds)
+    return Answered(*answered_block(contender, tokens, evaluation, pq.read_table(asked(contender, tokens))))
 
 
 def in_blocks(
@@ -82,19 +81,14 @@ def in_blocks(
 
 
 def answered_block(contender: Contender, tokens: Tokens, evaluation: Evaluation, rows: pa.Table) -> AnsweredBlock:
-    """The answers to some of a contender's rows, which are asked as prompts of their own."""
-    digest = hash_of([contender.name, contender.prompts_digest, rows["row_id"].to_pylist()])  # one artifact, many files
+    """The answers to some of the rows that a contender is asked, and the seconds that they took if they were there."""
+    stops, started = tuple(Contract.load(tokens).stop_token_ids), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.parquet")
         pq.write_table(rows, file)
-        asked_these = contender.model_copy(update={"prompts": file, "prompts_digest": digest})
-        part, seconds = _part(asked_these, tokens, evaluation)
-        return AnsweredBlock(pq.read_table(part.path("answers.parquet")), part.precision, seconds)
-
-
-def _part(contender: Contender, tokens: Tokens, evaluation: Evaluation) -> tuple[AnswerPart, float]:
-    """Answers, and the seconds that they took in an earlier evaluation; 0 where they are made now."""
-    started = time.monotonic()
-    nameless = contender.model_copy(update={"name": "", "version": ""})
-    part = answer_part.record(nameless, tokens, evaluation.limit, evaluation.batch, evaluation.precision)
-    return part, max(0.0, seconds_of(part) - (time.monotonic() - started))
+        these = {"prompts": file, "prompts_digest": digest_of_rows(rows)}
+        nameless = contender.model_copy(update={"name": "", "version": "", **these})
+        part = answer_part.record(nameless, stops, evaluation.limit, evaluation.batch, evaluation.precision)
+    answers = pq.read_table(part.path("answers.parquet"))
+    answers = answers.set_column(answers.column_names.index("cluster"), "cluster", rows["cluster"])
+    return AnsweredBlock(answers, part.precision, max(0.0, seconds_of(part) - (time.monotonic() - started)))
