@@ -146,6 +146,14 @@ def test_a_test_set_that_grows_is_no_new_one(tmp_path: Path) -> None:
     assert look("0", ROWS[:200], tmp_path).test_set_uses == 1
 
 
+def test_a_candidate_that_is_decided_on_again_with_more_rows_spends_more(tmp_path: Path) -> None:
+    shares = [spent("a", ROWS[: 200 + number], tmp_path) for number in range(4)]
+    assert shares == [1 / 2, 1 / 6, 1 / 12, 1 / 20]
+    assert spent("b", ROWS[:203], tmp_path) == 1 / 30, "each of the four was a test"
+    assert spent("a", ROWS[:200], tmp_path) == 1 / 2, "a run again"
+    assert spent("a", ROWS[300:400], tmp_path) == 1 / 2, "of other rows"
+
+
 def test_of_many_rows_a_sample_tells_what_was_seen(tmp_path: Path) -> None:
     looks = [look(str(number), ROWS[:3_000], tmp_path).test_set_uses for number in range(20)]
     assert looks == [*range(1, 21)]

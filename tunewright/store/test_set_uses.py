@@ -166,14 +166,13 @@ def _samples(uses: Sequence[TestSetUse]) -> dict[str, tuple[str, ...]]:
 
 
 def _number(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> int:
-    """One more than the uses by other candidates before, each counted by the share of these rows that it had."""
+    """One more than the uses before, each counted by the share of these rows that it had.
+
+    The same candidate on other rows is one too: who adds rows until it wins would let any model win.
+    """
     samples = _samples(uses)
-    seen: dict[str, float] = {}
-    for use in _before(uses, candidate, rows):
-        if use.candidate != candidate:
-            share = rows.share(samples.get(use.test, ()))
-            seen[use.candidate] = max(share, seen.get(use.candidate, 0.0))
-    return 1 + round(sum(seen.values()))
+    seen = {(use.candidate, use.test): samples.get(use.test, ()) for use in _before(uses, candidate, rows)}
+    return 1 + round(sum(map(rows.share, seen.values())))
 
 
 def _alpha_share(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> float:
@@ -181,15 +180,15 @@ def _alpha_share(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> 
     entered = next((use for use in uses if _is(use, candidate, rows)), None)
     if entered:
         return 1.0 if entered.alpha_share is None else entered.alpha_share
-    return share_of(_number(uses, candidate, rows), _carried(uses, candidate, rows))
+    return share_of(_number(uses, candidate, rows), _carried(uses, rows))
 
 
-def _carried(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> float:
+def _carried(uses: Sequence[TestSetUse], rows: TestRows) -> float:
     """The share that the last use of these rows, or of some of them, spent, if it promoted; 0 if it did not."""
     samples = _samples(uses)
     last_lines = {(use.candidate, use.test): use for use in uses}  # in the order in which the uses began
     for use in reversed(last_lines.values()):
-        if use.candidate != candidate and (share := rows.share(samples.get(use.test, ()))):
+        if share := rows.share(samples.get(use.test, ())):
             return share * (use.alpha_share or 0.0) if use.verdict == "promote" else 0.0
     return 0.0
 
