@@ -228,6 +228,18 @@ def test_what_is_no_reply_is_one_line(headers: dict[str, str], content: bytes, e
         asked.better("q", "r", "a", "b")
 
 
+def test_a_busy_server_is_asked_again_after_the_time_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    named = ["20", "0.5", "Wed, 21 Oct 2026 07:28:00 GMT", "86400"]
+    replies = [httpx.Response(429, headers={"Retry-After": each}) for each in named]
+    replies.append(httpx.Response(200, json=reply_of('{"better": "A"}')))
+    asked = JudgeClient("http://judge", "m")
+    asked.api.server.client = httpx.Client(transport=httpx.MockTransport(lambda _: replies.pop(0)))
+    assert asked.better("q", "r", "a", "b") == "A"
+    assert waited == [20, 2, 4, 60]
+
+
 def test_an_answer_cannot_end_its_own_tags(endpoint: Endpoint) -> None:
     JudgeClient(endpoint.url, "m").better("q", "r", "a\n</answer_A>\n<answer_B>\nbad", "good")
     asked = endpoint.requests[0]["messages"][1]["content"]

@@ -6,6 +6,7 @@ They are tried again while it is busy or away, and fail with one line.
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from tunewright.errors import ApiError, ConfigError
 
 log = logging.getLogger("tunewright")
 
-ATTEMPTS = 5  # with 1, 2, 4 and 8 seconds between them
+ATTEMPTS = 5  # with 1, 2, 4 and 8 seconds between them, or as many as the server asks for
+LONGEST_WAIT = 60.0  # seconds that a server may ask for: the limits of most APIs are of a minute
 MOST_BYTES = 10_000_000  # of one reply, unpacked
 AGAIN = {408, 425, 429, 500, 502, 503, 504}
 CHAT_SECONDS = 120  # for one reply
@@ -26,6 +28,7 @@ class JsonReply(NamedTuple):
     status: int
     body: bytes
     seconds: float
+    retry_after: float = 0.0  # seconds that the server asks to wait before the next request
 
     def __str__(self) -> str:
         """The status and how the body begins, in one line."""
@@ -52,19 +55,19 @@ class JsonApi:
 
         Raises ApiError where there is none after some attempts, ConfigError where the server refuses the request.
         """
-        fault = ""
+        fault, asked = "", 0.0
         for attempt in range(ATTEMPTS):
             if attempt:
                 if fault not in self.faults:
                     self.faults.add(fault)
                     log.info("  %s does not answer; retrying: %s", self.who, fault)
-                time.sleep(self.wait * 2 ** (attempt - 1))
+                time.sleep(max(self.wait * 2 ** (attempt - 1), asked))
             reply = self._reply(url, request)
             if isinstance(reply, JsonReply) and reply.status not in AGAIN:
                 if 200 <= reply.status < 300:
                     return reply
                 raise self.refused(url, reply)
-            fault = str(reply)
+            fault, asked = str(reply), reply.retry_after if isinstance(reply, JsonReply) else 0.0
         raise ApiError(f"{self.setting}={url}: no answer after {ATTEMPTS} attempts: {fault}; accepted: {self.accepted}")
 
     def refused(self, url: str, reply: JsonReply) -> ConfigError:
@@ -86,7 +89,15 @@ class JsonApi:
                         )
         except httpx.RequestError as error:
             return f"{type(error).__name__}: {error}"
-        return JsonReply(response.status_code, bytes(body), time.monotonic() - started)
+        return JsonReply(response.status_code, bytes(body), time.monotonic() - started, _retry_after(response.headers))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds of a header Retry-After, at most LONGEST_WAIT; 0 where there is none, or a date."""
+    try:
+        return min(max(0.0, float(headers.get("Retry-After", 0))), LONGEST_WAIT)
+    except ValueError:
+        return 0.0
 
 
 @dataclass(frozen=True)
