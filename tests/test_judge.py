@@ -145,6 +145,26 @@ def test_an_endpoint_that_refuses_is_an_error_of_the_settings(ask: Ask, endpoint
         JudgeClient("http://127.0.0.1:1", "wise", wait=0).better("", "", "", "")
 
 
+def test_other_metrics_and_more_rows_ask_nothing_twice(
+    ask: Ask, endpoint: Endpoint, answers: tuple[Answers, ...], splits: Splits, home: Path
+) -> None:
+    endpoint.better = lambda first, second: "A" if second == "?" else "B"
+    few = ask(rows=3)
+    asked = len(endpoint.requests)
+    assert 0 < asked <= 2 * 3
+    (file,) = (home / "judge_replies").iterdir()
+    with file.open("a") as lines:
+        lines.write('["ab')  # of a run that was killed
+    whole = ask()
+    assert len(endpoint.requests) == 2 * 5
+    rescored = tuple(each.model_copy(update={"digest": f"{each.digest} by another metric"}) for each in answers)
+    again = judge.fn(answers=rescored, splits=splits, url=endpoint.url, model="wise", rows=100)
+    assert (again.key != whole.key, again.preferred) == (True, whole.preferred)
+    assert few.num_rows == 3 and len(endpoint.requests) == 2 * 5
+    judge.fn(answers=answers, splits=splits, url=endpoint.url, model="other", rows=100)
+    assert len(endpoint.requests) == 4 * 5, "another model has not been asked"
+
+
 def test_fewer_rows_are_the_same_ones_each_time(ask: Ask, splits: Splits) -> None:
     found = ask(rows=3)
     rows = pq.read_table(found.path("judged.parquet")).to_pylist()

@@ -21,9 +21,9 @@ from tunewright import config
 from tunewright.artifacts import Answers, Judged, Splits
 from tunewright.metrics.win_rate import Pair, pairs, preferred, questions_of
 from tunewright.reports.progress import Countdown
-from tunewright.store.caching import work_folder
+from tunewright.store.cache_key import hash_of
 from tunewright.store.stage import stage
-from tunewright.tasks.judge.asking import JudgeClient, Reply
+from tunewright.tasks.judge.asking import SYSTEM, JudgeClient, Reply
 
 AT_ONCE = 4  # pairs that are asked about
 
@@ -51,15 +51,12 @@ def agree(said: Said) -> bool:
     return said in {("A", "B"), ("B", "A"), ("tie", "tie")}
 
 
-def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[Pair, Said]:
-    """Prompt the judge with each pair in both orders; `progress` keeps a line per judged pair for the next attempt."""
-    progress.parent.mkdir(parents=True, exist_ok=True)
-    text = progress.read_text(encoding="utf-8") if progress.exists() else ""
-    text = text[: text.rfind("\n") + 1]  # a process that was killed may have written half a line
-    progress.write_text(text, encoding="utf-8")
-    lines = map(json.loads, text.splitlines())
-    before = {(row_id, opponent): (first, second) for row_id, opponent, first, second in lines}
-    said = {pair: before[pair.row_id, pair.opponent] for pair in asked if (pair.row_id, pair.opponent) in before}
+def replies(judge: JudgeClient, asked: Sequence[Pair], file: Path) -> dict[Pair, Said]:
+    """Prompt the judge with each pair in both orders; `file` keeps a line per judged pair for later runs."""
+    before, keys = _kept(file), {pair: _key(pair) for pair in asked}
+    said = {pair: before[key] for pair, key in keys.items() if key in before}
+    if len(said) == len(asked):
+        return said
 
     def ask(pair: Pair) -> Said:
         texts = pair.conversation, pair.reference
@@ -68,11 +65,13 @@ def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[P
             judge.better(*texts, pair.opponents, pair.candidates),
         )
         with writing:  # here, so that what was replied while another request failed is kept too
-            file.write(json.dumps([pair.row_id, pair.opponent, *replied]) + "\n")
+            lines.write(json.dumps([keys[pair], *replied]) + "\n")
         return replied
 
     writing = Lock()
-    with progress.open("a", buffering=1, encoding="utf-8") as file, ThreadPoolExecutor(AT_ONCE) as threads:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with file.open("a", buffering=1, encoding="utf-8") as lines, ThreadPoolExecutor(AT_ONCE) as threads:
+        lines.write("\n")  # behind half a line of a run that was killed
         countdown = Countdown(len(asked), "judged pairs", "judge-progress")
         waiting = {threads.submit(ask, pair): pair for pair in asked if pair not in said}
         try:
@@ -82,6 +81,23 @@ def replies(judge: JudgeClient, asked: Sequence[Pair], progress: Path) -> dict[P
         finally:
             threads.shutdown(cancel_futures=True)
     return said
+
+
+def _key(pair: Pair) -> str:
+    """The hash of all that the judge is asked about a pair: of the texts, whatever row and opponent they are of."""
+    return hash_of([SYSTEM, pair.conversation, pair.reference, pair.candidates, pair.opponents])
+
+
+def _kept(file: Path) -> dict[str, Said]:
+    """The replies that earlier runs kept, by the pair; a line may be half of one, where a run was killed."""
+    kept: dict[str, Said] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            key, first, second = json.loads(line)
+        except (ValueError, TypeError):
+            continue
+        kept[key] = first, second
+    return kept
 
 
 def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
@@ -104,17 +120,18 @@ def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
 def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, model: str, rows: int) -> Judged:
     """Let the model `model` at `url` compare the candidate's answers with those of each other contender.
 
-    Raises ApiError if it does not answer, and the next attempt resumes from its replies; ConfigError if it refuses
-    the requests.
+    Its replies lie in <home>/judge_replies, so that none is paid for twice: other metrics or more rows are other
+    answers to this stage, but the same pairs. Raises ApiError if it does not answer, ConfigError if it refuses the
+    requests.
     """
     columns = ["row_id", "answer", "reference"]
     tables = {each.contender: pq.read_table(each.path("answers.parquet"), columns=columns) for each in answers}
     judged_rows = pc.field("row_id").isin(sorted(tables["candidate"]["row_id"].to_pylist())[:rows])
     few = {name: table.filter(judged_rows) for name, table in tables.items()}
     every = list(pairs(few, questions_of(pq.read_table(splits.path("test.parquet"), filters=judged_rows))))
-    progress = work_folder(folder) / "said.jsonl"
+    file = config.home() / "judge_replies" / f"{hash_of([url, model])[:20]}.jsonl"
     asked = [pair for pair in every if not pair.is_equal]
-    said = replies(JudgeClient(url, model, config.judge_key(url)), asked, progress)
+    said = replies(JudgeClient(url, model, config.judge_key(url)), asked, file)
     lines = [(*pair[:3], *said.get(pair, (None, None)), score(said[pair]) if pair in said else 0.5) for pair in every]
     judged = pa.Table.from_pylist([dict(zip(JUDGED_SCHEMA.names, line, strict=True)) for line in lines], JUDGED_SCHEMA)
     pq.write_table(judged, folder / "judged.parquet")
