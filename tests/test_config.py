@@ -275,6 +275,8 @@ def test_what_the_gate_looks_at_is_measured() -> None:
     named = Evaluation(metrics=("bleu", "chrf"))
     assert Settings(**NEEDED, gate=gate, evaluation=named).measured() == named
     assert Settings(**NEEDED).measured() == Evaluation()
+    prompts = Evaluation(contenders=("retrieval",), documents=("handbook.md",), shots=4)
+    assert Settings(**NEEDED, evaluation=prompts).measured() == Evaluation()
 
 
 @pytest.mark.parametrize("path", ["~nobody-here/a.jsonl", "a\0b", "\ud800", "n" * 300])

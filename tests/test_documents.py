@@ -114,6 +114,26 @@ def test_a_passage_begins_with_its_heading_and_long_paragraphs_are_divided_at_se
     assert " ".join(each.removeprefix("# Title\n\n").replace("\n\n", " ") for each in made[1:-1]) == long
 
 
+@pytest.mark.parametrize("mark", ["।", "؟", "\u06d4", "။", "។", "።", "。"])
+def test_long_paragraphs_are_divided_at_sentences_in_any_script(mark: str) -> None:
+    sentence = f"{'क ख ग ' * 30}{mark}"
+    made = [*passages(f"{sentence} " * 9)]
+    assert len(made) > 1 and all(each.endswith(mark) for each in made)
+
+
+def test_a_long_list_is_divided_at_lines_and_no_space_is_added() -> None:
+    lines = [f"row {n}, value {n}" for n in range(200)]
+    made = [*passages("\n".join(lines))]
+    assert len(made) > 1 and [line for passage in made for line in passage.split("\n") if line] == lines
+    assert [*passages("# 題\n\n" + "今日は。" * 240)] == ["\n\n".join(["# 題", "今日は。" * 124, "今日は。" * 116])]
+
+
+def test_a_file_with_a_byte_order_mark_begins_with_its_heading(tmp_path: Path) -> None:
+    file = tmp_path / "windows.md"
+    file.write_bytes("# Title\r\n\r\nA text.\r\n\r\n# Next\r\n\r\nAnother.\r\n".encode("utf-8-sig"))
+    assert read(documents([str(file)])).texts == ["# Title\n\nA text.", "# Next\n\nAnother."]
+
+
 @given(st.text(alphabet="ab.。 \n", max_size=3_000))
 def test_no_letter_is_lost_and_no_passage_is_too_long(text: str) -> None:
     made = [*passages(text)]

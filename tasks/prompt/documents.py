@@ -18,7 +18,9 @@ SETTING = "evaluation.documents"
 MOST_BYTES = 50_000_000  # of all documents
 PASSAGE = 1_000  # characters, and a heading
 PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])")
+# Also of Arabic, Urdu and Ethiopic; of Hindi, Burmese and Khmer; and without a space of Chinese and Japanese.
+SENTENCE_END = re.compile(r"(?<=[.!?\u061f\u06d4\u1362\u0964\u104b\u17d4])(?=\s)|(?<=[\u3002\uff01\uff1f])")
+LONGEST = PASSAGE // 2 - 2  # characters of a part of a paragraph; a passage has room for two, with blank lines
 HEADING = re.compile(r"#{1,6} .*")
 OPENING = "Passages that may help:"
 
@@ -102,7 +104,7 @@ def _text(file: TextFile) -> str:
     content = file.path.read_bytes()
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise ConfigError(f"{SETTING}: {file.path} changed while the run read it; start the run again")
-    return content.decode().replace("\r\n", "\n")
+    return content.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def passages(text: str) -> Iterator[str]:
@@ -110,7 +112,7 @@ def passages(text: str) -> Iterator[str]:
     heading, held = "", ""
     for paragraph in _paragraphs(text):
         is_heading = HEADING.fullmatch(paragraph)
-        if held and (is_heading or len(held) + len(paragraph) + 2 > PASSAGE):
+        if held and (is_heading or len(held) - len(heading) + len(paragraph) + 2 > PASSAGE):
             if held != heading:
                 yield held
             held = "" if is_heading else heading
@@ -121,18 +123,27 @@ def passages(text: str) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Yield paragraphs, each heading as one of its own, long ones divided at sentences, or anywhere."""
+    """Yield paragraphs, each heading as one of its own, long ones divided at sentences, lines or words, or anywhere."""
     for block in PARAGRAPH_END.split(text):
         lines = block.strip().split("\n")
         while lines and HEADING.fullmatch(lines[0].strip()):
             yield lines.pop(0).strip()
         held = ""
-        for sentence in SENTENCE_END.split("\n".join(lines).strip()):
-            for start in range(0, len(sentence), PASSAGE // 2):
-                piece = sentence[start : start + PASSAGE // 2]
-                if held and len(held) + len(piece) + 1 > PASSAGE // 2:
-                    yield held
+        for sentence in SENTENCE_END.split("\n".join(lines)):
+            for piece in _pieces(sentence):
+                if held.strip() and len(held) + len(piece) > LONGEST:
+                    yield held.strip()
                     held = ""
-                held = f"{held} {piece}" if held else piece
-        if held:
-            yield held
+                held += piece
+        if held.strip():
+            yield held.strip()
+
+
+def _pieces(sentence: str) -> Iterator[str]:
+    """Yield the sentence in pieces of at most LONGEST characters."""
+    while len(sentence) > LONGEST:
+        ends = (sentence.rfind(blank, 1, LONGEST) for blank in "\n ")
+        end = next((end for end in ends if end > 0), LONGEST)
+        yield sentence[:end]
+        sentence = sentence[end:]
+    yield sentence

@@ -313,12 +313,12 @@ class Settings(Section):
     def measured(self) -> Evaluation:
         """Return the evaluation of each contender, with the metrics of the gate if its metrics are automatic.
 
-        Contenders, shots, complete, forgetting, divergence and the settings of APIs stay at their defaults: no answer
-        depends on them.
+        Contenders, documents, shots, complete, forgetting, divergence and the settings of APIs stay at their defaults:
+        what a contender is asked is in its prompts.
         """
         metrics, gate = self.evaluation.metrics, self.gate
         there = {"auto", *WITH_EACH_ANSWER, *metrics}
         lacking = dict.fromkeys(m for m in (gate.metric, *(each.metric for each in gate.guardrails)) if m not in there)
-        apart = ("contenders", "shots", "complete", "forgetting", "divergence", "api_models", "api_budget")
-        alone = self.evaluation.without(*apart)
+        asked = ("contenders", "documents", "shots", "api_models", "api_budget")
+        alone = self.evaluation.without(*asked, "complete", "forgetting", "divergence")
         return alone.model_copy(update={"metrics": (*metrics, *lacking)})
