@@ -80,12 +80,17 @@ def inputs(settings: Settings, base_here: str = "") -> Inputs:
 
 def _own_metrics(settings: Settings) -> tuple[tuple[str, str], ...]:
     """The team's metrics, each with a digest of its code. Raises ConfigError with the setting of a wrong one."""
-    named = {
+    named = _metrics(settings).items()
+    return tuple(sorted({each for setting, names in named for each in own_metrics(names, setting)}))
+
+
+def _metrics(settings: Settings) -> dict[str, Sequence[str]]:
+    """The metrics that each setting names."""
+    return {
         "evaluation.metrics": settings.evaluation.metrics,
         "gate.metric": (settings.gate.metric,),
         "gate.guardrails": [each.metric for each in settings.gate.guardrails],
     }
-    return tuple(sorted({each for setting, names in named.items() for each in own_metrics(names, setting)}))
 
 
 def _stop_outside(settings: Settings) -> None:
@@ -103,9 +108,10 @@ def _stop_outside(settings: Settings) -> None:
             outside.check_path(setting, path)
     for number, pattern in enumerate(settings.evaluation.documents):
         outside.check_path(f"evaluation.documents[{number}]", pattern)
-    for metric in settings.evaluation.metrics:
-        if ":" in metric:
-            outside.check_module("evaluation.metrics", metric)
+    for setting, metrics in _metrics(settings).items():
+        for metric in metrics:
+            if ":" in metric:
+                outside.check_module(setting, metric)
     for reward in settings.grpo.rewards:
         if ":" in reward:
             outside.check_module("grpo.rewards", reward)
