@@ -1,6 +1,7 @@
 """A form reaches only hosts, files and modules that the worker's environment allows; no setting holds a secret."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,16 @@ def test_a_run_asks_before_it_reads_what_a_setting_names(
 
 def test_the_registry_of_a_run_is_asked_only_where_the_environment_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNEWRIGHT_TRACKING_HOSTS", "mlflow.internal")
-    refused = pytest.raises(ConfigError, match=r"^registry\.tracking_uri=http://127\.0\.0\.1:9: its host is none of")
-    with refused, connected(Registry(tracking_uri="http://127.0.0.1:9")):
-        pass
+    others = (
+        "http://127.0.0.1:9",
+        "postgresql://127.0.0.1:9/mlflow",
+        "mysql+pymysql://127.0.0.1:9/mlflow",
+        "postgresql://mlflow.internal/mlflow?host=127.0.0.1",
+    )
+    for uri in others:
+        said = rf"^registry\.tracking_uri={re.escape(uri.partition('?')[0])}: its host is none of"
+        with pytest.raises(ConfigError, match=said), connected(Registry(tracking_uri=uri)):
+            pass
 
 
 def test_only_modules_that_the_environment_names_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:

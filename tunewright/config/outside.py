@@ -89,6 +89,8 @@ def key_of(url: str, variable: str) -> str:
 
 
 def _names(url: str) -> set[str]:
+    if "?" in url and not url.startswith("http"):  # the query of a database can name another host
+        return set()
     try:
         host, port = urlsplit(url).hostname, urlsplit(url).port
     except ValueError:

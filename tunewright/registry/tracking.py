@@ -78,7 +78,7 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
 
     database.quiet()
     uri = tracking_uri(registry)
-    if uri.startswith("http"):
+    if not uri.startswith(("sqlite", "databricks")):  # which name no host
         outside.check_host("registry.tracking_uri", uri, "TUNEWRIGHT_TRACKING_HOSTS")
     if uri.startswith(SQLITE):
         database.ensure(Path(uri.removeprefix(SQLITE)))
