@@ -15,6 +15,7 @@ from tunewright.config import Data, Source
 from tunewright.errors import ConfigError, DataError
 from tunewright.tasks.ingest import files as files_module
 from tunewright.tasks.ingest import source_files
+from tunewright.tasks.prompt.documents import documents
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -42,6 +43,25 @@ def test_a_file_that_lies_in_a_folder_below_is_named() -> None:
         ConfigError, match=r"no such file in .*, whose data files are data/bank.jsonl, data/more/other.jsonl$"
     ):
         found("a.jsonl")
+
+
+def test_links_that_lead_round_in_a_circle_end_soon_in_one_line() -> None:
+    """Each of two links doubles the paths at each of 40 levels, also where no file matches."""
+    for folder in ("data/a", "data/b", "data/other"):
+        Path(folder).mkdir(parents=True)
+    Path("data/a/rows.jsonl").write_bytes(GOOD)
+    Path("data/b/elsewhere").symlink_to("../other")
+    Path("data/same").symlink_to("other")
+    Path("data/.hidden").symlink_to(".")
+    assert [*found("data/**/*.jsonl")] == ["data/a/rows.jsonl"]
+    for link, to in (("data/a/to_b", "../b"), ("data/b/to_a", "../a"), ("data/b/back", ".")):
+        Path(link).symlink_to(to)
+    said = r"\[0\](?:\.path)?=\S+: (?:\./)?data/\S+ is a link to a folder that it lies in, which \*\* would follow"
+    for pattern in ("data/**/*.jsonl", "data/*/**/*.csv", "./**/rows.jsonl"):
+        with pytest.raises(ConfigError, match=rf"^data\.sources{said}"):
+            found(pattern)
+        with pytest.raises(ConfigError, match=rf"^evaluation\.documents{said}"):
+            documents([pattern])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from tunewright.accepted import did_you_mean
 from tunewright.config import Data, Layout, RecordFiles, Source, Use, as_called, or_meant, outside
 from tunewright.errors import ConfigError, DataError
+from tunewright.machine import globs
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest import hub, stores
 from tunewright.tasks.ingest.hub import is_saved, saved_files
@@ -240,8 +241,11 @@ def _local(source: RecordFiles, setting: str, where: str) -> list[str]:
         )
     if not glob.has_magic(source.path):
         raise ConfigError(f"{where}: no such file{or_meant(source.path) or _looked(path)}")
-    with _readable(where):
-        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 Path.glob takes no absolute pattern
+    try:
+        with _readable(where):
+            matches = globs.matches(str(path))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
     saved = [match for match in matches if is_saved(Path(match))]
     files = [file for match in saved for file in saved_files(Path(match), None, setting)]
     files += [match for match in matches if Path(match).is_file() and match not in files]

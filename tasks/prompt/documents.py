@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import MESSAGES
 from tunewright.errors import ConfigError
+from tunewright.machine import globs
 from tunewright.tools.conversation import Conversation, Message, tools_of
 
 SETTING = "evaluation.documents"
@@ -62,25 +62,31 @@ class PassagePool:
 
 def documents(patterns: Sequence[str]) -> tuple[TextFile, ...]:
     """The files that evaluation.documents names, in order. Raises ConfigError for one that is missing or no text."""
-    found: list[TextFile] = []
+    named = [(f"{SETTING}[{number}]", path) for number, each in enumerate(patterns) for path in _matches(number, each)]
     size = 0
-    for number, pattern in enumerate(patterns):
-        given = Path(pattern).expanduser()
-        paths = [given] if given.is_file() else [Path(path) for path in sorted(glob(str(given), recursive=True))]  # noqa: PTH207 also of an absolute pattern
-        files = [path for path in paths if path.is_file()]
-        if not files:
-            what = "a folder" if given.is_dir() else "no such file"
-            raise ConfigError(
-                f"{SETTING}[{number}]={pattern}: {what}; accepted: text files, or globs such as docs/*.md"
-            )
-        for path in files:
-            content = path.read_bytes()
-            size += len(content)
-            _stop_unless_text(f"{SETTING}[{number}]={path}", content)
-            found.append(TextFile(name=path.name, sha256=hashlib.sha256(content).hexdigest(), path=path))
+    found: list[TextFile] = []
+    for setting, path in named:
+        content = path.read_bytes()
+        size += len(content)
+        _stop_unless_text(f"{setting}={path}", content)
+        found.append(TextFile(name=path.name, sha256=hashlib.sha256(content).hexdigest(), path=path))
     if size > MOST_BYTES:
         raise ConfigError(f"{SETTING}: {size:,} bytes in {len(found):,} files; accepted: at most {MOST_BYTES:,} bytes")
     return tuple({document.sha256: document for document in reversed(found)}.values())[::-1]
+
+
+def _matches(number: int, pattern: str) -> list[Path]:
+    """The files that one entry names. Raises ConfigError where there are none, or ** has no end."""
+    setting, given = f"{SETTING}[{number}]", Path(pattern).expanduser()
+    try:
+        paths = [given] if given.is_file() else [*map(Path, globs.matches(str(given)))]
+    except ValueError as error:
+        raise ConfigError(f"{setting}={pattern}: {error}") from error
+    files = [path for path in paths if path.is_file()]
+    if not files:
+        what = "a folder" if given.is_dir() else "no such file"
+        raise ConfigError(f"{setting}={pattern}: {what}; accepted: text files, or globs such as docs/*.md")
+    return files
 
 
 def _stop_unless_text(place: str, content: bytes) -> None:

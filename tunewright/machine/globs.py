@@ -1,0 +1,42 @@
+"""The local paths that a glob matches. Its ** follows links to folders, which must not lead round in a circle."""
+
+import contextlib
+import glob
+import os
+from pathlib import Path
+
+ANY_DEPTH = "**"
+
+
+def matches(pattern: str) -> list[str]:
+    """Return the paths that match, sorted. Raises ValueError where ** would follow a link without end."""
+    parts = Path(pattern).parts
+    if ANY_DEPTH in parts:
+        around = str(Path(*parts[: parts.index(ANY_DEPTH)]))
+        for folder in glob.glob(around):  # noqa: PTH207 Path.glob takes no absolute pattern
+            if link := _link_back(folder):
+                raise ValueError(
+                    f"{link} is a link to a folder that it lies in, which {ANY_DEPTH} would follow without end; remove "
+                    f"the link, or name the folders without {ANY_DEPTH}"
+                )
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+
+
+def _link_back(top: str) -> str | None:
+    """Return a folder below `top` that is one of the folders around it as well."""
+    seen: set[tuple[int, int]] = set()
+    left = [(top, frozenset[tuple[int, int]]())]
+    while left:
+        path, around = left.pop()
+        with contextlib.suppress(OSError):  # what cannot be read is not matched either
+            found = Path(path).stat()
+            folder = (found.st_dev, found.st_ino)
+            if folder in around:
+                return path
+            if folder in seen:
+                continue
+            seen.add(folder)
+            with os.scandir(path) as entries:
+                inner = [entry.path for entry in entries if not entry.name.startswith(".") and os.path.isdir(entry)]  # noqa: PTH112
+            left += [(each, around | {folder}) for each in inner]
+    return None
