@@ -162,6 +162,15 @@ def test_wrong_files_are_named_with_what_is_accepted(tmp_path: Path, handbook: P
         read(found)
 
 
+def test_documents_that_are_too_large_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.md").open("wb") as file:
+        file.truncate(1 << 43)  # a hole of 8 TB
+    with pytest.raises(
+        ConfigError, match=r"^evaluation\.documents: 8,796,093,022,208 bytes in 1 files; accepted: at most"
+    ):
+        documents([f"{tmp_path}/*.md"])
+
+
 def test_documents_alone_are_a_contender() -> None:
     alone = Evaluation(contenders=(), documents=("a.md",), complete=True)
     assert json.loads(alone.model_dump_json())["documents"] == ["a.md"]

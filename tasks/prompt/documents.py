@@ -63,15 +63,14 @@ class PassagePool:
 def documents(patterns: Sequence[str]) -> tuple[TextFile, ...]:
     """The files that evaluation.documents names, in order. Raises ConfigError for one that is missing or no text."""
     named = [(f"{SETTING}[{number}]", path) for number, each in enumerate(patterns) for path in _matches(number, each)]
-    size = 0
+    size = sum(path.stat().st_size for _, path in named)
+    if size > MOST_BYTES:
+        raise ConfigError(f"{SETTING}: {size:,} bytes in {len(named):,} files; accepted: at most {MOST_BYTES:,} bytes")
     found: list[TextFile] = []
     for setting, path in named:
         content = path.read_bytes()
-        size += len(content)
         _stop_unless_text(f"{setting}={path}", content)
         found.append(TextFile(name=path.name, sha256=hashlib.sha256(content).hexdigest(), path=path))
-    if size > MOST_BYTES:
-        raise ConfigError(f"{SETTING}: {size:,} bytes in {len(found):,} files; accepted: at most {MOST_BYTES:,} bytes")
     return tuple({document.sha256: document for document in reversed(found)}.values())[::-1]
 
 
