@@ -14,6 +14,8 @@ from tunewright.config import Data, Judge, Model, Registry, Settings, Source, ou
 from tunewright.errors import ConfigError
 from tunewright.flows.inputs import inputs
 from tunewright.registry.tracking import connected
+from tunewright.tasks.ingest import source_files
+from tunewright.tasks.prompt.documents import documents
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_only_files_below_the_roots_are_read(tmp_path: Path, monkeypatch: pytest
         folder.mkdir()
         (folder / "a.jsonl").touch()
     (inside / "link.jsonl").symlink_to(other / "a.jsonl")
-    monkeypatch.setenv("TUNEWRIGHT_ROOTS", f"{inside}, s3://bucket/data")
+    monkeypatch.setenv("TUNEWRIGHT_ROOTS", f"{inside}, s3://bucket/data, https://host/data")
     for path in (f"{inside}/a.jsonl", f"{inside}/*.jsonl", "s3://bucket/data/a.jsonl"):
         outside.check_path("data.sources[0].path", path)
     for path in (
@@ -108,10 +110,26 @@ def test_only_files_below_the_roots_are_read(tmp_path: Path, monkeypatch: pytest
         f"{other}/a.jsonl",
         "s3://bucket/database/a.jsonl",
         "s3://bucket/data/../a.jsonl",
+        "https://host/data/%2e%2E/a.jsonl",
         "hub:org/name",
     ):
         with pytest.raises(ConfigError, match="outside TUNEWRIGHT_ROOTS"):
             outside.check_path("data.sources[0].path", path)
+
+
+def test_a_link_that_a_glob_matches_leads_to_no_file_outside_the_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, other = tmp_path / "data", tmp_path / "other"
+    for folder in (inside, other):
+        folder.mkdir()
+    (other / "secret.txt").write_text("secret")
+    (inside / "link.txt").symlink_to(other / "secret.txt")
+    monkeypatch.setenv("TUNEWRIGHT_ROOTS", str(inside))
+    with pytest.raises(ConfigError, match=r"^data\.sources\[0\]\.path=.*/link\.txt: lies outside TUNEWRIGHT_ROOTS"):
+        source_files(Data(sources=(Source(path=f"{inside}/*.txt", format="jsonl"),)))
+    with pytest.raises(ConfigError, match=r"^evaluation\.documents\[0\]=.*/link\.txt: lies outside TUNEWRIGHT_ROOTS"):
+        documents([f"{inside}/*.txt"])
 
 
 NEEDED = {"judge": {"model": "m"}, "lm_eval": {"tasks": ["hellaswag"]}}  # by a section's own rules

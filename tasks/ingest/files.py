@@ -195,6 +195,7 @@ def _files(source: RecordFiles, setting: str, held_out: bool, identify: Identify
     with named(setting, str(Path(source.path).expanduser())):
         paths = stores.matches(source.path, where) if remote else _local(source, setting, where)
     for path in paths:
+        outside.check_path(f"{setting}.path", path)  # a glob may match a link that leads elsewhere
         resolved = _format(path, source, HELD_OUT_FORMATS if held_out else FORMATS, where)
         with named(setting, path), stores.explained(where) if remote else _readable(where):
             compression, digest = identify(path)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from tunewright.artifacts import MESSAGES
+from tunewright.config import outside
 from tunewright.errors import ConfigError
 from tunewright.machine import globs
 from tunewright.tools.conversation import Conversation, Message, tools_of
@@ -75,7 +76,7 @@ def documents(patterns: Sequence[str]) -> tuple[TextFile, ...]:
 
 
 def _matches(number: int, pattern: str) -> list[Path]:
-    """The files that one entry names. Raises ConfigError where there are none, or ** has no end."""
+    """The files that one entry names. Raises ConfigError where there are none, or one that may not be read."""
     setting, given = f"{SETTING}[{number}]", Path(pattern).expanduser()
     try:
         paths = [given] if given.is_file() else [*map(Path, globs.matches(str(given)))]
@@ -85,6 +86,8 @@ def _matches(number: int, pattern: str) -> list[Path]:
     if not files:
         what = "a folder" if given.is_dir() else "no such file"
         raise ConfigError(f"{setting}={pattern}: {what}; accepted: text files, or globs such as docs/*.md")
+    for path in files:
+        outside.check_path(setting, str(path))  # a glob may match a link that leads elsewhere
     return files
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import socket
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tunewright.errors import ConfigError
 
@@ -127,7 +127,7 @@ def _addresses(host: str) -> set[str]:
 
 def _lies_in(path: str, root: str) -> bool:
     if "://" in path or "://" in root:
-        return path.startswith(root.rstrip("/") + "/") and "::" not in path and ".." not in path
+        return path.startswith(root.rstrip("/") + "/") and "::" not in path and ".." not in unquote(path)
     if path.startswith(("hub:", "package:")):
         return root == path.partition(":")[0] + ":"
     return Path(path).expanduser().resolve().is_relative_to(Path(root).expanduser().resolve())
