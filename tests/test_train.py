@@ -213,6 +213,20 @@ def test_one_that_works_without_writing_is_waited_for_longer_and_one_that_was_no
         assert not beat.hangs(0.0)
 
 
+def test_one_that_writes_is_at_work_although_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
+    (tmp_path / "checkpoint").touch()
+    beat = Heartbeat(tmp_path, os.getpid())
+    for second in range(2000):
+        clock[0] += 1
+        (tmp_path / "metrics.jsonl").touch()
+        os.utime(tmp_path / "metrics.jsonl", (second, second))  # long before the checkpoint was written
+        assert not beat.hangs(0.0)
+
+
 @pytest.mark.usefixtures("forked")
 def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(
     tokens: Tokens, tiny_base: Base, home: Path

@@ -22,7 +22,8 @@ class Heartbeat:
 
     def __init__(self, work: Path, pid: int) -> None:
         self.work, self.pid = work, pid
-        self.newest = self.computed = self.silent = 0.0
+        self.written: dict[str, float] = {}
+        self.computed = self.silent = 0.0
         self.looked = time.monotonic()
 
     def hangs(self, step_seconds: float) -> bool:
@@ -30,14 +31,14 @@ class Heartbeat:
         now = time.monotonic()
         if now - self.looked < LOOK_SECONDS:
             return False
-        newest = 0.0  # when a file beneath the folder was last written
+        written: dict[str, float] = {}  # when each file beneath the folder was; the newest may be of a clock set back
         for at, _, names in os.walk(self.work):
             for name in names:
                 with suppress(OSError):  # files that go meanwhile count for nothing
-                    newest = max(newest, Path(at, name).stat().st_mtime)
+                    written[f"{at}/{name}"] = Path(at, name).stat().st_mtime
         computed = cpu_seconds(self.pid)  # of its ranks as well
-        if newest != self.newest:
-            self.newest, self.computed, self.silent = newest, computed, 0.0
+        if written != self.written:
+            self.written, self.computed, self.silent = written, computed, 0.0
         else:  # a machine that slept, and a parent that was stopped, are no silence of the trainer's
             self.silent += min(now - self.looked, 2 * LOOK_SECONDS)
         self.looked = now
