@@ -257,6 +257,8 @@ class _Choice:
             return f"what method.init={self.method.init} takes out of the base is not sharded with it"
         if self.method.kind == "osf":
             return "method.kind=osf takes main directions out of gradients that are whole"
+        if self.method.kind == "qlora" and self.method.bits == 8 and self.compute.strategy != "zero2":
+            return "method.bits=8 keeps scales beside its weights, which are not sharded with them"
         if "8bit" in self.compute.optimizer:
             return f"compute.optimizer={self.compute.optimizer} keeps states that cannot be sharded"
         return ""
