@@ -51,6 +51,7 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
         pytest.param(Method(rank=2, alpha=4, init="pissa"), {"strategy": "ddp"}, id="pissa-ddp"),
         pytest.param(Method(kind="osf"), {"strategy": "ddp"}, id="osf-ddp"),
         pytest.param(Method(kind="qlora", rank=2, alpha=4, bits=8), {"strategy": "ddp"}, id="qlora-8-ddp"),
+        pytest.param(Method(rank=2, alpha=4, init="eva"), {"strategy": "ddp"}, id="eva-ddp"),
         pytest.param(SMALL, {"strategy": "fsdp"}, id="lora-fsdp"),
         pytest.param(Method(rank=2, alpha=4, lora_plus=4.0, dora=True), {"strategy": "fsdp"}, id="dora-fsdp"),
         pytest.param(Method(kind="qlora", rank=2, alpha=4), {"strategy": "fsdp"}, id="qlora-fsdp"),

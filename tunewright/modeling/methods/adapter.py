@@ -49,7 +49,9 @@ def begin(model: Any, examples: Sequence[Sequence[int]]) -> None:
             )
         return model(**batch, use_cache=False, logits_to_keep=1)
 
-    initialize_lora_eva_weights(model, data, forward_fn=forward, show_progress_bar=False)
+    # Each rank looks at all of the rows: gathered from the ranks they would count several times.
+    options: dict[str, Any] = {"gather_distributed_inputs": False, "show_progress_bar": False}
+    initialize_lora_eva_weights(model, data, forward_fn=forward, **options)
 
 
 def batches(examples: Sequence[Sequence[int]], rank: int) -> list[Batch]:
