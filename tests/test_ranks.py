@@ -142,11 +142,12 @@ def test_a_rank_without_a_row_reaches_every_parameter(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
-@pytest.mark.parametrize("method", [SMALL, FULL], ids=lambda method: method.kind)
+@pytest.mark.parametrize("method", [SMALL, Method(kind="qlora", rank=2, alpha=4), FULL], ids=lambda method: method.kind)
 def test_in_bfloat16_the_losses_differ_by_its_rounding(
     method: Method, strategy: Any, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = Training(learning_rate=1e-3, max_steps=4, batch=4, evaluate_every=4, patience=None)
+    """Answers are generated in it as well."""
+    training = Training(learning_rate=1e-3, max_steps=4, batch=4, evaluate_every=4, best_by="token_f1", patience=None)
     compute = Compute(threads=1, precision="bfloat16")
     monkeypatch.setattr(stage, "_attempt", by_forks)
     two = train.fn(tokens, tiny_base, method, training, compute.model_copy(update={"devices": 2, "strategy": strategy}))

@@ -165,7 +165,7 @@ def _attend(
     (rows, heads, columns, size), kv_heads = query.shape, key.shape[1]
     group = heads // kv_heads
     query = query.reshape(rows, kv_heads, group * columns, size)  # the query heads of a kv head, one after the other
-    bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, float("-inf")).repeat(1, 1, group, 1)
+    bias = torch.zeros_like(visible, dtype=value.dtype).masked_fill_(~visible, float("-inf")).repeat(1, 1, group, 1)
     own, own_sum = _softmax(query, key, value, bias)
     if prefix:
         stacked = query.transpose(0, 1).flatten(1, 2)[None]  # [1, kv heads, rows x query heads of it x columns, size]
@@ -181,7 +181,10 @@ def _softmax(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The values [a, heads, queries, size] weighted by the softmax of the scores, and the logarithm of the sum of the
     exponentials of the scores [a, heads, queries, 1].
+
+    All is computed in the type of the values: rotary embeddings leave queries and keys in float32 under autocast.
     """
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if query.device.type == "cpu":
         weighted, total = compat.attention_with_sums(query, key, value, bias)
         return weighted, total[..., None]
