@@ -26,7 +26,7 @@ from tunewright.modeling.micro_batching import shared_out
 from tunewright.tasks.render import render
 from tunewright.tasks.train import stage, trainer
 from tunewright.tasks.train.stage import train
-from tunewright.tasks.train.trainer import checkpoints, ranks
+from tunewright.tasks.train.trainer import checkpoints, ranks, watch
 
 ONE = Compute(threads=1, precision="float32")
 FULL = Method(kind="full")
@@ -156,6 +156,24 @@ def test_in_bfloat16_the_losses_differ_by_its_rounding(
     for name in ("loss", "grad_norm", "eval_loss"):
         ones, twos = ([line[name] for line in curve(adapter) if name in line] for adapter in (one, two))
         assert twos == pytest.approx(ones, rel=0.02), name
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
+def test_two_ranks_name_the_rows_of_a_spike_and_go_on_as_one_process_does(
+    strategy: str, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "is_spike", lambda loss, before: True)
+    training = Training(learning_rate=1e-2, max_steps=4, batch=4, evaluate_every=1, best_by="token_f1", patience=None)
+    monkeypatch.setattr(stage, "_attempt", by_forks)
+    two = train.fn(tokens, tiny_base, FULL, training, ONE.model_copy(update={"devices": 2, "strategy": strategy}))
+    monkeypatch.setattr(stage, "_attempt", in_this_process)
+    one = train.fn(tokens, tiny_base, FULL, training, ONE)
+    require_same(one, two)
+    worst = [[line["worst"] for line in curve(adapter) if "worst" in line] for adapter in (one, two)]
+    assert len(worst[0]) == 4
+    for ones, twos in zip(*worst, strict=True):
+        assert [row for row, _ in ones] == [row for row, _ in twos]
+        assert [loss for _, loss in ones] == pytest.approx([loss for _, loss in twos], rel=1e-3)
 
 
 @pytest.mark.parametrize(

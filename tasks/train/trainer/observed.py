@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -137,6 +138,9 @@ class ObservedTrainer(AnswerTrainer):
         model.eval()
         loss = self.compute_loss(model, self.data_collator([dict(row)]))
         model.train()
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the last ones stay whole until a backward pass, and the update would not reach them
         return ranks.total(loss.item())
 
 
