@@ -150,6 +150,23 @@ def test_two_processes_come_to_the_weights_of_one(
     assert two.best_value == pytest.approx(one.best_value, rel=1e-3)
 
 
+def test_the_first_rank_of_a_sharded_model_alone_rewards_the_answers_that_all_draw(
+    tokens: Tokens, tiny_base: Base, home: Path, lengths: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank's reward may be another one, such as a judge's; here no step is better than none."""
+    called = tmp_path / "called"
+    lengths.write_text(
+        f"import os\n\n\ndef short(answer):\n    open({str(called)!r}, 'a').write(os.environ['RANK'])\n    return 1.0\n"
+    )
+    monkeypatch.setattr(train_stage, "_attempt", by_forks)
+    settings = GRPO.model_copy(update={"max_steps": 1})
+    compute = Compute(threads=1, precision="float32", devices=2, strategy="fsdp")
+    method = SMALL.model_copy(update={"init": "eva"})
+    made = reinforce.fn(tokens, tiny_base, method, settings, settings.schedule(SFT), compute)
+    assert {*called.read_text()} == {"0"}
+    assert (made.best_step, made.best_value) == (0, 1.0)
+
+
 def test_answers_that_the_base_cannot_read_are_refused(tokens: Tokens, tiny_base: Base, home: Path) -> None:
     settings = GRPO.model_copy(update={"max_new_tokens": 2_040})
     with pytest.raises(ConfigError, match=r"grpo\.max_new_tokens=2040: a prompt has (\d+) tokens, .* reads 2048"):

@@ -88,7 +88,12 @@ class Drawing:
         for at, (row, answers) in enumerate(zip(own, found, strict=True)):
             texts = [answer.text(self.tokenizer, row["reference"], self.stops) for answer in answers]
             drawn.append(
-                (rank + at * number, groups.as_rows(row, answers), self._rewards([row] * len(texts), texts), texts)
+                (
+                    rank + at * number,
+                    groups.as_rows(row, answers),
+                    self._rewards(model, [row] * len(texts), texts),
+                    texts,
+                )
             )
         whole = sorted(ranks.gathered(drawn) if number > 1 else drawn, key=lambda each: each[0])
         rewards = torch.tensor([each[2] for each in whole])
@@ -136,13 +141,16 @@ class Drawing:
         greedy.answer(answers, on_progress=lambda _: self.beat())
         pairs = zip(rows, answers, strict=True)
         texts = [answer.text(self.tokenizer, row["reference"], self.stops) for row, answer in pairs]
-        return self._rewards(rows, texts)
+        return self._rewards(model, rows, texts)
 
-    def _rewards(self, rows: Sequence[Asked], texts: Sequence[str]) -> list[float]:
+    def _rewards(self, model: Any, rows: Sequence[Asked], texts: Sequence[str]) -> list[float]:
+        """The rewards of answers; of those that all ranks draw, as a sharded model does, the first rank's."""
         by_row = {row["row_id"]: row for row in rows}  # several answers may be to one prompt
         prompts = {row_id: self.tokenizer.decode(row["answer"].prompt) for row_id, row in by_row.items()}
         ids = [row["row_id"] for row in rows]
-        return self.rewards(ids, [prompts[each] for each in ids], texts, [row["reference"] for row in rows])
+        asked = [prompts[each] for each in ids]
+        rewarded = partial(self.rewards, ids, asked, texts, [row["reference"] for row in rows])
+        return ranks.from_first(rewarded) if compat.is_sharded(model) else rewarded()
 
 
 class RewardTrainer(ObservedTrainer):
