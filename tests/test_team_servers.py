@@ -393,10 +393,13 @@ def history(servers: TeamServers) -> dict[str, Any]:
     return json.loads(re.sub(rf"https://{re.escape(HOST)}:\d+/", "", said))
 
 
-def planned(servers: TeamServers, folder: Path) -> list[dict[str, Any]]:
-    """The stages that `plan` shows in a folder, without where their artifacts are on this machine."""
+def planned(servers: TeamServers, folder: Path) -> list[tuple[str, ...]]:
+    """Each stage that `plan` shows in a folder, its state, and why it would run.
+
+    What changed beside that is told from artifacts of the home, which no back-up has.
+    """
     stages = json.loads(servers.tunewright("plan", "tiny.yaml", "--json", folder=folder))["stages"]
-    return [{name: value for name, value in stage.items() if name != "artifact"} for stage in stages]
+    return [(each["stage"], each.get("of", ""), each["state"], *each.get("because", [])[:1]) for each in stages]
 
 
 TRAINING = {"learning_rate": 1e-3, "max_steps": 600, "batch": 4, "evaluate_every": 100, "patience": None}
