@@ -108,13 +108,10 @@ def _stop_outside(settings: Settings) -> None:
             outside.check_path(setting, path)
     for number, pattern in enumerate(settings.evaluation.documents):
         outside.check_path(f"evaluation.documents[{number}]", pattern)
-    for setting, metrics in _metrics(settings).items():
-        for metric in metrics:
-            if ":" in metric:
-                outside.check_module(setting, metric)
-    for reward in settings.grpo.rewards:
-        if ":" in reward:
-            outside.check_module("grpo.rewards", reward)
+    for setting, names in {**_metrics(settings), "grpo.rewards": settings.grpo.rewards}.items():
+        for name in names:
+            if ":" in name:
+                outside.check_module(setting, name)
     for expectation in settings.checks.expectations:
         if "." in expectation.name:
             outside.check_module("checks.expectations", expectation.name)

@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import os
 from pathlib import Path
 
 ANY_DEPTH = "**"
@@ -19,24 +18,23 @@ def matches(pattern: str) -> list[str]:
                     f"{link} is a link to a folder that it lies in, which {ANY_DEPTH} would follow without end; remove "
                     f"the link, or name the folders without {ANY_DEPTH}"
                 )
-    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 as above
 
 
 def _link_back(top: str) -> str | None:
     """Return a folder below `top` that is one of the folders around it as well."""
     seen: set[tuple[int, int]] = set()
-    left = [(top, frozenset[tuple[int, int]]())]
+    left = [(Path(top), frozenset[tuple[int, int]]())]
     while left:
         path, around = left.pop()
         with contextlib.suppress(OSError):  # what cannot be read is not matched either
-            found = Path(path).stat()
+            found = path.stat()
             folder = (found.st_dev, found.st_ino)
             if folder in around:
-                return path
+                return str(path)
             if folder in seen:
                 continue
             seen.add(folder)
-            with os.scandir(path) as entries:
-                inner = [entry.path for entry in entries if not entry.name.startswith(".") and os.path.isdir(entry)]  # noqa: PTH112
+            inner = [each for each in path.iterdir() if not each.name.startswith(".") and each.is_dir()]
             left += [(each, around | {folder}) for each in inner]
     return None
