@@ -62,15 +62,16 @@ class AnswerTrainer(SFTTrainer):
     def wrapped(self) -> Any:
         """The model as it trains, which train() does not wrap a second time."""
         model: Any = self.model
+        # FSDP shards the model in place, with the parameters of its optimizer.
+        is_wrapped = self.optimizer is not None if self.is_fsdp_enabled else self.model_wrapped is not model
+        if is_wrapped:
+            return self.model_wrapped
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
+        else:
+            self.model_wrapped = self.accelerator.prepare(model)
         if self.is_fsdp_enabled:
-            if self.optimizer is None:  # the model is sharded in place, with the parameters of its optimizer
-                self.model, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
-                self.model_wrapped = self.model
-        elif self.model_wrapped is model:
-            if self.is_deepspeed_enabled:
-                self.model_wrapped, self.optimizer = self.accelerator.prepare(model, self.create_optimizer())
-            else:
-                self.model_wrapped = self.accelerator.prepare(model)
+            self.model = self.model_wrapped
         return self.model_wrapped
 
     def train(self, *args: Any, **rest: Any) -> Any:

@@ -87,14 +87,8 @@ class Drawing:
             found = drawer.draw(asked_here, named, group, lambda _: self.beat()) if own else []
         for at, (row, answers) in enumerate(zip(own, found, strict=True)):
             texts = [answer.text(self.tokenizer, row["reference"], self.stops) for answer in answers]
-            drawn.append(
-                (
-                    rank + at * number,
-                    groups.as_rows(row, answers),
-                    self._rewards(model, [row] * len(texts), texts),
-                    texts,
-                )
-            )
+            rewarded = self._rewards(model, [row] * len(texts), texts)
+            drawn.append((rank + at * number, groups.as_rows(row, answers), rewarded, texts))
         whole = sorted(ranks.gathered(drawn) if number > 1 else drawn, key=lambda each: each[0])
         rewards = torch.tensor([each[2] for each in whole])
         rows = [row for each in whole for row in each[1]]
