@@ -1,12 +1,13 @@
 """Seconds to answer the demo's rows greedily: ours beside transformers' generate, with the same batch size.
 
-The tuned model answers them as they are, the base behind a few shots. Both sides are asked in one process, in float32,
+The tuned model and the base, which is mostly wrong, answer them as they are; the base also behind the same few examples
+(few_shot) and behind the training rows most like each (retrieval). Both sides are asked in one process, in float32,
 with the model's weights merged, and have to give the same answers, token for token. What is compared is the time of the
 processors, which other work on the machine disturbs less than a clock. It exits with 1 where an answer differs or a
 ratio is under what is promised.
 
     .venv/bin/python benchmarks/evaluation.py            # needs an earlier `make demo`, whose model and rows it reads
-    .venv/bin/python benchmarks/evaluation.py --home FOLDER --rows 40
+    .venv/bin/python benchmarks/evaluation.py --home FOLDER --rows 40    # of another run: the newest one there
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 from tunewright import config
 from tunewright.artifacts import IGNORED, Adapter, Artifact, Base, Splits, Tokens
 
-PROMISED = {"tuned": 3.0, "few_shot": 8.0}
+PROMISED = {"tuned": 3.0, "base": 2.0, "few_shot": 8.0, "retrieval": 2.0}
 
 Question = tuple[list[int], list[int]]  # the tokens of the prompt, and of the reference with the stop token
 
@@ -39,17 +40,21 @@ def questions(options: argparse.Namespace, base: Base) -> dict[str, list[Questio
     """The rows of test and validation, test first, as each contender is asked them."""
     import pyarrow as pa
 
+    from tunewright.similarity.prompts import common_segments
     from tunewright.tasks.prompt import Asking
-    from tunewright.tasks.prompt.shots import draw
+    from tunewright.tasks.prompt.shots import BM25, draw, nearest
 
     splits, tokens = newest(options.home, "split", Splits), newest(options.home, "render", Tokens)
     asking = Asking(base, splits, tokens, options.max_new_tokens)
     rows = pa.concat_tables([asking.test, asking.validation]).slice(0, options.rows)
-    shots = draw(asking.pool, 0, options.shots)
-    return {
-        name: [_question(row.tokens) for row in asking.ask(rows, [before] * len(rows))]
-        for name, before in (("tuned", []), ("few_shot", shots))
+    by_words = BM25(asking.pool.rows, common_segments(asking.pool.rows["messages"]))
+    shots: dict[str, list[list[int]]] = {
+        "tuned": [[]] * len(rows),
+        "base": [[]] * len(rows),
+        "few_shot": [draw(asking.pool, 0, options.shots)] * len(rows),
+        "retrieval": nearest(by_words, rows, options.shots),
     }
+    return {name: [_question(row.tokens) for row in asking.ask(rows, before)] for name, before in shots.items()}
 
 
 def _question(row: Any) -> Question:
@@ -127,7 +132,7 @@ def main() -> int:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--shots", type=int, default=8)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--only", choices=list(PROMISED), help="one of the contenders")
+    parser.add_argument("--only", choices=list(PROMISED), nargs="*", help="some of the contenders")
     options = parser.parse_args()
     config.quiet_libraries()
     import torch
@@ -139,7 +144,7 @@ def main() -> int:
     stops = json.loads(adapter.path("contract.json").read_text(encoding="utf-8"))["stop_token_ids"]
     holds = True
     for name, asked in questions(options, base).items():
-        if options.only in (None, name):
+        if name in (options.only or PROMISED):
             model = load_model(base, adapter.path("model") if name == "tuned" else None, dtype=torch.float32)
             model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
             found = compare(name, model, asked, stops, options)
