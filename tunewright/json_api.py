@@ -1,19 +1,26 @@
 """Requests with JSON to a server, such as an OpenAI-compatible API of a model.
 
-They are tried again while it is busy or away, and fail with one line.
+They are tried again while it is busy or away, and fail with one line. A file keeps replies that are paid for.
 """
 
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tunewright.errors import ApiError, ConfigError
 
 log = logging.getLogger("tunewright")
 
+Request = TypeVar("Request")
+Kept = TypeVar("Kept")
+
+AT_ONCE = 4  # requests
 ATTEMPTS = 5  # with 1, 2, 4 and 8 seconds between them, or as many as the server asks for
 LONGEST_WAIT = 60.0  # seconds that a server may ask for: the limits of most APIs are of a minute
 MOST_BYTES = 10_000_000  # of one reply, unpacked
@@ -145,3 +152,50 @@ def _read(answered: Any, seconds: float) -> Reply:
     counts = [used.get(name) if isinstance(used, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
     read, written = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
     return Reply(dict(choice["message"]), choice.get("finish_reason") in ("stop", "tool_calls"), read, written, seconds)
+
+
+class KeptReplies(Generic[Kept]):
+    """The replies that a file keeps, each a line of JSON with the key of its request, so that none is paid for twice.
+
+    `read` makes a reply of its JSON. A line that it raises TypeError or LookupError for, or that is only half there
+    since a run was killed, is asked for again.
+    """
+
+    def __init__(self, file: Path, read: Callable[[Any], Kept]) -> None:
+        self.file, self.adding = file, Lock()
+        self.replies: dict[str, Kept] = {}
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                key, value = json.loads(line)
+                self.replies[key] = read(value)
+            except (ValueError, TypeError, LookupError):
+                continue
+
+    def new(self, requests: Mapping[str, Request]) -> dict[str, Request]:
+        """The requests that have no reply yet."""
+        return {key: request for key, request in requests.items() if key not in self.replies}
+
+    def ask(self, new: Mapping[str, Request], reply: Callable[[Request], Kept], tell: Callable[[int], None]) -> None:
+        """Ask for the replies to new requests, AT_ONCE at a time, and keep each as it comes, also if another fails.
+
+        `tell` is called with the number of replies that came. Raises what `reply` raises.
+        """
+        if not new:
+            return
+        self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self.file.open("a", buffering=1, encoding="utf-8") as lines, ThreadPoolExecutor(AT_ONCE) as threads:
+            lines.write("\n")  # behind half a line
+
+            def keep(key: str, request: Request) -> None:
+                replied = reply(request)
+                with self.adding:
+                    self.replies[key] = replied
+                    lines.write(json.dumps([key, replied], default=asdict) + "\n")
+
+            waiting = [threads.submit(keep, key, request) for key, request in new.items()]
+            try:
+                for number, future in enumerate(as_completed(waiting), 1):
+                    future.result()
+                    tell(number)
+            finally:
+                threads.shutdown(cancel_futures=True)

@@ -8,10 +8,7 @@ import hashlib
 import json
 import logging
 import statistics
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
-from threading import Lock
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,7 +16,7 @@ from tunewright import config
 from tunewright.artifacts import ApiUse, Contender
 from tunewright.config import Evaluation
 from tunewright.errors import ApiRefused, ConfigError
-from tunewright.json_api import ChatApi, Reply
+from tunewright.json_api import ChatApi, KeptReplies, Reply
 from tunewright.reports.progress import Countdown
 from tunewright.tasks.evaluate.answers import ANSWER_SCHEMA
 from tunewright.tasks.evaluate.blocks import AnsweredBlock
@@ -27,7 +24,6 @@ from tunewright.tools.conversation import Message, call_text
 
 log = logging.getLogger("tunewright")
 
-AT_ONCE = 4  # requests
 ROOM = 256  # tokens at least that an answer may have: another tokenizer may write the same text in more of them
 SETTING = "evaluation.api_models"
 Requests = dict[str, dict[str, Any]]  # by their digest
@@ -48,11 +44,10 @@ class ApiAnswers:
         lines = contender.prompts.read_text(encoding="utf-8").splitlines()
         self.asked = {row["row_id"]: row for row in map(json.loads, lines)}
         of_model = hashlib.sha256(f"{self.model.url} {self.model.model}".encode()).hexdigest()[:20]
-        self.file = config.home() / "api_replies" / f"{of_model}.jsonl"
-        self.kept = _kept(self.file)
+        file = config.home() / "api_replies" / f"{of_model}.jsonl"
+        self.kept = KeptReplies(file, lambda fields: Reply(**fields))
         self.used: list[Reply] = []  # of all rows that were answered
         self.spent = 0.0  # by this run
-        self.keeping = Lock()
 
     def answer(self, rows: pa.Table) -> AnsweredBlock | None:
         """Answer some test rows (row_id, cluster, reference, tools); None where the budget does not pay for them.
@@ -65,7 +60,7 @@ class ApiAnswers:
         if not self._can_pay(asked):
             return None
         self._ask(asked)
-        replies = {row_id: self.kept[digest] for row_id, digest in digests.items()}
+        replies = {row_id: self.kept.replies[digest] for row_id, digest in digests.items()}
         self.used += replies.values()
         written = [
             {
@@ -99,17 +94,17 @@ class ApiAnswers:
         return {"messages": [_as_sent(turn) for turn in row["messages"]]} | tools | self.fields
 
     def _can_pay(self, requests: Requests) -> bool:
-        if self.budget is None or requests.keys() <= self.kept.keys():
+        if self.budget is None or not self.kept.new(requests):
             return True
         if not self.used:  # the first reply tells what a row costs
             self._ask(dict([next(iter(requests.items()))]))
-        replies = self.used or [self.kept[digest] for digest in requests if digest in self.kept]
+        replies = self.used or [self.kept.replies[digest] for digest in requests if digest in self.kept.replies]
         prices = [self.model.price(each.input_tokens, each.output_tokens) or 0.0 for each in replies]
         if not any(each.input_tokens for each in replies):
             raise ApiRefused(
                 f"evaluation.api_budget={self.budget:g}: {self.name} does not count tokens; accepted: none"
             )
-        needed = len(requests.keys() - self.kept.keys()) * statistics.fmean(prices)
+        needed = len(self.kept.new(requests)) * statistics.fmean(prices)
         if self.spent + needed <= self.budget:
             return True
         if not self.used:
@@ -121,32 +116,16 @@ class ApiAnswers:
         return False
 
     def _ask(self, requests: Requests) -> None:
-        """Keeps the reply to each request that has none, as it comes, so that another attempt asks only the rest."""
-        new = [request for digest, request in requests.items() if digest not in self.kept]
-        if not new:
-            return
-        self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        countdown = Countdown(len(new), "answers", "evaluation-progress", self.name)
-        with self.file.open("a", buffering=1, encoding="utf-8") as file, ThreadPoolExecutor(AT_ONCE) as threads:
-            file.write("\n")  # behind half a line of a run that was killed
-            waiting = [threads.submit(self._reply, request, file) for request in new]
-            try:
-                for number, future in enumerate(as_completed(waiting), 1):
-                    future.result()
-                    countdown.tell(number)
-            finally:
-                threads.shutdown(cancel_futures=True)
+        new = self.kept.new(requests)
+        self.kept.ask(new, self._reply, Countdown(len(new), "answers", "evaluation-progress", self.name).tell)
+        replies = [self.kept.replies[digest] for digest in new]
+        self.spent += sum(self.model.price(each.input_tokens, each.output_tokens) or 0.0 for each in replies)
 
-    def _reply(self, request: dict[str, Any], file: IO[str]) -> None:
+    def _reply(self, request: dict[str, Any]) -> Reply:
         try:
-            reply = self.api.ask(**request)
+            return self.api.ask(**request)
         except ConfigError as error:  # the verdict does not depend on it, and there is one without it
             raise ApiRefused(str(error)) from error
-        digest = _digest(request)
-        with self.keeping:
-            self.kept[digest] = reply
-            self.spent += self.model.price(reply.input_tokens, reply.output_tokens) or 0.0
-            file.write(json.dumps([digest, asdict(reply)]) + "\n")
 
 
 def answer_of(message: dict[str, Any]) -> str:
@@ -185,15 +164,3 @@ def _shown(turn: Message) -> str:
 
 def _digest(request: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
-def _kept(file: Any) -> dict[str, Reply]:
-    """The replies that earlier runs kept; the last line may be half of one, where a run was killed."""
-    kept: dict[str, Reply] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            digest, fields = json.loads(line)
-            kept[digest] = Reply(**fields)
-        except (ValueError, LookupError, TypeError):
-            continue
-    return kept

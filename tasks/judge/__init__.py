@@ -8,9 +8,7 @@ verdict.
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -19,13 +17,12 @@ import pyarrow.parquet as pq
 
 from tunewright import config
 from tunewright.artifacts import Answers, Judged, Splits
+from tunewright.json_api import KeptReplies
 from tunewright.metrics.win_rate import Pair, pairs, preferred, questions_of
 from tunewright.reports.progress import Countdown
 from tunewright.store.cache_key import hash_of
 from tunewright.store.stage import stage
 from tunewright.tasks.judge.asking import SYSTEM, JudgeClient, Reply
-
-AT_ONCE = 4  # pairs that are asked about
 
 JUDGED_SCHEMA = pa.schema(
     [
@@ -51,53 +48,25 @@ def agree(said: Said) -> bool:
     return said in {("A", "B"), ("B", "A"), ("tie", "tie")}
 
 
-def replies(judge: JudgeClient, asked: Sequence[Pair], file: Path) -> dict[Pair, Said]:
-    """Prompt the judge with each pair in both orders; `file` keeps a line per judged pair for later runs."""
-    before, keys = _kept(file), {pair: _key(pair) for pair in asked}
-    said = {pair: before[key] for pair, key in keys.items() if key in before}
-    if len(said) == len(asked):
-        return said
+def replies(judge: JudgeClient, asked: Sequence[Pair], kept: KeptReplies[Said]) -> dict[Pair, Said]:
+    """Prompt the judge with each pair in both orders, but for those whose replies are kept."""
+    keys = {pair: _key(pair) for pair in asked}
 
     def ask(pair: Pair) -> Said:
         texts = pair.conversation, pair.reference
-        replied = (
+        return (
             judge.better(*texts, pair.candidates, pair.opponents),
             judge.better(*texts, pair.opponents, pair.candidates),
         )
-        with writing:  # here, so that what was replied while another request failed is kept too
-            lines.write(json.dumps([keys[pair], *replied]) + "\n")
-        return replied
 
-    writing = Lock()
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with file.open("a", buffering=1, encoding="utf-8") as lines, ThreadPoolExecutor(AT_ONCE) as threads:
-        lines.write("\n")  # behind half a line of a run that was killed
-        countdown = Countdown(len(asked), "judged pairs", "judge-progress")
-        waiting = {threads.submit(ask, pair): pair for pair in asked if pair not in said}
-        try:
-            for number, future in enumerate(as_completed(waiting), 1):
-                said[waiting[future]] = future.result()
-                countdown.tell(len(said), number / len(waiting))
-        finally:
-            threads.shutdown(cancel_futures=True)
-    return said
+    new = kept.new({key: pair for pair, key in keys.items()})
+    kept.ask(new, ask, Countdown(len(new), "judged pairs", "judge-progress").tell)
+    return {pair: kept.replies[key] for pair, key in keys.items()}
 
 
 def _key(pair: Pair) -> str:
     """The hash of all that the judge is asked about a pair: of the texts, whatever row and opponent they are of."""
     return hash_of([SYSTEM, pair.conversation, pair.reference, pair.candidates, pair.opponents])
-
-
-def _kept(file: Path) -> dict[str, Said]:
-    """The replies that earlier runs kept, by the pair; a line may be half of one, where a run was killed."""
-    kept: dict[str, Said] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            key, first, second = json.loads(line)
-        except (ValueError, TypeError):
-            continue
-        kept[key] = first, second
-    return kept
 
 
 def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
@@ -131,7 +100,8 @@ def judge(folder: Path, answers: tuple[Answers, ...], splits: Splits, url: str, 
     every = list(pairs(few, questions_of(pq.read_table(splits.path("test.parquet"), filters=judged_rows))))
     file = config.home() / "judge_replies" / f"{hash_of([url, model])[:20]}.jsonl"
     asked = [pair for pair in every if not pair.is_equal]
-    said = replies(JudgeClient(url, model, config.judge_key(url)), asked, file)
+    kept = KeptReplies[Said](file, lambda both: (both[0], both[1]))
+    said = replies(JudgeClient(url, model, config.judge_key(url)), asked, kept)
     lines = [(*pair[:3], *said.get(pair, (None, None)), score(said[pair]) if pair in said else 0.5) for pair in every]
     judged = pa.Table.from_pylist([dict(zip(JUDGED_SCHEMA.names, line, strict=True)) for line in lines], JUDGED_SCHEMA)
     pq.write_table(judged, folder / "judged.parquet")
