@@ -144,6 +144,7 @@ def test_no_reply_is_paid_for_twice(ask: Ask, api: Api, home: Path) -> None:
     kept = len(file.read_text().splitlines())
     assert kept == 1 + 10
     with file.open("a") as lines:
+        lines.write('["abc", {"of": "another version"}]\n')
         lines.write('{"request": "ab')  # of a run that was killed
     api.statuses, before = [], len(api.requests)
     assert ask().num_rows == 40
