@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import atomic_moto
 import pytest
@@ -20,7 +21,7 @@ from pydantic import BaseModel
 
 from tunewright import config
 from tunewright.artifacts import Artifact, Base
-from tunewright.errors import ConfigError, StoreError, TunewrightError
+from tunewright.errors import ConfigError, StoreError, StoreRefused, TunewrightError, is_transient
 from tunewright.modeling.models import identity
 from tunewright.serving import find_base, weights_digest
 from tunewright.store import bases, disk, histories, pipelines, shared
@@ -330,6 +331,27 @@ def test_a_url_in_place_of_a_home_shares_what_is_made(s3: Any, tmp_path: Path, m
         assert draw(word="tea").folder.is_relative_to(tmp_path / machine / ".tunewright")
         assert [each.name for each in (tmp_path / machine).iterdir()] == [".tunewright"]
     assert calls == ["tea"] and s3.exists("bucket/x/trees/artifacts/draw")
+
+
+def test_a_store_that_refuses_is_an_error_that_is_not_retried(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(url: str) -> StoreRefused:
+        monkeypatch.setenv("TUNEWRIGHT_STORE", url)
+        shared._opened.cache_clear()
+        store = shared_store()
+        assert store
+        with pytest.raises(StoreRefused, match=f"^TUNEWRIGHT_STORE={url}: ") as refused, store.lease("one"):
+            pass
+        assert not is_transient(refused.value) and refused.value.exit_code == 2
+        return refused.value
+
+    assert "there is no such bucket; accepted: one that exists" in str(refusal("s3://none/x"))
+    with monkeypatch.context() as denied:
+        denied.setattr(S3Response, "put_object", Mock(return_value=(403, {}, error_of("AccessDenied"))))
+        assert "accepted: a store that this user may write" in str(refusal("s3://bucket/denied"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    type(s3).clear_instance_cache()
+    assert "Unable to locate credentials; accepted: a store that" in str(refusal("s3://bucket/x"))
 
 
 def test_a_store_that_does_not_answer_is_an_error_that_is_retried(

@@ -9,6 +9,7 @@ TunewrightError
 ├── Pruned             a comparison ended the training of a worse variant: an outcome, never retried
 ├── StageFailed        a stage raised an unknown error, also when it was retried
 ├── StoreError         the store that machines share does not answer: retried after a while
+│   └── StoreRefused   it has no such bucket, or gives this user no rights: exit code 2, never retried
 ├── TrackingError      MLflow does not answer: retried after a while
 └── TrainingError      training did not reach its planned end: exit code 4
     ├── TrainerDied    the trainer process was killed, crashed or hung: retried, and the retry resumes
@@ -77,6 +78,12 @@ class StoreError(TunewrightError):
     """The store that machines share cannot be reached, or refuses."""
 
 
+class StoreRefused(StoreError):
+    """The store has no such bucket, or does not let this user read or write."""
+
+    exit_code = 2
+
+
 class TrackingError(TunewrightError):
     """MLflow does not answer, or its database is locked."""
 
@@ -113,7 +120,8 @@ def is_transient(error: BaseException | None) -> bool:
     Bad data, bad settings, a full disk and programming errors are the same the second time.
     """
     if isinstance(error, TunewrightError):
-        return isinstance(error, TrainerDied | TrackingError | StoreError | ApiError)
+        faults = TrainerDied | TrackingError | StoreError | ApiError
+        return isinstance(error, faults) and not isinstance(error, StoreRefused)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, sqlite3.OperationalError):

@@ -32,7 +32,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tunewright import config
 from tunewright.config import outside
-from tunewright.errors import ConfigError, StoreError, TunewrightError
+from tunewright.errors import ConfigError, StoreError, StoreRefused, TunewrightError
 from tunewright.store import disk
 
 log = logging.getLogger("tunewright")
@@ -48,6 +48,7 @@ KEPT_STATES = 20  # of a history
 DIGITS = 10  # of a number in a name
 WRITERS = 8  # that try a store at the same time
 TRIALS = 2  # the first one opens their connections, so that the second one's writes arrive together
+NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # of botocore, which only the extra s3 brings
 CONFLICT_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a write is sent again that met another one
 
 
@@ -379,15 +380,24 @@ class SharedStore:
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
-        """Raises StoreError for what the library of a store raises, but what says that an object is or is not there."""
+        """Raises StoreError for what the library of a store raises, but what says that an object is or is not there.
+
+        Raises StoreRefused where another attempt would end alike: without the bucket, credentials or rights.
+        """
         try:
             yield
-        except (TunewrightError, FileNotFoundError, FileExistsError):
+        except (TunewrightError, FileExistsError):
+            raise
+        except FileNotFoundError as error:
+            if _answer(error).get("Error", {}).get("Code") == "NoSuchBucket":
+                raise StoreRefused(f"{self.named}: there is no such bucket; accepted: one that exists") from error
             raise
         except ImportError as error:
             raise ConfigError(f"{self.named}: {error}") from error
         except Exception as error:  # botocore's are not even OSErrors
             said = " ".join(str(error).split())[:200] or type(error).__name__
+            if isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS:
+                raise StoreRefused(f"{self.named}: {said}; accepted: a store that this user may write") from error
             raise StoreError(f"{self.named}: the shared store does not answer as it should ({said})") from error
 
 
@@ -419,9 +429,13 @@ def _http_status(error: Exception) -> int:
     s3fs knows by an element of the answer's XML, which not every server sends, that an object is there. Otherwise it
     raises an OSError with the number of an invalid argument, and botocore's error as its cause.
     """
+    return _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _answer(error: Exception) -> dict[str, Any]:
+    """The answer of S3's protocol that an error is about; empty of any other error."""
     answers = (getattr(each, "response", None) for each in (error, error.__cause__))
-    answer = next((each for each in answers if isinstance(each, dict)), {})
-    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return next((each for each in answers if isinstance(each, dict)), {})
 
 
 def _numbered(place: str, number: int) -> str:
