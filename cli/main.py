@@ -38,7 +38,8 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _main(show_version: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
-    config.quiet_libraries()  # before any command imports Prefect, which would begin with what it tells its maker
+    with command_line.one_line_errors(as_json=False, uses_home=False):
+        config.quiet_libraries()  # before any command imports Prefect, which would begin with what it tells its maker
     if show_version:
         typer.echo(f"tunewright {version('tunewright')}")
         raise typer.Exit

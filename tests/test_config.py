@@ -10,8 +10,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from typer.testing import CliRunner
 
 from tunewright import config
+from tunewright.cli.main import app
 from tunewright.config import (
     STAGES,
     Compute,
@@ -28,6 +30,7 @@ from tunewright.config import (
     Source,
     Split,
     Training,
+    environment,
     home,
     quietly,
 )
@@ -259,6 +262,22 @@ def test_a_url_in_place_of_a_home_is_the_store_of_all_machines(tmp_path: Any, mo
     for name, value in config.of_home().items():
         monkeypatch.setenv(name, value)
     assert home() == tmp_path / ".tunewright" and config.store() == ("TUNEWRIGHT_STORE", "s3://bucket/x")
+
+
+def test_a_tilde_that_no_shell_expanded_is_the_users_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("TUNEWRIGHT_HOME", "TUNEWRIGHT_STORE", "TUNEWRIGHT_LOCKS"):
+        monkeypatch.setenv(name, f"~/{name}")
+    assert home() == tmp_path / "TUNEWRIGHT_HOME"
+    assert config.store() == ("TUNEWRIGHT_STORE", str(tmp_path / "TUNEWRIGHT_STORE"))
+    assert environment.device_locks() == tmp_path / "TUNEWRIGHT_LOCKS"
+
+
+def test_a_tilde_of_nobody_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_HOME", "~nobody-here/x")
+    result = CliRunner().invoke(app, ["clean"])
+    said = "TUNEWRIGHT_HOME=~nobody-here/x: no user here is called so; accepted: a path, also from ~/"
+    assert (result.exit_code, result.stderr) == (2, f"error: {said}\n")
 
 
 def test_two_stores_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

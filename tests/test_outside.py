@@ -117,6 +117,14 @@ def test_only_files_below_the_roots_are_read(tmp_path: Path, monkeypatch: pytest
             outside.check_path("data.sources[0].path", path)
 
 
+def test_a_root_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TUNEWRIGHT_ROOTS", "~nobody-here/data,~/data")
+    outside.check_path("data.sources[0].path", str(tmp_path / "data" / "a.jsonl"))
+    with pytest.raises(ConfigError, match="lies outside TUNEWRIGHT_ROOTS=~nobody-here/data,~/data"):
+        outside.check_path("data.sources[0].path", str(tmp_path / "a.jsonl"))
+
+
 def test_a_link_that_a_glob_matches_leads_to_no_file_outside_the_roots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

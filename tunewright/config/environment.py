@@ -54,7 +54,7 @@ def home() -> Path:
     A URL in TUNEWRIGHT_HOME names the store that machines share, and the home of this one is .tunewright.
     """
     named = os.environ.get("TUNEWRIGHT_HOME", "")
-    return Path(".tunewright" if not named or "://" in named else named).absolute()
+    return _folder("TUNEWRIGHT_HOME", ".tunewright" if not named or "://" in named else named)
 
 
 def store() -> tuple[str, str]:
@@ -64,7 +64,8 @@ def store() -> tuple[str, str]:
     """
     named, own = os.environ.get("TUNEWRIGHT_STORE", ""), os.environ.get("TUNEWRIGHT_HOME", "")
     if "://" not in own:
-        return ("TUNEWRIGHT_STORE", named) if named else ("", "")
+        at = str(_folder("TUNEWRIGHT_STORE", named)) if named.startswith("~") else named
+        return ("TUNEWRIGHT_STORE", at) if at else ("", "")
     if named in {"", own}:
         return "TUNEWRIGHT_HOME", own
     raise ConfigError(
@@ -98,7 +99,16 @@ def mlflow_artifacts() -> Path:
 def device_locks() -> Path:
     """The folder of the locks on devices, one for all homes of a user: TUNEWRIGHT_LOCKS, or a temporary folder's."""
     named = os.environ.get("TUNEWRIGHT_LOCKS")
-    return Path(named).absolute() if named else Path(tempfile.gettempdir()) / f"tunewright-{os.getuid()}"
+    shared = Path(tempfile.gettempdir()) / f"tunewright-{os.getuid()}"
+    return _folder("TUNEWRIGHT_LOCKS", named) if named else shared
+
+
+def _folder(variable: str, named: str) -> Path:
+    """The whole path that a variable names, whose ~ no shell expands in quotes. Raises ConfigError for ~nobody."""
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"{variable}={named}: no user here is called so; accepted: a path, also from ~/") from None
 
 
 def ray_address() -> str:
@@ -114,7 +124,7 @@ def rendezvous() -> str:
 def gguf_converter() -> Path | None:
     """Folder or program of llama.cpp's converter: TUNEWRIGHT_GGUF_CONVERTER, or None for the installed one."""
     named = os.environ.get("TUNEWRIGHT_GGUF_CONVERTER")
-    return Path(named).expanduser().absolute() if named else None
+    return _folder("TUNEWRIGHT_GGUF_CONVERTER", named) if named else None
 
 
 def signing_password() -> str | None:

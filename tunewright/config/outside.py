@@ -130,7 +130,10 @@ def _lies_in(path: str, root: str) -> bool:
         return path.startswith(root.rstrip("/") + "/") and "::" not in path and ".." not in unquote(path)
     if path.startswith(("hub:", "package:")):
         return root == path.partition(":")[0] + ":"
-    return Path(path).expanduser().resolve().is_relative_to(Path(root).expanduser().resolve())
+    try:
+        return Path(path).expanduser().resolve().is_relative_to(Path(root).expanduser().resolve())
+    except RuntimeError:  # ~ of nobody
+        return False
 
 
 def _listed(variable: str) -> list[str]:
