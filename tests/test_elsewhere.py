@@ -73,7 +73,7 @@ def test_a_version_is_served_without_the_project_and_without_its_home(
     address = f"http://127.0.0.1:{(port := free_port())}"
     serve = [sys.executable, "-P", "-c", SERVE, "models", "serve", "--env-manager", "local", "--port", str(port)]
     credentials = {"MLFLOW_TRACKING_USERNAME": "any", "MLFLOW_TRACKING_PASSWORD": addresses.keep_password()}
-    for name, value in credentials.items():
+    for name, value in {**credentials, "TUNEWRIGHT_TRACKING_HOSTS": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     with running([*server.command], home, {**os.environ, **server.environment}, server.is_ready):
         registry = Registry(name="triage", tracking_uri=up.mlflow)

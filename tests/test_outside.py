@@ -13,6 +13,8 @@ from tunewright.cli.main import app
 from tunewright.config import Data, Judge, Model, Registry, Settings, Source, outside
 from tunewright.errors import ConfigError
 from tunewright.flows.inputs import inputs
+from tunewright.registry import address
+from tunewright.registry.address import tracking_uri
 from tunewright.registry.tracking import connected
 from tunewright.tasks.ingest import source_files
 from tunewright.tasks.prompt.documents import documents
@@ -192,6 +194,49 @@ def test_the_registry_of_a_run_is_asked_only_where_the_environment_allows_it(mon
         said = rf"^registry\.tracking_uri={re.escape(uri.partition('?')[0])}: its host is none of"
         with pytest.raises(ConfigError, match=said), connected(Registry(tracking_uri=uri)):
             pass
+
+
+CREDENTIALS = {"MLFLOW_TRACKING_USERNAME": "ana", "MLFLOW_TRACKING_PASSWORD": "hush", "MLFLOW_TRACKING_TOKEN": "hush"}
+
+
+@pytest.mark.parametrize("held", [*CREDENTIALS, "~/.mlflow/credentials"])
+def test_credentials_of_the_worker_are_for_the_mlflow_that_its_environment_names(
+    held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    address.require_allowed("http://127.0.0.1:9")
+    if held in CREDENTIALS:
+        monkeypatch.setenv(held, CREDENTIALS[held])
+    else:
+        (tmp_path / ".mlflow").mkdir()
+        (tmp_path / ".mlflow" / "credentials").write_text("[mlflow]\nmlflow_tracking_password = hush\n")
+    said = (
+        rf"^registry\.tracking_uri=http://127\.0\.0\.1:9: {held} would be sent there; accepted: the server of MLFLOW_"
+    )
+    for own in ("", "http://127.0.0.1:10", "https://127.0.0.1:9"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", own)
+        with pytest.raises(ConfigError, match=said), connected(Registry(tracking_uri="http://127.0.0.1:9")):
+            pass
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9/mlflow")
+    address.require_allowed("http://127.0.0.1:9")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("TUNEWRIGHT_TRACKING_HOSTS", "127.0.0.1:9")
+    address.require_allowed("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{}", "sqlite+pysqlite:///{}", "sqlite:///file:{}?uri=true"])
+def test_a_database_in_a_file_lies_below_the_roots(uri: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, other = home.parent / "inside", home.parent / "other"
+    outsider = uri.format(other / "a.db")
+    monkeypatch.setenv("TUNEWRIGHT_ROOTS", str(inside))
+    said = r"^registry\.tracking_uri=.*: lies outside TUNEWRIGHT_ROOTS="
+    with pytest.raises(ConfigError, match=said), connected(Registry(tracking_uri=outsider)):
+        pass
+    assert not other.exists()
+    address.require_allowed(f"sqlite:///{inside}/a.db")
+    address.require_allowed(tracking_uri(Registry()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", outsider)
+    address.require_allowed(outsider)
 
 
 def test_only_modules_that_the_environment_names_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:

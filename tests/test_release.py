@@ -860,7 +860,10 @@ def test_who_decided_is_who_the_server_let_in(
     with HTTPServer(("127.0.0.1", 0), HasAccounts) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         registry = Registry(name="triage", tracking_uri=f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         assert release._who_and_why(registry, by, " it is\n good ") == (kept, "it is good")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")  # another's server is sent no credentials, and lets nobody in
+        assert release._who_and_why(registry, by, "good") == (" ".join((by or "carol").split()), "good")
         server.shutdown()
 
 

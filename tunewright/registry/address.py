@@ -6,7 +6,9 @@ Commands import it before their environment is prepared, so it imports neither P
 import contextlib
 import os
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:  # what they import takes time
 SQLITE = "sqlite:///"
 VARIABLE = "MLFLOW_TRACKING_URI"
 LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+CREDENTIALS_FILE = "~/.mlflow/credentials"  # which MLflow's client reads too
+HOSTS = "TUNEWRIGHT_TRACKING_HOSTS"
 CERTIFICATES = "MLFLOW_TRACKING_SERVER_CERT_PATH"  # of the authorities that MLflow's client trusts, in a file
 NO_TLS_CHECK = "MLFLOW_TRACKING_INSECURE_TLS"
 ACCOUNT_SECONDS = 10.0  # for the answer to which account it is
@@ -38,8 +43,38 @@ def public_address(registry: Registry) -> str:
     return outside.without_credentials(tracking_uri(registry)).rstrip("/")
 
 
+def require_allowed(uri: str) -> None:
+    """Raises ConfigError where the environment of this worker does not allow an address that settings name.
+
+    That is a file outside the roots, a host that is not listed, and a server that the credentials here are not for:
+    settings may be those of whoever can fill in a form, who could have them sent to a server of their own.
+    """
+    if uri.startswith("sqlite"):
+        if uri not in (os.environ.get(VARIABLE), f"{SQLITE}{config.mlflow_database()}"):
+            file = uri.partition(":///")[2]
+            outside.check_path("registry.tracking_uri", uri if "?" in uri else file)  # a query can name another file
+    elif not uri.startswith("databricks"):  # which names no host
+        outside.check_host("registry.tracking_uri", uri, HOSTS)
+    up = addresses.running()
+    if uri.startswith("http") and not _has_credentials_for(uri) and not (up and up.is_mlflow(uri)):
+        held = [name for name in CREDENTIALS if os.environ.get(name)]
+        if held or Path(CREDENTIALS_FILE).expanduser().is_file():
+            raise ConfigError(
+                f"registry.tracking_uri={outside.without_secrets(uri)}: {', '.join(held) or CREDENTIALS_FILE} would be "
+                f"sent there; accepted: the server of {VARIABLE}, or a host that {HOSTS} names; set one of these "
+                "two beside the credentials"
+            )
+
+
+def _has_credentials_for(url: str) -> bool:
+    """Whether the credentials of the environment are for the server of a URL: it is the environment that names it."""
+    return urlsplit(url)[:2] == urlsplit(os.environ.get(VARIABLE, ""))[:2] or outside.is_listed(url, HOSTS)
+
+
 def asked(url: str, seconds: float) -> "httpx.Response":
     """The answer of an MLflow server, with the TLS settings and credentials that MLflow's client takes.
+
+    Only a server that the environment names is sent them.
 
     Raises httpx.HTTPError, ConfigError.
     """
@@ -52,7 +87,7 @@ def asked(url: str, seconds: float) -> "httpx.Response":
         except OSError as error:
             said = f"{CERTIFICATES}={file}: {error.strerror or error}"
             raise ConfigError(f"{said}; accepted: a file of certificates, as PEM") from None
-    user, password, token = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
+    user, password, token = (os.environ.get(name) if _has_credentials_for(url) else None for name in CREDENTIALS)
     headers = {"Authorization": f"Bearer {token}"} if token and not user else {}
     return httpx.get(
         url, timeout=seconds, verify=verify, auth=(user, password or "") if user else None, headers=headers

@@ -20,7 +20,7 @@ from tunewright.config import Registry, outside
 from tunewright.errors import NO_SPACE, ConfigError, TrackingError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.registry import database
-from tunewright.registry.address import LOG_IN, SQLITE, VARIABLE, tracking_uri
+from tunewright.registry.address import LOG_IN, SQLITE, VARIABLE, require_allowed, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,8 +78,7 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
 
     database.quiet()
     uri = tracking_uri(registry)
-    if not uri.startswith(("sqlite", "databricks")):  # which name no host
-        outside.check_host("registry.tracking_uri", uri, "TUNEWRIGHT_TRACKING_HOSTS")
+    require_allowed(uri)
     if uri.startswith(SQLITE):
         database.ensure(Path(uri.removeprefix(SQLITE)))
     if not registry.tracking_uri:
