@@ -25,6 +25,7 @@ from great_expectations.compatibility import pydantic
 from great_expectations.expectations.metadata_types import FailureSeverity
 
 from tunewright.accepted import did_you_mean, meant, shown
+from tunewright.data_checks.conditions import stop_on_code
 from tunewright.data_checks.rules import BY_ROW, Expected, columns_of, named_columns
 from tunewright.data_checks.suite import Entry, SuiteError
 from tunewright.errors import imported, one_line
@@ -35,6 +36,8 @@ TEXTS = ("prompt", "answer")
 def own_expectation(entry: Entry) -> Expected:
     """The team's expectation with its arguments. Raises SuiteError where it cannot be made."""
     expectation = _made(_kind(entry), entry)
+    if "row_condition" in entry.given:
+        stop_on_code(entry, getattr(expectation, "row_condition", None))
     made = Expected(replace(entry, name=expectation.expectation_type), _fault(expectation), expectation)
     named = f"={entry.name} "
     if looks_at_texts(made) and not isinstance(expectation, BY_ROW):
@@ -98,6 +101,8 @@ def _is_expectation(value: object) -> TypeGuard[type[gxe.Expectation]]:
 def _made(kind: type[gxe.Expectation], entry: Entry) -> gxe.Expectation:
     """An expectation of this class with the entry's arguments."""
     key = f"{entry.key}.arguments"
+    if computed := next((name for name, value in entry.given.items() if _is_computed(value)), None):
+        raise SuiteError(f"{key}.{computed}", f"={shown(entry.given[computed])}; accepted: a value, and no $PARAMETER")
     accepted = _arguments(kind)
     if unknown := next((name for name in entry.given if name not in accepted), None):
         raise SuiteError(
@@ -109,6 +114,13 @@ def _made(kind: type[gxe.Expectation], entry: Entry) -> gxe.Expectation:
         raise SuiteError(key, _refused(error.errors(), entry.given)) from error
     except Exception as error:  # its validators are its own
         raise SuiteError(key, f" of {kind.__name__}: {one_line(error)}") from error
+
+
+def _is_computed(value: Any) -> bool:
+    """Whether Great Expectations would evaluate the value as a formula, one such as 9^9^9^9^9 without end."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    named = isinstance(value, dict) and any(f"{name}".startswith("$PARAMETER") for name in value)
+    return named or any(map(_is_computed, inner))
 
 
 def _arguments(kind: type[gxe.Expectation]) -> list[str]:

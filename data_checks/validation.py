@@ -14,6 +14,7 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 
+from tunewright.data_checks.patterns import stop_on_endless
 from tunewright.data_checks.rules import BY_ROW, Expected, columns_of
 from tunewright.data_checks.suite import Entry
 from tunewright.privacy.excerpts import clipped, masked
@@ -46,7 +47,11 @@ class ExpectationOutcome:
 
 
 def run(frame: pd.DataFrame, asked: Sequence[Expected]) -> list[ExpectationOutcome]:
-    """Holds `frame`, whose index counts from 0, against all expectations at once; their outcomes in the given order."""
+    """Holds `frame`, whose index counts from 0, against all expectations at once; their outcomes in the given order.
+
+    Raises ConfigError where a pattern of the team's would take too long.
+    """
+    stop_on_endless(frame, asked)
     numbered = [each.expectation.copy(update={"meta": {"number": n}}) for n, each in enumerate(asked)]
     named = [columns_of(each.expectation) for each in asked]
     if all(named) and not any(getattr(each.expectation, "row_condition", None) for each in asked):

@@ -1,10 +1,17 @@
 """The team's expectations that can never run are reported before anything runs; those that may run are accepted."""
 # pyright: reportPrivateImportUsage=false, reportIncompatibleVariableOverride=false
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from checked import changed
+from conftest import MakeRows
 from great_expectations import expectations as gxe
 from great_expectations.execution_engine import PandasExecutionEngine
 from great_expectations.expectations.expectation import ColumnMapExpectation
@@ -13,9 +20,12 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     column_condition_partial,
 )
 
+from tunewright.accepted import shown
 from tunewright.artifacts import ROW_SCHEMA
-from tunewright.data_checks.suite import Entry, SuiteError
+from tunewright.data_checks.suite import Entry, SuiteError, suite
 from tunewright.data_checks.trial import try_out
+from tunewright.errors import ConfigError
+from tunewright.tasks.check.validate import validate_rows
 
 GX = "great_expectations.expectations"
 
@@ -143,3 +153,100 @@ def test_several_are_tried_at_once_and_the_first_wrong_one_is_told() -> None:
     ]
     with pytest.raises(SuiteError, match=r"^checks\.expectations\[1\]\.arguments\.column=lne is not a column"):
         try_out(entries, ROW_SCHEMA)
+
+
+SAME_LETTERS = "a" * 60 + "!"
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("ExpectColumnValuesToMatchRegex", {"regex": "(a+)+$"}),
+        ("ExpectColumnValuesToNotMatchRegexList", {"regex_list": ["b", "(a+)+$"]}),
+        ("ExpectColumnValuesToMatchJsonSchema", {"json_schema": {"type": "string", "pattern": "(a+)+$"}}),
+    ],
+)
+@pytest.mark.parametrize("column", ["answer", "source"])
+def test_a_pattern_without_end_is_one_line_that_names_the_expectation_and_the_limit(
+    name: str, given: dict[str, Any], column: str, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.data_checks.patterns.SECONDS", 1.0)
+    asked = changed({"name": f"{GX}.{name}", "arguments": {"column": column} | given})
+    text = json.dumps(SAME_LETTERS)
+    table = pq.read_table(make_rows([("Which letter?", text)]).path("rows.parquet"))
+    table = table.set_column(table.schema.get_field_index("source"), table.schema.field("source"), pa.array([text]))
+    file = make_rows(table=table).path("rows.parquet")
+    ((argument, pattern),) = given.items()
+    said = (
+        f"{argument}={shown(pattern)} takes more than 1 s of processor time on 1,000,000 characters of texts or fewer; "
+        "accepted are patterns without a repetition of a repetition"
+    )
+    with pytest.raises(ConfigError, match=rf"^checks\.expectations\[0\] \(expect_\w+\): {re.escape(said)}"):
+        validate_rows(file, suite(asked.expectations), ())
+
+
+def test_a_schema_of_an_expectation_downloads_nothing() -> None:
+    schema = {"$ref": "http://127.0.0.1:9/a.json"}
+    said = r"json_schema=.* refers to http://127\.0\.0\.1:9/a\.json, which is not in the file; nothing is downloaded"
+    with pytest.raises(ConfigError, match=said):
+        tried(f"{GX}.ExpectColumnValuesToMatchJsonSchema", column="answer", json_schema=schema)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "@pd.io.common.os.system('touch {file}') == 0",
+        "num_turns.to_csv('{file}') == 0",
+        "num_turns == 1 and @pd.io.common.os.system('touch {file}') == 0",
+        "file == '`' and @pd.io.common.os.system('touch {file}') == 0 and file == '`'",
+        "num_turns == 1 #\u2028@pd.io.common.os.system('touch {file}') == 0",
+        "num_turns.__class__ == 1",
+        "9 ** 9 ** 9 ** 9 == num_turns",
+        {"type": "pass_through", "pass_through_filter": "@pd.io.common.os.system('touch {file}') == 0"},
+        {
+            "type": "comparison",
+            "column": {"name": "'line' == 0 or @pd.io.common.os.system('touch {file}') == 0"},
+            "operator": "==",
+            "parameter": 1,
+        },
+        {"type": "comparison", "column": {"name": "line"}, "operator": "==", "parameter": "`' or num_turns == '`"},
+        {
+            "type": "and",
+            "conditions": [
+                {"type": "nullity", "is_null": False, "column": {"name": "line"}},
+                {
+                    "type": "comparison",
+                    "column": {"name": "x` == 1 or @pd.io.common.os.system('touch {file}') == `line"},
+                    "operator": "==",
+                    "parameter": 1,
+                },
+            ],
+        },
+    ],
+)
+def test_a_condition_of_a_form_runs_nothing(condition: Any, tmp_path: Path) -> None:
+    file = tmp_path / "touched"
+    given = json.loads(json.dumps(condition).replace("{file}", str(file)))
+    parser = {"condition_parser": "pandas"} if isinstance(given, str) else {}
+    with pytest.raises(SuiteError, match=r"^checks\.expectations\[0\]\.arguments\.row_condition=.* does more than to "):
+        tried(f"{GX}.ExpectColumnValuesToBeNull", column="group", row_condition=given, **parser)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "num_turns > 1 and source in ['a@b', 'c'] or not group.isnull()",
+        "(source.str.len() > 1) & source.str.startswith('a')",
+        {"type": "comparison", "column": {"name": "num_turns"}, "operator": ">", "parameter": 1},
+    ],
+)
+def test_a_condition_may_compare_columns(condition: Any) -> None:
+    parser = {"condition_parser": "pandas"} if isinstance(condition, str) else {}
+    tried(f"{GX}.ExpectColumnValuesToBeNull", column="group", row_condition=condition, **parser)
+
+
+@pytest.mark.parametrize("value", [{"$PARAMETER": "9^9^9^9^9"}, [[{"$PARAMETER.a": 1}]]])
+def test_no_value_is_computed_of_a_formula(value: Any) -> None:
+    with pytest.raises(SuiteError, match=r"arguments\.max_value=.*; accepted: a value, and no \$PARAMETER$"):
+        tried(f"{GX}.ExpectColumnValuesToBeBetween", column="num_turns", max_value=value)
