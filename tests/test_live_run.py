@@ -355,6 +355,30 @@ def test_an_end_that_comes_while_the_run_is_kept_is_kept_as_well(facts: RunFacts
     assert live_run.KeptRun.model_validate_json(file.read_bytes()).ending == live.ending
 
 
+def test_the_machine_is_sampled_on_where_its_clock_is_set_back(
+    facts: RunFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, began, steps = LiveRun(), time.time(), list[int]()
+
+    class SetBack:
+        """The machine, whose clock goes back by a day as it is sampled."""
+
+        def sample(self, now: float, step: int) -> list[Point]:
+            steps.append(step)
+            monkeypatch.setattr(live_run.time, "time", lambda: began - 86_400)
+            return []
+
+    def pause(_: float, pauses: Iterator[int] = iter(range(5))) -> None:  # noqa: B008 it is called in one test
+        if next(pauses, None) is None:
+            live.ending = RunEnding(status="FINISHED", when=began)
+
+    monkeypatch.setattr(live_run, "SystemMetrics", SetBack)
+    monkeypatch.setattr(live_run, "SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(live_run.time, "sleep", pause)
+    live._sample(RunWriter(facts, began))
+    assert len(steps) > 1 and min(steps) >= 0
+
+
 def test_threads_that_need_the_password_leave_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     up = addresses.Addresses(pid=1, prefect="http://127.0.0.1:1", mlflow="http://127.0.0.1:2", pool="local")
     monkeypatch.setattr(addresses, "running", lambda: up)

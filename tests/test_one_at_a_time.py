@@ -81,9 +81,11 @@ def test_first_come_first_served(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     assert not tickets()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("how", "set_back_seconds"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 3600)]
+)
 def test_one_who_waits_and_died_or_stands_still_keeps_nobody_waiting(
-    how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    how: signal.Signals, set_back_seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(one_at_a_time, "PAUSED_SECONDS", 1.0)
     waiting = [sys.executable, "-c", HOLDER, str(config.device_locks()), "0"]
@@ -92,6 +94,8 @@ def test_one_who_waits_and_died_or_stands_still_keeps_nobody_waiting(
         while not tickets():
             time.sleep(0.01)
         process.send_signal(how)
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - set_back_seconds)
     with held(["cpu"], "run quiet-owl"):
         process.kill()
     process.wait(10)

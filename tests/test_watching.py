@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -202,6 +202,26 @@ def test_a_change_back_is_a_change_where_the_run_between_failed() -> None:
     assert (found.is_new, found.changes) == (True, (watching.REPAIRED,))
     found = look("demo", DATA, FAILED)
     assert (found.is_new, found.changes) == (False, ()), "once"
+
+
+def test_files_that_stay_unreadable_are_announced_also_where_the_clock_was_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Clock(datetime):
+        """A clock that was a day fast, and is corrected."""
+
+        hours = 24.0
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=cls.hours)
+
+    monkeypatch.setattr(watching, "datetime", Clock)
+    assert watching.long_unreadable("demo") is None
+    Clock.hours = 0.0
+    assert watching.long_unreadable("demo") is None
+    Clock.hours = 1.1
+    assert watching.long_unreadable("demo") is not None
 
 
 def test_files_that_stay_unreadable_are_announced_once_until_they_were_read(monkeypatch: pytest.MonkeyPatch) -> None:

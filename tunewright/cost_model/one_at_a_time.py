@@ -130,7 +130,7 @@ def _own_folder() -> Path:
 @contextmanager
 def _queued(folder: Path, devices: Sequence[str]) -> Iterator[Callable[[], Ahead]]:
     """A place in the queue for some of the devices; yields what tells who is before it."""
-    place = f"{config.HIGHEST_PRIORITY - _PRIORITY.get():03}.{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
+    place = f"{config.HIGHEST_PRIORITY - _PRIORITY.get():03}.{time.monotonic_ns():020}-{uuid.uuid4().hex[:8]}"
     own = folder / f"{QUEUE}.{place}{TICKET}"
     with locks.presence(own, " ".join(devices)):
         yield partial(_ahead, own, {*devices})
@@ -138,7 +138,8 @@ def _queued(folder: Path, devices: Sequence[str]) -> Iterator[Callable[[], Ahead
 
 def _ahead(own: Path, devices: set[str]) -> Ahead:
     """Those with an earlier ticket whose processes live and look; tickets that killed ones left are removed."""
-    os.utime(own)
+    now = time.monotonic()  # of the machine, so that all who wait have it and nobody sets it back
+    os.utime(own, (now, now))
     number, claimed = 0, set[str]()
     for other in sorted(own.parent.glob(f"{QUEUE}.*{TICKET}")):
         if other >= own:
@@ -146,7 +147,7 @@ def _ahead(own: Path, devices: set[str]) -> Ahead:
         with suppress(FileNotFoundError):  # it had its turn meanwhile
             if locks.is_left(other):
                 other.unlink()
-            elif time.time() - other.stat().st_mtime < PAUSED_SECONDS:
+            elif 0 <= time.monotonic() - other.stat().st_mtime < PAUSED_SECONDS:
                 wanted = {*other.read_text(encoding="utf-8").split()}
                 number += not wanted.isdisjoint(devices)
                 claimed |= wanted

@@ -211,12 +211,12 @@ class LiveRun:
     def _sample(self, writer: RunWriter) -> None:
         """Samples the machine until the run ends, ever more rarely."""
         try:
-            machine = SystemMetrics()
+            machine, began = SystemMetrics(), time.monotonic() - max(0.0, time.time() - writer.began)
             while self.ending is None:
-                now = time.time()
-                self._sampled += machine.sample(now, int(now - writer.began))
-                until = now + max(SAMPLE_SECONDS, SAMPLE_SHARE * (now - writer.began))
-                while self.ending is None and time.time() < until:
+                age = time.monotonic() - began  # whatever becomes of the machine's clock
+                self._sampled += machine.sample(time.time(), int(age))
+                until = age + max(SAMPLE_SECONDS, SAMPLE_SHARE * age)
+                while self.ending is None and time.monotonic() - began < until:
                     time.sleep(1)
         except Exception as error:  # of a driver's, or of the system's: the run does not need it
             log.debug("no system metrics: %s", error)
