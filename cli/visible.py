@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
-from tunewright.privacy.excerpts import STEERING, visible
+from tunewright.errors import STEERING, visible
 
 
 def is_plain() -> bool:

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
 from tunewright.config import Dedupe
 from tunewright.data_checks import duplicates
-from tunewright.errors import DataError
+from tunewright.errors import DataError, visible
 from tunewright.machine.cluster import EngineName
-from tunewright.privacy.excerpts import excerpt, masked, visible
+from tunewright.privacy.excerpts import excerpt, masked
 from tunewright.reports.account import MOST_BOILERPLATE
 from tunewright.similarity.embedding import load_model
 from tunewright.similarity.engine import engine_of, read_pieces

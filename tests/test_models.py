@@ -98,6 +98,12 @@ def test_what_is_no_file_in_a_base_is_one_line_at_once(folder: Path, make: Calla
         identity(str(folder))
 
 
+def test_a_name_that_stands_for_two_in_the_list_of_a_base_is_refused(folder: Path) -> None:
+    (folder / "tokenizer a\ntokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"tokenizer a\\ntokenizer.json' has a control character or a line"):
+        identity(str(folder))
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "config.json"])
 def test_a_file_too_large_to_be_what_its_name_says_is_one_line_at_once(folder: Path, name: str) -> None:
     gigabytes(folder / name)

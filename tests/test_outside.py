@@ -119,6 +119,16 @@ def test_only_files_below_the_roots_are_read(tmp_path: Path, monkeypatch: pytest
             outside.check_path("data.sources[0].path", path)
 
 
+@pytest.mark.parametrize("name", ["a\nb.txt", "a\x1b]52;c;cm0gLXJm\x07.txt", "a\x9b2J.txt", "a\u202etxt.exe.txt"])
+def test_a_file_whose_name_would_steer_a_terminal_or_part_a_list_is_not_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("text")
+    said = re.escape(f"={str(tmp_path / name)!r}: has a control character or a line break in it; give it another name")
+    with pytest.raises(ConfigError, match=rf"^data\.sources\[0\]\.path{said}$"):
+        source_files(Data(sources=(Source(path=f"{tmp_path}/*.txt", format="jsonl"),)))
+    with pytest.raises(ConfigError, match=rf"^evaluation\.documents\[0\]{said}$"):
+        documents([f"{tmp_path}/*.txt"])
+
+
 def test_a_root_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TUNEWRIGHT_ROOTS", "~nobody-here/data,~/data")

@@ -16,6 +16,7 @@ from servers import TUNEWRIGHT
 from tunewright.cli import command_line
 from tunewright.cli.visible import Visible, as_line
 from tunewright.errors import DataError
+from tunewright.privacy.excerpts import in_a_line
 
 HALF = "\ud800"  # of a surrogate pair, which no terminal's encoding has
 HOSTILE = "a\x1b]52;c;cm0gLXJm\x07b\x1b[2Jc\x9b31md\u202ee\x7f\r"
@@ -43,6 +44,11 @@ def test_an_error_and_json_steer_no_terminal(capsys: pytest.CaptureFixture[str])
     assert not {*STEERS} & {*said.err, *said.out}
     assert "\u241b" in said.err
     assert json.loads(as_line({"text": HOSTILE})) == {"text": HOSTILE}
+
+
+def test_an_error_and_a_value_that_a_log_prints_as_they_are_steer_no_terminal() -> None:
+    for said in (str(DataError(f"{HOSTILE}.jsonl: bad")), in_a_line(HOSTILE)):
+        assert not {*STEERS} & {*said} and "\u241b" in said
 
 
 def test_half_of_a_surrogate_pair_can_be_printed() -> None:

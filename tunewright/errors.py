@@ -34,6 +34,20 @@ RETRY_SECONDS: list[float] = [2, 8, 30]  # before each
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.ENOLCK}
 ONLY_READ = {errno.EROFS, errno.EACCES}  # of a home that this user cannot write to
 
+KEPT = "\t\n"
+STEERING = {  # what would steer a terminal or turn the writing; of C0 the pictures that Unicode has for them
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in KEPT},
+    0x7F: "\N{SYMBOL FOR DELETE}",
+    **dict.fromkeys(range(0x80, 0xA0), "\ufffd"),
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),  # halves of surrogate pairs, which no encoding has
+    **dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"),
+}
+
+
+def visible(text: str) -> str:
+    """The text with a visible character for each control character and each mark of writing direction."""
+    return text.translate(STEERING)
+
 
 class TunewrightError(Exception):
     """An error that a user can act on; its message is one line with the value, where it stands and what is accepted."""
@@ -41,8 +55,8 @@ class TunewrightError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message, in which what came from files and names cannot make a second line, or be no text."""
-        return " ".join(super().__str__().splitlines()).encode("utf-8", "backslashreplace").decode()
+        """The message, in which what came from files and names makes no second line, steers no terminal and is text."""
+        return visible(" ".join(super().__str__().splitlines()).encode("utf-8", "backslashreplace").decode())
 
 
 NO_SPACE = "no space left on the disk of {}: free some, or set TUNEWRIGHT_HOME to another disk"

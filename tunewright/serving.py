@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import pkgutil
+import re
 import stat
 import sys
 import tempfile
@@ -39,6 +40,7 @@ LOADED = (  # the files of a folder that transformers and tokenizers read, pickl
 )
 BASES = "artifacts/bases"  # in a home: bases from the store that machines share, each in a folder named by its digest
 BASE = "TUNEWRIGHT_BASE"  # environment: folders with bases, separated as in PATH
+STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # of names, in a list or a terminal
 LARGEST = 256 * 1024**2  # bytes of a file beside the weights: the largest tokenizer.json known has 34 MB
 LARGEST_ID = 2**32  # of a token
 TEMPLATE_SECONDS = 10.0  # of processor time that a template may take for one request
@@ -168,6 +170,8 @@ def loaded_files(folder: Path) -> list[Path]:
             raise ValueError(f"{entry} is not a regular file; accepted: files and links to files")
     files = sorted({file for pattern in LOADED for file in folder.glob(pattern) if not file.is_dir()})
     for file in files:
+        if STEERING.search(str(file.relative_to(folder))):
+            raise ValueError(f"{str(file)!r} has a control character or a line break in its name; give it another one")
         if not file.is_file():
             raise ValueError(f"{file} is not a regular file, or a broken link; accepted: files and links to files")
         size = file.stat().st_size

@@ -24,11 +24,11 @@ from tunewright import cost_model
 from tunewright.artifacts import Base, LabelErrors, Scan, Splits, SuspectedRow, Tokens
 from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import Compute, Method, Training
-from tunewright.errors import ConfigError, TunewrightError
+from tunewright.errors import ConfigError, TunewrightError, visible
 from tunewright.metrics.labels import Labels, are_labels
 from tunewright.metrics.texts import plain
 from tunewright.modeling.models import load_model, load_tokenizer, merged
-from tunewright.privacy.excerpts import ends, in_a_line, masked, visible
+from tunewright.privacy.excerpts import ends, in_a_line, masked
 from tunewright.reports.pages import template
 from tunewright.reports.progress import Countdown
 from tunewright.store.caching import work_folder

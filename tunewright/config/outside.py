@@ -24,6 +24,7 @@ HTTP_URL = "^https?://[^ ]+$"
 METADATA = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 METADATA_ADDRESSES = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 HTTP = re.compile(r"(?:https?|ftp|webhdfs)://(?:\[[^\]\s]*\])?(?:(?!::)\S)*", re.I)  # also behind zip://file::
+STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # controls, and marks that turn the writing
 PARAMETER = r"[?&#;][^=&#\s]*(?:key|sig|signature|token|password|passwd|secret|credential|auth)[^=&#\s]*"
 SECRET = re.compile(rf"://[^/?#]*@|{PARAMETER}=", re.I)
 
@@ -53,7 +54,12 @@ def without_credentials(text: str) -> str:
 
 
 def check_path(setting: str, path: str) -> None:
-    """Raises ConfigError where a file, folder or URL lies outside TUNEWRIGHT_ROOTS, or at a metadata service."""
+    """Raises ConfigError where a file, folder or URL lies outside TUNEWRIGHT_ROOTS, or at a metadata service.
+
+    Also where its name has a control character, which would steer a terminal, or a line break, which would part a list.
+    """
+    if STEERING.search(path):
+        raise ConfigError(f"{setting}={path!r}: has a control character or a line break in it; give it another name")
     for url in HTTP.findall(path):
         check_address(setting, url)
     roots = _listed("TUNEWRIGHT_ROOTS")

@@ -2,23 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from tunewright.errors import visible
 from tunewright.privacy.personal import personal
 from tunewright.privacy.secrets import secrets
 
 TEXT_CHARS = 500  # of a row
-KEPT = "\t\n"
-STEERING = {  # what would steer a terminal or turn the writing; of C0 the pictures that Unicode has for them
-    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in KEPT},
-    0x7F: "\N{SYMBOL FOR DELETE}",
-    **dict.fromkeys(range(0x80, 0xA0), "\ufffd"),
-    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),  # halves of surrogate pairs, which no encoding has
-    **dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"),
-}
-
-
-def visible(text: str) -> str:
-    """The text with a visible character for each control character and each mark of writing direction."""
-    return text.translate(STEERING)
 
 
 def excerpt(turns: Sequence[Mapping[str, str | None]]) -> str:
@@ -50,5 +38,5 @@ def ends(text: str, length: int) -> str:
 
 
 def in_a_line(value: object, known: Collection[str] = ()) -> str:
-    """A value of a column for a sentence: masked, on one line, at most 100 characters."""
-    return clipped(" ".join(masked(str(value), known).split()), 100)
+    """A value of a column for a sentence: masked, visible, on one line, at most 100 characters."""
+    return clipped(visible(" ".join(masked(str(value), known).split())), 100)
