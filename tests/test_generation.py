@@ -102,6 +102,22 @@ def test_answers_are_those_of_plain_greedy_decoding(make: Any, seed: int, monkey
     assert model.config._attn_implementation == make().config._attn_implementation
 
 
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_all_is_made_where_the_model_is_without_a_mode_that_acts_on_each_operation(make: Any) -> None:
+    torch.manual_seed(1)
+    model = make().eval()
+    prompts = [[7, 8, 9, 10], [7, 8, 9, 11, 12], [7, 8, 9, 13]]
+    rows = [Answer(prompt, [11, 2]) for prompt in prompts]
+    defaults: set[str] = set()
+    model.register_forward_pre_hook(lambda *_: defaults.add(torch.empty(0).device.type))
+    with torch.device("meta"):
+        Greedy(model, stops=STOPS, max_new_tokens=12, batch=2).answer(rows)
+    assert defaults == {"meta"}
+    assert [row.tokens for row in rows] == [
+        [token for token in generated(model, prompt, STOPS, 12) if token not in STOPS] for prompt in prompts
+    ]
+
+
 @pytest.fixture
 def model() -> Any:
     torch.manual_seed(1)
@@ -204,9 +220,9 @@ def test_states_take_no_more_than_they_may(model: Any, monkeypatch: pytest.Monke
     widths: list[int] = []
     make = CachedBatch.__init__
 
-    def measured(self: CachedBatch, rows: Any, shared: Any) -> None:
+    def measured(self: CachedBatch, rows: Any, shared: Any, *, device: torch.device) -> None:
         widths.append(len(rows))
-        make(self, rows, shared)
+        make(self, rows, shared, device=device)
 
     monkeypatch.setattr(CachedBatch, "__init__", measured)
     bytes_per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, size, of float32

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from tunewright import compat
 from tunewright.generation import plain
@@ -86,12 +85,12 @@ class Greedy:
         longest = max(len(row.prompt) + max(len(row.reference), self.max_new_tokens) for row in rows)
         found = self.known or architecture.of(self.model.config, longest)
         self.shares = found.decoding == "shared" and compat.attention_of(self.model) == "sdpa"
-        with torch.device(self.model.device):
-            if found.decoding != "library":
-                with compat.attending_by(self.model, ATTENTION if self.shares else ""):
-                    self._answer_drafted(rows, generate=generate)
-            else:
+        if found.decoding == "library":
+            with torch.device(self.model.device):
                 self._answer_by_library(rows, generate=generate, pads=found.pads_left)
+        else:  # without torch.device: it acts in Python on each of the model's operations
+            with compat.attending_by(self.model, ATTENTION if self.shares else ""):
+                self._answer_drafted(rows, generate=generate)
 
     def _answer_by_library(self, rows: Sequence[Answer], *, generate: bool, pads: bool) -> None:
         plain.answer(
@@ -146,14 +145,15 @@ class Greedy:
 
     def _batch(self, num_rows: int, shared: States) -> CachedBatch:
         """Rows that begin with what is shared, and have read nothing else."""
-        return CachedBatch([[]] * num_rows, shared) if self.shares else CachedBatch([shared] * num_rows, [])
+        own, common = ([], shared) if self.shares else (shared, [])
+        return CachedBatch([own] * num_rows, common, device=self.model.device)
 
     def _read(self, tokens: list[int], shared: States) -> States:
         """The states of what is shared and of the tokens after it."""
         if not tokens:
             return shared
-        batch = self._batch(1, shared)
-        self._logits(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool), batch, 1)
+        batch, ids = self._batch(1, shared), self._tensor([tokens])
+        self._logits(ids, torch.ones_like(ids, dtype=torch.bool), batch, 1)
         read = batch.of(0, batch.mask.shape[1])
         return behind(shared, read) if self.shares else read
 
@@ -161,13 +161,13 @@ class Greedy:
         """Reads prompts and references, ends the answers that end there, and returns the rows that go on."""
         prefix = num_tokens(shared)
         batch = self._batch(len(rows), shared)
-        whole = pad_sequence([torch.tensor((row.prompt + row.reference)[prefix:]) for row in rows], batch_first=True)
+        whole = self._padded([(row.prompt + row.reference)[prefix:] for row in rows])
         ids, following = whole[:, :-1], whole[:, 1:]
-        column = torch.arange(ids.shape[1])
-        first = torch.tensor([len(row.prompt) - prefix for row in rows])[:, None] - 1  # that predicts the reference
-        ends = torch.tensor([row.num_read - prefix for row in rows])[:, None]
+        column = torch.arange(ids.shape[1], device=ids.device)
+        first = self._tensor([len(row.prompt) - prefix for row in rows])[:, None] - 1  # that predicts the reference
+        ends = self._tensor([row.num_read - prefix for row in rows])[:, None]
         predicts = (column >= first) & (column < ends)
-        likeliest, nll = torch.zeros_like(ids), torch.zeros(ids.shape)
+        likeliest, nll = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.float32)
         for piece in self._pieces(len(rows), int(first.min()), ids.shape[1]):
             scored = piece[predicts[:, piece].any(0)]
             logits = self._logits(ids[:, piece], (column < ends)[:, piece], batch, scored - piece[0]).float()
@@ -187,19 +187,19 @@ class Greedy:
 
     def _generate(self, rows: Sequence[Answer], fewest: int) -> list[Answer]:
         """Takes answers on until no more than `fewest` still go on, and returns these."""
-        batch = CachedBatch([row.states for row in rows], self.common)
+        batch = CachedBatch([row.states for row in rows], self.common, device=self.model.device)
         for row in rows:
             row.states = []  # they are in the batch
         while len(rows) > fewest:
             drafts = self._drafts(rows)
             asked = [row.tokens[-1:] + draft.tokens for row, draft in zip(rows, drafts, strict=True)]
-            ids = pad_sequence([torch.tensor(tokens) for tokens in asked], batch_first=True)
-            column = torch.arange(ids.shape[1])
-            present = column < torch.tensor([len(tokens) for tokens in asked])[:, None]
-            places = torch.tensor([len(row.tokens) for row in rows])[:, None] + column
+            ids = self._padded(asked)
+            column = torch.arange(ids.shape[1], device=ids.device)
+            present = column < self._tensor([len(tokens) for tokens in asked])[:, None]
+            places = self._tensor([len(row.tokens) for row in rows])[:, None] + column
             likeliest = self._next(self._logits(ids, present, batch, ids.shape[1]), rows, places).tolist()
             said = [agreed(draft.tokens, tokens) for draft, tokens in zip(drafts, likeliest, strict=True)]
-            batch.mask[:, -len(column) :] = column < torch.tensor([len(tokens) for tokens in said])[:, None]
+            batch.mask[:, -len(column) :] = column < self._tensor([len(tokens) for tokens in said])[:, None]
             for draft, tokens in zip(drafts, said, strict=True):
                 self.drafts.tried(draft, len(draft.tokens), len(tokens) - 1)
             going = [at for at, row in enumerate(rows) if self._goes_on(row, said[at])]
@@ -247,8 +247,16 @@ class Greedy:
             end = min(num_columns, begin + max(1, READ // num_rows))
             if end > first:
                 end = min(end, max(begin, first) + self._width(num_rows))
-            yield torch.arange(begin, end)
+            yield torch.arange(begin, end, device=self.model.device)
             begin = end
+
+    def _tensor(self, numbers: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self.model.device)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The tokens of rows [rows, columns], with 0 behind the shorter ones."""
+        width = max(map(len, rows))
+        return self._tensor([[*row, *[0] * (width - len(row))] for row in rows])
 
     def _width(self, num_rows: int) -> int:
         """The columns whose logits are held at once."""

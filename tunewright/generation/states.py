@@ -39,7 +39,7 @@ class Growing(DynamicLayer):
 
     def keep(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Keeps the rows [kept] and of each of them the columns [kept, columns]."""
-        heads = torch.arange(self.room[0].shape[1])[:, None]
+        heads = torch.arange(self.room[0].shape[1], device=rows.device)[:, None]
         at = ((rows[:, None, None] * len(heads) + heads) * self.room[0].shape[2] + columns[:, None]).flatten()
         self.room = tuple(  # vectors as wholes: Tensor.gather takes ten times as long
             one.flatten(0, 2).index_select(0, at).view(len(rows), len(heads), -1, one.shape[3]) for one in self.room
@@ -53,11 +53,12 @@ class CachedBatch:
     What all rows begin with is `shared`: it is there once, and no part of the cache.
     """
 
-    def __init__(self, rows: Sequence[States], shared: States) -> None:
+    def __init__(self, rows: Sequence[States], shared: States, *, device: torch.device) -> None:
         self.shared = shared
         lengths = [num_tokens(row) for row in rows]
         longest = max(lengths)
-        self.mask = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]  # [rows, columns]
+        column = torch.arange(longest, device=device)
+        self.mask = column >= longest - torch.tensor(lengths, device=device)[:, None]  # [rows, columns]
         self.cache = Cache(layer_class_to_replicate=Growing)
         for at, layers in enumerate(zip(*rows, strict=True)):
             keys, values = zip(*layers, strict=True)
@@ -71,13 +72,13 @@ class CachedBatch:
 
     def visible(self, num_columns: int) -> torch.Tensor:
         """[rows, 1, columns, all columns]: what the last columns see of their rows, themselves at least."""
-        column = torch.arange(self.mask.shape[1])
+        column = torch.arange(self.mask.shape[1], device=self.mask.device)
         last = column[-num_columns:, None]
         return ((self.mask[:, None] & (column < last)) | (column == last))[:, None]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps these rows, and of the columns none that is nobody's."""
-        chosen = torch.tensor(rows, dtype=torch.long)
+        chosen = torch.tensor(rows, dtype=torch.long, device=self.mask.device)
         mask, order = self.mask[chosen].sort(dim=1, stable=True)  # what is not there comes first
         longest = int(mask.sum(1).max())
         self.mask, order = mask[:, -longest:], order[:, -longest:]
