@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import logging
@@ -235,6 +236,16 @@ async def _get(client: httpx.AsyncClient, address: str) -> None:
 def test_prefect_says_of_a_run_that_was_stopped_what_the_watcher_looks_for(ended_by: BaseException) -> None:
     state = asyncio.run(exception_to_crashed_state(ended_by))
     assert (state.message or "").startswith(STOPPED)
+
+
+def test_a_library_is_imported_without_a_package_that_is_there_again_afterwards() -> None:
+    sys.modules.pop("colorsys", None)
+    with compat.importing_without("colorsys", "json"):
+        assert importlib.util.find_spec("colorsys") is None
+        with pytest.raises(ImportError):
+            importlib.import_module("colorsys")
+        assert importlib.import_module("json") is json, "what was imported before stays"
+    assert importlib.import_module("colorsys").rgb_to_hsv
 
 
 def test_bitsandbytes_and_trl_are_imported_without_what_takes_a_second() -> None:

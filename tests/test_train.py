@@ -92,11 +92,15 @@ def test_a_run_ends_at_its_planned_step_with_the_best_weights_and_its_curves(tok
 def test_killed_in_the_middle_it_resumes_to_the_same_bytes(
     tokens: Tokens, tiny_base: Base, home: Path, undisturbed: Adapter
 ) -> None:
-    killer = kill_trainer_after(home, '"step": 7', signal.SIGKILL)
+    mapped: list[str] = []
+    killer = kill_trainer_after(
+        home, '"step": 7', signal.SIGKILL, see=lambda pid: mapped.append(Path(f"/proc/{pid}/maps").read_text())
+    )
     with pytest.raises(TrainerDied, match="SIGKILL") as died:
         train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)
     assert is_transient(died.value)
     killer.join()
+    assert ["/torch/" in mapped[0], "/scipy/" in mapped[0]] == [True, False], "the trainer needs no half second for it"
     (kept,) = home.glob("work/train/*/seconds.json")
     earlier = float(kept.read_text())
     resumed = train.fn(tokens, tiny_base, SMALL, LONG, ONE_THREAD)

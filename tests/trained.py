@@ -213,14 +213,17 @@ def reproduce_here(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("tunewright.cli.reproduce.subprocess", SimpleNamespace(run=process, DEVNULL=subprocess.DEVNULL))
 
 
-def kill_trainer_after(home: Path, line: str, sent: signal.Signals, stage: str = "train") -> threading.Thread:
-    """Sends a signal to the trainer once its metrics hold `line`."""
+def kill_trainer_after(
+    home: Path, line: str, sent: signal.Signals, stage: str = "train", *, see: Callable[[int], object] = lambda _: None
+) -> threading.Thread:
+    """Sends a signal to the trainer once its metrics hold `line`, after a look at the process by `see(pid)`."""
 
     def wait_and_kill() -> None:
         while True:
             for metrics in home.glob(f"work/{stage}/*/metrics.jsonl"):
                 if line in metrics.read_text():
-                    os.kill(trainer_process(), sent)
+                    see(process := trainer_process())
+                    os.kill(process, sent)
                     return
             time.sleep(0.02)
 

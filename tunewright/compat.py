@@ -72,6 +72,23 @@ def import_trl() -> None:
         importlib.import_module("trl.import_utils")
 
 
+@contextlib.contextmanager
+def importing_without(*packages: str) -> Iterator[None]:
+    """Libraries that are imported within do without the packages, as where these are not installed.
+
+    With them, accelerate imports what SageMaker needs and transformers what finds objects in pictures: 0.7 s.
+    """
+    import sys
+
+    left_out = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(left_out))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    try:
+        yield
+    finally:
+        for name in left_out:
+            del sys.modules[name]
+
+
 def attention_of(model: Any) -> str:
     """The name of the attention that a model of transformers computes by now."""
     return model.config._attn_implementation

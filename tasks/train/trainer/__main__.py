@@ -60,10 +60,11 @@ def _fit(job: Job, folder: Path) -> int:
             sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType] PEFT would import it, for 0.7 s
         import torch
 
-        sys.path.extend(job.import_from)
-        compat.import_trl()
-        from tunewright.tasks.train.trainer.fit import fit
+        with compat.importing_without("boto3", "scipy"):
+            compat.import_trl()
+            from tunewright.tasks.train.trainer.fit import fit
 
+        sys.path.extend(job.import_from)
         torch.set_num_threads(job.compute.threads or max(1, num_cores() // job.compute.devices))
         return fit(job, folder)
 
