@@ -245,6 +245,7 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_that_it_is_not_done(
     found = stage.look_up(tokens, tiny_base, SMALL, long, ONE_THREAD)
     assert checkpoints.newest_sealed(found.work / "checkpoints") == checkpoints.steps(checkpoint.parent) >= 3
     assert not list(home.glob("artifacts/train/*/manifest.json"))
+    assert not [*home.rglob("README.md")], "no checkpoint has a model card"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_utils import EvalLoopOutput
@@ -31,7 +32,10 @@ class AnswerTrainer(SFTTrainer):
     def __init__(self, *, lora_plus: float | None = None, objective: Objective | None = None, **rest: Any) -> None:
         self.lora_plus = lora_plus
         self.objective = objective or AnswerObjective()
-        learning = [(each, each.data.float()) for each in rest["model"].parameters() if each.requires_grad]
+        model: Any = rest["model"]
+        if isinstance(model, PeftModel):
+            model.create_or_update_model_card = lambda output_dir: None
+        learning = [(each, each.data.float()) for each in model.parameters() if each.requires_grad]
         with compat.sharding_without_gpu():
             super().__init__(**rest)
         if self.args.fsdp and not self.is_fsdp_enabled:
@@ -154,6 +158,9 @@ class AnswerTrainer(SFTTrainer):
         named = dict(model.named_parameters())  # tied weights once; torch leaves out a frozen one by one of its names
         tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - named.keys()
         return {name: tensor for name, tensor in found.items() if name not in tied}
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None, as of the adapter's: each checkpoint would have one, which nobody reads; an export has its own."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The weights of a checkpoint; DeepSpeed's are with the optimizer's states."""
