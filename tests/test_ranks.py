@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import MakeSplits, base_in
+from conftest import MakeSplits, Once, base_in
 from make_models import make_model
 from safetensors.torch import load_file
 from test_train import LONG, SMALL, curve, weights
-from trained import WITH_DEEPSPEED, ZERO, Attempt, by_forks, in_this_process
+from trained import WITH_DEEPSPEED, ZERO, Attempt, by_forks, done_once, in_this_process
 
 from tunewright.artifacts import Adapter, Base, Scan, Tokens
 from tunewright.config import Compute, Method, Model, Training
@@ -76,7 +76,7 @@ def tokens(tiny_base: Base, make_splits: MakeSplits) -> Tokens:
     ],
 )
 def test_two_ranks_have_the_losses_and_weights_of_one_process(
-    method: Method, choice: dict[str, Any], tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    method: Method, choice: dict[str, Any], tokens: Tokens, tiny_base: Base, once: Once, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Training(
         learning_rate=1e-3, max_steps=6, batch=4, micro_batch=2, evaluate_every=2, best_by="token_f1", patience=None
@@ -87,7 +87,7 @@ def test_two_ranks_have_the_losses_and_weights_of_one_process(
     )
     given = (tokens, tiny_base, method, training)
     two = train.fn(*given, ONE.model_copy(update={**choice, "devices": 2}), scan=scan)
-    monkeypatch.setattr(stage, "_attempt", in_this_process)
+    done_once(once, monkeypatch)
     one = train.fn(*given, ONE.model_copy(update={**choice, "strategy": "auto", "offload": False}), scan=scan)
     require_same(one, two)
 
@@ -144,14 +144,14 @@ def test_a_rank_without_a_row_reaches_every_parameter(
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
 @pytest.mark.parametrize("method", [SMALL, Method(kind="qlora", rank=2, alpha=4), FULL], ids=lambda method: method.kind)
 def test_in_bfloat16_the_losses_differ_by_its_rounding(
-    method: Method, strategy: Any, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    method: Method, strategy: Any, tokens: Tokens, tiny_base: Base, once: Once, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers are generated in it as well."""
     training = Training(learning_rate=1e-3, max_steps=4, batch=4, evaluate_every=4, best_by="token_f1", patience=None)
     compute = Compute(threads=1, precision="bfloat16")
     monkeypatch.setattr(stage, "_attempt", by_forks)
     two = train.fn(tokens, tiny_base, method, training, compute.model_copy(update={"devices": 2, "strategy": strategy}))
-    monkeypatch.setattr(stage, "_attempt", in_this_process)
+    done_once(once, monkeypatch)
     one = train.fn(tokens, tiny_base, method, training, compute)
     for name in ("loss", "grad_norm", "eval_loss"):
         ones, twos = ([line[name] for line in curve(adapter) if name in line] for adapter in (one, two))
@@ -160,13 +160,13 @@ def test_in_bfloat16_the_losses_differ_by_its_rounding(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
 def test_two_ranks_name_the_rows_of_a_spike_and_go_on_as_one_process_does(
-    strategy: str, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    strategy: str, tokens: Tokens, tiny_base: Base, once: Once, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "is_spike", lambda loss, before: True)
     training = Training(learning_rate=1e-2, max_steps=4, batch=4, evaluate_every=1, best_by="token_f1", patience=None)
     monkeypatch.setattr(stage, "_attempt", by_forks)
     two = train.fn(tokens, tiny_base, FULL, training, ONE.model_copy(update={"devices": 2, "strategy": strategy}))
-    monkeypatch.setattr(stage, "_attempt", in_this_process)
+    done_once(lambda name, make: once(f"spikes_{name}", make), monkeypatch)
     one = train.fn(tokens, tiny_base, FULL, training, ONE)
     require_same(one, two)
     worst = [[line["worst"] for line in curve(adapter) if "worst" in line] for adapter in (one, two)]
@@ -193,12 +193,13 @@ def test_where_a_rank_is_killed_the_others_end_and_the_run_resumes_to_the_same_b
     tokens: Tokens,
     tiny_base: Base,
     home: Path,
+    once: Once,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     two = ONE.model_copy(update={"devices": 2, "strategy": strategy})
     with monkeypatch.context() as patch:
         patch.setenv("TUNEWRIGHT_HOME", str(home / "undisturbed"))
-        patch.setattr(stage, "_attempt", by_forks)
+        done_once(once, patch, by_forks)
         undisturbed = train.fn(tokens, tiny_base, method, LONG, two)
     monkeypatch.setattr(stage, "_attempt", attempt)
     killer = kill_a_rank_after(home / "work", '"step": 7', signal.SIGKILL)
