@@ -292,9 +292,9 @@ def weights(made: Adapter) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["lora", "qlora", "full", "spectrum", "osf"])
 def test_each_kind_of_method_goes_on_from_a_version(
-    kind: Any, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    kind: Any, tokens: Tokens, tiny_base: Base, once: Once, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_stage, "_attempt", in_this_process)
+    done_once(once, monkeypatch)
     method = SMALL.model_copy(update={"kind": kind}) if "lora" in kind else Method(kind=kind)
     chosen = Scan(num_modules=1, chosen=("model.layers.0.mlp.down_proj",)) if kind == "spectrum" else None
     first = train.fn(tokens, tiny_base, method, SFT, PLAIN, chosen)
@@ -309,9 +309,9 @@ def test_each_kind_of_method_goes_on_from_a_version(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", *ZERO])
 def test_two_ranks_go_on_from_a_version_as_one_process_does(
-    strategy: str, tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    strategy: str, tokens: Tokens, tiny_base: Base, once: Once, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_stage, "_attempt", in_this_process)
+    done_once(once, monkeypatch)
     first = train.fn(tokens, tiny_base, SMALL, SFT, PLAIN)
     one = train.fn(tokens, tiny_base, SMALL, SFT, PLAIN, begins_as=version(first))
     monkeypatch.setattr(train_stage, "_attempt", by_forks)

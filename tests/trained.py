@@ -189,8 +189,10 @@ def done_once(once: Once, patch: pytest.MonkeyPatch, attempt: Attempt = in_this_
 
 def digest_of(job: trainer.Job) -> str:
     """The hash of all that a training depends on."""
-    hashed = hashlib.sha256(job.model_dump_json(exclude={"weights", "train", "validation"}).encode())
-    for file in (job.train, job.validation, *sorted(job.weights.iterdir())):
+    places = {"weights", "train", "validation", "begins_as"}
+    hashed = hashlib.sha256(job.model_dump_json(exclude=places).encode())
+    folders = [job.weights, *filter(None, [job.begins_as])]
+    for file in (job.train, job.validation, *(file for folder in folders for file in sorted(folder.iterdir()))):
         hashed.update(file.read_bytes())
     return hashed.hexdigest()
 
