@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from tunewright.artifacts import Registered
 from tunewright.cli.main import app
-from tunewright.evidence.judgements import Judgement, krippendorff, summed_up
+from tunewright.evidence.judgements import Judgement, _figures, krippendorff, summed_up
 from tunewright.evidence.review import BlindPair, ReviewedVersion, read, write_csv
 from tunewright.evidence.review_queue import QUESTION, _block
-from tunewright.metrics.win_rate import Pair, preferred
+from tunewright.metrics.win_rate import Pair, mean_of_pairs
 
 Review = Callable[..., dict[str, Any]]
 Row = dict[str, str]
@@ -87,7 +87,7 @@ def test_a_table_is_filled_in_by_two_people_and_comes_to_a_win_rate(
     ann = fill(rows, tmp_path / "ann.csv", lambda row: own(row, said))
     first = review("record", ann, "--by", "Ann")["opponents"]
     assert [first[0][name] for name in ("num_pairs", "num_people", "agreement", "alpha")] == [3, 1, None, None]
-    assert tuple(first[0]["preferred"]) == preferred([1.0, 1.0, 1.0], [3, 4, 5])
+    assert tuple(first[0]["preferred"]) == mean_of_pairs([1.0, 1.0, 1.0], [3, 4, 5])
 
     bob = fill(rows, tmp_path / "bob.csv", lambda row: others[own(row, said)] if row is rows[0] else "Tie", ";")
     (both,) = review("record", bob, "--by", "Bob")["opponents"]
@@ -208,10 +208,29 @@ def test_a_judge_is_measured_on_what_people_prefer() -> None:
     judgements = [said("a", "candidate", "Ann"), said("b", "opponent", "Ann"), said("c", "tie", "Ann")]
     judgements += [said("a", "candidate", "Bob"), said("d", "candidate", "Bob"), said("e", "candidate", "Bob")]
     judged = {("a", "base"): 1.0, ("b", "base"): 1.0, ("c", "base"): 1.0, ("d", "base"): 0.5, ("a", "champion"): 0.0}
-    (found,) = summed_up(judgements, dict.fromkeys("abcde", 0), judged)
-    assert (found.num_with_judge, found.judge_agrees) == (2, 0.5), "not where either has no preference"
+    (found,) = summed_up(judgements, {row: number for number, row in enumerate("abcde")}, judged)
+    assert found.num_with_judge == 2, "not where either has no preference"
+    assert found.judge_agrees == mean_of_pairs([1.0, 0.0], [0, 1])
     assert (found.num_pairs, found.num_people, found.num_shared, found.agreement) == (5, 2, 1, 1.0)
-    assert "The judge wise prefers the same answer as they do in 50 % of the 2 in which" in found.says("wise")
+    assert "The judge wise prefers the same answer as they do in 50 % [3 %, 97 %] of the 2 in which" in found.says(
+        "wise"
+    )
+    assert {"judge_agrees_low", "judge_agrees", "judge_agrees_high"} < {name for name, _ in _figures(found)}
+
+
+def test_the_judges_agreement_counts_near_duplicates_once() -> None:
+    said = [
+        Judgement(row_id=row, opponent="base", better="candidate", by="Ann", at="now") for row in ("a", "b", "c", "d")
+    ]
+    judged = {(each.row_id, "base"): 1.0 for each in said}
+    ((few,), (many,)) = (
+        summed_up(said, clusters, judged)
+        for clusters in (dict.fromkeys("abcd", 0), {row: number for number, row in enumerate("abcd")})
+    )
+    assert few.judge_agrees and many.judge_agrees
+    assert few.judge_agrees[1:] == many.judge_agrees[1:] == (1.0, 1.0)
+    assert few.judge_agrees[0] == pytest.approx(0.05), "of one cluster"
+    assert many.judge_agrees[0] == pytest.approx(0.05 ** (1 / 4))
 
 
 def test_a_spreadsheet_computes_nothing_in_the_table(tmp_path: Path) -> None:

@@ -214,4 +214,5 @@ def _show(version: "ReviewedVersion", people: "list[HumanPreference]", as_json: 
 
 def _as_json(found: "HumanPreference") -> dict[str, Any]:
     lost = [each.model_dump(include={"row_id", "by", "comment"}) for each in found.lost]
-    return vars(found) | {"lost": lost}
+    agrees = found.judge_agrees
+    return vars(found) | {"lost": lost, "judge_agrees": agrees and agrees[1], "judge_agrees_interval": agrees}

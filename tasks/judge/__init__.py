@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tunewright import config
 from tunewright.artifacts import Answers, Judged, Splits
 from tunewright.json_api import KeptReplies
-from tunewright.metrics.win_rate import Pair, pairs, preferred, questions_of
+from tunewright.metrics.win_rate import Pair, mean_of_pairs, pairs, questions_of
 from tunewright.reports.progress import Countdown
 from tunewright.store.cache_key import hash_of
 from tunewright.store.stage import stage
@@ -78,7 +78,7 @@ def opinion(judged: pa.Table, opponent: str) -> dict[str, Any]:
     rows = [row for row in judged.to_pylist() if row["opponent"] == opponent]
     said = [(row["first"], row["second"]) for row in rows if row["first"]]
     return {
-        "preferred": preferred(*([row[name] for row in rows] for name in ("score", "cluster"))),
+        "preferred": mean_of_pairs(*([row[name] for row in rows] for name in ("score", "cluster"))),
         "agreement": sum(agree(each) for each in said) / len(said) if said else 1.0,
         "unreadable": sum("unreadable" in each for each in said) / max(1, len(said)),
         "num_asked": len(said),

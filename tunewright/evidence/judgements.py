@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
-from tunewright.metrics.win_rate import preferred
+from tunewright.metrics.win_rate import mean_of_pairs
 from tunewright.registry import files
 from tunewright.reports.pages import counted, number, percent
 
@@ -59,7 +59,7 @@ class HumanPreference:
     agreement: float | None  # the share of two judgements of a pair that are equal; None where no pair has two
     alpha: float | None  # Krippendorff's, for nominal data; None where it is not defined
     num_with_judge: int  # pairs of which the judge's model and people each prefer an answer
-    judge_agrees: float | None  # the share of them in which they prefer the same one
+    judge_agrees: tuple[float, float, float] | None  # low, mean and high of the share in which they prefer the same one
     lost: tuple[Judgement, ...]  # those that prefer the opponent
 
     def says(self, judge: str = "") -> str:
@@ -75,8 +75,11 @@ class HumanPreference:
                 f"; two people agree in {percent(self.agreement)} of the {self.num_shared:,} that both judged{alpha}"
             )
         if self.judge_agrees is not None:
-            both = f"the {self.num_with_judge:,} in which both prefer an answer"
-            said += f". The judge {judge} prefers the same answer as they do in {percent(self.judge_agrees)} of {both}"
+            low, mean, high = map(percent, self.judge_agrees)
+            said += (
+                f". The judge {judge} prefers the same answer as they do in {mean} [{low}, {high}] of the "
+                f"{self.num_with_judge:,} in which both prefer an answer"
+            )
         return said
 
 
@@ -96,23 +99,23 @@ def summed_up(
                 of_rows.setdefault(each.row_id, []).append(each)
         scores = {row: fmean(SCORES[each.better] for each in said) for row, said in of_rows.items()}
         several = [[each.better for each in said] for said in of_rows.values() if len(said) > 1]
-        sided = [
-            (scores[row] > 0.5) == (judged[row, opponent] > 0.5)
+        sided = {
+            row: (scores[row] > 0.5) == (judged[row, opponent] > 0.5)
             for row in of_rows
             if scores[row] != 0.5 and judged.get((row, opponent), 0.5) != 0.5
-        ]
+        }
         every = [each for said in of_rows.values() for each in said]
         found.append(
             HumanPreference(
                 opponent=opponent,
-                preferred=preferred([*scores.values()], [clusters[row] for row in scores]),
+                preferred=mean_of_pairs([*scores.values()], [clusters[row] for row in scores]),
                 num_pairs=len(scores),
                 num_people=len({each.by for each in every}),
                 num_shared=len(several),
                 agreement=fmean(a == b for said in several for a, b in combinations(said, 2)) if several else None,
                 alpha=krippendorff(several),
                 num_with_judge=len(sided),
-                judge_agrees=fmean(sided) if sided else None,
+                judge_agrees=mean_of_pairs([*sided.values()], [clusters[row] for row in sided]) if sided else None,
                 lost=tuple(each for each in every if each.better == "opponent"),
             )
         )
@@ -182,4 +185,5 @@ def _figures(found: HumanPreference) -> Iterator[tuple[str, float | None]]:
     yield from zip(("preferred_low", "preferred", "preferred_high"), found.preferred, strict=True)
     yield "num_pairs", found.num_pairs
     yield "agreement", found.agreement
-    yield "judge_agrees", found.judge_agrees
+    if found.judge_agrees is not None:
+        yield from zip(("judge_agrees_low", "judge_agrees", "judge_agrees_high"), found.judge_agrees, strict=True)

@@ -67,8 +67,8 @@ def questions_of(test: pa.Table) -> dict[str, RowPrompt]:
     }
 
 
-def preferred(scores: Sequence[float], clusters: Sequence[int]) -> tuple[float, float, float]:
-    """Return the mean of the candidate's scores of pairs, from 0 to 1, between its bounds: low, mean, high."""
+def mean_of_pairs(scores: Sequence[float], clusters: Sequence[int]) -> tuple[float, float, float]:
+    """Return the mean of scores of pairs, from 0 to 1, between its bounds: low, mean, high."""
     return by_cluster(np.array(scores), np.array(clusters), 0.0, 1.0).interval(CONFIDENCE)
 
 
