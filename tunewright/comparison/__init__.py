@@ -30,6 +30,7 @@ from tunewright.comparison.ranking import (
     learning_curve,
     rank,
     sentence,
+    twice_the_rows,
 )
 from tunewright.config import home
 from tunewright.errors import Pruned
@@ -153,6 +154,9 @@ class VariantComparison(BaseModel, frozen=True):
     key: str  # of its variants, their seeds and what was made of them
     ranked: tuple[Ranked, ...]
     sentence: str
+    twice_the_rows: tuple[float, float, float] | None = (
+        None  # change of the measure: low, mean, high; of a learning curve
+    )
     folder: Path
     link: str = ""  # to MLflow
 
@@ -165,7 +169,13 @@ def of(trials: Sequence[Trial], name: str, shares: Mapping[str, float] | None = 
     key = hash_of([(trial.variant, trial.seed, trial.folder and trial.folder.name) for trial in trials])[:12]
     ranked = rank(trials)
     said = (learning_curve(ranked, shares) if shares else "") or sentence(ranked)
-    found = VariantComparison(key=key, ranked=ranked, sentence=said, folder=home() / "comparisons" / name / key)
+    found = VariantComparison(
+        key=key,
+        ranked=ranked,
+        sentence=said,
+        twice_the_rows=twice_the_rows(ranked, shares) if shares else None,
+        folder=home() / "comparisons" / name / key,
+    )
     found.folder.mkdir(parents=True, exist_ok=True)
     (found.folder / "comparison.json").write_text(found.model_dump_json(indent=1, exclude={"folder"}), encoding="utf-8")
     write_page(found.folder / "report.html", ranked, found.sentence)

@@ -201,23 +201,58 @@ def _cheapest(best: Ranked, even: Sequence[Ranked]) -> tuple[Ranked, str]:
 
 def learning_curve(ranked: Sequence[Ranked], shares: Mapping[str, float]) -> str:
     """Say what more training rows brought, of variants that differ in their share alone; empty of fewer than two."""
-    points = sorted(((shares[each.variant], each) for each in ranked if each.state == "finished"), key=lambda at: at[0])
+    points = _points(ranked, shares)
     if len(points) < 2:
         return ""
     measure = in_words(points[0][1].trials[0].measure)
     named = ", ".join(f"{each.mean:.4g} with {_rows(share)}" for share, each in points)
     (fewer, before), (more, after) = points[-2:]
-    seeds = sorted(before.values.keys() & after.values.keys())
-    changes = np.array([after.values[seed] - before.values[seed] for seed in seeds])
+    changes = _changes(before, after)
     said = f"Learning curve: validation {measure} {named}. From {_rows(fewer)} to {_rows(more)}: {changes.mean():+.2g}"
-    if len(seeds) == 1:
+    if len(changes) == 1:
         return f"{said}. With one seed each this may be chance; --seeds 3 gives it an interval."
     noise = _noise(changes)
     low, high = changes.mean() - noise, changes.mean() + noise
     better, worse = (high < 0, low > 0) if measure == SMALLER_IS_BETTER else (low > 0, high < 0)
     found = "more rows are likely to help, as a rule each doubling by less than the one before" if better else ""
     found = found or ("more rows did not help" if worse else "these seeds do not show that more rows help")
-    return f"{said} [{low:+.2g}, {high:+.2g}] over {len(seeds)} seeds: {found}."
+    said = f"{said} [{low:+.2g}, {high:+.2g}] over {len(changes)} seeds: {found}."
+    if expected := twice_the_rows(ranked, shares):
+        low, mean, high = expected
+        said += f" Twice the rows, extrapolated from this step: {mean:+.2g} [{low:+.2g}, {high:+.2g}]."
+    return said
+
+
+def twice_the_rows(ranked: Sequence[Ranked], shares: Mapping[str, float]) -> tuple[float, float, float] | None:
+    """The change of the measure that twice the training rows would bring: low, mean and high.
+
+    None without all training rows and a part of them, of two seeds at least. It is an extrapolation from the last two
+    shares. Scores are about a power of the number of rows away from their limit, with an exponent from 0 to 1 (Hestness
+    et al. 2017, arXiv:1712.00409): a doubling brings as much as the one before if the exponent is 0, and half of it if
+    it is 1. low and high are the outer bounds of both, the mean is in the middle of both. Earlier shares are left out,
+    since a curve that flattens would seem steeper with them.
+    """
+    points = _points(ranked, shares)
+    if len(points) < 2 or points[-1][0] < 1:
+        return None
+    (fewer, before), (_, after) = points[-2:]
+    changes = _changes(before, after)
+    if len(changes) < 2:
+        return None
+    found = [changes / math.log2(1 / fewer), changes / 2 / (1 / fewer - 1)]
+    low, high = (pick(each.mean() + sign * _noise(each) for each in found) for pick, sign in ((min, -1), (max, 1)))
+    return float(low), float(np.mean(found)), float(high)
+
+
+def _points(ranked: Sequence[Ranked], shares: Mapping[str, float]) -> list[tuple[float, Ranked]]:
+    """The variants that finished, with their shares, the smallest first."""
+    return sorted(((shares[each.variant], each) for each in ranked if each.state == "finished"), key=lambda at: at[0])
+
+
+def _changes(before: Ranked, after: Ranked) -> np.ndarray:
+    """How the measure changed, of each common seed."""
+    seeds = sorted(before.values.keys() & after.values.keys())
+    return np.array([after.values[seed] - before.values[seed] for seed in seeds])
 
 
 def _rows(share: float) -> str:
