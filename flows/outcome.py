@@ -348,7 +348,7 @@ def _label_errors(found: artifacts.LabelErrors) -> dict[str, Any]:
 
 
 def _verdict(verdict: artifacts.Verdict) -> dict[str, Any]:
-    measured = ("metric", "differences", "intervals", "guardrails", "general", "beside")
+    measured = ("metric", "differences", "intervals", "guardrails", "guardrail_power", "general", "beside")
     names = (*measured, "confidence", "rows_needed", "smallest_visible", "visible_against", "test_set_uses")
     said = {"decision": verdict.decision, "because": verdict.because or None, "reason": verdict.sentence}
     return said | {name: getattr(verdict, name) for name in names} | {"warnings": list(verdict.warnings)}

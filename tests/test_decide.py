@@ -466,6 +466,21 @@ def test_guardrails_can_be_of_other_rows_and_a_lower_loss_holds() -> None:
     assert guarded(GuardrailTest(worse, 0.05)).because == "regression"
 
 
+def test_the_power_of_a_guardrail_is_the_chance_that_it_holds_where_nothing_got_worse() -> None:
+    def power(num_rows: int, num_changed: int) -> float:
+        wins, losses = num_changed // 2, num_changed - num_changed // 2
+        base = right(num_rows - wins, num_rows)
+        candidate = [0.0] * losses + [1.0] * (num_rows - losses)
+        decision = guarded(GuardrailTest(evidence("stopped", candidate=candidate, base=base), 0.05))
+        (guardrail,) = decision.guardrails
+        assert guardrail.effect == 0
+        return guardrail.power
+
+    assert power(40, 0) == 1, "equal rows show that nothing got worse"
+    assert power(100, 10) < 0.5 < power(400, 10), "more rows show it better"
+    assert decide_scores(evidence(candidate=right(80), base=right(40)), Gate()).comparisons[0].effect == 0.05
+
+
 def test_a_score_out_of_the_range_of_its_metric_leaves_the_bounds_in_order() -> None:
     low, mean, high = only(against([-5.0, 1.0], [0.0, 1.0], metric="stopped")).difference
     assert low <= mean == -2.5 <= high

@@ -4,8 +4,10 @@ import json
 import math
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +21,7 @@ from tunewright.flows.calls import stages
 from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.store import code_hashes
 from tunewright.tasks.decide import decide
+from tunewright.tasks.decide.decision import Evidence, compared
 from tunewright.tasks.evaluate import ANSWER_SCHEMA
 from tunewright.tasks.forgetting import GeneralTask, forgetting, tasks, texts
 
@@ -53,8 +56,28 @@ def test_the_suite_is_of_all_kinds_and_says_nothing_twice() -> None:
     num_tasks = {part: sum(task.part == part for task in tasks()) for part in {task.part for task in tasks()}}
     assert num_tasks == {"instructions": 40, "format": 30, "harmless": 16, "harmful": 16, "arithmetic": 24}
     assert len({task.prompt for task in tasks()}) == len(tasks())
-    assert {language for language, _ in texts()} == {"en", "de", "fr", "es"}
-    assert len({text for _, text in texts()}) == len(texts()) == 20
+    assert {language for language, _ in texts()} == {"en", "de", "fr", "es", "it", "pt", "ru", "zh", "ja"}
+    assert len({text for _, text in texts()}) == len(texts()) == 60
+
+
+@pytest.mark.parametrize(("num_texts", "decides"), [(20, False), (None, True)])
+def test_there_are_so_many_texts_that_the_guardrail_decides_where_losses_vary_much(
+    num_texts: int | None, decides: bool
+) -> None:
+    """On average 40 models have forgotten nothing, but their losses differ from the base's, on a few texts by far."""
+    random = np.random.default_rng(0)
+    names = [f"text {number}" for number, _ in enumerate(texts()[:num_texts])]
+    base, clusters = dict.fromkeys(names, 4.0), {name: number for number, name in enumerate(names)}
+    gate = Gate()
+    found = []
+    for _ in range(40):
+        losses = 3.2 + random.gamma(1.0, 0.8, len(names))
+        evidence = Evidence(
+            "general_loss", {"candidate": dict(zip(names, losses, strict=True)), "base": base}, clusters
+        )
+        found += compared(evidence, ["base"], -(gate.general_loss or 0), gate.spending(0.5), effect=0.0)
+    assert (fmean(each.finding == "above" for each in found) >= 0.8) == decides
+    assert (fmean(each.power for each in found) >= 0.8) == decides
 
 
 @pytest.mark.parametrize(
@@ -176,8 +199,12 @@ def test_a_better_model_that_remembers_is_promoted(verdict) -> None:
     assert {"general_tasks/base", "general_loss/base"} < made.guardrails.keys()
     assert json.loads(made.path("verdict.json").read_text())["general"]["candidate"]["general_loss"] == 5.1
     assert made.says_forgotten() == [
-        "general tasks correct 0.33 -> 0.32 (a guardrail), loss on general texts 5.00 -> 5.10 nats/token (a guardrail)"
+        "general tasks correct 0.33 -> 0.32 (a guardrail; over 99 % power if nothing is forgotten), "
+        "loss on general texts 5.00 -> 5.10 nats/token (a guardrail; over 99 % power if nothing is forgotten)"
     ]
+    assert made.guardrail_power.keys() == made.guardrails.keys()
+    earlier = made.model_copy(update={"guardrail_power": {}})
+    assert earlier.says_forgotten()[0].endswith("nats/token (a guardrail)")
 
 
 def test_a_chat_model_that_forgot_its_tasks_is_kept_back(verdict) -> None:
@@ -194,6 +221,7 @@ def test_any_model_whose_loss_on_general_texts_rose_far_is_kept_back(verdict) ->
     made = verdict(loss=3.9, is_prose=False)
     assert made.in_words == "keep: regression"
     assert made.sentence.endswith("on 20 general texts.")
+    assert made.guardrail_power["general_loss/base"] == pytest.approx(1, abs=0.01)
 
 
 def test_what_the_suite_cannot_tell_leaves_it_open_and_asks_for_no_rows(verdict) -> None:

@@ -230,7 +230,8 @@ def test_a_candidate_that_does_them_as_well_is_promoted_and_one_that_does_not_is
     assert made.in_words == "promote"
     assert {"lm_eval/base", "general_tasks/base"} < made.guardrails.keys()
     assert json.loads(made.path("verdict.json").read_text())["general"]["candidate"]["lm_eval/a"] == 0.59
-    said = "general tasks correct 0.50 -> 0.50 (a guardrail), lm-eval score 0.60 -> 0.59 (a guardrail)"
+    power = "(a guardrail; over 99 % power if nothing is forgotten)"
+    said = f"general tasks correct 0.50 -> 0.50 {power}, lm-eval score 0.60 -> 0.59 {power}"
     assert made.says_forgotten() == [said]
 
 

@@ -212,6 +212,7 @@ def decide(
         differences={each.opponent: each.difference for each in decision.comparisons},
         intervals={name: intervals[metric] for name, intervals in own.items() if metric in intervals},
         guardrails={f"{each.metric}/{each.opponent}": each.difference for each in decision.guardrails},
+        guardrail_power={f"{each.metric}/{each.opponent}": each.power for each in decision.guardrails},
         general=suite,
         beside=tuple(beside(each, use) for use, each in others),
         warnings=warned,

@@ -1,5 +1,6 @@
 """The candidate beside one opponent: the paired difference on the same rows, and whether it is above a threshold."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,11 +17,19 @@ SMALLEST_EFFECT = 0.01  # over the threshold; nobody collects the rows that a sm
 
 
 def compare(
-    scores: Paired, *, metric: str, opponent: str, threshold: float, confidence: float, num_unanswered: int = 0
+    scores: Paired,
+    *,
+    metric: str,
+    opponent: str,
+    threshold: float,
+    confidence: float,
+    num_unanswered: int = 0,
+    effect: float = EFFECT,
 ) -> Comparison:
     """Whether the difference is above the threshold: its lower bound is; below: its upper bound is not; or unclear.
 
-    `num_unanswered` is the number of test rows that the opponent did not answer, and that `scores` do not have.
+    `num_unanswered` is the number of test rows that the opponent did not answer, and that `scores` do not have;
+    `effect` is the true difference that the power is of.
     """
     differences, evidence = scores.differences(metric), scores.evidence(metric, opponent)
     if threshold < 0 and not differences.any():  # equal rows show that nothing got worse, and no gain
@@ -32,6 +41,8 @@ def compare(
     if finding == "unclear" and mean > threshold and describe(metric).more_help:
         needed = max(analysis.rows_needed(max(mean, threshold + SMALLEST_EFFECT)), len(differences) + 1)
     smallest = analysis.smallest()
+    if threshold < 0 and math.isinf(describe(metric).high):  # no single score could make up for what got worse
+        analysis = PowerAnalysis(evidence.moved_to(effect), threshold, confidence)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return Comparison(
         metric=metric,
@@ -52,7 +63,8 @@ def compare(
         mcnemar_p=mcnemar(wins, losses) if np.isin([scores.candidate, scores.opponent], (0, 1)).all() else None,
         rows_needed=needed,
         smallest_visible=smallest if smallest <= evidence.best else None,
-        power=analysis.power(EFFECT),
+        power=analysis.power(effect),
+        effect=effect,
     )
 
 

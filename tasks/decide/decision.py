@@ -25,7 +25,7 @@ from tunewright.metrics.catalogue import AT_LEAST, CONSTANT
 from tunewright.metrics.intervals import holm
 from tunewright.reports.pages import counted
 from tunewright.tasks.decide import sentences
-from tunewright.tasks.decide.comparison import Paired, compare, is_more_wrong, needs_most
+from tunewright.tasks.decide.comparison import EFFECT, Paired, compare, is_more_wrong, needs_most
 
 CANDIDATE, BASE = "candidate", "base"
 TO_BEAT = (BASE, "champion", CONSTANT)  # all others are only prompted
@@ -92,7 +92,7 @@ def decide_scores(
         to_reach = compared(replace(evidence, scores=scores), [AT_LEAST], 0.0, gate)
     prompted = [name for name in evidence.scores if name not in (CANDIDATE, *TO_BEAT)]
     to_match = compared(evidence, prompted, -gate.tolerance, gate)
-    guarded = [compared(each.evidence, TO_BEAT, -each.margin, gate) for each in guardrails]
+    guarded = [compared(each.evidence, TO_BEAT, -each.margin, gate, effect=0.0) for each in guardrails]
     held = _adjusted([comparison for comparisons in guarded for comparison in comparisons], gate)
     decision, because, decisive = _judged(to_beat, to_reach, to_match, held)
     all_compared = (*to_beat, *to_reach, *to_match)
@@ -144,8 +144,10 @@ def _decision(evidence: Evidence, gate: Gate, **found: object) -> Decision:
     )
 
 
-def compared(evidence: Evidence, opponents: Sequence[str], threshold: float, gate: Gate) -> list[Comparison]:
-    """The candidate beside each of the opponents that there are scores of."""
+def compared(
+    evidence: Evidence, opponents: Sequence[str], threshold: float, gate: Gate, *, effect: float = EFFECT
+) -> list[Comparison]:
+    """The candidate beside each of the opponents that there are scores of; `effect` as in `compare`."""
     return [
         compare(
             evidence.paired(name),
@@ -154,6 +156,7 @@ def compared(evidence: Evidence, opponents: Sequence[str], threshold: float, gat
             threshold=threshold,
             confidence=gate.spending(evidence.alpha_shares.get(name, 1.0)).confidence,
             num_unanswered=len(evidence.clusters) - len(evidence.scores[name]),
+            effect=effect,
         )
         for name in opponents
         if name in evidence.scores

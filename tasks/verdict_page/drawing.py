@@ -7,7 +7,7 @@ from tunewright.artifacts.payloads import Comparison, Interval
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import AT_LEAST
 from tunewright.reports.curves.charts import ticks
-from tunewright.reports.pages import exactly, in_part, interval, number
+from tunewright.reports.pages import estimated_power, exactly, in_part, interval, number
 from tunewright.tasks.verdict_page.case import title
 
 MARGIN = 0.05  # of the scale, at both ends
@@ -74,7 +74,7 @@ def _drawn(comparison: Comparison, scale: Scale) -> DrawnInterval:
         threshold=scale.at(comparison.threshold),
         style=comparison.finding,
         said=interval(comparison.difference, signed=True, threshold=comparison.threshold),
-        finding=_finding(comparison),
+        finding=_finding(comparison) + _power(comparison),
     )
 
 
@@ -92,6 +92,11 @@ def _finding(comparison: Comparison) -> str:
         return "worse"
     than = f" by more than {exactly(threshold)}" if threshold else ""
     return {"above": "better", "below": "not better", "unclear": "not enough evidence that it is better"}[found] + than
+
+
+def _power(comparison: Comparison) -> str:
+    """The power of a guardrail."""
+    return f"; {estimated_power(comparison.power)} if nothing got worse" if comparison.effect == 0 else ""
 
 
 def panels(comparisons: Sequence[Comparison], of: str = "") -> list[Panel]:

@@ -503,6 +503,9 @@ class Verdict(Artifact, frozen=True):
     differences: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high)
     intervals: dict[str, tuple[float, float, float]]  # contender -> (low, mean, high) of its own score
     guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
+    guardrail_power: dict[
+        str, float
+    ] = {}  # "stopped/base" -> chance to show that it holds if nothing got worse, 0 to 1
     general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of general tasks and texts
     beside: tuple[str, ...] = ()  # a sentence for each model behind an API, which the decision does not depend on
     confidence: float | None = None  # of each test of this use of the test rows; None in earlier records
@@ -539,12 +542,20 @@ class Verdict(Artifact, frozen=True):
             return []
         base, candidate = self.general["base"], self.general["candidate"]
         changes = [
-            said.format(f"{base[name]:.2f}", f"{candidate[name]:.2f}")
-            + (" (a guardrail)" if f"{name}/base" in self.guardrails else " (not used in the decision)")
+            f"{said.format(f'{base[name]:.2f}', f'{candidate[name]:.2f}')} ({self._says_use(f'{name}/base')})"
             for name, said in GENERAL_SAID.items()
             if name in base
         ]
         return [", ".join(changes)]
+
+    def _says_use(self, guardrail: str) -> str:
+        """Say whether a result on general tasks or texts was used as a guardrail, and the power of this test."""
+        from tunewright.reports.pages import estimated_power
+
+        if guardrail not in self.guardrails:
+            return "not used in the decision"
+        power = self.guardrail_power.get(guardrail)  # None in earlier records
+        return "a guardrail" if power is None else f"a guardrail; {estimated_power(power)} if nothing is forgotten"
 
 
 def shown(verdict: str) -> str:

@@ -264,7 +264,8 @@ class Comparison(BaseModel, frozen=True):
     mcnemar_p: float | None  # exact and one-sided, of the wins and losses; None unless all scores are 0 or 1
     rows_needed: int | None  # for this gain, or .01 over the threshold; None unless more rows can show it
     smallest_visible: float | None  # true difference detectable at 80 % power; None where it is more than there can be
-    power: float  # to detect a true difference of 0.05
+    power: float  # to show that the difference is above the threshold where the true one is `effect`
+    effect: float = 0.05  # 0 of guardrails: nothing got worse
 
     @property
     def in_part(self) -> str:

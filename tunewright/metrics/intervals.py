@@ -86,6 +86,12 @@ class ClusterSums:
     def _mirrored(self) -> "ClusterSums":
         return ClusterSums(-self.sums, self.sizes, -self.best, -self.worst)
 
+    def moved_to(self, mean: float) -> "ClusterSums":
+        """The same clusters, moved to another mean; their scores are on a scale without ends."""
+        sums = self.sums + (mean - self.mean()) * self.sizes
+        most = float(np.abs(sums / self.sizes).max())
+        return ClusterSums(sums, self.sizes, -most, most)
+
     def bootstrap(self, confidence: float) -> tuple[float, float]:
         """The bounds by resampling clusters (Efron's percentile method), each one-sided; the same for the same sums."""
         from scipy import stats

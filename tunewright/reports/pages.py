@@ -33,6 +33,13 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share + math.copysign(EXACT, share):.{digits}f} %"
 
 
+def estimated_power(power: float) -> str:
+    """The power of a test as a percentage, as far as an estimate can tell: 80 % power, over 99 % power."""
+    if power > 0.99:
+        return "over 99 % power"
+    return f"{percent(power)} power" if power >= 0.01 else "under 1 % power"
+
+
 def interval(found: Sequence[float], *, signed: bool, threshold: float = 0.0, digits: int | None = None) -> str:
     """A mean between its bounds: +.02 [-.04, .08]; rounded, each is still on its side of 0 and of `threshold`.
 
