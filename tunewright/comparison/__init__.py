@@ -154,9 +154,7 @@ class VariantComparison(BaseModel, frozen=True):
     key: str  # of its variants, their seeds and what was made of them
     ranked: tuple[Ranked, ...]
     sentence: str
-    twice_the_rows: tuple[float, float, float] | None = (
-        None  # change of the measure: low, mean, high; of a learning curve
-    )
+    twice_the_rows: tuple[float, float, float] | None = None  # low, mean and high of a learning curve's forecast
     folder: Path
     link: str = ""  # to MLflow
 
