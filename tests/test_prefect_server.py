@@ -1,15 +1,18 @@
 """A run has the server that is named, or one of its own, which ends with it and not with a signal of the terminal."""
 
+import base64
 import logging
 import os
 import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +22,7 @@ import httpx
 import psutil
 import pytest
 import waiting
+from conftest import NO_BLOCKS
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
@@ -71,7 +75,8 @@ prefect_server.ensure()
 @flow
 def run() -> None:
     (server,) = psutil.Process().children()
-    print(server.pid, os.environ["PREFECT_API_URL"], "prefect.server.api" in sys.modules, flush=True)
+    api, password = os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]
+    print(server.pid, api, "prefect.server.api" in sys.modules, password, flush=True)
     time.sleep(60)
 
 run()
@@ -81,7 +86,9 @@ run()
 def test_the_server_of_a_run_is_closed_to_others_out_of_the_terminals_reach_and_ends_with_the_run(
     prefect_home: Path,
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
+    with closing(sqlite3.connect(prefect_home / "prefect.db")) as database, database:
+        database.executescript("DELETE FROM block_schema_reference; DELETE FROM block_schema; DELETE FROM block_type")
+    environment = {name: value for name, value in os.environ.items() if name not in {"PREFECT_API_URL", *NO_BLOCKS}} | {
         "PREFECT_HOME": str(prefect_home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
@@ -89,14 +96,17 @@ def test_the_server_of_a_run_is_closed_to_others_out_of_the_terminals_reach_and_
         [sys.executable, "-c", RUN], env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
     ) as run:
         assert run.stdout
-        pid, api, has_imported_the_server = run.stdout.readline().split()
+        pid, api, has_imported_the_server, password = run.stdout.readline().split()
         assert has_imported_the_server == "False"  # which takes longer than a run of cached stages
         server = psutil.Process(int(pid))
         page = {"Origin": "http://evil.test"}
-        for password in ("", "guessed"):
-            answer = httpx.post(f"{api}/flows/", json={"name": "stranger"}, auth=("", password), headers=page)
+        for wrong in ("", "guessed"):
+            answer = httpx.post(f"{api}/flows/", json={"name": "stranger"}, auth=("", wrong), headers=page)
             assert answer.status_code == 401
             assert "access-control-allow-origin" not in answer.headers
+        own = {"Authorization": f"Basic {base64.b64encode(password.encode()).decode()}"}
+        types = httpx.post(f"{api}/block_types/filter", json={}, headers=own, timeout=120)
+        assert (types.status_code, types.json()) == (200, []), "it begins without what no run needs"
         assert os.getsid(server.pid) == server.pid != os.getsid(run.pid)
         os.kill(run.pid, signal.SIGKILL)
     gone, _ = psutil.wait_procs([server], timeout=20)
@@ -180,10 +190,10 @@ def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 
 
 def test_one_that_computes_for_longer_than_the_limit_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(temporary_server, "MOST_WAITS", 100)
-    with temporary_settings({PREFECT_HOME: tmp_path}, restore_defaults=(PREFECT_API_URL,)):
+    with temporary_settings({PREFECT_HOME: prefect_home}, restore_defaults=(PREFECT_API_URL,)):
         server, started = TemporaryServer(), time.monotonic()
         try:
             assert server.answers_within(2.0)
@@ -423,10 +433,11 @@ def _with_a_server_that_it_ends(program: str, prefect_home: Path, **more: str) -
 
 
 def test_no_script_of_the_current_folder_is_run_by_the_temporary_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path, prefect_database: Path
 ) -> None:
     """Prefect's packages import redis where there is one, and pathspec re2."""
     home.mkdir()
+    shutil.copy(prefect_database, home)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home}/prefect.db")
     for name in ("redis", "re2"):
