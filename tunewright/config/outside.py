@@ -18,13 +18,12 @@ import socket
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, visible
 
 HTTP_URL = "^https?://[^ ]+$"
 METADATA = frozenset({"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"})
 METADATA_ADDRESSES = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))
 HTTP = re.compile(r"(?:https?|ftp|webhdfs)://(?:\[[^\]\s]*\])?(?:(?!::)\S)*", re.I)  # also behind zip://file::
-STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # controls, and marks that turn the writing
 PARAMETER = r"[?&#;][^=&#\s]*(?:key|sig|signature|token|password|passwd|secret|credential|auth)[^=&#\s]*"
 SECRET = re.compile(rf"://[^/?#]*@|{PARAMETER}=", re.I)
 
@@ -58,7 +57,7 @@ def check_path(setting: str, path: str) -> None:
 
     Also where its name has a control character, which would steer a terminal, or a line break, which would part a list.
     """
-    if STEERING.search(path):
+    if visible(path) != path or len(path.splitlines()) > 1:
         raise ConfigError(f"{setting}={path!r}: has a control character or a line break in it; give it another name")
     for url in HTTP.findall(path):
         check_address(setting, url)
