@@ -30,7 +30,6 @@ def save(folder: Path) -> None:
     """Write a copy into a folder that does not exist yet; it is there whole, or not at all."""
     if folder.exists():
         sys.exit(f"error: {folder} is there already; accepted: a new folder")
-    os.umask(0o077)  # it has answers to test rows, and hashes of passwords
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -122,4 +121,5 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("save", "restore"))
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
+    os.umask(0o077)  # a copy has answers to test rows, and hashes of passwords
     (save if given.what == "save" else restore)(given.folder)

@@ -179,12 +179,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """Restore the environment variables and the log that a test, or a command it calls in this process, sets."""
+    """Restore the environment variables, the log and the umask that a test, or a command in this process, sets."""
+    os.umask(mask := os.umask(0o077))
     log = logging.getLogger("tunewright")
     level, handlers, propagate = log.level, [*log.handlers], log.propagate
     with patch.dict(os.environ):
         os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it in a process that registers, such as a fixture's
         yield
+    os.umask(mask)
     log.setLevel(level)
     log.handlers[:], log.propagate = handlers, propagate
 

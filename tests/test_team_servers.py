@@ -487,6 +487,7 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
             assert re.search(rf"^ok +{server} +https://{HOST}:\d+(/api)? answers", found, re.MULTILINE)
         before, stages = history(servers), planned(servers, tmp_path / "desktop")
         servers.backup("save", tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_mode & 0o077 == 0, "it has answers to test rows, and hashes of passwords"
     passwords = tmp_path / "servers" / "infra" / ".env"
     with team_servers(tmp_path / "restored", tmp_path / "copy", passwords) as servers:
         assert history(servers) == before
