@@ -22,7 +22,7 @@ from typing import Any
 from tunewright import config
 from tunewright.artifacts import IGNORED, Adapter, Artifact, Base, Splits, Tokens
 
-PROMISED = {"tuned": 3.0, "base": 2.0, "few_shot": 8.0, "retrieval": 2.0}
+PROMISED = {"tuned": 3.0, "base": 1.5, "few_shot": 8.0, "retrieval": 2.0}
 
 Question = tuple[list[int], list[int]]  # the tokens of the prompt, and of the reference with the stop token
 
