@@ -10,49 +10,26 @@ the verdicts differ.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+import pipelines
 
-DEMO = Path(__file__).parents[1] / "deployments" / "demo.yaml"
 EVALUATION = {"prompt", "evaluate", "forgetting", "decide"}  # stages
 TEST_ROWS, VALIDATION_ROWS = 300, 300
 
 
 def described(file: Path, rows: int, steps: int, batch: int) -> dict[str, Any]:
-    """A deployment file of the rows."""
-    (deployment,) = yaml.safe_load(DEMO.read_text(encoding="utf-8"))["deployments"]
-    parameters = {
+    """The parameters of a pipeline of the rows."""
+    return {
         "data": {"sources": [{"path": str(file.absolute())}], "limit": rows},
         "split": {"test": round(TEST_ROWS / rows, 4), "validation": round(VALIDATION_ROWS / rows, 4)},
-        "model": deployment["parameters"]["model"],
+        "model": pipelines.demo()["model"],
         "training": {"max_steps": steps, "batch": batch},
         "registry": {"name": "bench"},
     }
-    return {
-        "deployments": [{"name": "bench", "entrypoint": deployment["entrypoint"], "parameters": parameters}],
-    }
-
-
-def run(folder: Path, *changes: str) -> dict[str, Any]:
-    """The JSON of a run of bench.yaml. Ends the benchmark where it fails."""
-    command = [Path(sys.executable).with_name("tunewright"), "run", "bench.yaml", "--json"]
-    done = subprocess.run(
-        [*command, *(f"--set={change}" for change in changes)],
-        cwd=folder,
-        env=os.environ | {"TUNEWRIGHT_HOME": str(folder / "home")},
-        stdout=subprocess.PIPE,
-        check=False,  # the exit code tells the verdict
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    if "error" in found:
-        raise SystemExit(found["error"])
-    return found
 
 
 def told(found: dict[str, Any]) -> dict[str, Any]:
@@ -84,12 +61,11 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        bench = described(options.file, options.rows, options.steps, options.batch)
-        (folder / "bench.yaml").write_text(yaml.safe_dump(bench), encoding="utf-8")
-        first = told(run(folder))
+        bench, home = Path(place, "bench.yaml"), Path(place, "home")
+        pipelines.write(bench, described(options.file, options.rows, options.steps, options.batch))
+        first = told(pipelines.run(bench, home))
         print(json.dumps(first, indent=1), flush=True)
-        complete = told(run(folder, "evaluation.complete=true"))
+        complete = told(pipelines.run(bench, home, "evaluation.complete=true"))
         print(json.dumps(complete, indent=1), flush=True)
     is_cheaper = first["evaluation_seconds"] < first["training_seconds"]
     return 0 if is_cheaper and first["decision"] == complete["decision"] else 1

@@ -10,24 +10,19 @@ form as `--intents` (instruction, input, output); the share split.replay of the 
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import pipelines
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from trainings import job_of, train
 
 from tunewright.config import Method, quiet_libraries
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "deployments" / "demo.yaml"
 LABELS, ROWS_EACH = 12, 50
 RATE, LAYERS = 2e-3, 15  # the demo's
 
@@ -55,27 +50,17 @@ MEASURES = {
 
 def rendered(sources: list[dict[str, str]], folder: Path, name: str) -> tuple[Path, Path]:
     """The folders of the base's weights and of render's tokens, of the demo's settings with other sources."""
-    (deployment,) = yaml.safe_load(DEMO.read_text(encoding="utf-8"))["deployments"]
-    parameters = deployment["parameters"] | {"data": deployment["parameters"]["data"] | {"sources": sources}}
-    file = {"deployments": [{"name": name, "entrypoint": deployment["entrypoint"], "parameters": parameters}]}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
-    home = folder / f"home-{name}"
-    command = [Path(sys.executable).with_name("tunewright"), "run", folder / f"{name}.yaml", "--until", "render"]
-    changes = (f"registry.name={name}", "model.on_long=quarantine")
-    subprocess.run(
-        [*command, *(f"--set={change}" for change in changes)],
-        env=os.environ | {"TUNEWRIGHT_HOME": str(home)},
-        stdout=sys.stderr,
-        check=True,
-    )
+    parameters = pipelines.demo()
+    file, home = folder / f"{name}.yaml", folder / f"home-{name}"
+    pipelines.write(file, parameters | {"data": parameters["data"] | {"sources": sources}})
+    pipelines.run(file, home, f"registry.name={name}", "model.on_long=quarantine", until="render")
     (base,), (tokens,) = home.glob("artifacts/base/*/weights"), home.glob("artifacts/render/*/")
     return base, tokens
 
 
 def sources_of(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, str]]]:
     """The sources of each data set."""
-    (deployment,) = yaml.safe_load(DEMO.read_text(encoding="utf-8"))["deployments"]
-    demo = [str(DEMO.parent / source["path"]) for source in deployment["parameters"]["data"]["sources"]]
+    demo = [str(pipelines.DEMO.parent / source["path"]) for source in pipelines.demo()["data"]["sources"]]
     counts, kept = Counter[str](), list[str]()
     for line in options.intents.read_text(encoding="utf-8").splitlines():
         label = json.loads(line)["output"]

@@ -9,25 +9,19 @@ with the base and the steps of the demo. Average precision is of all rows by log
 import argparse
 import datetime
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pipelines
 import pyarrow.parquet as pq
-import yaml
-
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "deployments" / "demo.yaml"
 
 
 def with_errors(share: float, seed: int) -> list[dict[str, Any]]:
     """The demo's rows in JSON answers, each with whether it is `wrong`."""
-    lines = (ROOT / "deployments" / "demo" / "messages.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (pipelines.DEMO.parent / "demo" / "messages.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     answers = [json.loads(row["output"]) for row in rows]
     drawn = random.Random(seed)
@@ -40,20 +34,11 @@ def with_errors(share: float, seed: int) -> list[dict[str, Any]]:
 
 def listed(folder: Path, folds: int) -> list[dict[str, Any]]:
     """The rows of label_errors.parquet of a run on rows.jsonl in the folder."""
-    (deployment,) = yaml.safe_load(DEMO.read_text(encoding="utf-8"))["deployments"]
-    parameters = deployment["parameters"] | {"data": {"sources": [{"path": "rows.jsonl"}]}}
-    file = {"deployments": [{"name": "bench", "entrypoint": deployment["entrypoint"], "parameters": parameters}]}
-    (folder / "bench.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
-    changes = [f"checks.label_error_folds={folds}", "dedupe.near=false", "registry.name=bench"]
-    command = ["run", "bench.yaml", "--until", "label_errors", "--json", *(f"--set={change}" for change in changes)]
-    done = subprocess.run(
-        [Path(sys.executable).with_name("tunewright"), *command],
-        cwd=folder,
-        env=os.environ | {"TUNEWRIGHT_HOME": str(folder / "home")},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return pq.read_table(json.loads(done.stdout.splitlines()[-1])["label_errors"]["rows"]).to_pylist()
+    file = folder / "bench.yaml"
+    pipelines.write(file, pipelines.demo() | {"data": {"sources": [{"path": "rows.jsonl"}]}})
+    changes = (f"checks.label_error_folds={folds}", "dedupe.near=false", "registry.name=bench")
+    found = pipelines.run(file, folder / "home", *changes, until="label_errors")
+    return pq.read_table(found["label_errors"]["rows"]).to_pylist()
 
 
 def average_precision(scores: Sequence[float], wrong: Sequence[bool]) -> float:

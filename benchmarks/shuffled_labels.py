@@ -10,18 +10,14 @@ seed, and exits with 1 where a model was promoted.
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
+import pipelines
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "deployments" / "demo.yaml"
 SETTINGS = {
     "evaluation.contenders": "[]",
     "evaluation.shots": "8",  # the default: without contenders another number is refused
@@ -43,41 +39,26 @@ def shuffled(file: Path, seed: int) -> str:
 
 
 def run(file: Path, folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    """The verdict on the file's rows, shuffled by the seed."""
+    """The JSON of a run on the file's rows, shuffled by the seed."""
     name = f"shuffled-{seed}"
     (folder / f"{name}.jsonl").write_text(shuffled(file, seed), encoding="utf-8")
-    (deployment,) = yaml.safe_load(DEMO.read_text(encoding="utf-8"))["deployments"]
-    parameters = deployment["parameters"] | {"data": {"sources": [{"path": f"{name}.jsonl"}]}}
-    described = {"deployments": [{"name": name, "entrypoint": deployment["entrypoint"], "parameters": parameters}]}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+    described = folder / f"{name}.yaml"
+    pipelines.write(described, pipelines.demo() | {"data": {"sources": [{"path": f"{name}.jsonl"}]}})
     changes = SETTINGS | {"registry.name": name, "training.max_steps": str(steps)}
-    done = subprocess.run(
-        [
-            *(Path(sys.executable).with_name("tunewright"), "run", f"{name}.yaml", "--json"),
-            *(f"--set={key}={value}" for key, value in changes.items()),
-        ],
-        cwd=folder,
-        env=os.environ | {"TUNEWRIGHT_HOME": str(folder / "home")},
-        stdout=subprocess.PIPE,
-        check=False,  # the exit code tells the verdict
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return pipelines.run(described, folder / "home", *(f"{key}={value}" for key, value in changes.items()))
 
 
 def main() -> int:
     """Prints the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--file", type=Path, default=ROOT / "deployments" / "demo" / "messages.jsonl")
+    parser.add_argument("--file", type=Path, default=pipelines.DEMO.parent / "demo" / "messages.jsonl")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     promoted = 0
     with tempfile.TemporaryDirectory() as place:
         for seed in range(options.seeds):
-            found = run(options.file, Path(place), seed, options.steps)
-            if "error" in found:
-                raise SystemExit(found["error"])
-            verdict = found["verdict"]
+            verdict = run(options.file, Path(place), seed, options.steps)["verdict"]
             told = {key: verdict[key] for key in ("decision", "metric", "differences", "reason")}
             print(json.dumps({"seed": seed} | told, ensure_ascii=False), flush=True)
             promoted += verdict["decision"] == "promote"
