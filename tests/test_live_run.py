@@ -358,7 +358,7 @@ def test_an_end_that_comes_while_the_run_is_kept_is_kept_as_well(facts: RunFacts
 def test_the_machine_is_sampled_on_where_its_clock_is_set_back(
     facts: RunFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live, began, steps = LiveRun(), time.time(), list[int]()
+    live, began, steps, pauses = LiveRun(), time.time(), list[int](), iter(range(5))
 
     class SetBack:
         """The machine, whose clock goes back by a day as it is sampled."""
@@ -368,7 +368,7 @@ def test_the_machine_is_sampled_on_where_its_clock_is_set_back(
             monkeypatch.setattr(live_run.time, "time", lambda: began - 86_400)
             return []
 
-    def pause(_: float, pauses: Iterator[int] = iter(range(5))) -> None:  # noqa: B008 it is called in one test
+    def pause(_: float) -> None:
         if next(pauses, None) is None:
             live.ending = RunEnding(status="FINISHED", when=began)
 

@@ -12,13 +12,17 @@ def matches(pattern: str) -> list[str]:
     parts = Path(pattern).parts
     if ANY_DEPTH in parts:
         around = str(Path(*parts[: parts.index(ANY_DEPTH)]))
-        for folder in glob.glob(around):  # noqa: PTH207 Path.glob takes no absolute pattern
+        for folder in _found(around):
             if link := _link_back(folder):
                 raise ValueError(
                     f"{link} is a link to a folder that it lies in, which {ANY_DEPTH} would follow without end; remove "
                     f"the link, or name the folders without {ANY_DEPTH}"
                 )
-    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 as above
+    return _found(pattern)
+
+
+def _found(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 Path.glob takes no absolute pattern
 
 
 def _link_back(top: str) -> str | None:
