@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.accepted import shown
 from tunewright.errors import ConfigError
 from tunewright.machine import bounded
-from tunewright.metrics.schemas import Schema, check
+from tunewright.metrics.schemas import ENDING_PATTERNS, Schema, check
 
 if TYPE_CHECKING:  # what they import takes time, in the child as well
     import pandas as pd
@@ -42,13 +42,11 @@ def _try(said: str, name: str, given: Any, values: "pd.Series") -> None:
         if name == SCHEMA:
             bounded.call(check, json.dumps(given), seconds=SECONDS)
         for texts in _parts(values.dropna().astype(str).unique().tolist()):
-            bounded.call(_match, name, json.dumps(given), texts, seconds=SECONDS)
+            bounded.call(_validate if name == SCHEMA else _search, json.dumps(given), texts, seconds=SECONDS)
     except bounded.Unreadable as error:
         if error.is_limit:
-            raise ConfigError(
-                f"{said} {error} on {AT_ONCE:,} characters of texts or fewer; accepted are patterns without a "
-                "repetition of a repetition, as ^(a+)+$ has one"
-            ) from error
+            at_most = f"on {AT_ONCE:,} characters of texts or fewer"
+            raise ConfigError(f"{said} {error} {at_most}; {ENDING_PATTERNS}") from error
         if name == SCHEMA:
             raise ConfigError(f"{said} {error}") from error
     except (TypeError, ValueError):  # no pattern: Great Expectations says so
@@ -69,15 +67,17 @@ def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _match(name: str, given: str, texts: list[str]) -> None:
+def _validate(schema: str, texts: list[str]) -> None:
     """Runs in the bounded child."""
-    pattern = json.loads(given)
-    if name == SCHEMA:
-        validator = Schema(given).validator
+    validator = Schema(schema).validator
+    for text in texts:
+        with suppress(ValueError, RecursionError):  # no JSON, or nested too deeply
+            validator.is_valid(json.loads(text))
+
+
+def _search(regexes: str, texts: list[str]) -> None:
+    """Runs in the bounded child; `regexes` is the JSON of one or of a list."""
+    given = json.loads(regexes)
+    for regex in map(re.compile, [given] if isinstance(given, str) else given):
         for text in texts:
-            with suppress(ValueError, RecursionError):  # no JSON, or nested too deeply
-                validator.is_valid(json.loads(text))
-    else:
-        for regex in map(re.compile, [pattern] if isinstance(pattern, str) else pattern):
-            for text in texts:
-                regex.search(text)
+            regex.search(text)

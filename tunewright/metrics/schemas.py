@@ -20,6 +20,7 @@ REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 MOST_BYTES = 16_000_000  # of a file with a schema
 AT_ONCE = 100  # answers that are checked within the limits of a bounded call
 SECONDS = bounded.SECONDS  # of processor time for them
+ENDING_PATTERNS = "accepted are patterns without a repetition of a repetition, as ^(a+)+$ has one"
 
 
 class Schema:
@@ -68,8 +69,8 @@ def schema_valid(schema: str, answers: Sequence[str]) -> list[float]:
     except bounded.Unreadable as error:
         last = min(len(rows) + AT_ONCE, len(answers))
         raise ConfigError(
-            f"evaluation.json_schema: to check answers {len(rows) + 1} to {last} of {len(answers)} {error}; accepted "
-            "are patterns without a repetition of a repetition, as ^(a+)+$ has one"
+            f"evaluation.json_schema: to check answers {len(rows) + 1} to {last} of {len(answers)} {error}; "
+            f"{ENDING_PATTERNS}"
         ) from error
     return rows
 
