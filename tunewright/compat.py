@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,6 @@ def importing_without(*packages: str) -> Iterator[None]:
 
     With them, accelerate imports what SageMaker needs and transformers what finds objects in pictures: 0.7 s.
     """
-    import sys
-
     left_out = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(left_out))  # pyright: ignore[reportArgumentType, reportCallIssue]
     try:

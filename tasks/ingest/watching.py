@@ -161,9 +161,9 @@ def long_unreadable(deployment: str) -> datetime | None:
 
     def outage(state: WatcherState) -> tuple[Outage, bool]:
         known = state.outage or Outage(since=now)
-        known = known.model_copy(update={"since": min(known.since, now)})  # the clock may have been set back
-        is_new = not known.is_announced and now - known.since >= LONG_UNREADABLE
-        return known.model_copy(update={"is_announced": known.is_announced or is_new}), is_new
+        since = min(known.since, now)  # the clock may have been set back
+        is_new = not known.is_announced and now - since >= LONG_UNREADABLE
+        return known.model_copy(update={"since": since, "is_announced": known.is_announced or is_new}), is_new
 
     found, is_new = outage(_change(deployment, lambda state: state.model_copy(update={"outage": outage(state)[0]})))
     return found.since if is_new else None

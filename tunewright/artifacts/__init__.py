@@ -503,9 +503,7 @@ class Verdict(Artifact, frozen=True):
     differences: dict[str, tuple[float, float, float]]  # opponent -> (low, mean, high)
     intervals: dict[str, tuple[float, float, float]]  # contender -> (low, mean, high) of its own score
     guardrails: dict[str, tuple[float, float, float]] = {}  # "stopped/base" -> (low, mean, high)
-    guardrail_power: dict[
-        str, float
-    ] = {}  # "stopped/base" -> chance to show that it holds if nothing got worse, 0 to 1
+    guardrail_power: dict[str, float] = {}  # "stopped/base" -> chance to show that it holds if nothing got worse
     general: dict[str, dict[str, float]] = {}  # base and candidate -> what they made of general tasks and texts
     beside: tuple[str, ...] = ()  # a sentence for each model behind an API, which the decision does not depend on
     confidence: float | None = None  # of each test of this use of the test rows; None in earlier records

@@ -55,10 +55,10 @@ def require_allowed(uri: str) -> None:
             outside.check_path("registry.tracking_uri", uri if "?" in uri else file)  # a query can name another file
     elif not uri.startswith("databricks"):  # which names no host
         outside.check_host("registry.tracking_uri", uri, HOSTS)
-    up = addresses.running()
-    if uri.startswith("http") and not _has_credentials_for(uri) and not (up and up.is_mlflow(uri)):
+    if uri.startswith("http") and not _has_credentials_for(uri):
         held = [name for name in CREDENTIALS if os.environ.get(name)]
-        if held or Path(CREDENTIALS_FILE).expanduser().is_file():
+        has_any = held or Path(CREDENTIALS_FILE).expanduser().is_file()
+        if has_any and not ((up := addresses.running()) and up.is_mlflow(uri)):
             raise ConfigError(
                 f"registry.tracking_uri={outside.without_secrets(uri)}: {', '.join(held) or CREDENTIALS_FILE} would be "
                 f"sent there; accepted: the server of {VARIABLE}, or a host that {HOSTS} names; set one of these "
