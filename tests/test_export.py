@@ -488,7 +488,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, precision: str, *changed: dict[str
     """Four rows with the prompt [0] and the answer [1, 2, 3]; the exported folder has `changed` of the first ones."""
     row = RehearsalRow(row_id="0123456789abcdef", messages=[], answer="bcd")
     version = [ExpectedAnswer(row, [0], [1, 2, 3], -0.5)] * 4
-    same = {"prompt": [0], "answer": [1, 2, 3], "log_probability": -0.5, "gap": 0.0}
+    same = {"prompt": [0], "answer": [1, 2, 3], "log_probability": -0.5, "gap": 0.0, "logit": 4.0}
     replies = [same | change for change in changed] + [same] * (4 - len(changed))
     monkeypatch.setattr(parity, "_answers", lambda *_: replies)
     loaded: Any = SimpleNamespace(precision="float32", tokenizer=Letters())
@@ -529,7 +529,7 @@ def test_the_first_difference_to_the_version_is_named(
 
 def test_a_near_tie_in_a_lower_precision_is_counted_and_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     tie = {"answer": [1, 2, 5], "log_probability": -0.52, "gap": 0.09}
-    found = compared(monkeypatch, "bfloat16", tie, tie)
+    found = compared(monkeypatch, "bfloat16", tie, tie | {"gap": 0.25, "logit": 20.0})
     assert (found.rows, found.same, found.near_ties, round(found.largest_difference, 2)) == (4, 2, 2, 0.02)
 
 

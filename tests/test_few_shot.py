@@ -152,10 +152,9 @@ def test_a_version_is_asked_and_answers_as_it_was_measured(done: tuple[Path, Sta
         assert text.count(ORDER) == 1
         for example in told["examples"]:
             assert example[0]["content"].removeprefix(ORDER) in text
-    assert chat.answer_measured(questions, 4) == [measured[row["row_id"]]["answer"] for row in test]
-    assert chat.answer_measured(questions, 4) == mlflow.pyfunc.load_model(str(copy)).predict(
-        [{"messages": question} for question in questions]
-    )
+    said = [chat.text(ids) for ids in chat.answer(prompts, 4)]
+    assert said == [measured[row["row_id"]]["answer"] for row in test]
+    assert said == mlflow.pyfunc.load_model(str(copy)).predict([{"messages": question} for question in questions])
 
     version = fetch(settings.registry, made.registered.version)
     answerer = Answerer(version, 4, 8)

@@ -26,6 +26,7 @@ from tunewright.cli.main import app
 from tunewright.cli.predict import answering
 from tunewright.config import Evaluation, Layout, Model, RecordFiles
 from tunewright.generation import Greedy
+from tunewright.modeling import near_ties
 from tunewright.registry import rehearsal
 from tunewright.tasks.evaluate import evaluate
 from tunewright.tasks.ingest import row_id_of
@@ -146,14 +147,14 @@ def test_a_version_measured_in_bfloat16_answers_in_it(
     assert likelihoods[0] != likelihoods[1]
     assert likelihoods[0] == pytest.approx(likelihoods[1], rel=0.05)
 
-    monkeypatch.setattr(rehearsal, "tolerated", lambda _, num_rows: num_rows)  # `said` is computed in float32
+    monkeypatch.setattr(near_ties, "explains", lambda *_, **__: True)  # `said` is computed in float32
     register_candidate(precision="bfloat16")
     expected = pq.read_table(measured["bfloat16"].path("answers.parquet"))["answer"].to_pylist()
     file, to = written([conversation(*turns) for turns in asked], str(tmp_path / "asked.jsonl")), tmp_path / "a.jsonl"
     said = predict(file, "--output", str(to))
     found = [row["answer"] for row in answers(str(to))]
-    near_ties = sum(one != other for one, other in zip(found, expected, strict=True))
-    assert near_ties <= len(asked) // 4, "as many as a version may differ in when it is loaded again"
+    differ = sum(one != other for one, other in zip(found, expected, strict=True))
+    assert differ <= len(asked) // 4, "near ties are few"
     assert "bfloat16" in said
 
 

@@ -342,15 +342,9 @@ def altered(model: Path) -> str:
 
 
 def answer(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    stop_ids: Sequence[int],
-    max_new_tokens: int,
-    *,
-    batch: int = 1,
-) -> list[str]:
-    """The greedy answers to prompts of token ids, up to the first stop token, which is left out.
+    model: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], max_new_tokens: int, *, batch: int = 1
+) -> list[list[int]]:
+    """The greedy answers to prompts, both as token ids, up to the first stop token, which is left out.
 
     `batch` are answered at once, padded on the left; some classes (RWKV) then say something else than to each alone.
     """
@@ -362,7 +356,7 @@ def answer(
     greedy = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
     )
-    answers: list[str] = []
+    answers: list[list[int]] = []
     for start in range(0, len(prompts), batch):
         some = prompts[start : start + batch]
         width = max(map(len, some))
@@ -374,7 +368,7 @@ def answer(
             )
         for new in whole[:, width:].tolist():
             end = next((at for at, token in enumerate(new) if token in stop_ids), len(new))
-            answers.append(tokenizer.decode(new[:end], skip_special_tokens=True))
+            answers.append(new[:end])
     return answers
 
 
@@ -586,17 +580,18 @@ class ServedChat:
             raise ValueError(f"max_new_tokens={max_new_tokens}; accepted: a whole number of at least 1")
         prompts = self.prompts(conversations, max_new_tokens=max_new_tokens)
         _require_room(prompts, self.context, max_new_tokens)
-        return self._answer(prompts, max_new_tokens)
+        return list(map(self.text, self.answer(prompts, max_new_tokens)))
 
-    def answer_measured(
-        self, conversations: list[list[dict[str, Any]]], max_new_tokens: int, tools: Sequence[Any] = ()
-    ) -> list[str]:
-        """The answers as the evaluation has them, which measures a row also where its answer may have no room."""
-        return self._answer(self.prompts(conversations, tools), max_new_tokens)
+    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """The answers to prompts, both as token ids, without a stop token; one may have no room in what the base reads.
 
-    def _answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
-        stop_ids = self.contract["stop_token_ids"]
-        return answer(self.model, self.tokenizer, prompts, stop_ids, max_new_tokens, batch=self.batch)
+        So are test rows measured.
+        """
+        return answer(self.model, prompts, self.contract["stop_token_ids"], max_new_tokens, batch=self.batch)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer's token ids."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     @property
     def template(self) -> str:

@@ -247,11 +247,8 @@ def _expected(source: _Source, tell: Callable[[str], None]) -> list[parity.Expec
     parity.require_effect(files.uri_of(version), chat, source.tuned, prompts)
     expected = parity.expected(chat, kept.rows, prompts, source.most, tell)
     stops = chat.contract["stop_token_ids"]
-    said = [
-        chat.tokenizer.decode([token for token in each.answer if token not in stops], skip_special_tokens=True)
-        for each in expected
-    ]
-    rehearsal.require_measured(version, chat, kept, said, NOTHING)
+    said = [[token for token in each.answer if token not in stops] for each in expected]
+    rehearsal.require_measured(version, chat, kept, prompts, said, NOTHING)
     return expected
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def answered(model: Any, prompt: list[int]) -> list[int]:
@@ -21,15 +21,25 @@ def answered(model: Any, prompt: list[int]) -> list[int]:
         return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0, len(prompt) :].tolist()
 
 
-def log_probabilities(model: Any, prompt: list[int], answer: list[int]) -> list[tuple[float, float]]:
-    """The log-probability of each token of an answer, and that of the likeliest token there, in nats."""
+class TokenScore(NamedTuple):
+    """A token of an answer beside the likeliest one at its place."""
+
+    log_probability: float  # in nats
+    gap: float  # by how much the likeliest token is likelier, in nats
+    logit: float  # of the likeliest token
+
+
+def scored(model: Any, prompt: list[int], answer: list[int]) -> list[TokenScore]:
+    """The score of each token of an answer to a prompt of token ids."""
     import torch
 
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False).logits[0]
-        of_answer = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
-        own = of_answer.gather(1, torch.tensor(answer, device=model.device)[:, None])[:, 0]
-        return list(zip(own.tolist(), of_answer.max(-1).values.tolist(), strict=True))
+        whole = model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False).logits[0]
+        logits = whole[len(prompt) - 1 : -1].float()
+        log_probabilities = logits.log_softmax(-1)
+        own = log_probabilities.gather(1, torch.tensor(answer, device=model.device)[:, None])[:, 0]
+        gaps, likeliest = log_probabilities.max(-1).values - own, logits.max(-1).values
+        return [*map(TokenScore, own.tolist(), gaps.tolist(), likeliest.tolist())]
 
 
 def first_difference(expected: list[int], got: list[int]) -> int:
@@ -61,7 +71,7 @@ def load(folder: Path, base: Path | None, dtype: str, gguf: Path | None) -> Any:
 def main() -> None:
     """Answers the conversations of a request, and gives the mean log-probability of each answer that is expected.
 
-    `gap` is by how much the first token that differs is likelier than the expected one, in nats.
+    `gap` and `logit` are those of the first token that differs.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -78,11 +88,11 @@ def main() -> None:
         prompt = tokenizer.apply_chat_template(row["messages"], **options)
         ids = list(prompt["input_ids"])
         expected, answer = row["answer"], answered(model, ids)
-        probabilities = log_probabilities(model, ids, expected)
+        scores = scored(model, ids, expected)
         at = first_difference(expected, answer)
-        own, likeliest = probabilities[at] if at < len(expected) else (0.0, 0.0)
-        mean = sum(own for own, _ in probabilities) / len(expected)
-        rows.append({"prompt": ids, "answer": answer, "log_probability": mean, "gap": likeliest - own})
+        first = scores[at] if at < len(expected) else TokenScore(0.0, 0.0, 0.0)
+        mean = sum(score.log_probability for score in scores) / len(expected)
+        rows.append({"prompt": ids, "answer": answer, "log_probability": mean, "gap": first.gap, "logit": first.logit})
     project = sorted(name for name in sys.modules if name.partition(".")[0] == "tunewright")
     Path(request["reply"]).write_text(json.dumps({"rows": rows, "project": project}), encoding="utf-8")
 

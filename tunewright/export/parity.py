@@ -2,9 +2,8 @@
 
 The folder is loaded by transformers and PEFT in a process of its own (answering.py), the version by this project. The
 greedy tokens must be the same, and the mean log-probability of the version's answer may differ by a bound. In bfloat16
-and float16 a near tie can fall the other way, and all tokens behind it differ. There an answer may differ from a token
-on that the exported model finds likelier than the expected one by no more than the bound. Of quantized weights answers
-may differ anywhere: they are counted, and the bound on the log-probability holds.
+and float16 an answer may differ from a near tie on (near_ties.py). Of quantized weights answers may differ anywhere:
+they are counted, and the bound on the log-probability holds.
 """
 
 import json
@@ -22,15 +21,15 @@ from pydantic import BaseModel
 
 from tunewright.errors import TunewrightError
 from tunewright.export import answering, weights
+from tunewright.modeling import near_ties
 from tunewright.registry.rehearsal import RehearsalRow
 from tunewright.serving import TRAINED, ServedChat, load_weights
 
 NOTHING = "nothing was exported"
 ANSWER_SECONDS, CHECK_SECONDS = 10.0, 30.0  # between two lines of how far the answers and the check are
-NEAR = {"float16": 0.02, "bfloat16": 0.1}  # nats per token
 QUANTIZED = {"q8_0": 0.1, "q6_k": 0.2, "q5_k_m": 0.3, "q4_k_m": 0.5}  # nats per token
 # Nats per token, of the lower of both precisions.
-BOUNDS = {"float32": 1e-3} | NEAR | QUANTIZED
+BOUNDS = {"float32": 1e-3} | near_ties.NATS | QUANTIZED
 
 
 class ExpectedAnswer(NamedTuple):
@@ -66,7 +65,7 @@ def expected(
     found: list[ExpectedAnswer] = []
     for row, prompt in zip(rows, prompts, strict=True):
         answer = answering.answered(loaded.model, prompt)
-        probabilities = [own for own, _ in answering.log_probabilities(loaded.model, prompt, answer)]
+        probabilities = [score.log_probability for score in answering.scored(loaded.model, prompt, answer)]
         found.append(ExpectedAnswer(row, prompt, answer, sum(probabilities) / len(probabilities)))
         now = time.monotonic()
         if now - said >= ANSWER_SECONDS and len(found) < len(rows):
@@ -126,7 +125,7 @@ def check(
     precision = max((dtype, loaded.precision or dtype), key=lambda each: BOUNDS[each])
     bound = BOUNDS[precision]
     others: list[str] = []
-    near_ties = 0
+    tied = 0
     largest, farthest = 0.0, ""
     for each, got in zip(version, _answers(folder, base, dtype, version, gguf, tell), strict=True):
         row = f"row {each.row.row_id[:12]}"
@@ -135,8 +134,8 @@ def check(
                 f"{row}: the prompt has other tokens: {_first_difference(loaded, each.prompt, got['prompt'])}; "
                 f"{NOTHING}"
             )
-        if got["answer"] != each.answer and precision in NEAR and got["gap"] <= bound:
-            near_ties += 1
+        if got["answer"] != each.answer and 0.0 < near_ties.bound(precision, got["logit"]) >= got["gap"]:
+            tied += 1
         elif got["answer"] != each.answer:
             others.append(f"{row}: {_first_difference(loaded, each.answer, got['answer'])}")
         difference = abs(got["log_probability"] - each.log_probability)
@@ -155,8 +154,8 @@ def check(
         )
     return Parity(
         rows=len(version),
-        same=len(version) - near_ties - len(others),
-        near_ties=near_ties,
+        same=len(version) - tied - len(others),
+        near_ties=tied,
         others=len(others),
         largest_difference=largest,
         bound=bound,
