@@ -44,7 +44,7 @@ def explains(
     shared = max(end for end, text in enumerate(texts) if other.startswith(text))
     with torch.inference_mode():
         ids = torch.tensor([[*prompt, *answer[:shared]]], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0].float()
+        of_next = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
 
     def goes_on(end: int, token: int) -> bool:
         if token in stop_ids:
@@ -52,9 +52,8 @@ def explains(
         return token not in tokenizer.all_special_ids and other.startswith(text_of([*answer[:end], token]))
 
     for end in range(texts.index(texts[shared]), shared + 1):  # several, where the next character has several tokens
-        of_next = logits[len(prompt) + end - 1]
-        likeliest = of_next.max().item()
-        tied = (of_next >= likeliest - bound(precision, likeliest)).nonzero()[:, 0].tolist()
+        likeliest = of_next[end].max().item()
+        tied = (of_next[end] >= likeliest - bound(precision, likeliest)).nonzero()[:, 0].tolist()
         if any(goes_on(end, token) for token in tied if [token] != [*answer[end : end + 1]]):
             return True
     return False
