@@ -62,7 +62,7 @@ def explained(
         ([A, B], "acc", {B: 20.0, C: 19.75}, [A]),  # two numbers of bfloat16 away
         ([A, B], "acc", {B: 20.0, C: 19.5}, None),
         ([A, B], "acc", {B: 4.0, AB: 3.99}, None),  # what is tied does not go on as the other does
-        ([A, C], "ababc", {C: 4.0, B: 1.0, AB: 3.99}, None),
+        ([A, C], "abab", {A: 4.0, AB: 3.95}, [A]),  # a longer token in place of the one that begins it
         ([A], "ab", {STOP: 4.0, B: 3.95}, [A]),  # it goes on
         ([A, B], "a", {B: 4.0, STOP: 3.95}, [A]),  # it ends
         ([A, B], "ac", {B: 4.0, STOP: 3.95}, None),
@@ -82,7 +82,7 @@ def test_an_answer_may_differ_from_a_token_on_that_is_nearly_tied(
 
 def test_characters_of_several_tokens_may_differ_in_any_of_these() -> None:
     for logit, read in ((3.95, [A, HALF]), (3.8, None)):
-        after = {A: {HALF: 4.0, OTHER_HALF: logit}, HALF: {C: 4.0}}
+        after = {C: {A: 4.0}, A: {HALF: 4.0, OTHER_HALF: logit}, HALF: {C: 4.0}}
         assert explained([A, HALF, C], "a\u00e9", {}, after=after) == read
 
 

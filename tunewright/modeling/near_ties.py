@@ -32,8 +32,9 @@ def explains(
 ) -> bool:
     """Whether a near tie explains why a model's answer to a prompt, both token ids, differs from another answer's text.
 
-    What both answers begin with is read again. Where they part, a token that is nearly tied with the likeliest has to
-    go on as the other answer does, or to end it.
+    What both texts begin with is read again. At one of its tokens or right behind it, another token that is nearly tied
+    with the likeliest has to go on as the other answer does, or to end it; not only behind it, since a token of one
+    answer may begin a longer one of the other, or be a part of the same character.
     """
     import torch
 
@@ -51,7 +52,7 @@ def explains(
             return texts[end] == other
         return token not in tokenizer.all_special_ids and other.startswith(text_of([*answer[:end], token]))
 
-    for end in range(texts.index(texts[shared]), shared + 1):  # several, where the next character has several tokens
+    for end in range(shared + 1):
         likeliest = of_next[end].max().item()
         tied = (of_next[end] >= likeliest - bound(precision, likeliest)).nonzero()[:, 0].tolist()
         if any(goes_on(end, token) for token in tied if [token] != [*answer[end : end + 1]]):
