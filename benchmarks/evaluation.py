@@ -21,6 +21,7 @@ from typing import Any
 
 from tunewright import config
 from tunewright.artifacts import IGNORED, Adapter, Artifact, Base, Splits, Tokens
+from tunewright.artifacts.payloads import Contract
 
 PROMISED = {"tuned": 3.0, "base": 1.5, "few_shot": 8.0, "retrieval": 2.0}
 
@@ -141,7 +142,7 @@ def main() -> int:
 
     torch.set_num_threads(options.threads)
     base, adapter = newest(options.home, "base", Base), newest(options.home, "train", Adapter)
-    stops = json.loads(adapter.path("contract.json").read_text(encoding="utf-8"))["stop_token_ids"]
+    stops = Contract.load(adapter).stop_token_ids
     holds = True
     for name, asked in questions(options, base).items():
         if name in (options.only or PROMISED):

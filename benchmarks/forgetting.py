@@ -24,7 +24,8 @@ from trainings import job_of, train
 from tunewright.config import Method, quiet_libraries
 
 LABELS, ROWS_EACH = 12, 50
-RATE, LAYERS = 2e-3, 15  # the demo's
+DEMO = pipelines.demo()
+RATE, LAYERS = DEMO["training"]["learning_rate"], DEMO["method"]["layers"]
 
 
 class Measure(NamedTuple):

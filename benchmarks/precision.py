@@ -13,44 +13,48 @@ import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation import newest, ours, questions
+import pipelines
+from evaluation import newest, ours, questions, timed
 from trainings import job_of, train
 
 from tunewright import config
 from tunewright.artifacts import Adapter, Base, Tokens
+from tunewright.artifacts.payloads import Contract, TrainingSummary
 from tunewright.config import Compute, Method
 from tunewright.modeling.compute import cpu_has_bfloat16
 
 Precision = Literal["float32", "bfloat16"]
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-RATE, LAYERS = 2e-3, 15  # the demo's
+
+
+def turns(repeats: int) -> Iterator[Precision]:
+    """Both precisions so many times; the first one of a turn is the second one of the next."""
+    for repeat in range(repeats):
+        yield from PRECISIONS[:: 1 if repeat % 2 else -1]
 
 
 def training(options: argparse.Namespace, base: Base, tokens: Tokens) -> dict[str, Any]:
     """Seconds of the processors and validation loss, by precision."""
-    seconds, losses = dict.fromkeys(PRECISIONS, 0.0), {}
+    demo, seconds, losses = pipelines.demo(), dict.fromkeys(PRECISIONS, 0.0), {}
     with tempfile.TemporaryDirectory() as place:
-        for repeat in range(options.repeats):
-            for precision in PRECISIONS[:: 1 if repeat % 2 else -1]:
-                job = job_of(
-                    base.weights,
-                    tokens.folder,
-                    steps=options.steps,
-                    batch=8,
-                    rate=RATE,
-                    method=Method(layers=LAYERS),
-                    compute=Compute(precision=precision, threads=options.threads),
-                )
-                folder = Path(place, f"{precision}-{repeat}")
-                seconds[precision] += train(job, folder)[1]
-                summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-                losses[precision] = round(summary["best_validation_loss"], 4)
+        for number, precision in enumerate(turns(options.repeats)):
+            job = job_of(
+                base.weights,
+                tokens.folder,
+                steps=options.steps,
+                batch=demo["training"]["batch"],
+                rate=demo["training"]["learning_rate"],
+                method=Method(**demo["method"]),
+                compute=Compute(precision=precision, threads=options.threads),
+            )
+            folder = Path(place, str(number))
+            seconds[precision] += train(job, folder)[1]
+            losses[precision] = round(TrainingSummary.load_from(folder).best_validation_loss, 4)
     return {"steps": options.steps * options.repeats, **_compared(seconds), "best_validation_loss": losses}
 
 
@@ -61,36 +65,33 @@ def answering(options: argparse.Namespace, base: Base, adapter: Adapter) -> dict
     from tunewright.modeling.models import load_model
 
     asked = questions(options, base)["tuned"]
-    stops = json.loads(adapter.path("contract.json").read_text(encoding="utf-8"))["stop_token_ids"]
+    stops = Contract.load(adapter).stop_token_ids
     seconds, said = dict.fromkeys(PRECISIONS, 0.0), {}
     models = {each: load_model(base, adapter.path("model"), dtype=getattr(torch, each)) for each in PRECISIONS}
     for model in models.values():
         ours(model, asked[:2], stops, options)  # warms up
-    for repeat in range(options.repeats):
-        for precision in PRECISIONS[:: 1 if repeat % 2 else -1]:
-            begun = time.process_time()
-            said[precision] = ours(models[precision], asked, stops, options)
-            seconds[precision] += time.process_time() - begun
+    for precision in turns(options.repeats):
+        said[precision], took = timed(ours, models[precision], asked, stops, options)
+        seconds[precision] += took
     differing = sum(map(list.__ne__, *said.values()))
     return {"rows": len(asked), **_compared(seconds), "differing_answers": differing}
 
 
 def _compared(seconds: Mapping[Precision, float]) -> dict[str, Any]:
-    float32, bfloat16 = (seconds[each] for each in PRECISIONS)
-    ratio = round(float32 / bfloat16, 2)
+    ratio = round(seconds["float32"] / seconds["bfloat16"], 2)
     return {"cpu_seconds": {name: round(value, 1) for name, value in seconds.items()}, "ratio": ratio}
 
 
 def main() -> int:
-    """Prints one JSON object each."""
+    """Prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=config.home())
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rows", type=int, default=60, help="of test and validation")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.set_defaults(batch=16, max_new_tokens=32, shots=8)  # what `questions` and `ours` read
     options = parser.parse_args()
-    options.batch, options.max_new_tokens, options.shots = 16, 32, 8
     config.quiet_libraries()
     import torch
 

@@ -134,9 +134,10 @@ def check(
                 f"{row}: the prompt has other tokens: {_first_difference(loaded, each.prompt, got['prompt'])}; "
                 f"{NOTHING}"
             )
-        if got["answer"] != each.answer and 0.0 < near_ties.bound(precision, got["logit"]) >= got["gap"]:
+        is_other = got["answer"] != each.answer
+        if is_other and precision in near_ties.NATS and got["gap"] <= near_ties.bound(precision, got["logit"]):
             tied += 1
-        elif got["answer"] != each.answer:
+        elif is_other:
             others.append(f"{row}: {_first_difference(loaded, each.answer, got['answer'])}")
         difference = abs(got["log_probability"] - each.log_probability)
         difference = math.inf if math.isnan(difference) else difference

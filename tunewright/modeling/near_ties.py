@@ -41,6 +41,7 @@ def explains(
     def text_of(ids: Sequence[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")  # a part of a character
 
+    special = tokenizer.all_special_ids
     texts = [text_of(answer[:end]) for end in range(len(answer) + 1)]
     shared = max(end for end, text in enumerate(texts) if other.startswith(text))
     with torch.inference_mode():
@@ -50,7 +51,7 @@ def explains(
     def goes_on(end: int, token: int) -> bool:
         if token in stop_ids:
             return texts[end] == other
-        return token not in tokenizer.all_special_ids and other.startswith(text_of([*answer[:end], token]))
+        return token not in special and other.startswith(text_of([*answer[:end], token]))
 
     for end in range(shared + 1):
         likeliest = of_next[end].max().item()

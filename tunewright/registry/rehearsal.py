@@ -196,13 +196,13 @@ def require_measured(
     Raises TunewrightError, which ends with the consequence, where an answer is not the measured one, nor differs from
     it only from a near tie on.
     """
-    same, tied = 0, 0
+    tied = 0
     others: list[tuple[RehearsalRow, str]] = []
     for row, prompt, ids in zip(rehearsal.rows, prompts, said, strict=True):
         measured, answer = _spelled(loaded.tokenizer, row.answer), loaded.text(ids)
         if _spelled(loaded.tokenizer, answer) == measured:
-            same += 1
-        elif _is_near_tie(loaded, prompt, ids, measured):
+            continue
+        if _is_near_tie(loaded, prompt, ids, measured):
             tied += 1
         else:
             others.append((row, answer))
@@ -217,7 +217,7 @@ def require_measured(
         log.info(
             "  %d of %d test rows are answered as measured; the others differ from a token on that is nearly as likely "
             "as the measured one, which bfloat16 rounds either way",
-            same,
+            len(said) - tied,
             len(said),
         )
 
