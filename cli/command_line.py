@@ -219,7 +219,7 @@ def prepare(console: Console, *, quiet: bool | None = None, verbose: bool = Fals
     if found := addresses.running():
         url = os.environ.setdefault("PREFECT_API_URL", found.api)
         if found.is_prefect(url):  # no other server is told the password
-            os.environ["PREFECT_API_AUTH_STRING"] = addresses.password()
+            os.environ["PREFECT_API_AUTH_STRING"] = addresses.auth_string()
     os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{config.prefect_database()}")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # 20 is too few on a busy machine
 

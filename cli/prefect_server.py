@@ -82,10 +82,7 @@ def connected() -> Iterator[SyncPrefectClient]:
         if addresses.advice_on_api(api):
             raise _unusable(error) from error
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
-            said = f"{api} refuses the password; {addresses.HOW_TO_LOG_IN}"
-            if addresses.password():
-                said += f"; for tunewright up that is the text of {addresses.password_file()}"
-            raise ConfigError(said) from error
+            raise ConfigError(f"{api} refuses the password; {addresses.how_to_log_in()}") from error
         raise TunewrightError(f"{api}: {error.response.status_code} {error.response.text[:300]}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unusable(error) from error

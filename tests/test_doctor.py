@@ -229,7 +229,7 @@ def test_a_server_that_asks_for_another_password_is_one_line(monkeypatch: pytest
         addresses.keep_password("secret")
         with (
             temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}),
-            pytest.raises(ConfigError, match=rf"; for tunewright up that is the text of {addresses.password_file()}$"),
+            pytest.raises(ConfigError, match=r"; for tunewright up, unset it$"),
             connected(),
         ):
             pass
@@ -385,6 +385,30 @@ def test_the_home_is_its_owners_alone_and_one_that_others_can_open_is_said(home:
     home.chmod(0o755)
     found = of("home", list(of_home()))
     assert found.state == "warning" and found.fix == f"chmod 700 {home}"
+
+
+def test_the_servers_of_up_are_asked_with_the_credentials_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "wrong")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "wrong")
+    prefect, mlflow = (HTTPServer(("127.0.0.1", 0), LetsAnaIn) for _ in range(2))
+    with prefect, mlflow, addresses.held() as file:
+        for server in (prefect, mlflow):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://localhost:{mlflow.server_port}/")
+        urls = [f"http://127.0.0.1:{server.server_port}" for server in (prefect, mlflow)]
+        addresses.keep_password("ana:right")
+        file.write_text(Addresses(pid=1, prefect=urls[0], mlflow=urls[1], pool="local").model_dump_json())
+        refused = list(of_servers())
+        monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")  # so that the credentials are for no server
+        let_in = list(of_servers())
+        for server in (prefect, mlflow):
+            server.shutdown()
+    assert [(each.what, each.state) for each in refused] == [("Prefect", "failure"), ("MLflow", "failure")]
+    assert [each.found.partition(" refuses the ")[2] for each in refused] == ["password", "credentials (401)"]
+    assert refused[0].fix.endswith("; for tunewright up, unset it")
+    assert [each.state for each in let_in] == ["ok", "ok"]
 
 
 def test_the_servers_of_up_are_asked(free_port: int) -> None:

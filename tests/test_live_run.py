@@ -385,6 +385,7 @@ def test_threads_that_need_the_password_leave_the_environment_as_it_was(monkeypa
     monkeypatch.setattr(addresses, "password", lambda: "secret")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     first, second = (tracking._password_for(up.mlflow) for _ in range(2))
     first.__enter__()
     second.__enter__()
@@ -393,3 +394,7 @@ def test_threads_that_need_the_password_leave_the_environment_as_it_was(monkeypa
     second.__exit__(None, None, None)
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
     assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:2")  # which makes these credentials this server's
+    with tracking._password_for(up.mlflow):
+        assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me" and "MLFLOW_TRACKING_PASSWORD" not in os.environ
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"

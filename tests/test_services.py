@@ -330,6 +330,10 @@ def test_commands_have_the_password_of_up_and_tell_it_to_no_other_server(
             prepare(Console(quiet=True))
             assert os.environ["PREFECT_API_URL"] == (url or found.api)
             assert os.environ.get("PREFECT_API_AUTH_STRING", "") == told
+        monkeypatch.setenv("PREFECT_API_URL", found.api)
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "given")
+        prepare(Console(quiet=True))
+        assert os.environ["PREFECT_API_AUTH_STRING"] == "given"
 
 
 def test_up_does_not_serve_beside_another_server_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:

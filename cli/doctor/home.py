@@ -19,7 +19,7 @@ from tunewright.config import Registry, outside
 from tunewright.errors import ConfigError, StoreError
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
-from tunewright.registry.address import LOG_IN, VARIABLE, asked, by_environment
+from tunewright.registry.address import LOG_IN, VARIABLE, asked, by_environment, is_given_login
 from tunewright.store import databases, shared
 
 GB = 1_000_000_000
@@ -104,7 +104,7 @@ def of_servers() -> Iterator[Finding]:
     """Prefect's and MLflow's, of `tunewright up`, of the environment, or none: then a run starts one for itself."""
     up, api = addresses.running(), os.environ.get("PREFECT_API_URL")
     if up and (not api or up.is_prefect(api)):
-        yield _prefect(up.api, up.prefect, addresses.password())
+        yield _prefect(up.api, up.prefect, addresses.auth_string())
     elif api:
         yield _prefect(api, outside.without_credentials(api), PREFECT_API_AUTH_STRING.value())
     else:
@@ -114,7 +114,8 @@ def of_servers() -> Iterator[Finding]:
             "no server: each run starts a temporary one, which takes 10 s; tunewright up starts one that stays",
         )
     if up:
-        yield _mlflow(up.mlflow, "/health", START)
+        named, path = (os.environ[VARIABLE], NEEDS_LOGIN) if is_given_login(up) else (up.mlflow, "/health")
+        yield _mlflow(named, path, START)
     if os.environ.get(VARIABLE):
         yield from _mlflow_of_environment()
     yield from _store()
@@ -139,7 +140,7 @@ def _prefect(api: str, shown: str, password: str | None) -> Finding:
         if advice and (code or isinstance(error, ValueError)):  # or a page
             return Finding("failure", "Prefect", f"{shown} answers, but not as Prefect's API", advice)
         if code == httpx.codes.UNAUTHORIZED:
-            return Finding("failure", "Prefect", f"{shown} refuses the password", addresses.HOW_TO_LOG_IN)
+            return Finding("failure", "Prefect", f"{shown} refuses the password", addresses.how_to_log_in())
         said = f"{shown} answers with {code}" if code else f"{shown} does not answer: {error}"
         return Finding("failure", "Prefect", said, f"{advice}, or {START}" if advice else START)
     return Finding("ok", "Prefect", f"{shown} answers")
@@ -162,14 +163,14 @@ def _mlflow_of_environment() -> Iterator[Finding]:
         yield Finding("failure", "MLflow", str(error))
         return
     if uri.startswith("http"):
-        yield _mlflow(uri.rstrip("/"), NEEDS_LOGIN, f"start its server, or correct {VARIABLE}")
+        yield _mlflow(uri, NEEDS_LOGIN, f"start its server, or correct {VARIABLE}")
     elif uri:
         yield Finding("ok", "MLflow", f"{VARIABLE} names {uri}")
 
 
 def _mlflow(address: str, path: str, fix: str) -> Finding:
     try:
-        answer = asked(f"{address}{path}", SECONDS)
+        answer = asked(f"{address.rstrip('/')}{path}", SECONDS)
     except httpx.HTTPError as error:
         return Finding("failure", "MLflow", f"{address} does not answer: {error}", fix)
     except ConfigError as error:

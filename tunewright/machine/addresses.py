@@ -25,7 +25,6 @@ LOCK = "services.lock"
 LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "localhost")  # names under which the servers answer
 LOGIN = "/tunewright"  # the page of Prefect's server that logs a browser in
-HOW_TO_LOG_IN = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
 PASSWORD = "password"  # noqa: S105 the name of its file
 PASSWORD_BYTES = 24
 
@@ -114,6 +113,17 @@ def password() -> str:
     with contextlib.suppress(OSError):
         return password_file().read_text(encoding="utf-8")
     return ""
+
+
+def auth_string() -> str:
+    """PREFECT_API_AUTH_STRING for the Prefect server of `up`: that of the environment, else the password."""
+    return os.environ.get("PREFECT_API_AUTH_STRING") or password()
+
+
+def how_to_log_in() -> str:
+    """Advice for a PREFECT_API_AUTH_STRING that a Prefect server refuses."""
+    advice = "set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
+    return f"{advice}; for tunewright up, unset it" if password() else advice
 
 
 def keep_password(given: str = "") -> str:

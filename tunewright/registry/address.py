@@ -71,6 +71,11 @@ def _has_credentials_for(url: str) -> bool:
     return urlsplit(url)[:2] == urlsplit(os.environ.get(VARIABLE, ""))[:2] or outside.is_listed(url, HOSTS)
 
 
+def is_given_login(up: addresses.Addresses) -> bool:
+    """Whether the environment names the MLflow of `tunewright up` and credentials for it."""
+    return up.is_mlflow(os.environ.get(VARIABLE, "")) and any(os.environ.get(name) for name in CREDENTIALS)
+
+
 def asked(url: str, seconds: float) -> "httpx.Response":
     """The answer of an MLflow server, with the TLS settings and credentials that MLflow's client takes.
 

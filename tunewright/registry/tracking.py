@@ -20,7 +20,7 @@ from tunewright.config import Registry, outside
 from tunewright.errors import NO_SPACE, ConfigError, TrackingError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.registry import database
-from tunewright.registry.address import LOG_IN, SQLITE, VARIABLE, require_allowed, tracking_uri
+from tunewright.registry.address import LOG_IN, SQLITE, VARIABLE, is_given_login, require_allowed, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -149,7 +149,8 @@ def _said_of_server(error: Exception) -> TunewrightError | None:
 def _password_for(uri: str) -> Iterator[None]:
     """Lets MLflow's client know the password of `tunewright up` for the block, if that is its server, and no other.
 
-    Threads may be in such a block at the same time: the environment is all theirs.
+    Credentials that the environment has for it are used instead. Threads may be in such a block at the same time: the
+    environment is all theirs.
     """
     up = addresses.running()
     if up is None or not up.is_mlflow(uri):
@@ -158,7 +159,8 @@ def _password_for(uri: str) -> Iterator[None]:
     with _ENVIRONMENT:
         if not _inside:
             _before.update({name: os.environ.get(name) for name in CREDENTIALS})
-            os.environ.update(zip(CREDENTIALS, ("tunewright", addresses.password()), strict=True))
+            if not is_given_login(up):
+                os.environ.update(zip(CREDENTIALS, ("tunewright", addresses.password()), strict=True))
         _inside.append(uri)
     try:
         yield
