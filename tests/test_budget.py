@@ -109,6 +109,7 @@ def test_an_approval_is_known_to_another_machine_until_the_training_has_ended(
     tokens: Tokens, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "measured", lambda *_: Rate(1e15, 1e15, "a stopwatch"))
+    (tmp_path / "store").mkdir()
     monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
     shared._opened.cache_clear()
     settings = settings_of(tiny_base, prices={"cpu": 1}, budget=2)

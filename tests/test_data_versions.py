@@ -318,6 +318,7 @@ def test_a_home_that_begins_to_share_a_store_takes_its_splits_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run("abcd")
+    (tmp_path / "store").mkdir()
     monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
     _, first = run("abcd")
     shutil.rmtree(tmp_path / "store" / "content")  # what a lifecycle rule may delete

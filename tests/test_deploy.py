@@ -965,6 +965,7 @@ def test_a_run_elsewhere_begins_where_the_pull_steps_of_its_file_lead_and_so_do_
         monkeypatch.delenv("TUNEWRIGHT_HOME")
         with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME: not set on this worker, and the pull steps of away "):
             run_name.require_kept_home()
+        (tmp_path / "store").mkdir()
         monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
         run_name.require_kept_home()
 

@@ -369,8 +369,16 @@ def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch,
     def said() -> tuple[str, str]:
         return next((each.state, each.found) for each in of_servers() if each.what == "store")
 
-    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "team"))
-    assert said() == ("ok", f"{tmp_path}/team is shared")
+    team = tmp_path / "team"
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(team))
+    state, found = said()
+    assert state == "failure" and f"TUNEWRIGHT_STORE={team}: " in found and "has no such folder" in found
+    assert not team.exists()
+    team.mkdir()
+    state, found = said()
+    assert state == "warning" and found.startswith(f"{team}: this store is empty")
+    (team / "histories" / "uses").mkdir(parents=True)
+    assert said() == ("ok", f"{team} is shared")
     monkeypatch.setenv("TUNEWRIGHT_STORE", "team")
     state, found = said()
     assert state == "failure" and found.startswith("TUNEWRIGHT_STORE=team: accepted: a folder")

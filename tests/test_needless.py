@@ -103,6 +103,7 @@ def bases_in_store(
 ) -> set[str]:
     """The base of a version and that of no version; a store has both, and the address of the version's MLflow."""
     register_candidate()
+    (tmp_path / "store").mkdir()
     monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
     bases.keep("triage", tiny_base, public_address(TRIAGE))
     return {tiny_base.weights_digest, "0" * 64}

@@ -154,6 +154,7 @@ def test_an_error_about_a_file_names_its_line_its_key_and_its_path_from_here(
 def test_a_plan_stands_on_the_base_that_is_here_where_the_store_knows_that_of_another_machine(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "store").mkdir()
     monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
     shared._opened.cache_clear()
     (project / "data/b.jsonl").write_text("\n".join(map(json.dumps, ROWS)))

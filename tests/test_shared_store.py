@@ -47,6 +47,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "s3":
         url = f"s3://bucket/{tmp_path.name.replace('_', '-')}"
         request.getfixturevalue("s3")
+    else:
+        Path(url).mkdir()
     monkeypatch.setenv("TUNEWRIGHT_STORE", url)
     shared._opened.cache_clear()
     found = shared_store()
@@ -170,6 +172,42 @@ def test_a_home_with_a_history_of_its_own_is_refused_where_the_store_has_another
     move("b")
     with pytest.raises(ConfigError, match="has lines that the history of the same name in the store has not"):
         up_to_date(config.home() / "uses" / "bot.jsonl")
+
+
+def test_a_store_that_lost_a_history_or_is_another_one_is_refused_until_the_file_is_moved_away(
+    store: SharedStore, move: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    move("a")
+    file = config.home() / "uses" / "bot.jsonl"
+    for said in ("first", "second"):
+        with held(file):
+            disk.append(file, Line(said=said))
+    assert caplog.text.count("this store is empty") == 1
+    store._delete("histories/uses/bot.jsonl/0000000002")
+    with pytest.raises(ConfigError, match=r"bot.jsonl is state 2 of a history of which this store has only 1: it is"):
+        up_to_date(file)
+    store._delete("histories/uses/bot.jsonl/0000000001")
+    with pytest.raises(ConfigError, match="of which this store has none"), held(file):
+        pass
+    assert [line.said for line in disk.read(file, Line, "")] == ["first", "second"]
+    file.unlink()
+    with held(file):
+        disk.append(file, Line(said="anew"))
+    move("b")
+    assert [line.said for line in disk.read(up_to_date(config.home() / "uses" / "bot.jsonl"), Line, "")] == ["anew"]
+
+
+def test_a_folder_that_is_not_mounted_any_more_is_refused_and_not_created(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "team").mkdir()
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "team"))
+    store = shared_store()
+    assert store and store.add("uses", 1, b"a")
+    (tmp_path / "team").rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreRefused, match=r"/team: .* has no such folder; accepted: a folder that exists$"):
+        store.add("uses", 2, b"b")
+    assert not (tmp_path / "team").exists()
 
 
 def test_only_the_newest_states_of_a_history_are_kept(store: SharedStore, monkeypatch: pytest.MonkeyPatch) -> None:

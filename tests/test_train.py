@@ -120,6 +120,7 @@ def test_a_run_that_sigterm_ends_goes_on_at_another_machine_from_the_step_it_was
     tokens: Tokens, tiny_base: Base, home: Path, undisturbed: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine is taken away before a copy of the newest checkpoint is due."""
+    (tmp_path / "store").mkdir()
     monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
     shared._opened.cache_clear()
     run = os.fork()

@@ -272,6 +272,7 @@ def test_nothing_is_taken_from_the_shared_store_instead_of_made_again(
     reproduce: Callable[..., Any], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forge(home, folder=str(Path.cwd()))
+    home.with_name("store").mkdir()
     monkeypatch.setenv("TUNEWRIGHT_STORE", str(home.with_name("store")))
     shared._opened.cache_clear()
     store = shared.shared_store()

@@ -38,6 +38,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Goes to the home of another machine, which shares a store with the others."""
+    (tmp_path / "store").mkdir()
     monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "store"))
     shared._opened.cache_clear()
     return lambda name: monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / name))

@@ -150,7 +150,11 @@ def _store() -> Iterator[Finding]:
     try:
         if store := shared.shared_store():
             store.check()
-            yield Finding("ok", "store", f"{store.url} is shared")
+            if store.is_empty():
+                fix = "nothing to do if no machine has used it; otherwise correct TUNEWRIGHT_STORE or mount the folder"
+                yield Finding("warning", "store", f"{store.url}: {shared.EMPTY}", fix)
+            else:
+                yield Finding("ok", "store", f"{store.url} is shared")
     except (ConfigError, StoreError) as error:
         yield Finding("failure", "store", str(error), "correct TUNEWRIGHT_STORE, or the store's own variables")
 

@@ -59,9 +59,18 @@ def up_to_date(file: Path) -> Path:
 
 
 def _fetch(store: SharedStore, file: Path) -> None:
-    """Bring a file up to date. Raises ConfigError where it has a history from before it was shared."""
+    """Bring a file up to date.
+
+    Raises ConfigError where it has a history from before it was shared, or lines that the store has lost.
+    """
     number, newest = store.newest(path_in_home(file))
     own, state = _content(file), _state(file)
+    if number < state.number and own is not None:
+        raise ConfigError(
+            f"{store.named}: {file} is state {state.number} of a history of which this store has "
+            f"{f'only {number}' if number else 'none'}: it is another store, not mounted, or restored from an older "
+            f"backup; accepted: the store of this home; to go by this store, move {file} away"
+        )
     if not number or (number == state.number and own is not None and _sha256(own) == state.sha256):
         return
     if own not in {None, newest} and not state.number:

@@ -17,6 +17,7 @@ both hold a lease, or write a state of the same number. The stores accepted are 
 import contextlib
 import logging
 import os
+import platform
 import shutil
 import threading
 import time
@@ -49,6 +50,7 @@ DIGITS = 10  # of a number in a name
 WRITERS = 8  # that try a store at the same time
 TRIALS = 2  # the first one opens their connections, so that the second one's writes arrive together
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # of botocore, which only the extra s3 brings
+EMPTY = "this store is empty; if other machines have used it, the address is wrong or the folder is not mounted"
 CONFLICT_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a write is sent again that met another one
 
 
@@ -185,7 +187,10 @@ class SharedStore:
     @contextlib.contextmanager
     def lease(self, what: str) -> Iterator[None]:
         """Hold the right to make or change `what`; waits while another machine holds it and gives signs of life."""
-        self.check()
+        if not self.is_checked:
+            self.check()
+            if self.is_empty():
+                log.warning("%s: %s", self.url, EMPTY)
         own, ended = uuid.uuid4().hex, threading.Event()
         name = self._take(f"leases/{what}", own)
         signs = threading.Thread(target=self._give_signs, args=(name, own, ended), daemon=True)
@@ -219,6 +224,10 @@ class SharedStore:
                     "such as S3's If-None-Match"
                 )
         self.is_checked = True
+
+    def is_empty(self) -> bool:
+        """Whether no machine has kept a history here."""
+        return not self._names("histories")
 
     def _take(self, place: str, own: str) -> str:
         """Wait for a lease; returns the name of its object."""
@@ -376,6 +385,12 @@ class SharedStore:
             self.files.rm_file(self._at(name))
 
     def _at(self, name: str) -> str:
+        """The place of an object. Raises StoreRefused where a folder is not there.
+
+        It is never created: where a folder that all machines share is not mounted, it would be on this machine's disk.
+        """
+        if self.is_folder and not Path(self.root).is_dir():
+            raise StoreRefused(f"{self.named}: {platform.node()} has no such folder; accepted: a folder that exists")
         return f"{self.root}/{name}"
 
     @contextlib.contextmanager
