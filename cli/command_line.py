@@ -6,7 +6,6 @@ import inspect
 import logging
 import os
 import shlex
-import signal
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
@@ -244,7 +243,7 @@ def one_line_errors(as_json: bool, *, uses_home: bool = True) -> Iterator[ExitSt
     try:
         if uses_home:
             config.require_no_other_home()
-        with interrupts.raised(), _sigterm_raised(), ExitStack() as until_end:
+        with interrupts.raised(), ExitStack() as until_end:
             yield until_end
     except TunewrightError as error:
         _fail(str(error), error.exit_code, as_json)
@@ -257,8 +256,6 @@ def one_line_errors(as_json: bool, *, uses_home: bool = True) -> Iterator[ExitSt
     except KeyboardInterrupt as error:
         number = interrupts.number_of(error)
         _fail(interrupts.said(number), 128 + number, as_json)
-    except _Terminated:
-        _fail(interrupts.said(signal.SIGTERM), 128 + signal.SIGTERM, as_json)
 
 
 def _refused_home(error: OSError | sqlite3.OperationalError) -> ConfigError | None:
@@ -269,24 +266,6 @@ def _refused_home(error: OSError | sqlite3.OperationalError) -> ConfigError | No
     if error.errno not in UNWRITABLE or place is None or not place.is_relative_to(config.home()):
         return None
     return config.refused_home(error)
-
-
-class _Terminated(BaseException):
-    """The process was asked to end."""
-
-
-@contextmanager
-def _sigterm_raised() -> Iterator[None]:
-    """Raises _Terminated in the block where SIGTERM comes, so that what the block started is ended with it."""
-
-    def terminate(*_: object) -> NoReturn:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int, as_json: bool) -> NoReturn:

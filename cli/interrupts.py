@@ -1,8 +1,8 @@
-"""Ctrl-C at any moment of a command is one line and exit code 130, also while its libraries are imported.
+"""Ctrl-C at any moment of a command is one line and exit code 130, and SIGTERM is one and 143, also during imports.
 
 An import that is interrupted can print a traceback, turn the interrupt into an error of another name, or swallow it. So
-a command ends at once on Ctrl-C as long as it does nothing but import, and raises KeyboardInterrupt when it has begun
-its work; before it starts processes, it asks whether Ctrl-C came (`raise_if_came`).
+a command ends at once on such a signal as long as it does nothing but import, and raises KeyboardInterrupt when it has
+begun its work; before it starts processes, it asks whether one came (`raise_if_came`).
 """
 
 import gc
@@ -51,7 +51,7 @@ def end_at_once() -> None:
 def at_once() -> Iterator[None]:
     """Ends the process at once where a signal comes that would raise, for a block that imports and has nothing to end.
 
-    That is Ctrl-C, and what a `raised` block has raised. So no library can swallow it, and no import turn it into
+    Those are the signals of a `raised` block, and Ctrl-C. So no library can swallow it, and no import turn it into
     another error. Behind the block stands what stood before. What the block imports stays, and looking through it for
     garbage is a sixth of its time, so that this is left out.
     """
@@ -110,15 +110,14 @@ def raise_if_came() -> None:
 
 @contextmanager
 def raised(*, by: Sequence[signal.Signals] = ()) -> Iterator[None]:
-    """Raises KeyboardInterrupt where Ctrl-C comes in the block, also where a library made another error of it.
+    """Raises KeyboardInterrupt where Ctrl-C or SIGTERM comes in the block, also if a library makes another error of it.
 
-    Where Ctrl-C is ignored, as by a shell of what it starts with `&`, it stays so; the signals `by` are never ignored.
+    The error has the signal's number. Where Ctrl-C is ignored, as by a shell of what it starts with `&`, it stays so;
+    the signals `by`, if there are any, are the only ones, and never ignored.
     """
-    before = {each: signal.getsignal(each) for each in by or [signal.SIGINT]}
-    answer = before.get(signal.SIGINT)
-    if not by and not (answer is _end or _raises(answer)):
-        yield
-        return
+    before = {each: signal.getsignal(each) for each in by or SIGNALS}
+    if not by and not (before[signal.SIGINT] is _end or _raises(before[signal.SIGINT])):
+        del before[signal.SIGINT]
     block = len(_blocks)
     _blocks.append(0)
     unraisable = sys.unraisablehook

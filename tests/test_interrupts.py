@@ -1,4 +1,4 @@
-"""Ctrl-C is one line and exit code 130 at any moment of a command, also while it imports its libraries."""
+"""Ctrl-C and SIGTERM are one line and exit code 130 or 143 at any moment of a command, also during its imports."""
 
 import os
 import signal
@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "deployments" / "demo.yaml")
 INTERRUPTED = "error: interrupted\n"
 RESUMED = "error: interrupted; the next run resumes from the last finished stage or checkpoint\n"
+TERMINATED = RESUMED.replace("interrupted", "ended by SIGTERM, not finished")
 AT_IMPORT = """
 import os, signal, sys
 
@@ -38,7 +39,7 @@ class Swallowing:
         if name == {module!r}:
             sys.meta_path.remove(self)
             try:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), {number})
             except BaseException as error:
                 print("Failed to initialize plugins:", repr(error))
 
@@ -129,15 +130,17 @@ def ports() -> tuple[str, str, str, str]:
 
 @pytest.mark.parametrize("module", ["tunewright.cli.up.database", "prefect.settings", "prefect.client.orchestration"])
 def test_a_library_that_swallows_it_does_not_keep_up_from_ending(module: str, tmp_path: Path) -> None:
-    done = called(SWALLOWED.format(module=module), "up", *ports(), home=tmp_path / "home")
+    done = called(SWALLOWED.format(module=module, number=2), "up", *ports(), home=tmp_path / "home")
     assert (done.returncode, done.stderr) == (130, INTERRUPTED)
     assert "Ctrl-C stops it" not in done.stdout
     assert not (tmp_path / "home" / "logs").exists()  # no process was started
 
 
-def test_a_library_that_swallows_it_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
-    done = called(SWALLOWED.format(module="prefect"), *COMMANDS["run"], home=tmp_path / "home")
-    assert (done.returncode, done.stderr, done.stdout) == (130, RESUMED, "")
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, RESUMED), (signal.SIGTERM, TERMINATED)])
+def test_a_library_that_swallows_it_does_not_keep_a_run_from_ending(number: int, said: str, tmp_path: Path) -> None:
+    code = SWALLOWED.format(module="prefect", number=int(number))
+    done = called(code, *COMMANDS["run"], home=tmp_path / "home")
+    assert (done.returncode, done.stderr, done.stdout) == (128 + number, said, "")
 
 
 def test_what_was_swallowed_is_known_before_anything_is_started() -> None:
