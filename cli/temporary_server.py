@@ -37,6 +37,7 @@ APP_DIR = Path(prefect.__file__).parents[1]
 RESTARTS = 5  # after that it is no accident
 LOOK_SECONDS = 1.0
 ASK_SECONDS = 0.1
+SILENT_SECONDS = 5.0  # of its start, until a line says what is waited for
 END_SECONDS = 5.0  # for it to end by itself
 MOST_WAITS = 10  # times the limit, where a busy machine lets it go on slowly
 EPHEMERAL = {
@@ -109,7 +110,7 @@ class TemporaryServer:
 
         The time begins anew whenever it has computed, until it has ended once: a busy machine is no fault of its own.
         """
-        begun, computed, has_ended = time.monotonic(), 0.0, False
+        begun, computed, has_ended, is_told = time.monotonic(), 0.0, False, False
         until, last = begun + seconds, begun + MOST_WAITS * seconds
         with httpx.Client() as asking:  # one: each reads all certificates of authorities
             while time.monotonic() < until:
@@ -122,6 +123,9 @@ class TemporaryServer:
                     if asking.get(f"{self.api}/health").is_success:
                         self.has_answered.set()
                         return True
+                if not is_told and time.monotonic() > begun + SILENT_SECONDS:
+                    log.info("starting a temporary Prefect server")
+                    is_told = True
                 time.sleep(ASK_SECONDS)
         return False
 

@@ -1,5 +1,6 @@
 """The base as an artifact: a folder of safetensors, converted once if it is a GGUF file, and its special tokens."""
 
+import logging
 from pathlib import Path
 
 from tunewright.artifacts import Base
@@ -7,6 +8,8 @@ from tunewright.errors import ConfigError
 from tunewright.modeling.models import folder_digest, is_nowhere, load_tokenizer, special_tokens
 from tunewright.serving import resolve, weights_digest
 from tunewright.store.stage import stage
+
+log = logging.getLogger("tunewright")
 
 
 def _lost(base: Base) -> str:
@@ -31,6 +34,7 @@ def base(
 
     `here` is a folder with the base where this machine has it elsewhere than at `reference`.
     """
+    log.info("  reading %s", reference)
     try:
         weights = resolve(here or reference, revision, folder / "weights")
     except OSError as error:

@@ -190,14 +190,17 @@ def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 
 
 def test_one_that_computes_for_longer_than_the_limit_is_waited_for(
-    prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(temporary_server, "MOST_WAITS", 100)
+    monkeypatch.setattr(temporary_server, "SILENT_SECONDS", 1.0)
+    caplog.set_level(logging.INFO, logger="tunewright")
     with temporary_settings({PREFECT_HOME: prefect_home}, restore_defaults=(PREFECT_API_URL,)):
         server, started = TemporaryServer(), time.monotonic()
         try:
             assert server.answers_within(2.0)
             assert time.monotonic() - started > 2.0  # it imports for longer
+            assert caplog.messages == ["starting a temporary Prefect server"]
         finally:
             server.end()
 
