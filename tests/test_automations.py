@@ -34,6 +34,14 @@ def started(automation: AutomationCore) -> tuple[Any, Any]:
     return action.deployment_id, action.parameters
 
 
+def sent(automation: AutomationCore, state: dict[str, str]) -> tuple[str, str]:
+    """The subject and the body of the message that an automation sends about a run in this state."""
+    (message,) = automation.actions
+    assert isinstance(message, SendNotification)
+    of_run = {"flow_run": {"state": state}}
+    return render_user_template_sync(message.subject, of_run), render_user_template_sync(message.body, of_run)
+
+
 def test_nothing_is_made_of_settings_that_ask_for_nothing() -> None:
     assert of_deployment(TARGET, Operation(), {}) == []
 
@@ -59,13 +67,9 @@ def test_with_drift_a_change_starts_the_data_stages_and_drift_the_rest() -> None
 def test_a_name_with_braces_is_no_template(name: str) -> None:
     state = {"name": "Failed", "type": "FAILED", "message": "no data"}
     for made in of_deployment(TARGET._replace(name=name), TOLD, BLOCKS):
-        (message,) = made.actions
-        assert isinstance(message, SendNotification)
-        shown = [
-            render_user_template_sync(each, {"flow_run": {"state": state}}) for each in (message.subject, message.body)
-        ]
-        assert shown[0].startswith(f"{name}: ")
-        assert f" of {name}: http" in shown[1]
+        subject, body = sent(made, state)
+        assert subject.startswith(f"{name}: ")
+        assert f" of {name}: http" in body
 
 
 def test_each_kind_of_news_is_an_automation_that_links_to_the_run() -> None:
@@ -81,6 +85,14 @@ def test_each_kind_of_news_is_an_automation_that_links_to_the_run() -> None:
         assert isinstance(message, SendNotification)
         assert message.block_document_id == BLOCK
         assert "http://127.0.0.1:4200/v2/runs/flow-run/{{ flow_run.id }}" in message.body
+
+
+def test_a_message_names_the_verdict_once() -> None:
+    failure, rejection, _, promotion = of_deployment(TARGET, TOLD, BLOCKS)
+    for made, name in ((rejection, "Not promoted"), (rejection, "Inconclusive"), (promotion, "Promoted")):
+        subject, body = sent(made, {"name": name, "type": "COMPLETED", "message": f"{name}: exact match .84."})
+        assert (subject, body.splitlines()[0]) == (f"Demo: {name}", "exact match .84.")
+    assert sent(failure, {"name": "Failed", "type": "FAILED", "message": "no rows"})[1].startswith("no rows\n")
 
 
 def test_the_states_that_are_told_of_are_those_that_a_run_ends_in() -> None:

@@ -204,7 +204,8 @@ def _of_watcher(
 
 def _message(target: Target, block: UUID, occasion: str, operation: Operation) -> SendNotification:
     """State and sentence of a run, of a crash what happens next, with the link to it; the server fills them in."""
-    said, name = "{{ flow_run.state.message }}", "{{ flow_run.state.name }}"
+    name = "{{ flow_run.state.name }}"
+    said = "{{ (flow_run.state.message or '').removeprefix(flow_run.state.name ~ ': ') }}"  # the subject has the name
     if occasion == "approval":
         name = "approval needed"
         said = (
