@@ -132,9 +132,10 @@ def clean(
 ) -> None:
     """List what is no longer needed in the home folder and the shared store, with sizes, and remove it with --yes.
 
-    These are old artifacts, unfinished work untouched for a week, rejected versions with their weights, and runs
-    deleted in MLflow. Never files in use by a run, nor a version that has or had an alias, is waiting for approval, or
-    was approved. On an MLflow server only versions of the models that --server-models names.
+    These are old artifacts, unfinished work untouched for a week, rejected versions with their weights, runs deleted in
+    MLflow, and runs that found nothing new and were hidden there. Never files in use by a run, nor a version that has
+    or had an alias, is waiting for approval, or was approved. On an MLflow server only versions of the models that
+    --server-models names.
     """
     console = console_of(as_json)
     with one_line_errors(as_json):

@@ -186,7 +186,7 @@ def test_a_metric_that_does_not_fit_is_refused_before_anything_is_trained(
 
 def test_help_does_not_break_a_line_where_the_docstring_does() -> None:
     shown = CliRunner(env={"COLUMNS": "400"}).invoke(main.app, ["clean", "--help"]).stdout
-    assert "rejected versions with their weights, and runs deleted in MLflow. Never files in use by a run" in shown
+    assert "weights, runs deleted in MLflow, and runs that found nothing new and were hidden there. Never" in shown
     shown = CliRunner(env={"COLUMNS": "400"}).invoke(main.app, ["run", "--help"]).stdout
     assert "5 not promoted and --require-promotion given, 130 interrupted by Ctrl-C, 143 ended by SIGTERM" in shown
     shown = CliRunner(env={"COLUMNS": "400"}).invoke(main.app, ["release", "rollback", "--help"]).stdout

@@ -241,8 +241,8 @@ def test_a_run_that_comes_to_nothing_new_leaves_nothing_in_mlflow(settings: Sett
     client = MlflowClient(uri, uri)
     removed = client.search_runs([first.info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
     assert {each.info.status for each in removed} == {"FINISHED"}
-    whys = {each.why for each in needless.in_mlflow(10) if each.kind == "deleted in MLflow"}
-    assert whys == {"it found nothing new"}
+    found = {(each.kind, each.why) for each in needless.in_mlflow(10)}
+    assert found == {("unchanged run", "it found nothing new, so Tunewright hid it in MLflow")}
     assert not (home / "live_runs").exists() or not [*(home / "live_runs").iterdir()]
 
 

@@ -1,4 +1,6 @@
-"""Unneeded items in MLflow: the weights of rejected candidates, and runs that a person deleted.
+"""Unneeded items in MLflow: the weights of rejected candidates, and runs that were deleted.
+
+A person deleted them, or Tunewright did so with a run that found nothing new.
 
 These versions stay: those that have or had an alias, as a rollback returns to them; those that a candidate was compared
 with, as a run of unchanged settings compares it again; those that wait for a person or were approved; those with a copy
@@ -283,9 +285,11 @@ def _of_run(run: "Run") -> Needless:
         shutil.rmtree(folder, ignore_errors=True)
         return True
 
-    name = f"run {run.info.run_name}"
-    why = "it found nothing new" if NOTHING_NEW in run.data.tags else "a person deleted it"
-    return Needless(kind="deleted in MLflow", name=name, size=size_of(folder), why=why, remove=remove)
+    name, size = f"run {run.info.run_name}", size_of(folder)
+    if NOTHING_NEW in run.data.tags:
+        why = "it found nothing new, so Tunewright hid it in MLflow"
+        return Needless(kind="unchanged run", name=name, size=size, why=why, remove=remove)
+    return Needless(kind="deleted in MLflow", name=name, size=size, why="a person deleted it", remove=remove)
 
 
 def _folder(place: str) -> Path:

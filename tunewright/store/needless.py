@@ -37,6 +37,7 @@ Kind = Literal[
     "rejected version",
     "rejected version on the server",
     "deleted in MLflow",
+    "unchanged run",
     "artifact in the store",
     "unfinished work in the store",
     "old runs in the store",
