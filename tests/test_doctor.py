@@ -182,6 +182,32 @@ def test_a_home_that_cannot_be_written_or_locked_stops_doctor_and_run_alike(
         config.make_home()
 
 
+def test_a_folder_of_locks_on_devices_of_another_user_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = config.device_locks()
+    assert of("device locks", list(environment.of_hardware())) == Finding("ok", "device locks", str(folder))
+    assert not folder.exists()
+    folder.mkdir()
+    with monkeypatch.context() as other:
+        other.setattr("tunewright.cost_model.one_at_a_time.os.getuid", lambda: folder.stat().st_uid + 1)
+        said = of("device locks", list(environment.of_hardware()))
+    assert (said.state, said.fix) == ("failure", "remove it, or set TUNEWRIGHT_LOCKS to a folder of your own")
+    assert said.found.startswith(f"{folder}: belongs to user ")
+
+
+@pytest.mark.parametrize("refuses", ["mkdir", "chmod", "TemporaryFile"])
+def test_a_folder_of_locks_on_devices_that_cannot_be_written_is_said(
+    refuses: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    of_module = "tunewright.cost_model.one_at_a_time.tempfile" if refuses == "TemporaryFile" else "pathlib.Path"
+    monkeypatch.setattr(f"{of_module}.{refuses}", refuse)
+    said = of("device locks", list(environment.of_hardware()))
+    assert (said.state, said.fix) == ("failure", "set TUNEWRIGHT_LOCKS to a folder of your own")
+    assert said.found.endswith("cannot be created or written for the locks on devices: Read-only file system")
+
+
 def test_servers_that_do_not_answer_and_ports_that_are_taken(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port}/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")

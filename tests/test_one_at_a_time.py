@@ -140,7 +140,7 @@ def test_containers_may_name_a_folder_of_locks_that_they_share(tmp_path: Path, m
     (tmp_path / "file").touch()
     monkeypatch.setenv("TUNEWRIGHT_LOCKS", str(tmp_path / "file" / "locks"))
     with pytest.raises(ConfigError, match=r"file/locks: cannot be created .*: Not a directory; set TUNEWRIGHT_LOCKS"):
-        one_at_a_time._own_folder()
+        one_at_a_time.own_folder()
 
 
 def test_the_folder_is_closed_to_others() -> None:

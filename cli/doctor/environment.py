@@ -4,16 +4,18 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
-from tunewright import machine
+from tunewright import config, machine
 from tunewright.config import NO_TELEMETRY
-from tunewright.cost_model import devices
+from tunewright.cost_model import devices, one_at_a_time
 from tunewright.cost_model.devices import GB
+from tunewright.errors import ConfigError
 from tunewright.reports.pages import counted
 
 ENOUGH_GB = 6  # `make demo` peaks at 3.5
@@ -52,6 +54,7 @@ def of_hardware() -> Iterator[Finding]:
     else:
         yield Finding("ok", "memory", memory)
     yield _device()
+    yield _locks()
     yield _threads()
 
 
@@ -81,6 +84,20 @@ def _device() -> Finding:
     if os.environ.get("CUDA_VISIBLE_DEVICES") is not None and machine.first_gpu() is None:
         return Finding("warning", "device", "no GPU: CUDA_VISIBLE_DEVICES hides all", "unset CUDA_VISIBLE_DEVICES")
     return Finding("ok", "device", f"no GPU, training on the CPU, {kind}")
+
+
+def _locks() -> Finding:
+    """Whether the folder of the locks on devices is the user's own; one that is not there is made and taken away."""
+    try:
+        existed = config.device_locks().exists()
+        folder = one_at_a_time.own_folder()
+    except ConfigError as error:  # it ends with the advice
+        found, _, fix = str(error).rpartition("; ")
+        return Finding("failure", "device locks", found, fix)
+    if not existed:
+        with suppress(OSError):  # a run that has begun meanwhile
+            folder.rmdir()
+    return Finding("ok", "device locks", str(folder))
 
 
 def of_software() -> Iterator[Finding]:

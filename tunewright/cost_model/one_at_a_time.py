@@ -12,6 +12,7 @@ may have made it first and would hold every lock in it: only one that is this us
 import logging
 import os
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -84,7 +85,7 @@ def held(devices: Sequence[str], holder: str, number: int = 1) -> Iterator[tuple
     Waits for them and says for whom. `holder` is who others are told of, such as the run by its name. The artifact that
     is made does not count the waiting.
     """
-    folder = _own_folder()
+    folder = own_folder()
     started = time.monotonic()
     with ExitStack() as block:
         with _queued(folder, devices) as ahead:
@@ -102,28 +103,29 @@ def held(devices: Sequence[str], holder: str, number: int = 1) -> Iterator[tuple
                 lock.truncate(0)  # before it is free: what stands there is of who holds it
 
 
-def _own_folder() -> Path:
+def own_folder() -> Path:
     """The folder of the locks, closed to others.
 
-    Raises ConfigError where it is another user's, or no folder, or cannot be created.
+    Raises ConfigError where it is another user's, or no folder, or cannot be created, written or locked.
     """
     folder = config.device_locks()
     try:
-        folder.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise ConfigError(
+                f"{folder}: belongs to user {found.st_uid} or is not a folder, so its locks could block every run; "
+                "remove it, or set TUNEWRIGHT_LOCKS to a folder of your own"
+            )
+        folder.chmod(0o700)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            try_lock(probe)
     except OSError as error:
         raise ConfigError(
-            f"{folder}: cannot be created for the locks on devices: {error.strerror}; set TUNEWRIGHT_LOCKS to a folder "
-            "of your own"
+            f"{folder}: cannot be created or written for the locks on devices: {error.strerror}; set TUNEWRIGHT_LOCKS "
+            "to a folder of your own"
         ) from error
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise ConfigError(
-            f"{folder}: belongs to user {found.st_uid} or is not a folder, so its locks could block every run; "
-            "remove it, or set TUNEWRIGHT_LOCKS to a folder of your own"
-        )
-    folder.chmod(0o700)
     return folder
 
 
