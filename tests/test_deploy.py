@@ -51,7 +51,7 @@ from tunewright.cli.deploy import deploy
 from tunewright.cli.deploy import server as server_calls
 from tunewright.cli.deploy.automations import CRASHED_POLLS, CRASHES
 from tunewright.cli.deploy.removal import remove
-from tunewright.cli.deploy.timing import in_words, next_times
+from tunewright.cli.deploy.timing import in_words, next_times, require_due
 from tunewright.cli.deploy.view import as_json, show
 from tunewright.cli.main import app
 from tunewright.cli.up import service
@@ -83,6 +83,20 @@ def test_a_schedule_is_said_in_words(schedule: Any, words: str) -> None:
     assert in_words(schedule) == words
     first, second = next_times(schedule)
     assert first < second
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (CronSchedule(cron="* * * * * */5"), r"cron \* \* \* \* \* \*/5 UTC: due again after 5 s"),
+        (CronSchedule(cron="0 3 * * * 0,30"), r"due again after 30 s"),
+        (RRuleSchedule(rrule="FREQ=SECONDLY;INTERVAL=20"), r"due again after 20 s"),
+    ],
+)
+def test_a_schedule_that_is_due_again_within_a_minute_is_refused(schedule: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^x.yaml line 4: schedules: .*{said}; accepted: at least 60 s between"):
+        require_due([schedule], ["x.yaml line 4"])
+    require_due([CronSchedule(cron="* * * * *"), CronSchedule(cron="0 3 * * * 0")], ["here", "there"])
 
 
 def test_drift_is_what_the_expectations_found_or_that_there_is_no_version_before(tmp_path: Path) -> None:

@@ -240,32 +240,37 @@ def test_of_several_deployments_one_is_named(write: Write) -> None:
         (
             'cron: "0 2 * * *"',
             "interval: often",
-            'x.yaml line 4: deployments[0].schedules[0].interval: "often" is refused; accepted: seconds, at least 1,',
+            'x.yaml line 4: deployments[0].schedules[0].interval: "often" is refused; accepted: seconds, at least 60,',
         ),
         (
             'cron: "0 2 * * *"',
             "interval: 0.5",
-            "x.yaml line 4: deployments[0].schedules[0].interval: 0.5 is refused; accepted: seconds, at least 1,",
+            "x.yaml line 4: deployments[0].schedules[0].interval: 0.5 is refused; accepted: seconds, at least 60,",
         ),
         (
             'cron: "0 2 * * *"',
             "interval: 0",
-            "x.yaml line 4: deployments[0].schedules[0].interval: 0 is refused; accepted: seconds, at least 1,",
+            "x.yaml line 4: deployments[0].schedules[0].interval: 0 is refused; accepted: seconds, at least 60,",
+        ),
+        (
+            'cron: "0 2 * * *"',
+            "interval: 59",
+            "x.yaml line 4: deployments[0].schedules[0].interval: 59 is refused; accepted: seconds, at least 60,",
         ),
         (
             'cron: "0 2 * * *"',
             "interval: -60",
-            "x.yaml line 4: deployments[0].schedules[0].interval: -60 is refused; accepted: seconds, at least 1,",
+            "x.yaml line 4: deployments[0].schedules[0].interval: -60 is refused; accepted: seconds, at least 60,",
         ),
         (
             'cron: "0 2 * * *"',
-            "interval: PT0.5S",
-            'x.yaml line 4: deployments[0].schedules[0].interval: "PT0.5S" is refused; accepted: seconds, at least 1,',
+            "interval: PT59S",
+            'x.yaml line 4: deployments[0].schedules[0].interval: "PT59S" is refused; accepted: seconds, at least 60,',
         ),
         (
             'cron: "0 2 * * *"',
             "interval: 1.0e+300",
-            "x.yaml line 4: deployments[0].schedules[0].interval: 1e+300 is refused; accepted: seconds, at least 1,",
+            "x.yaml line 4: deployments[0].schedules[0].interval: 1e+300 is refused; accepted: seconds, at least 60,",
         ),
         (
             'cron: "0 2 * * *"',

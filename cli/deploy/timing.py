@@ -4,11 +4,13 @@ import asyncio
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from prefect.client.schemas.schedules import SCHEDULE_TYPES, IntervalSchedule, NoSchedule, RRuleSchedule
 from pydantic import TypeAdapter
 
+from tunewright.cli.deployment_file.keys import SHORTEST
 from tunewright.errors import ConfigError
 from tunewright.reports.progress import duration
 
@@ -42,16 +44,24 @@ def next_times(schedule: SCHEDULE_TYPES, count: int = 2) -> Sequence[datetime]:
 
 
 def require_due(schedules: Sequence[SCHEDULE_TYPES | None], places: Sequence[str]) -> None:
-    """Raises ConfigError on one that is never due, such as a 31st of February; `places` say where each stands."""
+    """Raises ConfigError on one that is never due, such as a 31st of February, or again within a minute.
+
+    A sixth field of cron is seconds. `places` say where each schedule stands.
+    """
     for schedule, place in zip(schedules, places, strict=True):
         if schedule is None:
             continue
         try:
-            times = next_times(schedule, 1)
+            times = next_times(schedule, 3)
         except ValueError:  # of croniter, which Prefect has a copy of
             times = []
         if not times:
             raise ConfigError(f"{place}: schedules: {in_words(schedule)}: no such time in the future")
+        if (gap := min((b - a for a, b in pairwise(times)), default=SHORTEST)) < SHORTEST:
+            raise ConfigError(
+                f"{place}: schedules: {in_words(schedule)}: due again after {gap.seconds} s; accepted: at least "
+                f"{SHORTEST.seconds} s between two runs"
+            )
 
 
 def _exact(interval: timedelta) -> str:

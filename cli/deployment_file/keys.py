@@ -45,11 +45,11 @@ SCHEDULE_KEYS = (
 TIME_KEYS = ("cron", "interval", "rrule", "timezone", "anchor_date")  # what a schedule is made of
 ACCEPTED_TIMES = {
     "cron": 'minute, hour, day of month, month and day of week, such as "0 3 * * 1-5" or "@daily"',
-    "interval": "seconds, at least 1, such as 3600",
+    "interval": "seconds, at least 60, such as 3600",
     "rrule": "an iCalendar rule, such as FREQ=DAILY;BYHOUR=3",
     "timezone": "a name of the IANA database, such as Europe/Berlin",
 }
-SHORTEST = timedelta(seconds=1)  # interval; a shorter one is more runs than a server can start
+SHORTEST = timedelta(minutes=1)  # between two runs by a schedule; sooner ones only pile up, as each takes seconds
 WORK_POOL_KEYS = ("name", "work_queue_name", "job_variables")
 CONCURRENCY_KEYS = ("limit", "collision_strategy", "grace_period_seconds")
 STRATEGIES = [each.value for each in ConcurrencyLimitStrategy]
