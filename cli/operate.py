@@ -62,7 +62,10 @@ def deploy(
     deployment: Deployment = None,
     remove: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Remove a deployment, its watcher, its approval and its automations"),
+        typer.Option(
+            metavar="NAME",
+            help="Remove a deployment, its watcher, its approval and its automations, and cancel its suspended runs",
+        ),
     ] = None,
     test_message: Annotated[
         bool, typer.Option("--test-message", help="Also send a test message by each block of operation.notify")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 from uuid import UUID, uuid4
@@ -47,7 +48,7 @@ from waiting import until
 
 from tunewright import config
 from tunewright.artifacts import Base, CheckedRows
-from tunewright.cli.deploy import deploy
+from tunewright.cli.deploy import deploy, removal
 from tunewright.cli.deploy import server as server_calls
 from tunewright.cli.deploy.automations import CRASHED_POLLS, CRASHES
 from tunewright.cli.deploy.removal import remove
@@ -288,7 +289,7 @@ def a_run_that_is_rejected_is_told_of(client: SyncPrefectClient, came: list[str]
     until(lambda: came)
     message = json.loads(came.pop())
     assert message["subject"] == "drops: Not promoted"
-    assert message["body"].startswith("Not promoted: it is no better\n")
+    assert message["body"].startswith("it is no better\n")
     assert message["body"].endswith(f"{link.partition('/v2/')[0]}/v2/runs/flow-run/{run.id}")
     failed = client.create_flow_run_from_deployment(deployment.id)
     client.set_flow_run_state(failed.id, Failed(message="no rows"), force=True)
@@ -758,7 +759,7 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     def removed(name: str) -> list[str]:
         done = CliRunner().invoke(app, ["deploy", "--remove", name])
         assert done.exit_code == 0, done.stderr
-        return [line for line in done.stdout.splitlines() if line.startswith("removed: ")]
+        return [line for line in done.stdout.splitlines() if line.startswith(("removed: ", "cancelled: "))]
 
     for each in client.read_deployments():
         client.delete_deployment(each.id)
@@ -797,7 +798,7 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
         "removed: watcher watch/drops",
         "removed: automation files came",
         "removed: deployment finetune/drops",
-        "removed: approval request approve drops 1",
+        "cancelled: approval request approve drops 1",
         "removed: approval deployment approval/drops",
         f"removed: automation {CRASHES}",
         f"removed: automation {CRASHED_POLLS}",
@@ -808,6 +809,22 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     none = CliRunner().invoke(app, ["deploy", "--remove", "nobody"])
     said = 'error: --remove "nobody": the server has no such deployment; it has no deployment of Tunewright\n'
     assert (none.exit_code, none.stderr) == (2, said)
+
+
+def test_many_active_runs_are_cancelled_by_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = [SimpleNamespace(id=f"id-{i}", name=f"run-{i}", state_name="Running") for i in range(22)]
+    deployment: Any = SimpleNamespace(id=uuid4(), name="drops")
+
+    def refusal(number: int) -> str:
+        monkeypatch.setattr(server_calls, "active_runs", lambda *_: runs[:number])
+        with pytest.raises(TunewrightError) as refused:
+            removal._require_idle(None, deployment, [])  # pyright: ignore[reportArgumentType] the calls are replaced
+        return str(refused.value)
+
+    assert "active: run-0 (Running), run-1 (Running); wait for their end, or cancel them in Prefect " in refusal(2)
+    assert "(for run in id-0 id-1; do prefect flow-run cancel $run; done), then" in refusal(2)
+    assert "run-19 (Running) and 2 more; wait" in refusal(22)
+    assert "id-19; do" in refusal(22)
 
 
 def begun(client: SyncPrefectClient, deployment: str) -> Any:
@@ -831,20 +848,23 @@ def test_a_deployment_with_an_active_run_is_not_removed_and_the_run_can_report_i
     assert client.read_flow_run(queued.id).state_name == "AwaitingConcurrencySlot"
     done = CliRunner().invoke(app, ["deploy", "--remove", "drops"])
     said = (
-        f'error: --remove "drops": not removed, as a run of it is active: {run.name} (Running, {run.id}); wait for its '
+        f'error: --remove "drops": not removed, as a run of it is active: {run.name} (Running); wait for its '
         f"end, or cancel it in Prefect (prefect flow-run cancel {run.id}), then remove it again; "
-        f"its queued run {queued.name} was removed\n"
+        f"its queued run {queued.name} was removed; finetune/drops stays paused, so that no schedule and no poll "
+        "starts a run, until it is removed or deployed again\n"
     )
     assert (done.exit_code, done.stderr) == (1, said)
     assert not client.read_deployment_by_name("watch/drops").paused
-    assert not client.read_deployment_by_name("finetune/drops").paused
+    assert client.read_deployment_by_name("finetune/drops").paused
     with pytest.raises(ObjectNotFound):  # else it would begin when the active one ends
         client.read_flow_run(queued.id)
-    queued = client.create_flow_run_from_deployment(deployment)
+    queued, asks = (client.create_flow_run_from_deployment(deployment) for _ in range(2))
     client.set_flow_run_state(queued.id, Pending())
+    client.set_flow_run_state(asks.id, Suspended(), force=True)
     assert client.set_flow_run_state(run.id, Completed()).state
     done = CliRunner().invoke(app, ["deploy", "--remove", "drops"])
     assert done.exit_code == 0 and f"removed: queued run {queued.name}\n" in done.stdout
+    assert f"\ncancelled: suspended run {asks.name}\n" in done.stdout
     with pytest.raises(ObjectNotFound):
         client.read_flow_run(queued.id)
     with pytest.raises(ObjectNotFound):

@@ -1,8 +1,8 @@
 """`tunewright deploy --remove`: takes a deployment off Prefect's server, with all that `deploy` made for it there.
 
 Its flow runs stay in Prefect, and so do its artifacts, models and history in the home. While a run of it is active it
-stays, without its queued runs: Prefect refuses the end of a run whose deployment, and with it the concurrency limit, is
-gone.
+stays, paused and without its queued runs: Prefect refuses the end of a run whose deployment, and with it the
+concurrency limit, is gone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
@@ -23,9 +24,12 @@ from tunewright.cli.prefect_server import connected
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows.parameters import FLOW, identifier, slug
 
+SHOWN = 20  # active runs in an error; when these have ended, the next call names the others
+CANCELLED = ("suspended run", "approval request")  # kinds of Removed
+
 
 class Removed(NamedTuple):
-    """Something that was removed from the server."""
+    """Something that was removed from the server; a run or a request that waits for an answer stays, cancelled."""
 
     kind: str  # queued run, suspended run, deployment, watcher, approval request, approval deployment or automation
     name: str
@@ -107,15 +111,22 @@ def _idle(
     Prefect keeps a run that waits for a concurrency slot when its deployment is deleted, and no worker can start it.
     Queued runs are deleted before active ones are looked at: the end of an active run would let the next one begin.
 
-    Raises TunewrightError where a run is active; then what was paused here is resumed.
+    Raises TunewrightError where a run is active. The deployment stays paused then: a schedule that starts the next run
+    before the last one ends would never let it be removed.
     """
     deleted = _delete_queued(client, deployment)
-    with server.paused(client, [deployment]):
+    client.pause_deployment(deployment.id)
+    try:
         deleted += _delete_queued(client, deployment)
         _require_idle(client, deployment, deleted)
         with server.paused_idle(client, watchers):
             deleted += _delete_queued(client, deployment)  # a poll may have started one
             _require_idle(client, deployment, deleted)
+    except TunewrightError as error:
+        raise TunewrightError(
+            f"{error}; {FLOW}/{deployment.name} stays paused, so that no schedule and no poll starts a run, until it "
+            "is removed or deployed again"
+        ) from None
     return deleted
 
 
@@ -138,14 +149,23 @@ def _require_idle(client: SyncPrefectClient, deployment: DeploymentResponse, del
         is_one_queued = len(deleted) == 1
         queue = f"; its queued run{'s'[: not is_one_queued]} {', '.join(deleted)} "
         queue += "was removed" if is_one_queued else "were removed"
-        names = ", ".join(f"{run.name} ({run.state_name}, {run.id})" for run in active)
+        named = active[:SHOWN]
+        names = ", ".join(f"{run.name} ({run.state_name})" for run in named)
+        names += f" and {len(active) - SHOWN} more" if len(active) > SHOWN else ""
         is_one = len(active) == 1
         raise TunewrightError(
             f"--remove {shown(deployment.name)}: not removed, as {'a run' if is_one else 'runs'} of it "
             f"{'is' if is_one else 'are'} active: {names}; wait for {'its' if is_one else 'their'} end, or cancel "
-            f"{'it' if is_one else 'them'} in Prefect (prefect flow-run cancel {active[0].id}), then remove it again"
+            f"{'it' if is_one else 'them'} in Prefect ({_cancelling(named)}), then remove it again"
             f"{queue if deleted else ''}"
         )
+
+
+def _cancelling(runs: Sequence[FlowRun]) -> str:
+    """Return the command that cancels these runs."""
+    if len(runs) == 1:
+        return f"prefect flow-run cancel {runs[0].id}"
+    return f"for run in {' '.join(str(run.id) for run in runs)}; do prefect flow-run cancel $run; done"
 
 
 def as_json(removed: list[Removed]) -> dict[str, Any]:

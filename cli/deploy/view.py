@@ -11,7 +11,7 @@ from rich.text import Text
 from tunewright import config
 from tunewright.cli.deploy import Deployed, Result
 from tunewright.cli.deploy.automations import NOTIFIED
-from tunewright.cli.deploy.removal import Removed
+from tunewright.cli.deploy.removal import CANCELLED, Removed
 from tunewright.cli.deploy.server import environment_of, folder
 from tunewright.cli.deploy.timing import in_words, next_times
 from tunewright.flows.parameters import FLOW, identifier
@@ -42,9 +42,10 @@ def show(console: Console, result: Result) -> None:
 
 
 def show_removed(console: Console, removed: list[Removed]) -> None:
-    """Print what was removed, line by line."""
+    """Print what was removed, line by line, and the runs that waited for an answer, which were cancelled."""
     for each in removed:
-        console.print(Text(f"removed: {each.kind} {each.name}"), soft_wrap=True)
+        done = "cancelled" if each.kind in CANCELLED else "removed"
+        console.print(Text(f"{done}: {each.kind} {each.name}"), soft_wrap=True)
     console.print("its runs stay in Prefect, and its models and artifacts in the home")
 
 
