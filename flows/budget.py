@@ -7,11 +7,19 @@ run of a terminal ends, with the setting that approves it.
 import json
 import logging
 import math
+from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import Pause
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled
 from pydantic import Field
 
 from tunewright.artifacts import Base, Tokens
@@ -86,11 +94,34 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
         raise ConfigError(f"{over}; nothing has trained; to approve it, add --set operation.budget={least:g}")
     question = f"{over}.\n\nResume the run to approve it, or cancel the run."
     log.warning("%s; it is suspended until somebody resumes it in Prefect", over)
-    answer = suspend_flow_run(
-        wait_for_input=BudgetForm.with_initial_data(description=question), timeout=THIRTY_DAYS, key="budget"
-    )
+    answer = _ask(question)
     shared_checkpoints.keep_approval(work, json.dumps({"by": answer.by, "cost": total}))
     log.info("  the cost was approved by %s", answer.by)
+
+
+def _ask(question: str) -> BudgetForm:
+    """Suspend the run until a person answers; earlier runs that wait for the same approval are then superseded."""
+    form = BudgetForm.with_initial_data(description=question)
+    try:
+        return suspend_flow_run(wait_for_input=form, timeout=THIRTY_DAYS, key="budget")
+    except Pause:
+        _supersede_earlier()
+        raise
+
+
+def _supersede_earlier() -> None:
+    """Cancel the suspended runs of this deployment with the settings of this run, which reads the newer data."""
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        own = client.read_flow_run(UUID(str(flow_run.id)))
+        suspended = client.read_flow_runs(
+            deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [own.deployment_id]}}),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.PAUSED]}}}),
+        )
+        said = f"superseded by {own.name}, a later run that waits for the same approval: flow run {own.id}"
+        for run in suspended:
+            if run.id != own.id and run.parameters == own.parameters:
+                client.set_flow_run_state(run.id, Cancelled(message=said), force=True)
+                log.info("  %s waited for the same approval, and was cancelled", run.name)
 
 
 def _short(name: str) -> str:

@@ -30,7 +30,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.actions import RunDeployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, Pause
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -58,7 +58,7 @@ from tunewright.cli.main import app
 from tunewright.cli.up import service
 from tunewright.config import Data, Registry, Source
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.flows import announcing, run_name
+from tunewright.flows import announcing, budget, run_name
 from tunewright.flows.calls import Step
 from tunewright.flows.watch import _was_stopped, watch
 from tunewright.machine import addresses
@@ -809,6 +809,33 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
     none = CliRunner().invoke(app, ["deploy", "--remove", "nobody"])
     said = 'error: --remove "nobody": the server has no such deployment; it has no deployment of Tunewright\n'
     assert (none.exit_code, none.stderr) == (2, said)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_waits_for_the_approval_of_its_cost_supersedes_earlier_ones(
+    client: SyncPrefectClient, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def suspend(*_: object, **__: object) -> None:
+        client.set_flow_run_state(newer.id, Suspended(), force=True)
+        raise Pause
+
+    deploy(write(), None, "local")
+    deployment = client.read_deployment_by_name("finetune/drops").id
+    earlier, resumed, newer = (client.create_flow_run_from_deployment(deployment) for _ in range(3))
+    other = client.create_flow_run_from_deployment(deployment, parameters={"until": "train"})
+    for run, state in ((earlier, Suspended()), (resumed, Running()), (other, Suspended())):
+        client.set_flow_run_state(run.id, state, force=True)
+    monkeypatch.setattr(budget, "suspend_flow_run", suspend)
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(newer.id))
+    with pytest.raises(Pause):
+        budget._ask("Resume it?")
+    found = {run.id: client.read_flow_run(run.id).state for run in (earlier, resumed, other, newer)}
+    assert [state.type for state in found.values() if state] == ["CANCELLED", "RUNNING", "PAUSED", "PAUSED"]
+    said = f"superseded by {newer.name}, a later run that waits for the same approval: flow run {newer.id}"
+    cancelled = found[earlier.id]
+    assert cancelled and cancelled.message == said
+    for run in (resumed, other, newer):
+        client.set_flow_run_state(run.id, Cancelled(), force=True)
 
 
 def test_many_active_runs_are_cancelled_by_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
