@@ -448,9 +448,18 @@ def test_the_servers_of_up_are_asked_with_the_credentials_that_are_set(monkeypat
 def test_the_servers_of_up_are_asked(free_port: int) -> None:
     address = f"http://127.0.0.1:{free_port}"
     with addresses.held() as file:
-        file.write_text(Addresses(pid=1, prefect=address, mlflow=address, pool="local").model_dump_json())
+        file.write_text(Addresses(pid=1, prefect=address, mlflow="http://127.0.0.1:9", pool="local").model_dump_json())
         found = list(of_servers())
     assert [each.state for each in found] == ["failure", "failure"]
+    said = f"wait: tunewright up (process 1) starts it again by itself; its output is in {config.home() / 'logs'}"
+    assert [each.fix for each in found] == [said, said]
+
+
+def test_while_up_starts_doctor_says_to_wait(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port}/api")
+    with addresses.held():
+        assert of("Prefect", list(of_servers())).fix == addresses.still_starting() != ""
+    assert of("Prefect", list(of_servers())).fix.startswith("start it, or unset the variable and run tunewright up")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from rich.filesize import decimal
 
 from tunewright import config
 from tunewright.cli.doctor.environment import Finding
+from tunewright.cli.up.service import logs
 from tunewright.config import Registry, outside
 from tunewright.errors import ConfigError, StoreError
 from tunewright.machine import addresses
@@ -115,7 +116,7 @@ def of_servers() -> Iterator[Finding]:
         )
     if up:
         named, path = (os.environ[VARIABLE], NEEDS_LOGIN) if is_given_login(up) else (up.mlflow, "/health")
-        yield _mlflow(named, path, START)
+        yield _mlflow(named, path, _start(named))
     if os.environ.get(VARIABLE):
         yield from _mlflow_of_environment()
     yield from _store()
@@ -142,8 +143,15 @@ def _prefect(api: str, shown: str, password: str | None) -> Finding:
         if code == httpx.codes.UNAUTHORIZED:
             return Finding("failure", "Prefect", f"{shown} refuses the password", addresses.how_to_log_in())
         said = f"{shown} answers with {code}" if code else f"{shown} does not answer: {error}"
-        return Finding("failure", "Prefect", said, f"{advice}, or {START}" if advice else START)
+        return Finding("failure", "Prefect", said, f"{advice}, or {START}" if advice else _start(api))
     return Finding("ok", "Prefect", f"{shown} answers")
+
+
+def _start(address: str) -> str:
+    """Return what to do about a server that does not answer: `tunewright up` starts its own again by itself."""
+    if (up := addresses.running()) and (up.is_prefect(address) or up.is_mlflow(address)):
+        return f"wait: tunewright up (process {up.pid}) starts it again by itself; its output is in {logs()}"
+    return addresses.still_starting() or START
 
 
 def _store() -> Iterator[Finding]:
