@@ -28,8 +28,9 @@ from prefect.settings import (
 from tunewright import config
 from tunewright.config import quietly
 from tunewright.errors import TunewrightError
-from tunewright.machine import addresses, cpu_seconds, end_with_parent
+from tunewright.machine import addresses, end_with_parent
 from tunewright.machine.ports import free_port
+from tunewright.machine.start_limit import StartLimit
 
 log = logging.getLogger("tunewright")
 
@@ -39,7 +40,6 @@ LOOK_SECONDS = 1.0
 ASK_SECONDS = 0.1
 SILENT_SECONDS = 5.0  # of its start, until a line says what is waited for
 END_SECONDS = 5.0  # for it to end by itself
-MOST_WAITS = 10  # times the limit, where a busy machine lets it go on slowly
 EPHEMERAL = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
@@ -110,20 +110,19 @@ class TemporaryServer:
 
         The time begins anew whenever it has computed, until it has ended once: a busy machine is no fault of its own.
         """
-        begun, computed, has_ended, is_told = time.monotonic(), 0.0, False, False
-        until, last = begun + seconds, begun + MOST_WAITS * seconds
+        limit, has_ended, is_told = StartLimit(seconds), False, False
         with httpx.Client() as asking:  # one: each reads all certificates of authorities
-            while time.monotonic() < until:
+            while not limit.is_over:
                 code = self.process.poll()
                 if code is not None and code >= 0:
                     self.process, has_ended = self._process_at(free_port()), True
-                elif not has_ended and (so_far := cpu_seconds(self.process.pid)) > computed:
-                    computed, until = so_far, min(time.monotonic() + seconds, last)
+                elif not has_ended:
+                    limit.renew(self.process.pid)
                 with contextlib.suppress(httpx.TransportError):
                     if asking.get(f"{self.api}/health").is_success:
                         self.has_answered.set()
                         return True
-                if not is_told and time.monotonic() > begun + SILENT_SECONDS:
+                if not is_told and limit.waited > SILENT_SECONDS:
                     log.info("starting a temporary Prefect server")
                     is_told = True
                 time.sleep(ASK_SECONDS)

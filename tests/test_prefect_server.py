@@ -41,7 +41,7 @@ from tunewright.cli import prefect_server, temporary_server
 from tunewright.cli.temporary_server import TemporaryServer
 from tunewright.config import quietly
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.machine import addresses
+from tunewright.machine import addresses, start_limit
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +192,7 @@ def test_one_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
 def test_one_that_computes_for_longer_than_the_limit_is_waited_for(
     prefect_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(temporary_server, "MOST_WAITS", 100)
+    monkeypatch.setattr(start_limit, "MOST_WAITS", 100)
     monkeypatch.setattr(temporary_server, "SILENT_SECONDS", 1.0)
     caplog.set_level(logging.INFO, logger="tunewright")
     with temporary_settings({PREFECT_HOME: prefect_home}, restore_defaults=(PREFECT_API_URL,)):

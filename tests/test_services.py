@@ -200,6 +200,32 @@ def test_a_service_that_does_not_start_says_what_it_printed(tmp_path: Path, mark
         supervisor.begin(lambda service, seconds: None)
 
 
+def test_a_service_that_computes_is_waited_for_and_one_that_does_nothing_is_not(
+    tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunewright.cli.up.supervisor.READY_SECONDS", 1.0)
+    slow = """
+        import pathlib, sys, time
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            pass
+        pathlib.Path(sys.argv[1]).write_text("ready")
+        time.sleep(600)
+    """
+    still = "import time; time.sleep(600)"
+    ready: list[str] = []
+    with (
+        Supervisor([stand_in(tmp_path, "prefect", slow), stand_in(tmp_path, "worker", still)], mark) as supervisor,
+        pytest.raises(
+            TunewrightError,
+            match=r"^worker did not answer within \d s: check what keeps the machine busy, then run tunewright up "
+            r"again; .*worker\.log is empty$",
+        ),
+    ):
+        supervisor.begin(lambda service, seconds: ready.append(service.name))
+    assert ready == ["prefect"]
+
+
 def test_nothing_is_left_where_up_itself_is_killed(tmp_path: Path, mark: str) -> None:
     up = f"""
         import sys, pathlib

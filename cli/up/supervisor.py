@@ -12,10 +12,11 @@ from tunewright.cli import interrupts
 from tunewright.cli.up.processes import RUN, alive, end, marked, start
 from tunewright.cli.up.service import Service, log_file, logs
 from tunewright.errors import TunewrightError
+from tunewright.machine.start_limit import StartLimit
 
 log = logging.getLogger("tunewright")
 
-READY_SECONDS = 180.0  # on a busy machine MLflow takes a minute
+READY_SECONDS = 180.0  # without any processor time; on a busy machine MLflow takes a minute
 GRACE_SECONDS = 15.0  # of a flow run, which gives its trainer six to save a checkpoint
 LOOK_SECONDS = 0.5
 RESTARTS = 5  # within the time below; after that it is no accident
@@ -109,7 +110,7 @@ class Supervisor:
         log.info("%s answers again", service.name)
 
     def _wait(self, service: Service) -> None:
-        until = time.monotonic() + READY_SECONDS
+        limit = StartLimit(READY_SECONDS)
         while not service.is_ready():
             interrupts.raise_if_came()
             code = self.processes[service.name].poll()
@@ -117,8 +118,12 @@ class Supervisor:
                 raise TunewrightError(
                     f"{service.name} exited with code {code} before it was ready; {_said(service.name)}"
                 )
-            if time.monotonic() > until:
-                raise TunewrightError(f"{service.name} did not answer in {READY_SECONDS:.0f} s; {_said(service.name)}")
+            limit.renew(self.processes[service.name].pid)
+            if limit.is_over:
+                raise TunewrightError(
+                    f"{service.name} did not answer within {limit.waited:.0f} s: check what keeps the machine busy, "
+                    f"then run tunewright up again; {_said(service.name)}"
+                )
             time.sleep(LOOK_SECONDS)
 
 
@@ -139,4 +144,4 @@ def _said(name: str) -> str:
     """The last lines of a service's log, and where the others are."""
     file: Path = log_file(name)
     lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"last lines of {file}: {' | '.join(lines[-SHOWN_LINES:])}"
+    return f"last lines of {file}: {' | '.join(lines[-SHOWN_LINES:])}" if lines else f"{file} is empty"
