@@ -119,7 +119,8 @@ def _supersede_earlier() -> None:
         )
         said = f"superseded by {own.name}, a later run that waits for the same approval: flow run {own.id}"
         for run in suspended:
-            if run.id != own.id and run.parameters == own.parameters:
+            is_earlier = run.created and own.created and run.created < own.created  # else two at once would cancel both
+            if is_earlier and run.parameters == own.parameters:
                 client.set_flow_run_state(run.id, Cancelled(message=said), force=True)
                 log.info("  %s waited for the same approval, and was cancelled", run.name)
 
