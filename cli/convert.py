@@ -29,7 +29,10 @@ def convert(
         console.print(f"converting {file}; this can take some minutes", markup=False)
         with interrupts.at_once():
             from tunewright import serving
+            from tunewright.export.answering import read_all_sizes
             from tunewright.export.unfinished import unfinished
+
+            read_all_sizes()
         try:
             with unfinished(disk.free_folder(folder)) as made:
                 serving.convert_gguf(file.absolute(), made)

