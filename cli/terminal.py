@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -225,27 +226,20 @@ def _next_run(outcome: Outcome, what: str) -> str:
     """The first line of what comes next: after a verdict that promotes nothing a change, as nothing else would run."""
     if outcome.verdict and outcome.verdict.decision in ("keep", "inconclusive"):
         where = "that the verdict page advises (What to try next)" if outcome.page else "to the settings or the data"
-        left = _without_advised(what, " ".join(outcome.page.suggestions[:1]) if outcome.page else "")
-        return f"make a change {where}, then  tunewright run {left}{_about_changes(what, left)}"
+        changed = _with_advised(what, " ".join(outcome.page.suggestions[:1]) if outcome.page else "")
+        value = "; NEW: another value than in this run" if changed != what else ""
+        return f"tunewright run {changed}          # after a change {where}{value}"
     return f"tunewright plan {what}"
 
 
-def _about_changes(what: str, left: str) -> str:
-    """A comment on the --set of this run: those that the next keeps, and those that it leaves out."""
-    before, after = ([word for word in shlex.split(each) if "=" in word] for each in (what, left))
-    said = ["--set as in this run, which overrides the file"] if " --set " in left else []
-    gone = [change.partition("=")[0] for change in before if change not in after]
-    said += [f"without --set {', '.join(gone)}, which the advice changes"] if gone else []
-    return f"          # {'; '.join(said)}" if said else ""
-
-
-def _without_advised(what: str, advice: str) -> str:
-    """The file and its changes, without each --set of a setting that the advice is to change."""
+def _with_advised(what: str, advice: str) -> str:
+    """The file and its changes, with NEW for the value of each --set of a setting that the advice is to change."""
     named = {*re.findall(r"\w+\.\w+", advice)}
     words = shlex.split(what)
-    changes = [at for at, word in enumerate(words) if word == "--set" and words[at + 1].partition("=")[0] in named]
-    left_out = {*changes, *(at + 1 for at in changes)}
-    return shlex.join(word for at, word in enumerate(words) if at not in left_out)
+    for at, (word, change) in enumerate(pairwise(words), 1):
+        if word == "--set" and (key := change.partition("=")[0]) in named:
+            words[at] = f"{key}=NEW"
+    return shlex.join(words)
 
 
 def opened_by(link: str, uri: str) -> str:

@@ -212,25 +212,25 @@ def test_few_test_rows_are_those_that_render_left(tmp_path: Path) -> None:
     assert "warning: only 25 test rows, smallest detectable" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-KEPT = "--set as in this run, which overrides the file"
-CHANGE = "  make a change that the verdict page advises (What to try next), then  tunewright run "
+ESTIMATED = "80 % power, estimated as if one model alone were right on 20 % of the rows"
+CHANGE = "          # after a change that the verdict page advises (What to try next)"
+NEW = f"{CHANGE}; NEW: another value than in this run"
 
 
 @pytest.mark.parametrize(
     ("decision", "what", "next_line"),
     [
-        ("keep", "x.yaml", f"{CHANGE}x.yaml"),
-        ("keep", "x.yaml --set method.rank=8", f"{CHANGE}x.yaml --set method.rank=8          # {KEPT}"),
+        ("keep", "x.yaml", f"  tunewright run x.yaml{CHANGE}"),
+        ("keep", "x.yaml --set method.rank=8", f"  tunewright run x.yaml --set method.rank=8{CHANGE}"),
         (
             "keep",
             "'a b.yaml' --set training.max_steps=20",
-            f"{CHANGE}'a b.yaml'          # without --set training.max_steps, which the advice changes",
+            f"  tunewright run 'a b.yaml' --set training.max_steps=NEW{NEW}",
         ),
         (
             "keep",
             "x.yaml --set training.max_steps=20 --set method.rank=8",
-            f"{CHANGE}x.yaml --set method.rank=8          # {KEPT}; without --set training.max_steps, which the advice "
-            "changes",
+            f"  tunewright run x.yaml --set training.max_steps=NEW --set method.rank=8{NEW}",
         ),
         ("promote", "x.yaml --set training.max_steps=20", "  tunewright plan x.yaml --set training.max_steps=20"),
     ],
