@@ -20,7 +20,7 @@ from tunewright.reports.account import Account
 from tunewright.reports.pages import counted, number, percent
 from tunewright.reports.progress import duration
 from tunewright.tasks.decide.sentences import who
-from tunewright.tasks.split.proof import LEAST_VISIBLE, TOO_SMALL, counted_in_words, visible_difference
+from tunewright.tasks.split.proof import DISCORDANT, LEAST_VISIBLE, TOO_SMALL, counted_in_words, visible_difference
 
 VERDICTS = {"promote": "Promoted", "keep": "Not promoted", "inconclusive": "Inconclusive", "invalid": "Invalid"}
 STANDS = {  # of a candidate that was promoted, where a person decides or decided
@@ -302,18 +302,19 @@ def too_few_test_rows(
     is_enough = TOO_SMALL not in splits.findings and least <= LEAST_VISIBLE
     if is_enough or (verdict and verdict.decision == "promote"):  # they did show a gain
         return ""
-    rows = counted(left, "test row")
+    rows, estimate = counted(left, "test row"), least or LeakProof.load(splits).smallest_visible_difference
     if verdict and verdict.smallest_visible is not None:
         over = f" over {who(verdict.visible_against, verdict.metric)}" if verdict.visible_against else ""
         gain = f"smallest detectable gain in {verdict.metric}{over}: {number(verdict.smallest_visible)}"
-        return f"warning: only {rows}, {gain} (80 % power)"
-    return few_test_rows(rows, least or LeakProof.load(splits).smallest_visible_difference)
+        return f"warning: only {rows}, {gain} (80 % power, from these answers; estimated before: {number(estimate)})"
+    return few_test_rows(rows, estimate)
 
 
 def few_test_rows(rows: str, least: float, assumes: str = "") -> str:
     """The estimate of which gain so few test rows show at least, before a verdict has measured it."""
     gain = f"smallest detectable gain in a score from 0 to 1 about {number(least)}"
-    return f"warning: only {rows}, {gain} (80 % power, estimated{assumes})"
+    if_differing = f"as if one model alone were right on {percent(DISCORDANT)} of the rows"
+    return f"warning: only {rows}, {gain} (80 % power, estimated {if_differing}{assumes})"
 
 
 def user_provided_splits(checked: artifacts.CheckedRows) -> Sequence[str]:

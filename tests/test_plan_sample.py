@@ -28,6 +28,8 @@ from tunewright.tasks.ingest.sampling import first_rows
 from tunewright.tasks.split.proof import visible_difference
 from tunewright.tools.conversation import Conversation
 
+ESTIMATED = "80 % power, estimated as if one model alone were right on 20 % of the rows"
+
 
 def record(number: int, words: int = 3) -> dict[str, str]:
     return {"instruction": f"Say {number} " + "one " * words, "output": "one"}
@@ -466,7 +468,7 @@ def test_a_plan_says_before_split_that_the_test_rows_will_be_few(tiny_base: Base
         return [note for note in costs.notes if "test row" in note]
 
     gain = "smallest detectable gain in a score from 0 to 1 about"
-    said = f"warning: only about {{}}, {gain} {{}} (80 % power, estimated; {CLUSTERS})"
+    said = f"warning: only about {{}}, {gain} {{}} ({ESTIMATED}; {CLUSTERS})"
     assert notes() == [said.format("5 test rows", ".86")]
     assert notes("split.test=0.03") == [said.format("2 test rows", "1.00")], "as split rounds 1.5"
     many = "data.sources=[{path: a.jsonl}, {path: b.jsonl, use_as: test}]"
@@ -529,7 +531,7 @@ def test_a_plan_says_of_the_split_that_its_test_rows_are_few(make_splits: Any, t
     settings = pipeline(tiny_base).settings
     (note,) = plan._few_test_rows(settings, {"split": made}, None, [])
     gain = "smallest detectable gain in a score from 0 to 1 about .90"
-    assert note == f"warning: only 1 test row, {gain} (80 % power, estimated)"
+    assert note == f"warning: only 1 test row, {gain} ({ESTIMATED})"
     assert plan._few_test_rows(settings, {"split": made.model_copy(update={"findings": {}})}, None, []) == []
 
 

@@ -159,7 +159,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     make_proof(smallest_visible_difference=0.1576).save(tmp_path)
     few = splits.model_copy(update={"folder": tmp_path, "num_test": 50})
     gain = "smallest detectable gain in a score from 0 to 1 about .16"
-    assert too_few_test_rows(few) == f"warning: only 50 test rows, {gain} (80 % power, estimated)"
+    assert too_few_test_rows(few) == f"warning: only 50 test rows, {gain} ({ESTIMATED})"
     said = {"decision": "keep", "because": "worse", "sentence": "Not promoted.", "metric": "exact_match"}
     verdict = Verdict.model_validate(
         {
@@ -171,8 +171,9 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
             "visible_against": "base",
         }
     )
-    measured = "warning: only 50 test rows, smallest detectable gain in exact_match over the base: .30 (80 % power)"
-    assert too_few_test_rows(few, verdict) == measured
+    gain = "smallest detectable gain in exact_match over the base: .30"
+    measured = f"warning: only 50 test rows, {gain} (80 % power, from these answers; estimated before: .16)"
+    assert too_few_test_rows(few, verdict) == measured, "both figures, as they differ"
     assert too_few_test_rows(few, verdict.model_copy(update={"decision": "promote"})) == "", "a gain was shown"
     make_proof(smallest_visible_difference=0.05, test_clusters=500).save(tmp_path)
     many = splits.model_copy(update={"folder": tmp_path, "num_test": 500, "findings": {}})
