@@ -71,7 +71,7 @@ def test_a_line_is_logged_after_the_first_step_and_after_each_evaluation(
 ) -> None:
     monkeypatch.setattr(tunewright.reports.progress, "EVALUATION_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "tunewright")
-    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    (tmp_path / "status.json").write_text(json.dumps(STATUS | {"resumed_from": 0}))
     progress = Progress(tmp_path)
     progress.update()
     caplog.clear()
@@ -112,7 +112,7 @@ def test_an_evaluated_step_is_said_once_with_its_evaluation_and_no_time_left_bef
     monkeypatch.setattr(tunewright.reports.progress, "LOG_SECONDS", 0.0)
     monkeypatch.setattr(tunewright.reports.progress, "EVALUATION_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "tunewright.steps")
-    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    (tmp_path / "status.json").write_text(json.dumps(STATUS | {"resumed_from": 0}))
     progress = Progress(tmp_path)
     progress.update()
     caplog.clear()
@@ -127,6 +127,19 @@ def test_an_evaluated_step_is_said_once_with_its_evaluation_and_no_time_left_bef
     assert ["left" in each for each in said] == [False, True, True, False]
     assert "validation loss 0.7500" in said[-2]
     assert "validation loss 0.7500" in said[-1]
+
+
+def test_a_resumed_training_tells_no_speed_and_no_time_left_by_steps_of_the_earlier_process(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps(STATUS))
+    progress, lines = Progress(tmp_path), [*(step(number, 60.0) for number in range(1, 21)), look(20)]
+    said: list[str] = []
+    for number in range(21, 28):
+        write(tmp_path, *lines)
+        progress.update()
+        said.append(progress.sentence().rpartition(" 0.2500")[2])
+        lines.append(step(number) | {"tokens_per_second": 9.0})
+    assert said[:2] == ["", " at step 20, 9 tokens/s"]
+    assert said[4:6] == [" at step 20, 9 tokens/s", " at step 20, 9 tokens/s, about 40 s left"]
 
 
 def test_a_server_that_does_not_answer_is_said_once_and_training_goes_on(

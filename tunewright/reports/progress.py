@@ -231,10 +231,15 @@ class Progress:
             if name.startswith("eval_") and name not in unsaid:
                 at = "" if self.evaluations[-1]["step"] == step else f" at step {self.evaluations[-1]['step']}"
                 parts.append(f"validation {name.removeprefix('eval_').replace('_', ' ')} {value:.4f}{at}")
-        rates = [line["tokens_per_second"] for line in self.steps[-RECENT:]]
+        facts = self.facts or {}
+        resumed_from = facts.get("resumed_from", 0)
+        steps, evaluations = (  # of this process: an earlier one had a speed of its own
+            [line for line in lines if line["step"] > resumed_from] for lines in (self.steps, self.evaluations)
+        )
+        rates = [line["tokens_per_second"] for line in steps[-RECENT:]]
         parts += [f"{statistics.median(rates):,.0f} tokens/s"] if rates else []
-        enough = step >= min(ENOUGH * planned, RECENT)
-        left = seconds_left(self.steps, self.evaluations, (self.facts or {}).get("evaluate_every")) if enough else None
+        enough = step - resumed_from >= min(ENOUGH * planned, RECENT)
+        left = seconds_left(steps, evaluations, facts.get("evaluate_every")) if enough else None
         parts += [f"about {duration(left)} left"] if left else []
         return f"step {step} of {planned}: {', '.join(parts)}"
 
