@@ -458,5 +458,5 @@ def test_an_object_for_programs_says_what_came_of_it(monkeypatch: pytest.MonkeyP
         "max_new_tokens": 1,
     }
     assert "note: MLFLOW_TRACKING_URI" not in result.stderr
-    assert "1 answer cut off at 1 token; --max-new-tokens allows more" in result.stderr
+    assert "1 answer ran to the limit of 1 token; --max-new-tokens allows more" in result.stderr
     assert {path.name for path in Path.cwd().iterdir()} == {"asked.jsonl", "asked.answers.jsonl"}

@@ -644,7 +644,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "cut": range(5),
                 "num_tokens": 2,
             },
-            "^Raise evaluation.max_new_tokens first: .*: 5 of 80 answers were cut off at 2 tokens, before ",
+            "^Raise evaluation.max_new_tokens first: .*: 5 of 80 answers ran to the limit of 2 tokens, and 5 of these",
         ),
         (
             {
@@ -744,11 +744,12 @@ def test_a_suggestion_names_the_figure_that_it_stands_on(make: Make, given: dict
 
 
 def test_answers_that_were_all_cut_off_are_not_called_unreadable(make: Make) -> None:
-    warned = f"5 of 80 answers were cut off at 2 tokens, before their references end; {RAISE_LIMIT}"  # by decide
+    limited = "5 of 80 answers ran to the limit of 2 tokens, and 5 of these have longer references"
+    warned = f"{limited}; {RAISE_LIMIT}"  # by decide
     made = make(wrong(RIGHT, range(5)), wrong(RIGHT, range(70)), cut=range(5), num_tokens=2, looks=(warned,))
     assert not [each for each in made.suggestions if "valid labels" in each]
     page = Read(page_of(made)).text
-    assert "5 of 80 answers were cut off at 2 tokens, before their references end." in page
+    assert f"{limited}." in page
     assert page.count("aise evaluation.max_new_tokens") == 1, "the same advice stands once"
 
 
@@ -921,5 +922,5 @@ def test_no_page_advises_to_train_longer_and_more_gently(
 
 def test_answers_of_no_form_are_counted_among_those_that_ended(make: Make) -> None:
     made = make(**UNLEARNED)
-    said = "None of the 64 answers that ended by themselves is a valid label (16 of 80 were cut off)"
+    said = "None of the 64 answers that ended by themselves is a valid label (16 of 80 ran to the limit)"
     assert any(said in each for each in made.suggestions), made.suggestions

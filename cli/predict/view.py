@@ -24,8 +24,9 @@ def show(console: Console, found: Predicted, *, quiet: bool) -> None:
         for line in found.said_of_refused():
             console.print(Text(f"  {line}", "yellow"), soft_wrap=True)
     if found.num_cut_off:
-        cut_off, limit = counted(found.num_cut_off, "answer"), counted(found.max_new_tokens, "token")
-        console.print(Text(f"{cut_off} cut off at {limit}; --max-new-tokens allows more", "yellow"), soft_wrap=True)
+        limited, limit = counted(found.num_cut_off, "answer"), counted(found.max_new_tokens, "token")
+        said = f"{limited} ran to the limit of {limit}; --max-new-tokens allows more"
+        console.print(Text(said, "yellow"), soft_wrap=True)
     console.print(Text.assemble((f"{'answers':<20}", "bold"), str(found.output)), soft_wrap=True)
 
 

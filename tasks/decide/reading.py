@@ -24,7 +24,7 @@ from tunewright.artifacts.payloads import OTHER_ROWS, ROWS_OF_A_SLICE, Interval,
 from tunewright.metrics import AnswerShape, describe, row_score
 from tunewright.metrics.calls import calls
 from tunewright.metrics.catalogue import PER_ROW, baseline
-from tunewright.metrics.intervals import RAISE_LIMIT, Floats, by_cluster, cut_off, scores
+from tunewright.metrics.intervals import RAISE_LIMIT, Floats, by_cluster, cut_off, cut_off_in_words, scores
 from tunewright.metrics.labels import closed_set
 from tunewright.metrics.paired import by_row
 from tunewright.privacy.excerpts import in_a_line
@@ -66,11 +66,7 @@ def warnings(
     if max_new_tokens is not None:
         longer = int((answers.column("num_reference_tokens").to_numpy() - 1 > max_new_tokens).sum())  # no stop token
     if number >= many:
-        longest = max(answers.column("num_tokens").to_pylist())
-        yield (
-            f"{number:,} of {len(answers):,} answers were cut off at {longest:,} tokens, before their references end; "
-            f"{RAISE_LIMIT}"
-        )
+        yield f"{cut_off_in_words(answers)}; {RAISE_LIMIT}"
     elif longer >= many:
         yield (
             f"{longer:,} of {len(answers):,} references are longer than evaluation.max_new_tokens={max_new_tokens}, so "

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from tunewright.artifacts.payloads import OTHER_ROWS, Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import CONSTANT
-from tunewright.metrics.intervals import RAISE_LIMIT, cut_off, scores
+from tunewright.metrics.intervals import RAISE_LIMIT, cut_off, cut_off_in_words, scores
 from tunewright.reports import curves
 from tunewright.reports.pages import number, percent
 from tunewright.tasks.verdict_page.case import BASE, CANDIDATE, Case
@@ -141,7 +141,7 @@ def _unreadable(case: Case) -> Found:
     """Answers that are not even of the form, though not cut off: of those that are, the cut is the cause."""
     table, stopped = case.tables[CANDIDATE], case.column(CANDIDATE, "stopped")
     of, ended = len(table), int(stopped.sum())
-    cut = f" ({of - ended:,} of {of:,} were cut off)" if ended < of else ""
+    cut = f" ({of - ended:,} of {of:,} ran to the limit)" if ended < of else ""
     answers = f"{ended:,} answers that ended by themselves" if cut else f"candidate's {ended:,} answers"
     for metric, form, forms in (
         ("unparseable", "a valid label", "valid labels"),
@@ -173,14 +173,9 @@ def _rare(case: Case, num_wrong: int) -> Found:
 
 def too_short_a_limit(case: Case) -> Found:
     """Answers that were cut off before their references end."""
-    cut, num_rows = _num_cut(case), len(case.said)
-    if _is_much(cut, num_rows, UNSTOPPED):
-        longest = int(case.column(CANDIDATE, "num_tokens").max())
-        yield Suggestion(
-            f"{RAISE_LIMIT[0].upper()}{RAISE_LIMIT[1:]}",
-            f"{cut:,} of {num_rows:,} answers were cut off at {longest:,} tokens, before their references end",
-            "contenders",
-        )
+    if _is_much(_num_cut(case), len(case.said), UNSTOPPED):
+        because = cut_off_in_words(case.tables[CANDIDATE])
+        yield Suggestion(f"{RAISE_LIMIT[0].upper()}{RAISE_LIMIT[1:]}", because, "contenders")
 
 
 def unstopped(case: Case) -> Found:

@@ -299,5 +299,15 @@ def cut_off(answers: pa.Table) -> np.ndarray:
     return ~stopped & (lengths < wanted)
 
 
+def cut_off_in_words(answers: pa.Table) -> str:
+    """How many answers ran to the limit, and how many of these have references beyond it."""
+    limited, cut = len(answers) - int(answers.column("stopped").to_numpy().sum()), int(cut_off(answers).sum())
+    limit, has = (
+        max(answers.column("num_tokens").to_pylist()),
+        "has a longer reference" if cut == 1 else "have longer references",
+    )
+    return f"{limited:,} of {len(answers):,} answers ran to the limit of {limit:,} tokens, and {cut:,} of these {has}"
+
+
 def _numbers(answers: pa.Table, column: str) -> Floats:
     return answers.column(column).to_numpy().astype(float)
