@@ -753,6 +753,15 @@ def test_answers_that_were_all_cut_off_are_not_called_unreadable(make: Make) -> 
     assert page.count("aise evaluation.max_new_tokens") == 1, "the same advice stands once"
 
 
+def test_where_a_contender_answers_as_the_references_do_these_are_not_doubted(make: Make) -> None:
+    given: dict[str, Any] = {"candidate": ["refund"] * 80, "base": ["login"] * 80, "taught": ["refund", "login"]}
+    (doubted,) = (each for each in make(**given).suggestions if "check that your reference answers" in each)
+    assert doubted.startswith("First check")
+    made = make(**given, others={"retrieval": wrong(RIGHT, range(4))})
+    assert not [each for each in made.suggestions if "reference answers" in each]
+    assert [each for each in made.suggestions if each.startswith("Serve the base with the retrieval prompt")]
+
+
 def test_of_rows_that_all_have_one_answer_the_advice_is_to_add_others(make: Make) -> None:
     found = make(["refund"] * 80, ["login"] * 80, references=["refund"] * 80, taught=["refund"])
     assert found.suggestions[0] == "Add rows with other answers: one answer is right for every test row"

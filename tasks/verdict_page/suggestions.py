@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tunewright.artifacts.payloads import CheckResults, Comparison
 from tunewright.metrics import describe
-from tunewright.metrics.catalogue import CONSTANT
+from tunewright.metrics.catalogue import AT_LEAST, CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
 from tunewright.reports.pages import SHOW_NONE, counted, digits_of, exactly, interval, number, percent, rounded_up
@@ -185,19 +185,13 @@ def nothing_learned(case: Case) -> Found:
             if each.opponent_mean == describe(each.metric).high:
                 yield Suggestion("Add rows with other answers", "one answer is right for every test row", "rows")
                 return
-            is_ahead = each.difference[1] > 0
-            if is_too_short(case):
-                advice = "Then check that your reference answers match their prompts"
-            elif wants != "gentler" and is_ahead:
-                advice = "Train longer, and check that your reference answers match their prompts"
-            else:
-                advice = "First check that your reference answers match their prompts"
-            yield Suggestion(
-                advice,
-                f"{words(each.metric)} is {number(each.candidate_mean)}, that of the {_opponent(each)} "
-                f"{number(each.opponent_mean)}",
-                "rows",
-            )
+            if advice := _of_constant(case, each):
+                yield Suggestion(
+                    advice,
+                    f"{words(each.metric)} is {number(each.candidate_mean)}, that of the {_opponent(each)} "
+                    f"{number(each.opponent_mean)}",
+                    "rows",
+                )
     same = case.same_as_base
     if same >= SAME and wants != "gentler":
         longer = "" if any(not_finished(case)) else f" or more {case.curves.ended_by}"
@@ -206,6 +200,28 @@ def nothing_learned(case: Case) -> Found:
             f"{percent(same)} of the candidate's answers are identical to the base's",
             "training",
         )
+
+
+def _of_constant(case: Case, constant: Comparison) -> str:
+    """Advise on a candidate that is no better than one constant answer; empty where other rules advise enough."""
+    check = "check that your reference answers match their prompts"
+    is_longer = direction(case) != "gentler" and constant.difference[1] > 0
+    if _is_answered(case, constant):
+        return "Train longer" if is_longer and not is_too_short(case) else ""
+    if is_too_short(case):
+        return f"Then {check}"
+    return f"Train longer, and {check}" if is_longer else f"First {check}"
+
+
+def _is_answered(case: Case, constant: Comparison) -> bool:
+    """Whether another contender is shown to be better than the candidate and is better than the constant answer."""
+    gain = describe(constant.metric).gain
+    return any(
+        each.metric == constant.metric
+        and each.difference[2] < 0 < gain(each.opponent_mean, constant.opponent_mean)
+        and each.opponent not in (CONSTANT, AT_LEAST)
+        for each in case.comparisons
+    )
 
 
 def failed_training(case: Case) -> Found:
