@@ -131,8 +131,9 @@ def plan(
         from tunewright.cli import plan as plan_command
         from tunewright.cli.plan import view
         from tunewright.flows import calls
+        from tunewright.reports.progress import told_while_slow
 
-        with deployment_file.placed(pipeline):
+        with deployment_file.placed(pipeline), told_while_slow("planning"):
             planned = plan_command.look_up(
                 pipeline, command_line.repeated(file, deployment, assignments), device, calibrate=calibrate
             )

@@ -184,6 +184,12 @@ def test_a_metric_that_does_not_fit_is_refused_before_anything_is_trained(
     assert refusal(tunewright("plan", "tiny.yaml")) == (code, line)
 
 
+def test_a_slow_plan_says_that_it_goes_on(tunewright: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunewright.reports.progress.FIRST_SECONDS", 0.0)
+    assert "planning: 0 s so far" in tunewright("plan", "tiny.yaml").stdout
+    assert "planning" not in tunewright("plan", "tiny.yaml", "--quiet").output
+
+
 def test_help_does_not_break_a_line_where_the_docstring_does() -> None:
     shown = CliRunner(env={"COLUMNS": "400"}).invoke(main.app, ["clean", "--help"]).stdout
     assert "weights, runs deleted in MLflow, and runs that found nothing new and were hidden there. Never" in shown

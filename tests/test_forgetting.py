@@ -1,6 +1,7 @@
 """Forgetting is scored by code, once per base, and fails the candidate where the gate says so."""
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MakeSplits
 
+import tunewright.reports.progress
 from tunewright import metrics
 from tunewright.artifacts import GENERAL_SCHEMA, Answers, Base, Contender, General, Verdict
 from tunewright.config import Data, Evaluation, Gate, Model, Settings, Source
@@ -125,8 +127,10 @@ def plain_loss(base: Base, text: str) -> float:
 
 
 def test_base_and_candidate_do_the_same_suite_and_damage_shows(
-    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    monkeypatch.setattr(tunewright.reports.progress, "FIRST_SECONDS", 0.0)
     of_base = forgetting.fn(contender=Contender(name="base", base=tiny_base))
     of_candidate = forgetting.fn(contender=damaged(tiny_base, tmp_path / "damaged"))
     rows, theirs = (pq.read_table(each.path("general.parquet")).to_pylist() for each in (of_base, of_candidate))
@@ -138,6 +142,7 @@ def test_base_and_candidate_do_the_same_suite_and_damage_shows(
     assert {"instructions", "arithmetic", "en", "de"} < of_base.scores.keys()
     assert of_base.uniform_loss == pytest.approx(math.log(len(load_tokenizer(tiny_base))), rel=0.05)
     assert of_base.knows_nothing, "its weights are random"
+    assert any(said.startswith(f"  reading {len(texts())} general texts: ") for said in caplog.messages)
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "again"))
     again = forgetting.fn(contender=Contender(name="base", base=tiny_base))
     assert again.folder != of_base.folder

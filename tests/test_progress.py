@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,15 @@ import httpx
 import pytest
 
 import tunewright.reports.progress
-from tunewright.reports.progress import Countdown, Progress, TotalWork, duration, part_of, seconds_left
+from tunewright.reports.progress import (
+    Countdown,
+    Progress,
+    TotalWork,
+    duration,
+    part_of,
+    seconds_left,
+    told_while_slow,
+)
 
 STATUS = {
     "resumed_from": 20,
@@ -194,6 +204,23 @@ def test_a_duration_is_never_off_by_more_than_a_twentieth() -> None:
     for seconds in range(30, 20_000):
         number, unit = duration(seconds).split()
         assert float(number) * {"s": 1, "min": 60, "h": 3600}[unit] == pytest.approx(seconds, rel=0.05)
+
+
+def test_slow_work_without_steps_says_what_it_is_and_that_the_machine_is_busy(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    with told_while_slow("reading 60 general texts"):
+        pass
+    assert caplog.messages == [], "fast work has no line"
+    monkeypatch.setattr(tunewright.reports.progress, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(tunewright.reports.progress, "LOG_SECONDS", 0.01)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+    with told_while_slow("reading 60 general texts"):
+        time.sleep(0.3)
+    slowed = f"the machine is busy: 1000.0 processes want its {os.cpu_count()} processors"
+    assert len(caplog.messages) > 1, "again and again"
+    assert {*caplog.messages} == {f"  reading 60 general texts: 0 s so far; {slowed}"}
 
 
 def test_counted_work_tells_how_much_is_done_and_how_long_the_rest_takes(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import string
@@ -22,6 +23,7 @@ import torch
 from pydantic import ValidationError
 from registered import QUESTIONS, aliases, runs, versions
 
+import tunewright.reports.progress
 from tunewright.artifacts import ASSIGNMENTS_FILE, QUARANTINE_SCHEMA, Answers, Base, Judged, Registered
 from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
@@ -50,6 +52,19 @@ def test_a_model_that_another_run_makes_at_the_same_moment_is_taken(
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "search_registered_models", lambda *_, **__: [])  # it was not there yet
         assert make(digest="b", challenged="1").version == "2"
+
+
+def test_a_slow_registration_says_what_it_does(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
+    monkeypatch.setattr(tunewright.reports.progress, "FIRST_SECONDS", 0.0)
+    make()
+    said = [message.partition(":")[0].strip() for message in caplog.messages if " so far" in message]
+    assert [*dict.fromkeys(said)] == [
+        "logging the run and the model to MLflow",
+        "loading the registered version and comparing its answers",
+    ]
 
 
 def test_a_promoted_candidate_gets_a_version_the_alias_and_a_run_to_compare(make: Make, home: Path) -> None:

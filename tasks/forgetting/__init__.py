@@ -29,7 +29,7 @@ from tunewright.metrics.catalogue import general_item, keep_general
 from tunewright.metrics.schemas import Schema
 from tunewright.modeling.chat import Chat
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer, merged
-from tunewright.reports.progress import Countdown
+from tunewright.reports.progress import Countdown, told_while_slow
 from tunewright.store.stage import stage
 
 TEXT = "text"  # begins the part of a line that is no task but a text to be read; its language follows
@@ -129,7 +129,8 @@ def read(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     stops, bos = sorted(chat.stops.values()), chat.tokenizer.bos_token_id
     begin = stops[0] if bos is None else bos
     answers = [Answer(prompt=[begin], reference=ids) for ids in chat.ids([text for _, text in texts()])]
-    Greedy(model, stops=stops, max_new_tokens=1, batch=BATCH).answer(answers, generate=False)
+    with told_while_slow(f"reading {len(answers)} general texts"):
+        Greedy(model, stops=stops, max_new_tokens=1, batch=BATCH).answer(answers, generate=False)
     for number, ((language, text), answer) in enumerate(zip(texts(), answers, strict=True)):
         loss = answer.nll / len(answer.reference)
         yield general_item(f"general_loss {number:03}", "general_loss", language, text, "", loss)

@@ -23,6 +23,7 @@ from tunewright.registry.candidate import PROGRESS, Candidate, scores
 from tunewright.registry.runs import data
 from tunewright.registry.tracking import connected
 from tunewright.registry.versions import champion, trained_on_test
+from tunewright.reports.progress import told_while_slow
 from tunewright.store.cache_key import hash_of
 from tunewright.store.stage import stage
 from tunewright.tasks.register.model import logged_model
@@ -53,12 +54,14 @@ def register(folder: Path, candidate: Candidate) -> Registered:
         run = runs.of_candidate(client, candidate)
         is_known = run.info.status == "FINISHED" and UNDECIDED not in run.data.tags
         try:
-            runs.describe(client, candidate, run)
-            model = logged_model(client, candidate, run)
-            compare(client, candidate, run, model)
-            version = versions.get_or_create(client, candidate, model, run)
-            bundle.keep(client, candidate, version, run.info.run_id)
-            rehearsal.rehearse(client, candidate, version)
+            with told_while_slow("logging the run and the model to MLflow"):
+                runs.describe(client, candidate, run)
+                model = logged_model(client, candidate, run)
+                compare(client, candidate, run, model)
+                version = versions.get_or_create(client, candidate, model, run)
+                bundle.keep(client, candidate, version, run.info.run_id)
+            with told_while_slow("loading the registered version and comparing its answers"):
+                rehearsal.rehearse(client, candidate, version)
             superseded = alias.conclude(client, candidate, str(version.version))
         except AnotherChampion as error:  # the version stays, and the same run must not look like a failed one
             with contextlib.suppress(MlflowException):

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from tunewright.errors import TunewrightError
 from tunewright.export import answering, weights
+from tunewright.machine import busy_in_words
 from tunewright.modeling import near_ties
 from tunewright.registry.rehearsal import RehearsalRow
 from tunewright.serving import TRAINED, ServedChat, load_weights
@@ -71,14 +72,8 @@ def expected(
         now = time.monotonic()
         if now - said >= ANSWER_SECONDS and len(found) < len(rows):
             said = now
-            tell(f"{len(found)} of {len(rows)} test rows answered in {now - started:,.0f} s{_slowed()}")
+            tell(f"{len(found)} of {len(rows)} test rows answered in {now - started:,.0f} s{busy_in_words()}")
     return found
-
-
-def _slowed() -> str:
-    """Say that others use the processors, where these are too few for all; an export waits for no lock."""
-    load, num = os.getloadavg()[0], os.cpu_count() or 1
-    return f"; the machine is busy: {load:.1f} processes want its {num} processors" if load > num + 1 else ""
 
 
 def require_effect(name: str, loaded: ServedChat, tuned: Path, prompts: list[list[int]]) -> None:
@@ -222,7 +217,7 @@ def _run(request: str, place: str, tell: Callable[[str], None]) -> tuple[int, st
                 return process.returncode, errors
             except subprocess.TimeoutExpired:
                 given = None  # it has the whole of it, or goes on to get it
-                tell(f"still comparing after {time.monotonic() - started:,.0f} s{_slowed()}")
+                tell(f"still comparing after {time.monotonic() - started:,.0f} s{busy_in_words()}")
             except BaseException:  # such as Ctrl-C
                 process.kill()
                 raise

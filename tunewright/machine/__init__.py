@@ -64,6 +64,12 @@ def oom_kills() -> int:
     return _fields(VMSTAT).get("oom_kill", 0)
 
 
+def busy_in_words() -> str:
+    """Say that others use the processors, where these are too few for all; empty otherwise."""
+    load, num = os.getloadavg()[0], os.cpu_count() or 1
+    return f"; the machine is busy: {load:.1f} processes want its {num} processors" if load > num + 1 else ""
+
+
 def first_gpu() -> str | None:
     """Return the first GPU to compute on, an index or the beginning of a UUID; None where all are hidden."""
     return next(iter(first_gpus(1)), None)

@@ -3,10 +3,11 @@
 import json
 import logging
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 
 from tunewright.artifacts.training_log import ALIVE, FILE, GrowingLog, Line
+from tunewright.machine import busy_in_words
 from tunewright.reports.pages import percent
 
 log = logging.getLogger("tunewright")
@@ -21,7 +23,7 @@ steps_log = logging.getLogger("tunewright.steps")  # of its own, so that it can 
 
 ARTIFACT_SECONDS = 3.0  # between two updates of the artifact
 LOG_SECONDS = 30.0  # between two lines in the log, besides the first, the last and those of evaluations
-FIRST_SECONDS = 5.0  # before the first line of work that is counted: shorter work has none
+FIRST_SECONDS = 5.0  # before the first line of work without steps: shorter work has none
 EVALUATION_SECONDS = 5.0  # between two lines of evaluations: a short training has several a second
 RECENT = 20  # steps that the time left is reckoned from
 ENOUGH = 0.1  # share of the work that is done before a time left is told: a few steps or rows tell little
@@ -100,6 +102,26 @@ class ProgressArtifact:
             if not self.cannot_show:
                 log.warning("  the Prefect UI cannot show the progress; the work continues: %s", error)
             self.cannot_show = True
+
+
+@contextmanager
+def told_while_slow(doing: str) -> Iterator[None]:
+    """Log what is done within, and for how long now, where it takes more than a few seconds."""
+    started, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        seconds = FIRST_SECONDS
+        while not ended.wait(seconds):
+            seconds = LOG_SECONDS
+            log.info("  %s: %s so far%s", doing, duration(time.monotonic() - started), busy_in_words())
+
+    teller = threading.Thread(target=copy_context().run, args=(tell,), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 class TotalWork(NamedTuple):
