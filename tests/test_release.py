@@ -46,6 +46,7 @@ from tunewright.registry.alias_history import Event, past_champions
 from tunewright.registry.alias_state import deciding_run, verdict_of
 from tunewright.registry.release import History, as_now
 from tunewright.registry.tracking import connected
+from tunewright.store import pipelines
 
 REGISTRY = Registry(name="triage")
 ASKS = {"gate": Gate(approval=True)}
@@ -589,6 +590,14 @@ def test_a_home_without_models_is_said_and_left_as_it_is(home: Path) -> None:
     assert code == 2
     assert f"error: no model is registered in this home yet ({home}); if it is in another home, set" in shown
     assert not home.exists()
+
+
+def test_a_home_without_models_names_the_runs_that_were_not_finished(home: Path) -> None:
+    pipelines.note("triage", "train", "a" * 64)
+    code, shown, _ = tunewright("history", "triage")
+    assert code == 2
+    why = "no run of triage has reached register; run it again to go on"
+    assert f"error: no model is registered in this home yet ({home}): {why}; if it is in another home, set" in shown
 
 
 def test_a_database_that_is_not_there_is_said_and_not_made(home: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from tunewright.registry.alias_state import (
 from tunewright.registry.candidate import PAGE
 from tunewright.registry.tracking import connected, patient, starts_with, ui
 from tunewright.registry.versions import current_version
+from tunewright.store import pipelines
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -362,9 +363,11 @@ def opened(registry: Registry) -> Iterator["MlflowClient"]:
 
 
 def _none_registered() -> ConfigError:
+    unfinished = ", ".join(pipelines.names())
+    why = f": no run of {unfinished} has reached register; run it again to go on" if unfinished else ""
     return ConfigError(
-        f"no model is registered in this home yet ({config.home()}); if it is in another home, set TUNEWRIGHT_HOME; "
-        "if it is on an MLflow server, give --tracking-uri"
+        f"no model is registered in this home yet ({config.home()}){why}; if it is in another home, set "
+        "TUNEWRIGHT_HOME; if it is on an MLflow server, give --tracking-uri"
     )
 
 

@@ -46,6 +46,11 @@ def keys(name: str, call: str) -> list[str]:
     return [mark.name for mark in sorted(marks, key=lambda mark: marks[mark], reverse=True)]
 
 
+def names() -> list[str]:
+    """The pipelines that had a run in this home."""
+    return sorted(folder.name for folder in (config.home() / "pipelines").glob("*"))
+
+
 def asked() -> dict[str, tuple[int, float]]:
     """All keys of all pipelines: how many others the same call asked for since, and when this one was asked for last.
 
