@@ -31,6 +31,7 @@ from tunewright.errors import TunewrightError
 from tunewright.machine import addresses, end_with_parent
 from tunewright.machine.ports import free_port
 from tunewright.machine.start_limit import StartLimit
+from tunewright.reports.progress import told_while_slow
 
 log = logging.getLogger("tunewright")
 
@@ -38,7 +39,6 @@ APP_DIR = Path(prefect.__file__).parents[1]
 RESTARTS = 5  # after that it is no accident
 LOOK_SECONDS = 1.0
 ASK_SECONDS = 0.1
-SILENT_SECONDS = 5.0  # of its start, until a line says what is waited for
 END_SECONDS = 5.0  # for it to end by itself
 EPHEMERAL = {
     "PREFECT_UI_ENABLED": "0",
@@ -110,8 +110,11 @@ class TemporaryServer:
 
         The time begins anew whenever it has computed, until it has ended once: a busy machine is no fault of its own.
         """
-        limit, has_ended, is_told = StartLimit(seconds), False, False
-        with httpx.Client() as asking:  # one: each reads all certificates of authorities
+        limit, has_ended = StartLimit(seconds), False
+        with (
+            told_while_slow("starting a temporary Prefect server"),
+            httpx.Client() as asking,  # one: each reads all certificates of authorities
+        ):
             while not limit.is_over:
                 code = self.process.poll()
                 if code is not None and code >= 0:
@@ -122,9 +125,6 @@ class TemporaryServer:
                     if asking.get(f"{self.api}/health").is_success:
                         self.has_answered.set()
                         return True
-                if not is_told and limit.waited > SILENT_SECONDS:
-                    log.info("starting a temporary Prefect server")
-                    is_told = True
                 time.sleep(ASK_SECONDS)
         return False
 

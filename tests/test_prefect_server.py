@@ -42,6 +42,7 @@ from tunewright.cli.temporary_server import TemporaryServer
 from tunewright.config import quietly
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.machine import addresses, start_limit
+from tunewright.reports import progress
 
 
 @pytest.fixture(autouse=True)
@@ -193,14 +194,14 @@ def test_one_that_computes_for_longer_than_the_limit_is_waited_for(
     prefect_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(start_limit, "MOST_WAITS", 100)
-    monkeypatch.setattr(temporary_server, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 1.0)
     caplog.set_level(logging.INFO, logger="tunewright")
     with temporary_settings({PREFECT_HOME: prefect_home}, restore_defaults=(PREFECT_API_URL,)):
         server, started = TemporaryServer(), time.monotonic()
         try:
             assert server.answers_within(2.0)
             assert time.monotonic() - started > 2.0  # it imports for longer
-            assert caplog.messages == ["starting a temporary Prefect server"]
+            assert caplog.messages[0].startswith("  starting a temporary Prefect server: 1 s so far")
         finally:
             server.end()
 
