@@ -37,8 +37,8 @@ def newest(home: Path, stage: str, kind: type[Artifact]) -> Any:
     return kind.model_validate(record | {"folder": found[-1].parent})
 
 
-def questions(options: argparse.Namespace, base: Base) -> dict[str, list[Question]]:
-    """The rows of test and validation, test first, as each contender is asked them."""
+def questions(name: str, options: argparse.Namespace, base: Base) -> list[Question]:
+    """The rows of test and validation, test first, as the contender is asked them."""
     import pyarrow as pa
 
     from tunewright.similarity.prompts import common_segments
@@ -48,14 +48,13 @@ def questions(options: argparse.Namespace, base: Base) -> dict[str, list[Questio
     splits, tokens = newest(options.home, "split", Splits), newest(options.home, "render", Tokens)
     asking = Asking(base, splits, tokens, options.max_new_tokens)
     rows = pa.concat_tables([asking.test, asking.validation]).slice(0, options.rows)
-    by_words = BM25(asking.pool.rows, common_segments(asking.pool.rows["messages"]))
-    shots: dict[str, list[list[int]]] = {
-        "tuned": [[]] * len(rows),
-        "base": [[]] * len(rows),
-        "few_shot": [draw(asking.pool, 0, options.shots)] * len(rows),
-        "retrieval": nearest(by_words, rows, options.shots),
-    }
-    return {name: [_question(row.tokens) for row in asking.ask(rows, before)] for name, before in shots.items()}
+    before: list[list[int]] = [[]] * len(rows)
+    if name == "few_shot":
+        before = [draw(asking.pool, 0, options.shots)] * len(rows)
+    elif name == "retrieval":
+        by_words = BM25(asking.pool.rows, common_segments(asking.pool.rows["messages"]))
+        before = nearest(by_words, rows, options.shots)
+    return [_question(row.tokens) for row in asking.ask(rows, before)]
 
 
 def _question(row: Any) -> Question:
@@ -144,13 +143,13 @@ def main() -> int:
     base, adapter = newest(options.home, "base", Base), newest(options.home, "train", Adapter)
     stops = Contract.load(adapter).stop_token_ids
     holds = True
-    for name, asked in questions(options, base).items():
-        if name in (options.only or PROMISED):
-            model = load_model(base, adapter.path("model") if name == "tuned" else None, dtype=torch.float32)
-            model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-            found = compare(name, model, asked, stops, options)
-            print(json.dumps(found, indent=1), flush=True)
-            holds &= not found["differing_answers"] and found["ratio"] >= found["promised"]
+    for name in options.only or PROMISED:
+        asked = questions(name, options, base)
+        model = load_model(base, adapter.path("model") if name == "tuned" else None, dtype=torch.float32)
+        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        found = compare(name, model, asked, stops, options)
+        print(json.dumps(found, indent=1), flush=True)
+        holds &= not found["differing_answers"] and found["ratio"] >= found["promised"]
     return 0 if holds else 1
 
 

@@ -64,7 +64,7 @@ def answering(options: argparse.Namespace, base: Base, adapter: Adapter) -> dict
 
     from tunewright.modeling.models import load_model
 
-    asked = questions(options, base)["tuned"]
+    asked = questions("tuned", options, base)
     stops = Contract.load(adapter).stop_token_ids
     seconds, said = dict.fromkeys(PRECISIONS, 0.0), {}
     models = {each: load_model(base, adapter.path("model"), dtype=getattr(torch, each)) for each in PRECISIONS}
