@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import registered
@@ -98,8 +99,11 @@ def test_a_gguf_file_is_converted_into_a_folder_that_is_a_base(
             ConfigError, match=r"GGUF file; to convert it: tunewright convert bases/tiny\.gguf bases/tiny,"
         ):
             models.identity(reference)
+    parse = Mock(wraps=GGUFReader)
+    monkeypatch.setattr("gguf.GGUFReader", parse)
     result = CliRunner().invoke(app, ["convert", "bases/tiny.gguf", "new/tiny"])
     assert result.exit_code == 0, result.output
+    assert parse.call_count == 1  # which takes most of the time
     assert "model: {base: new/tiny}" in result.output
     settings = json.loads(Path("new/tiny/tokenizer_config.json").read_text(encoding="utf-8"))
     assert not set(settings) & set(OVERWRITTEN)  # what depends on the environment: made again, it has the same bytes

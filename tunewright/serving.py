@@ -5,6 +5,7 @@ So it imports nothing of the project: whoever loads the model needs this file's 
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib.util
 import io
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from unittest import mock
 
 ALONE = not __package__  # as MLflow runs this file; the project imports it as tunewright.serving
 
@@ -73,6 +75,21 @@ def package_file(reference: str) -> Path:
     return file
 
 
+@contextlib.contextmanager
+def reading_gguf() -> Iterator[None]:
+    """Has transformers parse a GGUF file once in the block, and print no progress bar.
+
+    By itself it parses the whole file, vocabulary included, for the tokenizer, the config and the weights each, and
+    makes the same map of names for each module of the model.
+    """
+    import gguf
+
+    slow = ("GGUFReader", "get_tensor_name_map")
+    kept: dict[str, Any] = {name: functools.cache(getattr(gguf, name)) for name in slow}
+    with mock.patch.multiple(gguf, **kept), contextlib.redirect_stderr(io.StringIO()):  # nothing else stops the bar
+        yield
+
+
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Writes a GGUF checkpoint's weights (de-quantized, bfloat16), config and tokenizer to `folder` as safetensors."""
     import torch
@@ -80,8 +97,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)  # refused in seconds
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar for GGUF cannot be switched off
+    with reading_gguf():
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)  # refused in seconds
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # save_pretrained refuses a model that says it is quantized, so the weights move to one that is not.
     vars(read.config).pop("quantization_config", None)

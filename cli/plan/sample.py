@@ -19,7 +19,7 @@ from tunewright.modeling import chat_templates
 from tunewright.modeling.chat import Chat, Tokenized, tokenize, tokenize_rejected
 from tunewright.modeling.models import TOKENIZER_FILES, load_tokenizer
 from tunewright.reports.pages import counted
-from tunewright.serving import package_file
+from tunewright.serving import package_file, reading_gguf
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest.sampling import MOST_BYTES, Sample, repeated_share
 from tunewright.tasks.render import bound_of, lengths_in_words
@@ -269,8 +269,9 @@ def _unpacked(model: Model, folder: Path) -> Base | None:
         from transformers import AutoConfig, AutoTokenizer
 
         file = package_file(model.base)
-        for kind in (AutoConfig, AutoTokenizer):
-            kind.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True).save_pretrained(folder)
+        with reading_gguf():
+            for kind in (AutoConfig, AutoTokenizer):
+                kind.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True).save_pretrained(folder)
         return _base_in(folder, model)
     cached = shapes.folder_of(model.base, model.revision)
     return _base_in(cached, model) if any((cached / name).is_file() for name in TOKENIZER_FILES) else None
