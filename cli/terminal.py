@@ -34,7 +34,7 @@ def show_settings(console: Console, pipeline: Pipeline, *, everything: bool) -> 
     shown = [row for row in rows if everything or row[2] != "default"]
     table = plain_table("setting", "value", "from")
     for key, value, origin in shown:
-        table.add_row(key, Text("" if value is None else written(value)), Text(origin, "dim"))
+        table.add_row(key, Text(written(value)), Text(origin, "dim"))
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"{len(rows) - len(shown)} more at their defaults; -v shows them", style="dim")

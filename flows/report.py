@@ -48,7 +48,7 @@ def show_settings(settings: Settings) -> None:
     """A table of every effective setting and where it came from: what this run changed first, the defaults last."""
     origins = origins_of(flat(settings))
     rows = [
-        {"setting": key, "value": "" if value is None else written(value), "from": origins.get(key, "default")}
+        {"setting": key, "value": written(value), "from": origins.get(key, "default")}
         for key, value in flat(settings).items()
     ]
     rows.sort(key=lambda row: (row["from"] == "default", row["from"] == "deployment"))

@@ -777,9 +777,9 @@ def test_a_contender_that_says_the_same_to_nearly_all_rows_is_warned_of(
     columns: dict[str, Any] = {"answer": said, "reference": references}
     candidate, base = (answers(tmp_path, name, right(20, 40), **columns) for name in ("candidate", "base"))
     found = [each.partition("; ")[0] for each in verdict_of(splits, candidate, base).warnings if "same" in each]
-    same = f"gives the same answer to {num_same} of 40 rows, “refund”, and the most frequent reference is that of"
+    same = f"gives the same answer to {num_same} of 40 rows, “refund”, while no reference is that of more than"
     little = ", so a gain over the base says little"
-    said = [f"the candidate {same} {num_of_label}", f"the base {same} {num_of_label}{little}"]
+    said = [f"the candidate {same} {num_of_label} rows", f"the base {same} {num_of_label} rows{little}"]
     assert found == (said if is_warned else [])
 
 

@@ -76,7 +76,7 @@ def test_links_that_lead_round_in_a_circle_end_soon_in_one_line() -> None:
         ("folder", r"is a folder; accepted: a file or a glob such as folder/\*.jsonl"),
         (
             "notes.txt",
-            r"path=notes.txt: ends in '.txt'; accepted: .jsonl, .ndjson, .json, .csv, .parquet, .arrow, also with .gz",
+            r"path=notes.txt: ends in '.txt'; accepted: .jsonl, .ndjson, .json, .csv, .parquet, .arrow, .tsv, also",
         ),
         ("*.txt", r"path=\*.txt: notes.txt ends in '.txt'; accepted: .jsonl"),
         ("hub:name", r"path=hub:name: accepted: hub:org/name or hub:org/name/config:split"),

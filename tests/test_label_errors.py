@@ -158,8 +158,10 @@ def test_rows_for_replay_are_in_no_fold() -> None:
 
 
 def test_fewer_clusters_than_folds_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"checks\.label_error_folds=3: the training rows are 2 clusters"):
+    with pytest.raises(ConfigError, match=r"folds=3: all training rows are in 2 clusters .*; accepted: at most 2; for"):
         dealt(rows_of([1, 1, 2, 2]), 3)
+    with pytest.raises(ConfigError, match=r"in 1 cluster .*, and of rows of one group\); so none can be left out; for"):
+        dealt(rows_of([1, 1]), 2)
 
 
 def test_a_killed_run_goes_on_with_the_fold_that_it_was_in(

@@ -110,6 +110,8 @@ def test_the_curve_says_what_the_last_step_brought_and_whether_more_would_help()
         "From 50 % to all training rows: -0.2 ["
     )
     assert "over 2 seeds: more rows are likely to help, as a rule each doubling by less than the one before." in said
+    bumpy = curve("loss", all=[0.8, 0.82], quarter=[0.9, 0.9], half=[1.0, 1.01])
+    assert "more rows are likely to help, but the curve goes up and down, so expect less" in bumpy
     noise = 6.3138 * math.sqrt(0.00005) / math.sqrt(2)  # t of one degree of freedom; the changes are -0.2 and -0.19
     assert f"[{-0.195 - noise:+.2g}, {-0.195 + noise:+.2g}]" in said
     assert "these seeds do not show that more rows help." in curve("chrf", all=[0.5, 0.7], half=[0.55, 0.6])

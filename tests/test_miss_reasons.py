@@ -13,7 +13,7 @@ from tunewright.artifacts import Artifact, Contender, EndingRule, RunArtifacts
 from tunewright.config import STAGES, Checks, Data, Dedupe, Evaluation, Expectation, Settings, Source, Training
 from tunewright.registry.candidate import Candidate
 from tunewright.store.cache_key import flat
-from tunewright.store.miss_reasons import FOLLOWS, MADE, NAMED_BY, SENTENCES, SETTINGS, causes
+from tunewright.store.miss_reasons import FOLLOWS, MADE, NAMED_BY, OPTIONAL, SENTENCES, SETTINGS, causes
 from tunewright.store.stage import cached_part
 from tunewright.tasks.ingest import ingest, source_files
 
@@ -55,6 +55,15 @@ def of_checks(*names: str, **options: Any) -> dict[str, Any]:
             {"contenders": ["few_shot"], "embedding": ""},
             "evaluation.contenders: ",
         ),
+        ("prompt", {"documents": []}, {"documents[0].digest": "1"}, "evaluation.documents: there are some now"),
+        ("prompt", {"documents[0].digest": "1"}, {"documents": []}, "evaluation.documents: there are none any more"),
+        (
+            "prompt",
+            {"documents[0].digest": "1"},
+            {"documents[0].digest": "2"},
+            "evaluation.documents: the files changed",
+        ),
+        ("prompt", {"asks_apis": True}, {"asks_apis": False}, "evaluation.api_models: there are none any more"),
         (
             "prompt",
             {"contenders": ["few_shot"], "embedding": ""},
@@ -192,7 +201,7 @@ def test_files_that_came_or_went_are_named_once() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_argument_of_a_stage_is_told_by_its_own_name(stage: str) -> None:
-    told = {"ingest.files", *SETTINGS, *SENTENCES}
+    told = {"ingest.files", *SETTINGS, *SENTENCES, *OPTIONAL}
     for name, annotation in _flat(_arguments(stage)):
         if annotation in (RunArtifacts, Candidate):
             continue
@@ -209,7 +218,7 @@ def test_every_sentence_and_setting_is_of_an_argument_that_there_is() -> None:
         for stage in STAGES
         for name, _ in _flat(_arguments(stage), into=(Contender, EndingRule, Evaluation, Training))
     }
-    assert {*SETTINGS, *SENTENCES, *FOLLOWS, *NAMED_BY} - there == set()
+    assert {*SETTINGS, *SENTENCES, *FOLLOWS, *NAMED_BY, *OPTIONAL} - there == set()
 
 
 def _arguments(stage: str) -> dict[str, Any]:

@@ -498,6 +498,8 @@ def test_intervals_lie_where_their_values_are() -> None:
     guardrail = make_comparison(difference=(-0.04, 0.2, 0.5), threshold=-0.05, finding="above", power=0.823, effect=0)
     (held,) = panel("", [guardrail]).intervals
     assert held.finding == "at least as good (tolerance .05); 82 % power if nothing got worse"
+    better = make_comparison(difference=(0.1, 0.2, 0.5), threshold=-0.05, finding="above", power=0.003, effect=0)
+    assert panel("", [better]).intervals[0].finding == "at least as good (tolerance .05)"
     assert [at for at, _ in drawn.ticks] == sorted(at for at, _ in drawn.ticks)
     assert scale_of([0.0, 0.0]).at(0.0) == 50
     assert [number(value) for value in (0.84, -0.051, 1, 12.34, 4_321)] == [".84", "-.05", "1.00", "12.3", "4,321"]

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from tunewright.artifacts import Artifact, Base, Splits, Tokens
+from tunewright.artifacts import Artifact, Base, Splits, Tokens, no_replay
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
@@ -38,6 +39,7 @@ from tunewright.serving import context_length
 from tunewright.store import data_versions
 from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.sampling import Sample, first_rows
+from tunewright.tasks.label_errors import require_clusters
 from tunewright.tasks.prefer import without_rows
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
@@ -132,7 +134,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings)
-    notes += _label_errors(settings, steps)
+    notes += _label_errors(settings, steps, made)
     notes += _nothing_preferred(settings, ground, sample)
     notes += _of_rows(settings, made, sample, read.files)
     costs = _costs(case, rates, settings, notes, sample.said if sample else "")
@@ -247,11 +249,17 @@ def _overridden(settings: Settings) -> list[str]:
     ]
 
 
-def _label_errors(settings: Settings, steps: Sequence[Step]) -> list[str]:
-    """Say what the search for label errors takes, which is not in the estimate of the training."""
+def _label_errors(settings: Settings, steps: Sequence[Step], made: Mapping[str, Artifact | None]) -> list[str]:
+    """Say what the search for label errors takes, which is not in the estimate of the training.
+
+    Raises ConfigError where the training rows that split drew are too few clusters for it.
+    """
     folds = settings.checks.label_error_folds
     if not folds or not any(step.stage == "label_errors" and step.state == "run" for step in steps):
         return []
+    if isinstance(splits := made.get("split"), Splits):
+        rows = pq.read_table(splits.path("train.parquet"), columns=["cluster"], filters=no_replay())
+        require_clusters(len(rows["cluster"].unique()), folds)
     training, share = settings.training, (folds - 1) / folds
     of_each = "as many steps as the training" if training.max_steps else f"{percent(share)} of the training's steps"
     more = f"{folds} more trainings, each with {of_each}, and an answer to each training row"
@@ -303,6 +311,8 @@ def _few_test_rows(
         said = "so few rows leave no {0} row: the run {1} stop at split; add rows, or raise split.{0}"
         split, name = settings.split, settings.registry.name
         keeps_splits = split.sticky and data_versions.history(name, split.seed, split.by)
+        if keeps_splits:
+            said = "rows keep the split that they had, so few rows may leave no {0} row: the run {1} stop at split"
         is_certain = sample.is_all and not settings.data.limit
         if (is_certain or settings.data.limit in (1, 2)) and not keeps_splits:
             raise DataError(said.format(empty, "will"))

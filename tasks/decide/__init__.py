@@ -183,7 +183,7 @@ def decide(
         warned = tuple(warnings(tables[CANDIDATE], metric, shown_beside, answers[0].max_new_tokens))
     if BASE in tables:
         warned += tuple(
-            f"the base {said}, so a gain over the base says little; check that its chat template is the right one"
+            f"the base {said}, so a gain over the base says little; check that the base has the right chat template"
             for said in collapsed(tables[BASE])
         )
     if CANDIDATE in tables and has_calls:

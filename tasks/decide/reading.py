@@ -28,6 +28,7 @@ from tunewright.metrics.intervals import RAISE_LIMIT, Floats, by_cluster, cut_of
 from tunewright.metrics.labels import closed_set
 from tunewright.metrics.paired import by_row
 from tunewright.privacy.excerpts import in_a_line
+from tunewright.reports.pages import counted
 from tunewright.tasks.decide.decision import TO_BEAT, Evidence
 from tunewright.tools.conversation import conversation_of, is_undesirable
 
@@ -91,7 +92,7 @@ def collapsed(answers: pa.Table) -> Iterator[str]:
         shown = f"“{in_a_line(answer)}”" if answer.strip() else "an empty or blank one"
         yield (
             f"gives the same answer to {number:,} of {len(answers):,} rows, {shown}, "
-            f"and the most frequent reference is that of {most:,}"
+            f"while no reference is that of more than {counted(most, 'row')}"
         )
 
 

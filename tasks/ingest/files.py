@@ -28,7 +28,12 @@ from tunewright.tasks.ingest.opening import Compression, compression_of
 FileFormat = Literal["jsonl", "json", "csv", "parquet", "arrow", "text", "hub"]
 
 NAMED: tuple[FileFormat, ...] = ("json", "csv", "parquet", "arrow")  # by the ending of the same name
-FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", **{f".{name}": name for name in NAMED}}
+FORMATS: dict[str, FileFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    **{f".{name}": name for name in NAMED},
+    ".tsv": "csv",
+}
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
 ASKED = ("instruction", "prompt", "input")  # fields of ours
 ANSWERED = ("output", "completion", "chosen", "rejected", "answers")

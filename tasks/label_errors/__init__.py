@@ -29,7 +29,7 @@ from tunewright.metrics.labels import Labels, are_labels
 from tunewright.metrics.texts import plain
 from tunewright.modeling.models import load_model, load_tokenizer, merged
 from tunewright.privacy.excerpts import ends, in_a_line, masked
-from tunewright.reports.pages import template
+from tunewright.reports.pages import counted, template
 from tunewright.reports.progress import Countdown
 from tunewright.store.caching import work_folder
 from tunewright.store.stage import stage
@@ -73,6 +73,17 @@ class LabelCount(NamedTuple):
     num_likely: int
 
 
+def require_clusters(number: int, num_folds: int) -> None:
+    """Raises ConfigError where so many clusters of training rows cannot be dealt into the folds."""
+    if number < num_folds:
+        accepted = f"accepted: at most {number}" if number > 1 else "so none can be left out"
+        raise ConfigError(
+            f"checks.label_error_folds={num_folds}: all training rows are in {counted(number, 'cluster')} (of "
+            f"near-duplicates, and of rows of one group); {accepted}; for more clusters raise split.threshold, or name "
+            "no group in columns"
+        )
+
+
 def dealt(rows: pa.Table, num_folds: int) -> np.ndarray:
     """The fold of each row [rows], 0 to num_folds - 1; -1 of a row for replay, which trains in each.
 
@@ -81,11 +92,7 @@ def dealt(rows: pa.Table, num_folds: int) -> np.ndarray:
     """
     clusters = rows.filter(~pc.field("replay")).group_by("cluster").aggregate([("reference", "min"), ("row_id", "min")])
     ordered = clusters.sort_by([("reference_min", "ascending"), ("row_id_min", "ascending")])["cluster"].to_pylist()
-    if len(ordered) < num_folds:
-        raise ConfigError(
-            f"checks.label_error_folds={num_folds}: the training rows are {len(ordered)} clusters (near-duplicates, "
-            f"and rows of one group); accepted: at most {len(ordered)}"
-        )
+    require_clusters(len(ordered), num_folds)
     fold_of = {cluster: at % num_folds for at, cluster in enumerate(ordered)}
     replay = rows["replay"].to_pylist()
     return np.array([-1 if r else fold_of[c] for c, r in zip(rows["cluster"].to_pylist(), replay, strict=True)])

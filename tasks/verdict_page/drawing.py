@@ -95,8 +95,10 @@ def _finding(comparison: Comparison) -> str:
 
 
 def _power(comparison: Comparison) -> str:
-    """The power of a guardrail."""
-    return f"; {estimated_power(comparison.power)} if nothing got worse" if comparison.effect == 0 else ""
+    """The power of a guardrail; empty where the candidate is shown to be better, which needs none."""
+    if comparison.effect != 0 or comparison.difference[0] > 0:
+        return ""
+    return f"; {estimated_power(comparison.power)} if nothing got worse"
 
 
 def panels(comparisons: Sequence[Comparison], of: str = "") -> list[Panel]:

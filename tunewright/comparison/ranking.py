@@ -214,7 +214,11 @@ def learning_curve(ranked: Sequence[Ranked], shares: Mapping[str, float]) -> str
     noise = _noise(changes)
     low, high = changes.mean() - noise, changes.mean() + noise
     better, worse = (high < 0, low > 0) if measure == SMALLER_IS_BETTER else (low > 0, high < 0)
-    found = "more rows are likely to help, as a rule each doubling by less than the one before" if better else ""
+    steps = np.diff([each.mean for _, each in points])
+    rule = "as a rule each doubling by less than the one before"
+    if (steps > 0).any() and (steps < 0).any():
+        rule = "but the curve goes up and down, so expect less certainty than the interval says"
+    found = f"more rows are likely to help, {rule}" if better else ""
     found = found or ("more rows did not help" if worse else "these seeds do not show that more rows help")
     said = f"{said} [{low:+.2g}, {high:+.2g}] over {len(changes)} seeds: {found}."
     if expected := twice_the_rows(ranked, shares):

@@ -28,7 +28,9 @@ class RecordFiles(Section):
         default="auto", description="How a record holds its conversation; auto looks at each record's keys"
     )
     format: Format = Field(
-        default="auto", description="The file's format; auto goes by its ending; csv is separated by commas"
+        default="auto",
+        description="The file's format; auto goes by its ending; csv is separated by "
+        "commas or, where the header has none, by semicolons, tabs or vertical bars",
     )
     columns: dict[str, str] = Field(
         default={},

@@ -72,7 +72,6 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "evaluate.schema": "evaluation.json_schema: the file changed",
     "prompt.embedding": "dedupe.semantic_model: its files changed",
     "prompt.documents": "evaluation.documents: the files changed",
-    "prompt.asks_apis": "evaluation.api_models: there are some now, or none any more",
     "prepend.contender.model_digest": "the examples changed",
     "prepend.contender.version": "the champion changed",
     "evaluate.contender.version": "the champion changed",
@@ -95,6 +94,10 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "register.candidate.challenged": "the champion changed",
     "register.candidate.lineage": "data.sources: the content of files changed",
     "register.candidate.data_version": "the version number of the data changed",
+}
+OPTIONAL = {  # stage and argument -> the setting by which it is there or not
+    "prompt.documents": "evaluation.documents",
+    "prompt.asks_apis": "evaluation.api_models",
 }
 NAMED_BY = {  # stage and argument, the content of what a setting names -> the ingredient that is this setting
     "base.identity": "reference",
@@ -177,12 +180,27 @@ def _sections(stage: str, names: list[str], before: Ingredients, now: Ingredient
             continue
         parts = [match[0] for match in PART.finditer(name)]  # the argument and, in a record, fields in it
         wholes = [("".join(parts[:end]), "".join(parts[end:])) for end in range(len(parts), 0, -1)]
-        sentence = next((said for whole, _ in wholes if (said := SENTENCES.get(f"{stage}.{whole}"))), "")
+        sentence = _came_or_went(stage, parts[0], before, now)
+        sentence = sentence or next((said for whole, _ in wholes if (said := SENTENCES.get(f"{stage}.{whole}"))), "")
         setting, rest = next(
             ((SETTINGS[f"{stage}.{whole}"], rest) for whole, rest in wholes if f"{stage}.{whole}" in SETTINGS),
             (name, ""),
         )
         yield sentence or _changed(f"{setting}{rest}".lstrip("."), name, before, now)
+
+
+def _came_or_went(stage: str, argument: str, before: Ingredients, now: Ingredients) -> str:
+    """Say that what a setting names is there only now, or no longer; empty of an argument that is in both, or neither.
+
+    One that is empty or false is not there.
+    """
+    setting = OPTIONAL.get(f"{stage}.{argument}")
+    was, there = (
+        any(name.split(".")[0].split("[")[0] == argument and each[name] for name in each) for each in (before, now)
+    )
+    if not setting or was == there:
+        return ""
+    return f"{setting}: there are some now" if there else f"{setting}: there are none any more"
 
 
 def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:
