@@ -69,6 +69,7 @@ from tunewright.tasks.prefer import prefer
 from tunewright.tasks.prepend import prepend
 from tunewright.tasks.prompt import prompt
 from tunewright.tasks.register import register
+from tunewright.tasks.rehearse import rehearse
 from tunewright.tasks.reinforce import reinforce
 from tunewright.tasks.render import render
 from tunewright.tasks.scan import scan
@@ -79,6 +80,7 @@ from tunewright.tasks.verdict_page import verdict_page
 
 log = logging.getLogger("tunewright")
 
+GIVEN_GENERAL = "training.keep_general=auto adds no general rows: a source in data.sources has use_as: replay"
 ASKS_APIS: ContextVar[bool] = ContextVar("asks_apis", default=True)  # whether models behind APIs are asked
 
 
@@ -97,8 +99,12 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         here=read.base_here,
     )
     call.keep_base(base, s.registry)
+    all_rows, rehearsed = rows, None
+    if s.rehearses:
+        shares = {"share": s.split.replay, "untrained": s.split.validation + s.split.test}
+        all_rows = rehearsed = call(rehearse)(rows=rows, base=base, **shares)
     checked = call(check)(
-        rows=rows,
+        rows=all_rows,
         checks=s.checks.without("label_error_folds"),
         special_tokens=base.special_tokens,
         own=read.own,
@@ -108,7 +114,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     )
     unique = call(dedupe)(rows=checked, settings=s.dedupe, embedding=read.embedding, engine=engine)
     splits = call(split)(rows=unique, held_out=rows, settings=s.split, earlier=before.splits, engine=engine)
-    call.accept_version(before, rows, checked, unique, splits)
+    call.accept_version(before, rows, all_rows, checked, unique, splits)
     call.require_metrics(s, splits, read.schema)
     most = s.checks.max_quarantined_share
     tokens = call(render)(
@@ -163,6 +169,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     made = RunArtifacts(
         name=s.registry.name,
         rows=rows,
+        rehearsed=rehearsed,
         checked=checked,
         unique=unique,
         splits=splits,
@@ -343,6 +350,8 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
         suppress(Reached),
     ):
         tell_files(inputs(settings).files)
+        if settings.training.keep_general == "auto" and not settings.rehearses:
+            log.info(GIVEN_GENERAL)
         try:
             pipeline(settings, calls)
         except AnotherChampion as error:

@@ -38,7 +38,7 @@ GIVEN = "given_"  # begins the codes of findings on user-provided splits (data_c
 
 
 class Outcome(BaseModel, frozen=True):
-    """The artifacts of a run by what they are; None where the run ended before."""
+    """The artifacts of a run by what they are, of rows the last before check; None where the run ended before."""
 
     steps: tuple[Step, ...]
     rows: artifacts.Rows | None
@@ -67,7 +67,7 @@ class Outcome(BaseModel, frozen=True):
         answers = sorted(found, key=lambda each: each.contender == "candidate")  # last, as in all tables
         kinds = {name: get_args(field.annotation) for name, field in cls.model_fields.items()}
         records: dict[str, Any] = {
-            name: next((step.record for step in steps if isinstance(step.record, kind[0])), None)
+            name: next((step.record for step in reversed(steps) if isinstance(step.record, kind[0])), None)
             for name, kind in kinds.items()
             if kind[-1:] == (NoneType,)
         }

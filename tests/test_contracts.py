@@ -97,6 +97,7 @@ def test_a_docstring_begins_with_an_imperative_or_a_noun_phrase() -> None:
 LIBRARY = {  # of each stage: the one that does its work
     "ingest": "pyarrow",
     "base": "transformers",
+    "rehearse": "transformers",
     "check": "great_expectations",
     "dedupe": "numba",
     "split": "numba",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunewright.artifacts import CheckedRows, LabelErrors, Rows, Splits, Tokens, UniqueRows
+from tunewright.artifacts import CheckedRows, LabelErrors, Rehearsed, Rows, Splits, Tokens, UniqueRows
 from tunewright.config import Settings, from_here
 from tunewright.errors import ConfigError
 from tunewright.flows.calls import Step
@@ -27,6 +27,7 @@ from tunewright.store.row_search import QUARANTINE, Found, RowQuery, files_named
 FILE = re.compile(r"files\[\d+\]\.path")  # of ingest's ingredients
 RECORDS = {
     "ingest": Rows,
+    "rehearse": Rehearsed,
     "check": CheckedRows,
     "dedupe": UniqueRows,
     "split": Splits,
@@ -132,6 +133,8 @@ def find(data: PipelineData, row: str | None, line: str | None, text: str | None
     found = asked.refused(stop) if stop else []
     if data.made and not (found and asked.place):  # a line is what it is now
         found += [each for each in asked.among(data.made.rows) if place(each) not in map(place, found)]
+        if general := data.made.rehearsed:
+            found += [each for each in asked.among(general) if each["file"] not in data.made.rows.detected]
     if not found:
         raise ConfigError(f"{asked.said}: {_not_found(data, asked)}")
     return found

@@ -37,7 +37,7 @@ def data_json(data: PipelineData) -> dict[str, Any]:
         "version": data.version.number if data.version else None,
         "as_accepted": data.is_as_accepted,
         "rotation": data.rotation or None,
-        "sources": data.made.rows.detected if data.made else {},
+        "sources": data.made.all_rows.detected if data.made else {},
         "stages": [stage(artifact) for artifact in data.made or ()],
         "missing": data.missing,
         "because": list(data.because),

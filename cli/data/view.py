@@ -36,7 +36,7 @@ def show_data(console: Console, data: PipelineData, what: str) -> None:
     console.print(Text(data.title, "bold"))
     if data.rotation:
         console.print(Text(data.rotation, "yellow"), soft_wrap=True)
-    for file, detected in data.made.rows.detected.items() if data.made else ():
+    for file, detected in data.made.all_rows.detected.items() if data.made else ():
         console.print(Text.assemble(f"  {file}  ", (detected, "dim")), soft_wrap=True)
     if data.made:
         console.print()

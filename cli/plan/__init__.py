@@ -29,7 +29,7 @@ from tunewright.cost_model.money import Price, price_of, without_price
 from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import MADE_NOW, Step
-from tunewright.flows.finetune import plan
+from tunewright.flows.finetune import GIVEN_GENERAL, plan
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.outcome import few_test_rows, too_few_test_rows
 from tunewright.modeling import models
@@ -41,6 +41,7 @@ from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.sampling import Sample, first_rows
 from tunewright.tasks.label_errors import require_clusters
 from tunewright.tasks.prefer import without_rows
+from tunewright.tasks.rehearse import prompts
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
@@ -134,7 +135,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings)
-    notes += _label_errors(settings, steps, made)
+    notes += _label_errors(settings, steps, made) + _general(settings, made)
     notes += _nothing_preferred(settings, ground, sample)
     notes += _of_rows(settings, made, sample, read.files)
     costs = _costs(case, rates, settings, notes, sample.said if sample else "")
@@ -208,7 +209,7 @@ def _ground(
         config = shapes.config_at(settings.model.base, settings.model.revision)
     if isinstance(tokens, Tokens):
         return ground_of_render(shape, config, tokens), None
-    of = made.get("split") or made["ingest"]
+    of = made.get("split") or made.get("rehearse") or made["ingest"]
     if found := sampled(settings, base_here(settings, base), of, first):
         rows = [row for row in found.rows if not row.get("undesirable")] or [*found.rows]
         pairs = work.pairs_of(rows)
@@ -264,6 +265,17 @@ def _label_errors(settings: Settings, steps: Sequence[Step], made: Mapping[str, 
     of_each = "as many steps as the training" if training.max_steps else f"{percent(share)} of the training's steps"
     more = f"{folds} more trainings, each with {of_each}, and an answer to each training row"
     return [f"checks.label_error_folds={folds}: {more}, which the estimate leaves out"]
+
+
+def _general(settings: Settings, made: dict[str, Artifact | None]) -> list[str]:
+    """Say what training.keep_general does, as far as the estimate of the training does not have it."""
+    if settings.training.keep_general != "auto":
+        return []
+    if not settings.rehearses:
+        return [GIVEN_GENERAL]
+    if made.get("rehearse") or made.get("split"):
+        return []
+    return [f"training.keep_general=auto: at most {len(prompts())} more training rows, which the estimate leaves out"]
 
 
 def _nothing_preferred(settings: Settings, ground: Ground, sample: Sampled | None) -> list[str]:

@@ -136,10 +136,10 @@ class Run(Calls):
         bases.keep(self.pipeline, base, public_address(registry))
 
     def accept_version(
-        self, before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits
+        self, before: Before, rows: Rows, all_rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits
     ) -> None:
-        """Adds the data to the accepted versions."""
-        data_versions.accept(before, rows, checked, unique, splits, keep=self.keep_versions)
+        """Adds the data to the accepted versions; `all_rows` are those of ingest and the general rows, if any."""
+        data_versions.accept(before, rows, checked, unique, splits, all_rows=all_rows, keep=self.keep_versions)
 
     def approve_cost(self, settings: Settings, inputs_of: Mapping[str, Mapping[str, Any]], /) -> None:
         """Raises what budget.require_approval raises; asks for nothing where the training is done."""

@@ -66,6 +66,7 @@ A = TypeVar("A", bound=Artifact)
 
 TRAININGS: tuple[Stage, ...] = ("train", "prefer", "reinforce")
 ONLY_WITH = {
+    "rehearse": "training.keep_general=auto, and no source with use_as: replay,",
     "scan": "method.kind=spectrum",
     "label_errors": "checks.label_error_folds",
     "train": "preference.after_sft or grpo.after_sft",
@@ -110,6 +111,7 @@ def stages(settings: Settings, until: Stage = "register", refresh: Sequence[Stag
     Raises ConfigError where a stage that is asked for is none of them, or comes after the last.
     """
     left_out = {
+        "rehearse": not settings.rehearses,
         "scan": settings.method.kind != "spectrum",
         "label_errors": settings.checks.label_error_folds is None,
         "train": not settings.trains_on_answers,

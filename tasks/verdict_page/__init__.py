@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from prefect.runtime import flow_run
 
-from tunewright.artifacts import Adapter, Answers, Artifact, Rows, RunArtifacts, VerdictPage
+from tunewright.artifacts import Adapter, Answers, Artifact, Rehearsed, Rows, RunArtifacts, VerdictPage
 from tunewright.artifacts.payloads import OTHER_ROWS, ROWS_OF_A_SLICE, Comparison, LeakProof, Slice
 from tunewright.cost_model.money import Price, devices_of, money
 from tunewright.machine import addresses
@@ -253,6 +253,8 @@ def _costs(case: Case, price: Price | None, num_devices: int) -> StageCosts:
 
 
 def _work(case: Case, record: Artifact) -> str:
+    if isinstance(record, Rehearsed):
+        return counted(record.num_general, "general row")
     if isinstance(record, Rows):
         return f"{counted(record.num_read, 'row')} read"
     if isinstance(record, Answers):

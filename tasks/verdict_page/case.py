@@ -71,12 +71,12 @@ class Case(RunArtifacts, frozen=True):
     @cached_property
     def account(self) -> Account:
         """The account of the rows."""
-        return Account.of(self.rows, self.checked, self.unique, self.splits, self.tokens)
+        return Account.of(self.all_rows, self.checked, self.unique, self.splits, self.tokens)
 
     @cached_property
     def reasons(self) -> dict[str, int]:
         """Why rows did not stay."""
-        return reasons(self.rows, self.checked, self.unique, self.splits, self.tokens)
+        return reasons(self.all_rows, self.checked, self.unique, self.splits, self.tokens)
 
     @cached_property
     def tables(self) -> dict[str, pa.Table]:
@@ -150,8 +150,8 @@ class Case(RunArtifacts, frozen=True):
 
     def steps(self) -> Iterator[tuple[str, Artifact]]:
         """The stages and what they handed on, in their order."""
-        read = (self.rows, self.base, self.checked, self.unique, self.splits, self.tokens)
-        for record in (*read, *self.before, self.adapter):
+        read = (self.rows, self.base, self.rehearsed, self.checked, self.unique, self.splits, self.tokens)
+        for record in filter(None, (*read, *self.before, self.adapter)):
             yield record.stage, record
         if self.prompts:
             yield self.prompts.stage, self.prompts

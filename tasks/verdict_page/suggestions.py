@@ -108,7 +108,7 @@ def broken_guardrails(case: Case) -> Found:
     ways = f", {shorter} or a lower {smaller}" if smaller else f" or {shorter}"
     forgot = forgotten(case)
     if forgot:
-        ways += "; or add general rows, in a source with use_as: replay"
+        ways += "; or add general rows, in a source with use_as: replay or by training.keep_general=auto"
     for each in spoilt(case):
         if each in forgot or each.metric not in {*GENERAL, *(("stopped",) if learned_nothing(case) else ())}:
             seen = interval(each.difference, signed=True, threshold=each.threshold)

@@ -182,6 +182,12 @@ class Rows(Artifact, frozen=True):
     globs: dict[str, str] = {}  # file -> the glob that names it, of those that one does
 
 
+class Rehearsed(Rows, frozen=True):
+    """rehearse: the tables of ingest, with the base's answers to general prompts as replay rows behind the others."""
+
+    num_general: int
+
+
 class CheckedRows(Artifact, frozen=True):
     """check: rows.parquet, quarantine.parquet, findings.parquet, profile.json, results.json and report.html."""
 
@@ -565,7 +571,8 @@ class RunArtifacts(BaseModel, frozen=True):
     """All artifacts of a run up to its verdict, for the verdict page and MLflow."""
 
     name: str  # of the pipeline
-    rows: Rows
+    rows: Rows  # of ingest
+    rehearsed: Rehearsed | None = None  # the same with general rows, where training.keep_general adds some
     checked: CheckedRows
     unique: UniqueRows
     splits: Splits
@@ -582,6 +589,11 @@ class RunArtifacts(BaseModel, frozen=True):
     prompts: Prompts | None = None  # of the contenders that are the base with a prompt
     judged: Judged | None = None
     divergence: Divergence | None = None  # of preference training, or training on rewards
+
+    @property
+    def all_rows(self) -> Rows:
+        """The rows that check was given."""
+        return self.rehearsed or self.rows
 
     @property
     def trainings(self) -> tuple[Adapter, ...]:

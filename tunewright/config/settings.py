@@ -96,6 +96,7 @@ class Operation(Section):
 Stage = Literal[
     "ingest",
     "base",
+    "rehearse",
     "check",
     "dedupe",
     "split",
@@ -143,8 +144,11 @@ class Settings(Section):
     @model_validator(mode="after")
     def _replay_is_there_and_gate_is_measured(self) -> Self:
         share = self.split.replay
-        if share != Split().replay and all(source.use_as != "replay" for source in self.data.sources):
-            raise ValueError(f"split.replay={share:g} has no effect: no source in data.sources has use_as: replay")
+        if share != Split().replay and not self.has_general:
+            raise ValueError(
+                f"split.replay={share:g} has no effect: no source in data.sources has use_as: replay, and "
+                "training.keep_general is off"
+            )
         measured, metric = self.evaluation.metrics, self.gate.metric
         if "auto" not in measured and metric not in (*measured, "auto"):
             has = ", ".join(measured)
@@ -159,12 +163,15 @@ class Settings(Section):
     @model_validator(mode="after")
     def _anchor_has_rows(self) -> Self:
         weight = self.training.kl_to_base
-        if weight and all(source.use_as != "replay" for source in self.data.sources):
+        if weight and not self.has_general:
             raise ValueError(
-                f"training.kl_to_base={weight:g} needs general rows: no source in data.sources has use_as: replay"
+                f"training.kl_to_base={weight:g} needs general rows: no source in data.sources has use_as: replay, and "
+                "training.keep_general is off"
             )
-        if weight and not self.trains_on_answers:
-            raise ValueError(f"training.kl_to_base={weight:g} has no effect, as there is no SFT; leave it out")
+        keeps = self.training.keep_general == "auto" and self.trains
+        if (weight or keeps) and not self.trains_on_answers:
+            name = f"kl_to_base={weight:g}" if weight else "keep_general=auto"
+            raise ValueError(f"training.{name} has no effect, as there is no SFT; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -232,6 +239,7 @@ class Settings(Section):
             "grpo.rewards": bool(self.grpo.rewards),
             "checks.label_error_folds": self.checks.label_error_folds is not None,
             "model.start=champion": self.model.start == "champion",
+            "training.keep_general=auto": self.training.keep_general == "auto",
             "lm_eval.tasks": bool(self.lm_eval.tasks),
         }
         if named := [name for name, is_set in idle.items() if is_set]:
@@ -289,6 +297,17 @@ class Settings(Section):
                 f"be; accepted: 1 to {longest}, or auto"
             )
         return self
+
+    @property
+    def has_general(self) -> bool:
+        """Whether there may be general rows, of a source or the base's own answers."""
+        return self.rehearses or any(source.use_as == "replay" for source in self.data.sources)
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether the base's own answers become general rows, as no source of the user's has any."""
+        given = any(source.use_as == "replay" for source in self.data.sources)
+        return self.training.keep_general == "auto" and not given
 
     @property
     def measures_forgetting(self) -> bool:

@@ -224,7 +224,14 @@ class Training(Section):
         ge=0,
         le=1_000,
         description="Weight of the KL divergence from the base on the answers of general rows (sources with "
-        "use_as: replay), which is added to the loss so that the model forgets less, 0 to 1000; 0 is off",
+        "use_as: replay, or of keep_general), which is added to the loss so that the model forgets less, 0 to 1000; "
+        "0 is off",
+    )
+    keep_general: Literal["auto", "off"] = Field(
+        default="off",
+        description="auto trains general rows beside yours, so that the model forgets less: without a source with "
+        "use_as: replay the base's own answers to general prompts, at most 160 and at most the share split.replay; off "
+        "adds none",
     )
     seed: int = Field(
         default=0,
@@ -240,7 +247,7 @@ class Training(Section):
 
     def used(self) -> Self:
         """The settings that change a training: epochs at their default where max_steps overrides them."""
-        return self.without("checkpoint_minutes", *(["epochs"] if self.max_steps is not None else []))
+        return self.without("checkpoint_minutes", "keep_general", *(["epochs"] if self.max_steps is not None else []))
 
     @model_validator(mode="after")
     def _micro_batch_is_of_the_batch(self) -> Self:

@@ -137,7 +137,8 @@ def write(folder: Path, candidate: Candidate) -> str:
 
 def artifacts_of(run: RunArtifacts) -> Iterator[Artifact]:
     """All artifacts of a run, in the order of the stages."""
-    yield from (run.base, run.rows, run.checked, run.unique, run.splits, run.tokens, *run.before, run.adapter)
+    yield from filter(None, (run.base, run.rows, run.rehearsed, run.checked, run.unique, run.splits, run.tokens))
+    yield from (*run.before, run.adapter)
     yield from filter(None, (run.prompts, *run.answers, *run.general, run.divergence, run.verdict, run.judged))
 
 

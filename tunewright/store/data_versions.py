@@ -79,10 +79,19 @@ def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -
 
 
 def accept(
-    before: Before, rows: Rows, checked: CheckedRows, unique: UniqueRows, splits: Splits, *, keep: int = 30
+    before: Before,
+    rows: Rows,
+    checked: CheckedRows,
+    unique: UniqueRows,
+    splits: Splits,
+    *,
+    all_rows: Rows | None = None,
+    keep: int = 30,
 ) -> Version | None:
     """Enters the version into the ledger, or what it has come to now if it is the newest; returns its line.
 
+    `all_rows` are `rows` with the general rows that rehearse adds, if any: these count, but make no other version, so
+    that another base finds the same version before it and draws no new splits.
     `before` is what the stages were given; a sample is no version, and None. Of the newest `keep` versions of a history
     it stays known which row is in which split. Raises TunewrightError where another version was accepted in the
     meantime: rows of that one could have changed splits.
@@ -102,10 +111,12 @@ def accept(
             )
         if known and known is not past[-1]:
             return known
-        changes = (known.added, known.removed) if known else _changes(before, rows, past)
-        entry = _entry(before, rows, checked, unique, splits, changes)
+        counted = all_rows or rows
+        is_counted = known and known.counts["rows"] == counted.num_rows
+        changes = (known.added, known.removed) if known and is_counted else _changes(before, counted, past)
+        entry = _entry(before, rows, counted, checked, unique, splits, changes)
         folder, there = data_history.folder_of(before.name, entry), known.assignments if known else ""
-        assigned = data_history.keep(folder, rows, checked, splits, there, NO_SPLIT)
+        assigned = data_history.keep(folder, counted, checked, splits, there, NO_SPLIT)
         apart = {"accepted", "run", "replaced", "assignments"}
         if known and known.model_dump(exclude=apart) == entry.model_dump(exclude=apart):
             entry = known
@@ -170,6 +181,7 @@ def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:
 def _entry(
     before: Before,
     rows: Rows,
+    counted: Rows,
     checked: CheckedRows,
     unique: UniqueRows,
     splits: Splits,
@@ -188,8 +200,8 @@ def _entry(
         unique=_part(unique),
         splits=_part(splits),
         counts={
-            "read": rows.num_read,
-            "rows": rows.num_rows,
+            "read": counted.num_read,
+            "rows": counted.num_rows,
             "checked": checked.num_rows,
             "unique": unique.num_rows,
             "train": splits.num_train,

@@ -18,6 +18,7 @@ from tunewright.artifacts import (
     Artifact,
     CheckedRows,
     LabelErrors,
+    Rehearsed,
     Rows,
     Splits,
     Tokens,
@@ -44,6 +45,7 @@ class Made:
     """The artifacts of one data version, from the data stages that ran."""
 
     rows: Rows
+    rehearsed: Rehearsed | None = None
     checked: CheckedRows | None = None
     unique: UniqueRows | None = None
     splits: Splits | None = None
@@ -51,9 +53,15 @@ class Made:
     label_errors: LabelErrors | None = None
     stopped: StoppedStage | None = None  # by the stage after the last of these
 
+    @property
+    def all_rows(self) -> Rows:
+        """The rows of ingest, and the general rows behind them, if any."""
+        return self.rehearsed or self.rows
+
     def __iter__(self) -> Iterator[Artifact]:
         """The artifacts in the order of the stages."""
-        stages = (self.rows, self.checked, self.unique, self.splits, self.tokens, self.label_errors)
+        of_data = (self.rows, self.rehearsed, self.checked, self.unique, self.splits)
+        stages = (*of_data, self.tokens, self.label_errors)
         return iter([artifact for artifact in stages if artifact])
 
 
@@ -120,7 +128,8 @@ def _refused_table(stopped: StoppedStage) -> pq.ParquetFile | None:
 
 def _events(made: Made, record: Found) -> Iterator[dict[str, Any]]:
     here = (pc.field("file") == record["file"]) & (pc.field("line") == record["line"])
-    yield {"stage": "ingest"} | _ingested(made.rows, here)
+    first = made.rehearsed if made.rehearsed and record["file"] not in made.rows.detected else made.rows
+    yield {"stage": first.stage} | _ingested(first, here)
     if made.checked:
         yield {"stage": "check"} | (_quarantined(made.checked, here) or _passed(made.checked, here))
     if made.unique:

@@ -21,6 +21,8 @@ from tunewright.store.manifest import is_whole
 
 SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; any other has the name of its section
     "base.reference": "model.base",
+    "rehearse.share": "split.replay",
+    "rehearse.untrained": "split.validation + split.test",
     "base.revision": "model.revision",
     "dedupe.settings": "dedupe",
     "split.settings": "split",
