@@ -3,7 +3,8 @@
 On the demo's rows and on an intent set of 12 labels, each training starts from the same base, seed and rows, in the
 trainer's own process; what it saved is loaded anew and asked: the loss on the test rows, the share of them that it
 answers exactly, and its loss on the general texts that the stage `forgetting` reads. `--general` has rows of the same
-form as `--intents` (instruction, input, output); the share split.replay of the training rows are drawn from them.
+form as `--intents` (instruction, input, output); the share split.replay of the training rows are drawn from them, or
+from the base's own answers (training.keep_general=auto).
 
     .venv/bin/python benchmarks/forgetting.py --intents banking77_train.jsonl --general self_instruct_seed.jsonl
 """
@@ -14,7 +15,7 @@ import statistics
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pipelines
 import pyarrow.compute as pc
@@ -29,9 +30,9 @@ RATE, LAYERS = DEMO["training"]["learning_rate"], DEMO["method"]["layers"]
 
 
 class Measure(NamedTuple):
-    """A way to train: with or without general rows, and its settings."""
+    """A way to train: without general rows, with those of a file or the base's own answers, and its settings."""
 
-    has_general: bool = False
+    general: Literal["", "file", "answers"] = ""
     kl_to_base: float = 0.0
     learning_rate: float = RATE
     method: Method = Method(layers=LAYERS)
@@ -39,9 +40,10 @@ class Measure(NamedTuple):
 
 MEASURES = {
     "none": Measure(),
-    "replay": Measure(has_general=True),
-    "replay, kl_to_base 1": Measure(has_general=True, kl_to_base=1.0),
-    "replay, kl_to_base 10": Measure(has_general=True, kl_to_base=10.0),
+    "replay": Measure(general="file"),
+    "replay of the base's own answers": Measure(general="answers"),
+    "replay, kl_to_base 1": Measure(general="file", kl_to_base=1.0),
+    "replay, kl_to_base 10": Measure(general="file", kl_to_base=10.0),
     "osf": Measure(method=Method(kind="osf", layers=LAYERS), learning_rate=RATE / 20),
     "osf, higher learning rate": Measure(method=Method(kind="osf", layers=LAYERS), learning_rate=RATE / 4),
     "rank 2": Measure(method=Method(layers=LAYERS, rank=2, alpha=4)),
@@ -49,12 +51,12 @@ MEASURES = {
 }
 
 
-def rendered(sources: list[dict[str, str]], folder: Path, name: str) -> tuple[Path, Path]:
+def rendered(sources: list[dict[str, str]], folder: Path, name: str, *changes: str) -> tuple[Path, Path]:
     """The folders of the base's weights and of render's tokens, of the demo's settings with other sources."""
     parameters = pipelines.demo()
     file, home = folder / f"{name}.yaml", folder / f"home-{name}"
     pipelines.write(file, parameters | {"data": parameters["data"] | {"sources": sources}})
-    pipelines.run(file, home, f"registry.name={name}", "model.on_long=quarantine", until="render")
+    pipelines.run(file, home, f"registry.name={name}", "model.on_long=quarantine", *changes, until="render")
     (base,), (tokens,) = home.glob("artifacts/base/*/weights"), home.glob("artifacts/render/*/")
     return base, tokens
 
@@ -125,14 +127,18 @@ def main() -> None:
             base, tokens = rendered(sources, folder, name)
             judge = Judge(base, tokens)
             print("| {} | *the base* | {:.3f} | {:.3f} | {:.3f} |".format(name, *judge(None)), flush=True)
+            trained = {"file": tokens}
+            if any(MEASURES[measure].general == "answers" for measure in options.measures):
+                own = [source for source in sources if "use_as" not in source]
+                _, trained["answers"] = rendered(own, folder, f"{name}-answers", "training.keep_general=auto")
             table = pq.read_table(tokens / "train.parquet")
             pq.write_table(table.filter(~pc.field("replay")), folder / "own.parquet")
             pq.write_table(pq.read_table(tokens / "validation.parquet").slice(0, 8), folder / "validation.parquet")
             for measure in options.measures:
-                has_general, kl_to_base, learning_rate, method = MEASURES[measure]
+                general, kl_to_base, learning_rate, method = MEASURES[measure]
                 job = job_of(
                     base,
-                    tokens,
+                    trained.get(general, tokens),
                     steps=options.steps,
                     batch=options.batch,
                     rate=learning_rate,
@@ -141,7 +147,7 @@ def main() -> None:
                     micro_batch=max(1, options.batch // 2),  # so that general rows stand apart from a shared prefix
                 )
                 job = job.model_copy(update={"validation": folder / "validation.parquet"})
-                job = job if has_general else job.model_copy(update={"train": folder / "own.parquet"})
+                job = job if general else job.model_copy(update={"train": folder / "own.parquet"})
                 work = folder / f"{name}-{measure.replace('/', 'by')}"
                 train(job, work)
                 figures = judge(work / "model")

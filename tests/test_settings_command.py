@@ -34,7 +34,7 @@ def test_of_a_list_any_names_are_accepted_and_of_a_value_one() -> None:
     lists = {key for key, each in ALL.items() if each.is_list and each.choices}
     assert lists == {"data.repair", "evaluation.contenders", "operation.notify_on", "refresh"}
     assert "(Unicode NFC). A list of any of mojibake, nfc." in said
-    assert "A list of any of ingest, base, check, " in said
+    assert "A list of any of ingest, base, rehearse, check, " in said
     assert "as many as split.replay allows. One of train, validation, test, replay." in said
 
 

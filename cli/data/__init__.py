@@ -27,12 +27,12 @@ from tunewright.store.row_search import QUARANTINE, Found, RowQuery, files_named
 FILE = re.compile(r"files\[\d+\]\.path")  # of ingest's ingredients
 RECORDS = {
     "ingest": Rows,
-    "rehearse": Rehearsed,
     "check": CheckedRows,
     "dedupe": UniqueRows,
     "split": Splits,
     "render": Tokens,
     "label_errors": LabelErrors,
+    "rehearse": Rehearsed,
 }
 
 

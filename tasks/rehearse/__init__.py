@@ -52,7 +52,7 @@ def prompts() -> tuple[str, ...]:
 
 
 def room(num_own: float, share: float) -> int:
-    """The number of answers, 1 to that of all prompts, that train beside `num_own` rows if `share` of all are general."""
+    """The number of answers, 1 to that of all prompts, that may train beside `num_own` rows to be a `share` of all."""
     most = len(prompts())
     return most if share == 1 else max(1, min(most, int(share * num_own / (1 - share))))
 

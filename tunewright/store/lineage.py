@@ -45,12 +45,12 @@ class Made:
     """The artifacts of one data version, from the data stages that ran."""
 
     rows: Rows
-    rehearsed: Rehearsed | None = None
     checked: CheckedRows | None = None
     unique: UniqueRows | None = None
     splits: Splits | None = None
     tokens: Tokens | None = None
     label_errors: LabelErrors | None = None
+    rehearsed: Rehearsed | None = None
     stopped: StoppedStage | None = None  # by the stage after the last of these
 
     @property

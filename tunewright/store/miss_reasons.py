@@ -213,6 +213,9 @@ def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:
         if was <= there or there <= was:
             how = "the order of its inputs changed" if was == there else ""
             return how or f"an output of {made[1]} is {'no longer' if there < was else 'now'} read"
+    earlier = MADE.fullmatch(str(old)) if new else None
+    if made and earlier and earlier[1] != made[1]:
+        return f"it reads the output of {made[1]} in place of {earlier[1]}"
     if made:
         return f"the output of {made[1]} {'changed' if old and new else 'is now read' if new else 'is no longer read'}"
     item = ITEM.fullmatch(name)
