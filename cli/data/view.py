@@ -72,10 +72,11 @@ def _show_stages(console: Console, stages: Sequence[dict[str, Any]]) -> None:
         )
     console.print(table)
     console.print()
+    width = max(len(made["stage"]) for made in stages) + 1
     for made in stages:
         files = ", ".join(made["files"])
         place = f"{from_here(Path(made['artifact']))}/"
-        console.print(Text.assemble((f"{made['stage']:<8}", "bold"), place, (f"  {files}", "dim")), soft_wrap=True)
+        console.print(Text.assemble((made["stage"].ljust(width), "bold"), place, (f"  {files}", "dim")), soft_wrap=True)
 
 
 def _show_duplicates(console: Console, unique: UniqueRows | None, what: str) -> None:
