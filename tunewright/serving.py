@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from unittest import mock
 
 ALONE = not __package__  # as MLflow runs this file; the project imports it as tunewright.serving
 
@@ -82,11 +81,13 @@ def reading_gguf() -> Iterator[None]:
     By itself it parses the whole file, vocabulary included, for the tokenizer, the config and the weights each, and
     makes the same map of names for each module of the model.
     """
+    from unittest.mock import patch
+
     import gguf
 
     slow = ("GGUFReader", "get_tensor_name_map")
     kept: dict[str, Any] = {name: functools.cache(getattr(gguf, name)) for name in slow}
-    with mock.patch.multiple(gguf, **kept), contextlib.redirect_stderr(io.StringIO()):  # nothing else stops the bar
+    with patch.multiple(gguf, **kept), contextlib.redirect_stderr(io.StringIO()):  # nothing else stops the bar
         yield
 
 
