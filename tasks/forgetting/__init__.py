@@ -112,8 +112,7 @@ def done(model: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     from tunewright.generation import Answer, Greedy
 
     every, stops = tasks(), sorted(chat.stops.values())
-    prompts = chat.ids(chat.texts([[{"role": "user", "content": each.prompt}] for each in every], ask=True))
-    answers = [Answer(prompt=prompt, reference=stops[:1]) for prompt in prompts]
+    answers = Answer.to_prompts(chat, [each.prompt for each in every])
     countdown = Countdown(len(answers), "general tasks", "forgetting-progress")
     Greedy(model, stops=stops, max_new_tokens=MAX_NEW_TOKENS, batch=BATCH).answer(answers, on_progress=countdown.tell)
     for number, (each, answer) in enumerate(zip(every, answers, strict=True)):

@@ -11,6 +11,7 @@ base is asked GROUP of them at once, so that its answers do not depend on how ma
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -73,8 +74,7 @@ def _answered(base: Base, asked: Sequence[str]) -> Iterator[dict[str, str | int]
 
     model, chat = load_model(base, dtype=fastest_dtype()), Chat(load_tokenizer(base), base.weights)
     stops, countdown = sorted(chat.stops.values()), Countdown(len(asked), "general prompts", "rehearse-progress")
-    texts = chat.texts([[{"role": "user", "content": prompt}] for prompt in asked], ask=True)
-    answers = [Answer(prompt=ids, reference=stops[:1]) for ids in chat.ids(texts)]
+    answers = Answer.to_prompts(chat, asked)
     for start in range(0, len(answers), GROUP):
         greedy = Greedy(model, stops=stops, max_new_tokens=MAX_NEW_TOKENS, batch=GROUP)
         greedy.answer(
@@ -100,7 +100,7 @@ def general_rows(answers: Sequence[dict[str, str | int]]) -> pa.Table:
 def _write(folder: Path, rows: Rows, general: pa.Table) -> None:
     """Writes the tables of `rows`, with the general rows behind the others."""
     for name in ("quarantine.parquet", "held_out.parquet"):
-        (folder / name).write_bytes(rows.path(name).read_bytes())
+        shutil.copyfile(rows.path(name), folder / name)
     with (
         pq.ParquetFile(rows.path("rows.parquet")) as own,
         pq.ParquetWriter(folder / "rows.parquet", own.schema_arrow, compression="zstd") as writer,
@@ -129,7 +129,7 @@ def rehearse(folder: Path, rows: Rows, base: Base, share: float, untrained: floa
     for warning in warned:
         log.warning("rehearse: %s", warning)
     _write(folder, rows, general_rows(answers))
-    kept = {name: getattr(rows, name) for name in Rows.model_fields if name not in Artifact.model_fields}
+    kept = rows.model_dump(exclude={*Artifact.model_fields})
     more = {
         "num_read": rows.num_read + len(answers),
         "num_rows": rows.num_rows + len(answers),

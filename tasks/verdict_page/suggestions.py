@@ -126,8 +126,10 @@ def prompting_is_enough(case: Case) -> Found:
         failed = [each for each in case.comparisons if each.threshold < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
         digits = digits_of(best.candidate_mean, best.opponent_mean, best.difference, best.threshold)
-        how = "it needs no training, but an application of yours has to retrieve: Tunewright does not serve it"
-        how = "method.kind=few_shot registers it" if best.opponent == "few_shot" else how
+        if best.opponent == "few_shot":
+            how = "method.kind=few_shot registers it"
+        else:
+            how = "it needs no training, but an application of yours has to retrieve: Tunewright does not serve it"
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: {how}",
             f"its {words(best.metric)} is {number(best.opponent_mean, digits)}, the candidate's "

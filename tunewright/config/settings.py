@@ -299,15 +299,19 @@ class Settings(Section):
         return self
 
     @property
+    def gives_general(self) -> bool:
+        """Whether a source of the user's has general rows."""
+        return any(source.use_as == "replay" for source in self.data.sources)
+
+    @property
     def has_general(self) -> bool:
         """Whether there may be general rows, of a source or the base's own answers."""
-        return self.rehearses or any(source.use_as == "replay" for source in self.data.sources)
+        return self.training.keep_general == "auto" or self.gives_general
 
     @property
     def rehearses(self) -> bool:
         """Whether the base's own answers become general rows, as no source of the user's has any."""
-        given = any(source.use_as == "replay" for source in self.data.sources)
-        return self.training.keep_general == "auto" and not given
+        return self.training.keep_general == "auto" and not self.gives_general
 
     @property
     def measures_forgetting(self) -> bool:

@@ -3,11 +3,14 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from tunewright.artifacts import IGNORED
+
+if TYPE_CHECKING:
+    from tunewright.modeling.chat import Chat
 
 States = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer for one row, [heads, tokens, size]
 WORTH = 512  # tokens that a group of its own has to save: about what its smaller batches cost
@@ -32,6 +35,12 @@ class Answer:
         """The question and the reference of a row of TOKEN_SCHEMA, with its reasoning where that is not trained."""
         end = next((at for at in range(len(labels), prompt_length, -1) if labels[at - 1] != IGNORED), prompt_length)
         return cls(prompt=list(input_ids[:prompt_length]), reference=list(input_ids[prompt_length:end]))
+
+    @classmethod
+    def to_prompts(cls, chat: "Chat", prompts: Sequence[str]) -> list[Self]:
+        """The question of each prompt, a conversation of its own; as no answer is known, its reference is a stop."""
+        asked = chat.texts([[{"role": "user", "content": prompt}] for prompt in prompts], ask=True)
+        return [cls(prompt=ids, reference=[min(chat.stops.values())]) for ids in chat.ids(asked)]
 
     @property
     def mean_nll(self) -> float:

@@ -196,11 +196,11 @@ def _came_or_went(stage: str, argument: str, before: Ingredients, now: Ingredien
 
     One that is empty or false is not there.
     """
-    setting = OPTIONAL.get(f"{stage}.{argument}")
-    was, there = (
-        any(name.split(".")[0].split("[")[0] == argument and each[name] for name in each) for each in (before, now)
-    )
-    if not setting or was == there:
+    if not (setting := OPTIONAL.get(f"{stage}.{argument}")):
+        return ""
+    parts = re.compile(rf"{argument}\b")
+    was, there = (any(value and parts.match(name) for name, value in each.items()) for each in (before, now))
+    if was == there:
         return ""
     return f"{setting}: there are some now" if there else f"{setting}: there are none any more"
 
