@@ -66,7 +66,7 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         console.print(f"\n{outcome.examples.says()}")
     if outcome.answers:
         _show_scores(console, outcome)
-    for warning in outcome.prompts.warned if outcome.prompts else ():
+    for warning in outcome.prompts.warned if outcome.prompts and not outcome.verdict else ():  # which has them
         console.print(Text(warning, "yellow"))
     if outcome.verdict:
         console.print()

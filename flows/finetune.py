@@ -164,7 +164,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     verdict = call(decide)(
         answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, alpha_share=share
     )
-    verdict = call.count_test_use(verdict, adapter, own, splits, tokens, opponent, s)
+    verdict = call.count_test_use(verdict, adapter, own, splits, opponent, s)
     judged = _judge(s, call, answers, splits)
     made = RunArtifacts(
         name=s.registry.name,
@@ -229,7 +229,11 @@ def _prompted(
     )
     contender = partial(Contender, base=base, prompts_digest=prompts.digest)
     return prompts, (
-        *(contender(name=name, prompts=prompts.path(f"{name}.parquet")) for name in names),
+        *(
+            contender(name=name, prompts=prompts.path(f"{name}.parquet"))
+            for name in names
+            if name not in prompts.left_out
+        ),
         *(
             contender(name=each.contender, prompts=prompts.path("messages.jsonl"), api=each)
             for each in apis

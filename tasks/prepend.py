@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunewright.artifacts import Contender, Prepended, Splits, Tokens
+from tunewright.errors import ConfigError
 from tunewright.modeling.chat import with_examples
 from tunewright.serving import EXAMPLES, FewShotPrompt, few_shot_prompt
 from tunewright.store.stage import stage
@@ -37,19 +38,22 @@ class KeptExamples:
 def prepend(folder: Path, contender: Contender, splits: Splits, tokens: Tokens) -> Prepended:
     """The test rows with the contender's examples before each, the first of which are left out until there is room.
 
-    Raises DataError where the template cannot write such a conversation.
+    Raises ConfigError if there is room for none of a candidate's, DataError where the template cannot write such a
+    conversation.
     """
     assert contender.model
     prompt = few_shot_prompt(contender.model)
     assert prompt, f"{contender.name} has no {EXAMPLES}"
     asking = Asking(contender.base, splits, tokens, prompt.room)
     shots = [[*range(len(prompt.examples))]] * len(asking.test)
-    num_shortened = write(folder / "test.parquet", asking, shots, KeptExamples(prompt))["num_shortened"]
-    warned: tuple[str, ...] = ()
-    if num_shortened:
-        warned = (
-            f"{contender.name}: {num_shortened:,} of {len(asking.test):,} test prompts have fewer examples than "
-            "chosen, since the base's context has no room for more; a served version leaves them out likewise",
-        )
-        log.warning("prepend: %s", warned[0])
-    return Prepended(contender=contender.name, num_shortened=num_shortened, warned=warned)
+    written = write(folder / "test.parquet", asking, shots, KeptExamples(prompt))
+    is_candidate = contender.name == "candidate"
+    if written.has_none and is_candidate:
+        accepted = "accepted: a lower evaluation.max_new_tokens, or a base with a longer context"
+        raise ConfigError(written.warning("method.kind=few_shot", asking, "examples", f"; {accepted}"))
+    then = ", as when it is served; lower evaluation.max_new_tokens" if is_candidate else ", as when it is served"
+    warning = written.warning(contender.name, asking, "examples", then)
+    if warning:
+        log.warning("prepend: %s", warning)
+    shortened = written.num_shortened
+    return Prepended(contender=contender.name, num_shortened=shortened, warned=(warning,) if warning else ())

@@ -12,7 +12,7 @@ from typing import IO, Any
 import pytest
 from conftest import Harness
 
-from tunewright.artifacts import CheckedRows, Rows, Tokens, UniqueRows, Verdict
+from tunewright.artifacts import CheckedRows, Prompts, Rows, Splits, Tokens, UniqueRows, Verdict
 from tunewright.config import Checks, Data, Evaluation, Expectation, Model, Registry, Settings, Source, Stage
 from tunewright.cost_model import one_at_a_time
 from tunewright.errors import ConfigError, DataError
@@ -204,14 +204,20 @@ def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(
     assert seconds_of(record) <= whole - record.waited_seconds, "nor does it count those of its parts"
 
 
-def test_what_render_warned_of_is_a_warning_of_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_render_and_prompt_warned_of_is_a_warning_of_the_verdict() -> None:
     verdict = Verdict.model_construct(warnings=("few rows",), digest="1")
-    tokens = Tokens.model_construct(warned=("233 of 543 rows are too long",))
+    said = {
+        "split": Splits.model_construct(warned=("no file has a user-provided test set",)),
+        "render": Tokens.model_construct(warned=("233 of 543 rows are too long",)),
+        "prompt": Prompts.model_construct(warned=("few_shot: 3 of 9 test prompts have fewer examples than chosen",)),
+    }
     calls: Any = SimpleNamespace(drawn=object(), digest=lambda record: record.digest, counted=lambda *_: verdict)
+    calls.steps = [Step(stage=stage, state="ran", record=record) for stage, record in said.items()]
+    calls.steps.append(Step(stage="prompt", state="failed"))
     settings = Settings(data=Data(sources=(Source(path="a.jsonl"),)), model=Model(base="tiny"))
     count_test_use: Any = Calls.count_test_use
-    found = count_test_use(calls, verdict, None, None, None, tokens, None, settings)
-    assert found.warnings == ("few rows", "233 of 543 rows are too long")
+    found = count_test_use(calls, verdict, None, None, None, None, settings)
+    assert found.warnings == ("few rows", *said["render"].warned, *said["prompt"].warned)
 
 
 def test_a_stage_that_the_settings_leave_out_ends_no_run_in_silence() -> None:

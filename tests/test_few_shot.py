@@ -118,6 +118,18 @@ def prompts_in(table: Path) -> dict[str, list[int]]:
     return {row["row_id"]: row["input_ids"][: row["prompt_length"]] for row in rows}
 
 
+def test_a_candidate_whose_examples_no_prompt_has_room_for_is_refused(settings: Settings) -> None:
+    evaluation = settings.evaluation.model_copy(update={"max_new_tokens": 2_040})
+    model = settings.model.model_copy(update={"max_length": 2_048})
+    narrow = settings.model_copy(update={"evaluation": evaluation, "model": model})
+    with pytest.raises(ConfigError) as refused:
+        run(narrow).result()
+    assert str(refused.value) == (
+        "method.kind=few_shot: no test prompt has room for an example: the base's context of 2,048 tokens keeps 2,040 "
+        "for the answer; accepted: a lower evaluation.max_new_tokens, or a base with a longer context"
+    )
+
+
 def test_a_version_is_asked_and_answers_as_it_was_measured(done: tuple[Path, State[Any]], settings: Settings) -> None:
     made = Outcome.of(done[1].result())
     assert made.registered and made.splits and made.examples

@@ -221,12 +221,30 @@ def test_rows_that_had_to_leave_out_shots_are_counted(make_splits: MakeSplits, a
     long = [(f"one two three {n} " * 120, "four") for n in range(8)]
     made = asked(make_splits(long, ROWS[:2], ROWS[2:5]), shots=8)
     assert made.num_shortened == {"few_shot": 3, "retrieval": 3}
-    assert [said.partition(", since")[0] for said in made.warned] == [
-        f"{name}: 3 of 3 test prompts have fewer examples than chosen" for name in ("few_shot", "retrieval")
-    ]
+    assert made.warned == tuple(
+        f"{name}: 3 of 3 test prompts have fewer examples than chosen: the base's context of 2,048 tokens keeps 16 for "
+        "the answer; lower evaluation.max_new_tokens, or choose a base with a longer context"
+        for name in ("few_shot", "retrieval")
+    )
+    assert made.left_out == ()
     rows = pq.read_table(made.path("few_shot.parquet")).to_pylist()
     assert all(row["prompt_length"] + 16 <= 2048 for row in rows)
     assert all(0 < len(shots) < 8 for shots in told(made)["few_shot"]["shots"].values())
+
+
+def test_a_prompt_that_has_room_for_no_example_is_left_out(make_splits: MakeSplits, asked: Ask) -> None:
+    long = [(f"one two three {n} " * 120, "four") for n in range(8)]
+    splits = make_splits(long, ROWS[:2], [("one two", "four"), *long[:2]])
+    made = asked(splits, shots=8, max_new_tokens=2030)
+    assert made.left_out == ("few_shot", "retrieval")
+    assert made.warned[0] == (
+        "few_shot: no test prompt has room for an example: the base's context of 2,048 tokens keeps 2,030 for the "
+        "answer, so it is left out; lower evaluation.max_new_tokens, or choose a base with a longer context"
+    )
+    some = asked(splits, shots=8, max_new_tokens=1_000)
+    assert some.left_out == ()
+    assert told(some)["few_shot"]["num_without"] == 2
+    assert "few_shot: 3 of 3 test prompts have fewer examples than chosen, 2 of them none: the base" in some.warned[0]
 
 
 def test_a_template_that_takes_no_shots_is_said(

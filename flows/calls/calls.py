@@ -65,6 +65,7 @@ P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
 
 TRAININGS: tuple[Stage, ...] = ("train", "prefer", "reinforce")
+ASKED = ("render", "prompt", "prepend")  # stages that make what is asked, and warn of what it lacks
 ONLY_WITH = {
     "rehearse": "training.keep_general=auto, and no source with use_as: replay,",
     "scan": "method.kind=spectrum",
@@ -269,12 +270,11 @@ class Calls(ABC):
         candidate: Artifact,
         answers: Answers,
         splits: Splits,
-        tokens: Tokens,
         opponent: Contender | None,
         settings: Settings,
         /,
     ) -> Verdict:
-        """The verdict with its test-set use and the warnings of render, which says of which rows there are no answers.
+        """The verdict with its test-set use, and the warnings about what was asked: of render, prompt and prepend.
 
         Another warning is there if the champion was trained on some of the test rows.
         """
@@ -283,7 +283,8 @@ class Calls(ABC):
         assert self.drawn
         verdict = self.counted(verdict, candidate, answers, settings.gate, self.drawn)
         warning = trained_on_test(settings.registry, opponent, splits, settings.split) if opponent else ""
-        warnings = (*verdict.warnings, *tokens.warned, *([warning] if warning else []))
+        asked = (each for step in self.steps if step.stage in ASKED and step.record for each in step.record.warned)
+        warnings = (*verdict.warnings, *asked, *([warning] if warning else []))
         return verdict.model_copy(update={"warnings": warnings})
 
     @abstractmethod

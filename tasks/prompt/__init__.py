@@ -175,10 +175,35 @@ def _in_words(rows: pa.Table, validation: pa.Table) -> str:
     return f"{first}{counted(len(rows), 'validation row')}"
 
 
-def write(file: Path, asking: Asking, shots: Sequence[list[int]], of: InContext) -> dict[str, Any]:
-    """Writes the test rows as they are asked; the ids of each row's shots, and how many rows had to leave some out."""
+class Written(NamedTuple):
+    """The test prompts of a contender: the ids of each row's shots, and how many rows had to leave out some or all."""
+
+    shots: dict[str, list[str]]
+    num_shortened: int
+    num_without: int
+
+    def warning(self, name: str, asking: Asking, what: str, then: str) -> str:
+        """Say of how many prompts the base's context has no room for all shots, and what helps; empty if of none."""
+        if not self.num_shortened:
+            return ""
+        said = f"{self.num_shortened:,} of {len(self.shots):,} test prompts have fewer {what} than chosen"
+        if self.num_without:
+            said += f", {self.num_without:,} of them none"
+        if self.has_none:
+            said = f"no test prompt has room for {'a passage' if what == 'passages' else 'an example'}"
+        because = f"the base's context of {asking.context:,} tokens keeps {asking.max_new_tokens:,} for the answer"
+        return f"{name}: {said}: {because}{then}"
+
+    @property
+    def has_none(self) -> bool:
+        """Whether every test row is asked as the base alone is asked."""
+        return self.num_without == len(self.shots)
+
+
+def write(file: Path, asking: Asking, shots: Sequence[list[int]], of: InContext) -> Written:
+    """Writes the test rows as they are asked."""
     ids: dict[str, list[str]] = {}
-    num_shortened = 0
+    num_shortened = num_without = 0
     with pq.ParquetWriter(file, TOKEN_SCHEMA) as writer:
         for start in range(0, len(shots), ROWS):
             rows, wanted = asking.test.slice(start, ROWS), shots[start : start + ROWS]
@@ -191,7 +216,8 @@ def write(file: Path, asking: Asking, shots: Sequence[list[int]], of: InContext)
             writer.write_table(pa.table(names | columns, TOKEN_SCHEMA))
             ids |= {row_id: of.ids(row.shots) for row_id, row in zip(names["row_id"], written, strict=True)}
             num_shortened += sum(len(row.shots) < len(some) for row, some in zip(written, wanted, strict=True))
-    return {"num_shortened": num_shortened, "shots": ids}
+            num_without += sum(not row.shots for row in written)
+    return Written(ids, num_shortened, num_without)
 
 
 def write_messages(file: Path, asking: Asking, shots: Sequence[list[int]]) -> None:
@@ -262,15 +288,15 @@ def prompt(
                         fixed = chosen
                     case _:
                         chosen, search = retrieval(asking, shots, model)
-                made[name] = search | write(folder / f"{name}.parquet", asking, chosen, of)
+                written = write(folder / f"{name}.parquet", asking, chosen, of)
+                made[name] = search | {"left_out": written.has_none} | written._asdict()
                 log.info("%s: %s", name, search["chosen"])
-                if shortened := made[name]["num_shortened"]:
-                    what, advice = ("passages", "") if name == "documents" else ("examples", "; lower evaluation.shots")
-                    warned.append(
-                        f"{name}: {shortened:,} of {len(asking.test):,} test prompts have fewer {what} than chosen, "
-                        f"since the base's context has no room for more{advice}"
-                    )
-                    log.warning("prompt: %s", warned[-1])
+                what = "passages" if name == "documents" else "examples"
+                longer = "lower evaluation.max_new_tokens, or choose a base with a longer context"
+                then = f", so it is left out; {longer}" if written.has_none else f"; {longer}"
+                if warning := written.warning(name, asking, what, then):
+                    warned.append(warning)
+                    log.warning("prompt: %s", warning)
             if asks_apis:
                 write_messages(folder / "messages.jsonl", asking, fixed or few_shot(asking, shots)[0])
     except DataError as error:
@@ -285,5 +311,6 @@ def prompt(
     return Prompts(
         chosen={name: told["chosen"] for name, told in made.items()},
         num_shortened={name: told["num_shortened"] for name, told in made.items()},
+        left_out=tuple(name for name, told in made.items() if told["left_out"]),
         warned=tuple(warned),
     )

@@ -375,6 +375,7 @@ class Prompts(Artifact, frozen=True):
 
     chosen: dict[str, str]  # contender -> what was chosen, and why, in words
     num_shortened: dict[str, int]  # contender -> test rows whose prompt had to leave out shots
+    left_out: tuple[str, ...] = ()  # contenders whose prompts have room for no shot: they would be the base again
 
 
 class Contender(BaseModel, frozen=True):
