@@ -112,7 +112,9 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         before_number=before.checked_number,
         engine=engine,
     )
-    unique = call(dedupe)(rows=checked, settings=s.dedupe, embedding=read.embedding, engine=engine)
+    unique = call(dedupe)(
+        rows=checked, settings=s.dedupe, embedding=read.embedding, earlier=before.unique, engine=engine
+    )
     splits = call(split)(rows=unique, held_out=rows, settings=s.split, earlier=before.splits, engine=engine)
     call.accept_version(before, rows, all_rows, checked, unique, splits)
     call.require_metrics(s, splits, read.schema)

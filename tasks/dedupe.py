@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, CheckedRows, UniqueRows
+from tunewright.artifacts import REMOVED_SCHEMA, ROW_SCHEMA, Artifact, CheckedRows, UniqueRows
 from tunewright.config import Dedupe
 from tunewright.data_checks import duplicates
 from tunewright.errors import DataError, visible
@@ -35,6 +35,7 @@ from tunewright.similarity.prompts import (
     distinct_segments,
     find_boilerplate,
     hashed_conversations,
+    read_boilerplate,
     segment_texts,
     segments,
     shingles,
@@ -105,8 +106,13 @@ def first_equal(hashes: np.ndarray) -> np.ndarray:
     return first
 
 
-def find_repeats(file: Path, settings: Dedupe, name: EngineName = "local") -> tuple[Repeats, dict[int, int]]:
-    """Find the row that each row of rows.parquet repeats, and the boilerplate ignored in comparisons: hash -> rows."""
+def find_repeats(
+    file: Path, settings: Dedupe, name: EngineName = "local", earlier: np.ndarray | None = None
+) -> tuple[Repeats, dict[int, int]]:
+    """Find the row that each row of rows.parquet repeats, and the boilerplate ignored in comparisons: hash -> rows.
+
+    `earlier` are the hashes of sentences that are boilerplate even if few rows have them.
+    """
     with engine_of(name) as engine:
         rows_read = engine.over_batches(file, ["messages", "chat"], read)
         conversations, segments, rows_of = zip(*engine.collect(engine.over(rows_read, first_pass)), strict=True)
@@ -115,10 +121,11 @@ def find_repeats(file: Path, settings: Dedupe, name: EngineName = "local") -> tu
         repeats = Repeats(np.where(again, EXACT, STAYS), np.where(again, first, -1), again.astype(np.float64))
         stays = np.split(~again, np.cumsum([len(batch) for batch in conversations])[:-1])
         chosen = [each[kept[rows]] for each, rows, kept in zip(segments, rows_of, stays, strict=True)]
-        boilerplate = find_boilerplate(np.concatenate(chosen), int((~again).sum()), settings.boilerplate_share)
+        distinct = np.concatenate(chosen)
+        boilerplate = find_boilerplate(distinct, int((~again).sum()), settings.boilerplate_share, earlier)
         left_out = np.array(sorted(boilerplate), np.uint64)
         if settings.near:
-            del conversations, segments, rows_of, chosen
+            del conversations, segments, rows_of, chosen, distinct
             shingled = engine.instead(rows_read, guarded_shingles, left_out=left_out)
             rows = np.flatnonzero(repeats.stays)
             sets = engine.sets(shingled)[rows]
@@ -218,16 +225,23 @@ def _stop_if_too_many(repeats: Repeats, file: Path, settings: Dedupe) -> None:
 
 @stage("threshold={settings.threshold}", libraries=("pyarrow", "numpy", "numba", "scipy"), unkeyed=("engine",))
 def dedupe(
-    folder: Path, rows: CheckedRows, settings: Dedupe, embedding: str = "", engine: EngineName = "local"
+    folder: Path,
+    rows: CheckedRows,
+    settings: Dedupe,
+    embedding: str = "",
+    earlier: Artifact | None = None,
+    engine: EngineName = "local",
 ) -> UniqueRows:
     """The rows that repeat no earlier one, in their order, and the removed ones; DataError where too many go.
 
-    `embedding` is model_identity(settings) of tunewright/similarity/embedding.py, for the key.
+    Boilerplate of `earlier`, the version before, stays boilerplate: the same rows are similar as before, and keep their
+    splits. `embedding` is model_identity(settings) of tunewright/similarity/embedding.py, for the key.
     """
     file = rows.path("rows.parquet")
-    repeats, boilerplate = find_repeats(file, settings, engine)
+    kept = read_boilerplate(earlier.folder, settings.boilerplate_share) if earlier else None
+    repeats, boilerplate = find_repeats(file, settings, engine, kept)
     texts = {value: masked(text).casefold() for value, text in texts_of(file, boilerplate).items()}
-    write_boilerplate(folder, boilerplate, texts)
+    write_boilerplate(folder, settings.boilerplate_share, boilerplate, texts)
     _write(folder, file, repeats)
     counts = Counter(REASONS[reason] for reason in repeats.reason[~repeats.stays].tolist())
     page = duplicates.render(len(repeats.stays), dict(sorted(counts.items())), _kinds(file, repeats, settings))

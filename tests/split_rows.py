@@ -64,7 +64,7 @@ def unique_rows(rows: Iterable[str | dict[str, Any]]) -> UniqueRows:
     pq.write_table(pa.Table.from_pylist(placed, ROW_SCHEMA), folder / "rows.parquet")
     folded = fold_texts([BOILERPLATE])
     hashes = segments(folded, folded.prompts).hashes.tolist()
-    write_boilerplate(folder, dict.fromkeys(hashes, 10), dict.fromkeys(hashes, BOILERPLATE))
+    write_boilerplate(folder, 0.05, dict.fromkeys(hashes, 10), dict.fromkeys(hashes, BOILERPLATE))
     return UniqueRows(folder=folder, digest=folder.name, num_rows=len(made), num_removed=0, reasons={}, boilerplate=())
 
 

@@ -39,6 +39,7 @@ from tunewright.config import STAGES, Model, Registry, Settings, Source, Split, 
 from tunewright.config import Data as DataSection
 from tunewright.errors import ConfigError
 from tunewright.flows.calls import Step
+from tunewright.similarity.prompts import write_boilerplate
 from tunewright.store import lineage
 from tunewright.store.caching import cached
 from tunewright.store.data_versions import accept, before
@@ -82,6 +83,7 @@ def check(folder: Path, rows: Rows, quarantined: list[Record]) -> CheckedRows:
 @cached()
 def dedupe(folder: Path, rows: CheckedRows, removed: list[Record]) -> UniqueRows:
     write(folder / "removed.parquet", removed, REMOVED_SCHEMA)
+    write_boilerplate(folder, 0.05, {}, {})
     return UniqueRows(num_rows=rows.num_rows - len(removed), num_removed=len(removed), reasons={}, boilerplate=())
 
 

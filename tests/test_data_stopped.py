@@ -22,6 +22,7 @@ from tunewright.config import Checks, Expectation, Model, Registry, Settings, So
 from tunewright.config import Data as DataSection
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows.calls import Plan, Reached, Step
+from tunewright.similarity.prompts import write_boilerplate
 from tunewright.store import pipelines
 from tunewright.store.data_history import Replaced, Version
 from tunewright.store.data_versions import accept, before
@@ -408,6 +409,7 @@ def accepted(rows: Rows) -> Version:
     )
     pq.write_table(ASSIGNMENTS_SCHEMA.empty_table(), others / ASSIGNMENTS_FILE)
     (others / "profile.json").write_text("{}")
+    write_boilerplate(others, 0.05, {}, {})
     found = before("triage", rows, Split(sticky=False))
     version = accept(found, rows, checked, unique, splits)
     assert version

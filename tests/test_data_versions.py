@@ -23,6 +23,7 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, CheckedRo
 from tunewright.artifacts.placement import SPLITS
 from tunewright.config import Split
 from tunewright.errors import ConfigError, TunewrightError
+from tunewright.similarity.prompts import read_boilerplate, write_boilerplate
 from tunewright.store import data_history
 from tunewright.store.caching import cached
 from tunewright.store.data_history import SCHEMA, Replaced, Version, file_of, folder_of, history, place, read, trained
@@ -49,6 +50,7 @@ def check(folder: Path, rows: Rows) -> CheckedRows:
 @cached()
 def dedupe(folder: Path, rows: CheckedRows) -> UniqueRows:
     (folder / "rows.parquet").write_text(rows.digest)
+    write_boilerplate(folder, 0.05, {1: 10}, {1: "thank you!"})
     return UniqueRows(num_rows=rows.num_rows, num_removed=0, reasons={}, boilerplate=())
 
 
@@ -110,6 +112,26 @@ def test_the_first_data_have_nothing_before_them_and_the_next_have_the_first() -
     assert digests(found) == (first.checked.digest, first.splits.digest)
     assert [v.number for v in history("triage", 0, "cluster")] == [1, 2]
     assert second.parent == first.rows.digest
+
+
+def test_what_was_left_out_of_the_comparison_comes_from_the_version_before(home: Path) -> None:
+    nothing, first = run("abc")
+    assert nothing.unique is None
+    shutil.rmtree(home / "artifacts")
+    found, _ = run("abcd")
+    assert found.unique and found.unique.digest == first.unique.digest
+    assert read_boilerplate(found.unique.folder).tolist() == [1]
+    assert run("abcd", Split(sticky=False))[0].unique is None
+
+
+def test_a_version_from_before_boilerplate_was_kept_keeps_its_splits(home: Path) -> None:
+    _, first = run("abc")
+    folder = folder_of("triage", first)
+    (folder / "boilerplate.json").unlink()
+    data_history.write(file_of("triage"), [first.model_copy(update={"assignments": data_history.digest(folder)})])
+    shutil.rmtree(home / "artifacts")
+    found, _ = run("abcd")
+    assert found.splits and found.unique is None
 
 
 def test_data_that_come_again_have_the_same_version_before_them_as_the_first_time() -> None:
@@ -293,6 +315,8 @@ def test_what_is_kept_of_a_version_is_small_and_has_no_texts(home: Path) -> None
     file = folder_of("triage", accepted) / ASSIGNMENTS_FILE
     assert file.stat().st_size / len(ids) < 36
     assert {*pq.read_schema(file).names} == {"row_id", "side", "because", "records", "checked", "placed"}
+    assert "thank you" in unique.path("boilerplate.json").read_text()
+    assert "thank you" not in file.with_name("boilerplate.json").read_text()
 
 
 def test_splits_that_were_damaged_are_kept_anew_from_artifacts_that_are_whole(home: Path) -> None:

@@ -200,6 +200,22 @@ def test_in_a_short_prompt_every_word_counts() -> None:
     assert removed_rows(rows) == {2: (0, "near_duplicate")}
 
 
+def test_a_sentence_that_was_boilerplate_stays_so_where_unrelated_rows_come(checked: Any) -> None:
+    greeting = "Good morning, I hope that you can help me with my order of last week."
+    pairs = [f"{one} {other}" for one in VOCABULARY for other in VOCABULARY if one != other]
+    old = [chat(f"{greeting}\n{text}") for text in pairs[:12]]
+    new = [chat(text) for text in pairs[12:]]
+    settings = Dedupe(boilerplate_share=0.1)
+    first = dedupe.fn(checked(old), settings)
+    assert (first.num_removed, first.boilerplate) == (0, (greeting.casefold(),))
+    grown = checked([*old, *new])
+    assert dedupe.fn(grown, settings).boilerplate == ()
+    kept = dedupe.fn(grown, settings, earlier=first)
+    assert kept.boilerplate == first.boilerplate
+    assert dedupe.fn(grown, Dedupe(boilerplate_share=0.2), earlier=first).boilerplate == (), "by the new setting"
+    assert dedupe.fn(checked(new), settings, earlier=kept).boilerplate == (), "no row has it"
+
+
 def test_an_instruction_that_all_rows_share_removes_nothing(checked: Any) -> None:
     instruction = (
         "Classify the customer message below into exactly one of the intents that the bank has defined. "
@@ -223,7 +239,7 @@ def test_reported_boilerplate_is_short_and_what_split_reads_is_whole(checked: An
     unique = dedupe.fn(checked(rows), Dedupe())
     assert len(unique.boilerplate) == 20
     assert max(len(line) for line in unique.boilerplate) == 200
-    assert len(json.loads(unique.path("boilerplate.json").read_text())) == 30
+    assert len(json.loads(unique.path("boilerplate.json").read_text())["sentences"]) == 30
 
 
 def test_rows_add_up_keep_their_order_and_have_their_schema(checked: Any) -> None:

@@ -294,7 +294,7 @@ def test_what_many_rows_share_is_left_out(tmp_path: Path) -> None:
     found = {value: text.casefold() for value, text in segment_texts(folded, cut_up, counts).items()}
     assert {found[value]: rows for value, rows in counts.items()} == reference.boilerplate(texts, 0.05)
     assert sorted(found.values()) == ["answer with the label only.", "classify this message:", "thank you!"]
-    write_boilerplate(tmp_path, counts, found)
+    write_boilerplate(tmp_path, 0.05, counts, found)
     left_out = read_boilerplate(tmp_path)
     assert sets_of(texts, left_out).sizes.tolist() == sets_of(own).sizes.tolist()
     assert len(similar_pairs(sets_of([*texts, *own], left_out), 1.0).left) == 0

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -184,13 +184,16 @@ def distinct_segments(found: Runs | Segments) -> tuple[np.ndarray, np.ndarray]:
     return hashes, np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
 
 
-def find_boilerplate(hashes: np.ndarray, num_rows: int, share: float) -> dict[int, int]:
+def find_boilerplate(
+    hashes: np.ndarray, num_rows: int, share: float, earlier: np.ndarray | None = None
+) -> dict[int, int]:
     """Hash -> rows of the segments that more than `share` of the rows and at least ten have, the most frequent first.
 
-    `hashes` has one for each row and segment.
+    `hashes` has one for each row and segment. Those of `earlier` are boilerplate in however few rows.
     """
     unique, counts = np.unique(hashes, return_counts=True)
-    many = np.flatnonzero(counts > max(share * num_rows, FEWEST_BOILERPLATE_ROWS - 1))
+    is_common = counts > max(share * num_rows, FEWEST_BOILERPLATE_ROWS - 1)
+    many = np.flatnonzero(is_common if earlier is None else is_common | np.isin(unique, earlier))
     order = many[np.lexsort((unique[many], -counts[many]))]
     return dict(zip(unique[order].tolist(), counts[order].tolist(), strict=True))
 
@@ -212,16 +215,30 @@ def segment_texts(folded: Folded, found: Segments, wanted: Iterable[int]) -> dic
     }
 
 
-def write_boilerplate(folder: Path, counts: dict[int, int], texts: dict[int, str]) -> None:
-    """Keeps what is left out of the comparison, for the stages that compare the same rows again."""
-    found = [{"hash": f"{value:016x}", "rows": rows, "text": texts[value]} for value, rows in counts.items()]
-    (folder / BOILERPLATE).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+def write_boilerplate(folder: Path, share: float, counts: dict[int, int], texts: dict[int, str]) -> None:
+    """Keeps what is left out of the comparison, for the stages that compare the same rows again, and later versions."""
+    sentences = [{"hash": f"{value:016x}", "rows": rows, "text": texts[value]} for value, rows in counts.items()]
+    _write(folder, {"share": share, "sentences": sentences})
 
 
-def read_boilerplate(folder: Path) -> np.ndarray:
-    """The hashes of the segments that write_boilerplate kept in this folder, for words() and shingles()."""
+def copy_boilerplate(file: Path, folder: Path) -> None:
+    """Keeps the hashes of a boilerplate.json in another folder, without the texts."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    _write(folder, found | {"sentences": [{"hash": each["hash"]} for each in found["sentences"]]})
+
+
+def read_boilerplate(folder: Path, share: float | None = None) -> np.ndarray:
+    """The hashes of the segments that are kept in this folder, for words() and shingles().
+
+    There are none if they were found by another `share`.
+    """
     found = json.loads((folder / BOILERPLATE).read_text(encoding="utf-8"))
-    return np.array(sorted(int(segment["hash"], 16) for segment in found), np.uint64)
+    is_same = share in (None, found["share"])
+    return np.array(sorted(int(each["hash"], 16) for each in found["sentences"] if is_same), np.uint64)
+
+
+def _write(folder: Path, found: dict[str, Any]) -> None:
+    (folder / BOILERPLATE).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def kept_segments(found: Runs | Segments, left_out: np.ndarray) -> np.ndarray:

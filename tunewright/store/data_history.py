@@ -3,9 +3,10 @@
 What makes a version, and what follows from it, is said in data_versions.py.
 
 `<home>/versions/splits/<name>/<id>/` has all that later data must know of a version: sides.parquet, one line for each
-row that split placed and for each other row_id that ingest read, and profile.json, from which drift is measured. It
-takes 34 bytes a row, since it holds row_ids and no texts: what a row said may be gone for privacy. It is written when
-the version is accepted, so that the next run has the same splits although all artifacts were deleted.
+row that split placed and for each other row_id that ingest read, profile.json, from which drift is measured, and
+boilerplate.json, by whose hashes later data leave out the same sentences. It takes 34 bytes a row, since it holds
+row_ids and no texts: what a row said may be gone for privacy. It is written when the version is accepted, so that the
+next run has the same splits although all artifacts were deleted.
 """
 
 import shutil
@@ -20,10 +21,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from tunewright import config
-from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, CheckedRows, Rows, Splits
+from tunewright.artifacts import ASSIGNMENTS_FILE, ASSIGNMENTS_SCHEMA, CheckedRows, Rows, Splits, UniqueRows
 from tunewright.errors import ConfigError
 from tunewright.machine import parquet
 from tunewright.machine.bounded import Unreadable
+from tunewright.similarity.prompts import BOILERPLATE, copy_boilerplate
 from tunewright.store import disk
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import digest_of
@@ -125,7 +127,15 @@ def place(name: str) -> Path:
     return config.home() / "versions" / "splits" / name
 
 
-def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: str, no_split: Collection[str]) -> str:
+def keep(
+    folder: Path,
+    rows: Rows,
+    checked: CheckedRows,
+    unique: UniqueRows,
+    splits: Splits,
+    there: str,
+    no_split: Collection[str],
+) -> str:
     """Writes the assignments of a version to `folder` in one step, unless those with the digest `there` are there.
 
     `no_split` are the reasons of rows that are in no split. Returns the digest of the assignments.
@@ -139,6 +149,7 @@ def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: 
     table = _table(rows, checked, splits, no_split)
     pq.write_table(table, unfinished / ASSIGNMENTS_FILE, compression="zstd")
     shutil.copyfile(checked.path(PROFILE), unfinished / PROFILE)
+    copy_boilerplate(unique.path(BOILERPLATE), unfinished)
     disk.sync(*unfinished.iterdir(), unfinished)
     shutil.rmtree(folder, ignore_errors=True)  # others than `there`
     unfinished.rename(folder)
@@ -149,8 +160,9 @@ def keep(folder: Path, rows: Rows, checked: CheckedRows, splits: Splits, there: 
 
 def digest(folder: Path) -> str:
     """The digest of the assignments in `folder`; empty where they are not whole."""
+    since = (BOILERPLATE,) if (folder / BOILERPLATE).exists() else ()  # versions before it have none
     try:
-        return hash_of([digest_of(folder / name) for name in (ASSIGNMENTS_FILE, PROFILE)])
+        return hash_of([digest_of(folder / name) for name in (ASSIGNMENTS_FILE, PROFILE, *since)])
     except FileNotFoundError:
         return ""
 

@@ -32,6 +32,7 @@ from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, CheckedRows, Rows, 
 from tunewright.artifacts.placement import GONE, furthest
 from tunewright.config import Split
 from tunewright.errors import ConfigError, TunewrightError
+from tunewright.similarity.prompts import BOILERPLATE
 from tunewright.store import data_history
 from tunewright.store.caching import kept
 from tunewright.store.data_history import Replaced, StageOutput, Version, file_of, history, read, write
@@ -52,6 +53,7 @@ class Before(BaseModel, frozen=True):
     checked: Artifact | None  # with profile.json and the row_ids
     checked_number: int | None = None  # of the version that `checked` is of
     splits: Artifact | None  # with sides.parquet; None also where split.sticky is false
+    unique: Artifact | None = None  # with boilerplate.json; likewise
     is_sample: bool = False  # of the data: compared with the version before them, but no version
 
 
@@ -64,7 +66,7 @@ def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -
     known = next((version for version in past if version.rows.digest == rows.digest), None)
     parent = known.parent if known else past[-1].rows.digest if past else ""
     earlier = next((version for version in past if version.rows.digest == parent), None)
-    checked, splits, compared = _kept(name, earlier, past[-1], settings) if earlier else (None, None, None)
+    checked, unique, splits, compared = _kept(name, earlier, past[-1], settings) if earlier else (None,) * 4
     return Before(
         name=name,
         seed=settings.seed,
@@ -74,6 +76,7 @@ def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -
         checked=checked,
         checked_number=compared,
         splits=splits if settings.sticky else None,
+        unique=unique if settings.sticky else None,
         is_sample=is_sample,
     )
 
@@ -116,7 +119,7 @@ def accept(
         changes = (known.added, known.removed) if known and is_counted else _changes(before, counted, past)
         entry = _entry(before, rows, counted, checked, unique, splits, changes)
         folder, there = data_history.folder_of(before.name, entry), known.assignments if known else ""
-        assigned = data_history.keep(folder, counted, checked, splits, there, NO_SPLIT)
+        assigned = data_history.keep(folder, counted, checked, unique, splits, there, NO_SPLIT)
         apart = {"accepted", "run", "replaced", "assignments"}
         if known and known.model_dump(exclude=apart) == entry.model_dump(exclude=apart):
             entry = known
@@ -139,8 +142,8 @@ def accept(
 
 def _kept(
     name: str, earlier: Version, newest: Version, settings: Split
-) -> tuple[Artifact | None, Artifact | None, int | None]:
-    """Return check's and split's artifacts of the version before, as far as later data need them, and its number.
+) -> tuple[Artifact | None, Artifact | None, Artifact | None, int | None]:
+    """Return check's, dedupe's and split's artifacts of the version before, as far as they are needed; its number.
 
     If they are gone, those of the newest version are used, in which all rows of the history have the same splits.
     Without stickiness both may be gone, and then nothing is compared.
@@ -160,22 +163,26 @@ def _kept(
             f"rows test rows: split.sticky=false, or without {file_of(name)}"
         )
     log.warning("%s: the data are not compared with it", fault)
-    return None, None, None
+    return None, None, None, None
 
 
-def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact] | None:
-    """Return the stored copy of a version's check and split results, or their artifacts if intact; else None."""
-    folder = data_history.folder_of(name, version)
+def _recalled(name: str, version: Version) -> tuple[Artifact, Artifact | None, Artifact] | None:
+    """Return the stored copy of a version's check, dedupe and split results, or their artifacts if intact; else None.
+
+    A version that was accepted before boilerplate was kept has no copy of dedupe's.
+    """
+    folder, parts = data_history.folder_of(name, version), (version.checked, version.unique, version.splits)
     if data_history.kept(name, version):
-        checked, splits = (
-            Artifact(stage=part.stage, key=part.key, digest=part.digest, folder=folder)
-            for part in (version.checked, version.splits)
+        checked, unique, splits = (
+            Artifact(stage=part.stage, key=part.key, digest=part.digest, folder=folder) for part in parts
         )
-        return checked, splits
-    checked, splits = (kept(Artifact, part.stage, part.key) for part in (version.checked, version.splits))
-    if checked and splits and (checked.digest, splits.digest) == (version.checked.digest, version.splits.digest):
-        return checked, splits
-    return None
+        return checked, unique if unique.path(BOILERPLATE).is_file() else None, splits
+    checked, unique, splits = (
+        found if found and found.digest == part.digest else None
+        for part in parts
+        for found in [kept(Artifact, part.stage, part.key)]
+    )
+    return (checked, unique, splits) if checked and splits else None
 
 
 def _entry(

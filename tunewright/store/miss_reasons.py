@@ -66,6 +66,7 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "check.before_number": "the last accepted version, for comparison, changed",
     "reinforce.own": "grpo.rewards: the code of a function of yours is new or changed",
     "dedupe.embedding": "dedupe.semantic_model: its files changed",
+    "dedupe.earlier": "the last accepted version, whose boilerplate is kept, changed",
     "train.begins_as": "model.start: the weights that the training begins with changed",
     "split.earlier": "the last accepted version, whose splits are kept, changed",
     "evaluate.contender.model_digest": "the evaluated weights changed",
