@@ -199,7 +199,7 @@ SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
     "label_balance": lambda a, _: [
         _share("one of the answers has {value:.1%} of the rows", "largest_label_share", a.max_share),
         between(
-            f"the rarest answer has fewer rows than min_rows={a.min_rows}: {{value:.0f}}",
+            f"the rarest answer has fewer than min_rows={a.min_rows} rows: {{value:.0f}}",
             "smallest_label_rows",
             least=a.min_rows,
         ),

@@ -295,14 +295,18 @@ def too_few_test_rows(
 
     With `tokens`, of the rows that render left.
     """
-    left = tokens.num_test if tokens else splits.num_test
+    asked = splits.num_test - splits.undesirable[-1]
+    left, clusters = tokens.num_test if tokens else asked, LeakProof.load(splits).test_clusters
     least = 0.0  # where none was left out, split has found whether they are enough
-    if left < splits.num_test:
-        least = visible_difference(max(1, round(LeakProof.load(splits).test_clusters * left / splits.num_test)))
+    if left < asked:
+        clusters = max(1, round(clusters * left / asked))
+        least = visible_difference(clusters)
     is_enough = TOO_SMALL not in splits.findings and least <= LEAST_VISIBLE
     if is_enough or (verdict and verdict.decision == "promote"):  # they did show a gain
         return ""
     rows, estimate = counted(left, "test row"), least or LeakProof.load(splits).smallest_visible_difference
+    if clusters < left:
+        rows += f" in {counted(clusters, 'independent cluster')}"
     if verdict and verdict.smallest_visible is not None:
         over = f" over {who(verdict.visible_against, verdict.metric)}" if verdict.visible_against else ""
         gain = f"smallest detectable gain in {verdict.metric}{over}: {number(verdict.smallest_visible)}"

@@ -45,7 +45,7 @@ def both(*tables: pa.Table) -> pa.Table:
         (
             labelled({"yes": 60, "no": 60, "so": 3}),
             "label_balance",
-            "the rarest answer has fewer rows than min_rows=10: 3",
+            "the rarest answer has fewer than min_rows=10 rows: 3",
         ),
         (
             both(labelled({"yes": 95}), labelled({"no": 5}, "b")),
@@ -197,8 +197,8 @@ def test_drift_stops_where_it_is_critical(make_rows: MakeRows) -> None:
             "one of several sources has too large a share of the rows, over max_share=0.9",
         ),
         (
-            "the rarest answer has fewer rows than min_rows=10: {value:.0f}",
-            "the rarest answer has fewer rows than min_rows=10",
+            "the rarest answer has fewer than min_rows=10 rows: {value:.0f}",
+            "the rarest answer has fewer than min_rows=10 rows",
         ),
         (
             "an answer has {value} characters, more than max_answer_chars=9",

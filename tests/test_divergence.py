@@ -77,6 +77,8 @@ def test_the_divergence_is_that_of_two_models(
     assert measured.per_answer == pytest.approx(sum(kl for kl, _ in right) / 2)
     assert measured.says().startswith("KL divergence of the candidate from the one before: ")
     assert measured.says().endswith("on its own answers to 2 test rows")
+    close = measured.model_copy(update={"per_token": (0.000451, 0.000466, 0.000478)})
+    assert ": .00047 [.00045, .00048] nats per token" in close.says()
 
 
 def test_a_model_is_not_away_from_itself_and_a_broken_one_is_an_error(

@@ -397,7 +397,7 @@ def test_a_default_there_without_a_counterpart_is_listed(imported: Import) -> No
     assert "model.chat_template" not in mixed.values
     said = end(mixed, "datasets")
     assert said
-    assert "one is for all rows" in said.why
+    assert "all rows share one chat template" in said.why
 
 
 def test_empty_and_unknown_keys_are_listed(imported: Import) -> None:

@@ -394,6 +394,9 @@ def test_what_is_refused_names_what_was_typed() -> None:
     Path("two.csv").write_text("question,answer\na,b\n")
     run = CliRunner().invoke(app, ["predict", "tirage", "two.csv"])
     assert "no such model" in run.stderr and "did you mean triage?" in run.stderr  # before any column is missed
+    Path("two.answers.jsonl").write_text("mine")
+    assert CliRunner().invoke(app, ["predict", "tirage", "two.csv"]).stderr == run.stderr, "and before the output"
+    Path("two.answers.jsonl").unlink()
     Path("own.yaml").write_text("a: b\n")
     for split in ("train", "test"):
         Path("saved", split).mkdir(parents=True)

@@ -305,6 +305,7 @@ def test_by_time_the_newest_rows_test_and_nothing_that_trains_began_later() -> N
     assert splits.findings["train_newer_than_test"] == newer > 0
     (warning,) = [said for said in splits.warned if "newer than the oldest test row" in said]
     assert "; a cluster (near-duplicates) is as old as its oldest row" in warning
+    assert "the split that they had" not in warning, "nothing was split before"
     assert proof(splits)["time"]["spans"]["test"] == [min(began["test"]), max(row["time"] for row in by_split["test"])]
 
 

@@ -144,6 +144,8 @@ def test_nights_of_growing_data_go_on_from_champion_to_champion(
     settings: Settings, after: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "tunewright")
+    write(46)
+    assert said(settings) == "begins as the base: no version is champion yet", "and nothing is split yet"
     after(1)
     assert began(run(settings)) == ""
     assert states(settings) == {"cached"}

@@ -159,7 +159,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     make_proof(smallest_visible_difference=0.1576).save(tmp_path)
     few = splits.model_copy(update={"folder": tmp_path, "num_test": 50})
     gain = "smallest detectable gain in a score from 0 to 1 about .16"
-    assert too_few_test_rows(few) == f"warning: only 50 test rows, {gain} ({ESTIMATED})"
+    assert too_few_test_rows(few) == f"warning: only 50 test rows in 20 independent clusters, {gain} ({ESTIMATED})"
     said = {"decision": "keep", "because": "worse", "sentence": "Not promoted.", "metric": "exact_match"}
     verdict = Verdict.model_validate(
         {
@@ -171,8 +171,8 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
             "visible_against": "base",
         }
     )
-    gain = "smallest detectable gain in exact_match over the base: .30"
-    measured = f"warning: only 50 test rows, {gain} (80 % power, from these answers; estimated before: .16)"
+    gain = "smallest detectable gain in exact_match over the base: .30 (80 % power, from these answers"
+    measured = f"warning: only 50 test rows in 20 independent clusters, {gain}; estimated before: .16)"
     assert too_few_test_rows(few, verdict) == measured, "both figures, as they differ"
     assert too_few_test_rows(few, verdict.model_copy(update={"decision": "promote"})) == "", "a gain was shown"
     make_proof(smallest_visible_difference=0.05, test_clusters=500).save(tmp_path)
@@ -211,6 +211,23 @@ def test_few_test_rows_are_those_that_render_left(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, outcome, "x.yaml")
     assert "warning: only 25 test rows, smallest detectable" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_undesirable_rows_are_no_test_rows_that_render_left_out(tmp_path: Path) -> None:
+    make_proof(smallest_visible_difference=0.19, test_clusters=60).save(tmp_path)
+    splits = Splits(
+        folder=tmp_path,
+        num_train=433,
+        num_validation=10,
+        num_test=100,
+        num_clusters=553,
+        findings={"too_small": 60},
+        undesirable=(0, 0, 40),
+        largest_similarity=0,
+        random_leak_share=0,
+    )
+    told = too_few_test_rows(splits, tokens=Tokens.model_construct(num_test=60))
+    assert told.startswith("warning: only 60 test rows, smallest detectable gain in a score from 0 to 1 about .19 (")
 
 
 ESTIMATED = "80 % power, estimated as if one model alone were right on 20 % of the rows"

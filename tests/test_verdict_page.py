@@ -663,16 +663,26 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": ["login"] * 80,
                 "taught": ["refund", "login"],
             },
-            r"that your reference answers match their prompts: exact match is \.25, that of the majority-class "
-            r"baseline \.25",
+            r"that your reference answers match their prompts: exact match: \.25, and \.25 by the "
+            r"majority-class baseline",
         ),
         (
             {
                 "candidate": wrong(RIGHT, range(58)),
                 "base": ["login"] * 80,
                 "taught": ["refund", "login"],
+                "losses": [1.0, 0.82, 0.8],
             },
-            r"Train longer, and check that .*: exact match is \.28, that of the majority-class baseline \.25",
+            r"Train longer, and check that .*: exact match: \.28, and \.25 by the majority-class baseline",
+        ),
+        (
+            {
+                "candidate": wrong(RIGHT, range(58)),
+                "base": ["login"] * 80,
+                "taught": ["refund", "login"],
+                "losses": [1.0, 0.8, 0.8],
+            },
+            r"First check that .*: exact match: \.28, and \.25 by the majority-class baseline",
         ),
         (
             {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61))},
@@ -720,7 +730,7 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                     f"{'short' if at % 4 == 0 else f'a question that is rather long, {at}'} {at}" for at in range(80)
                 ],
             },
-            r"like those of (length|label) .*exact match is \.0\d on its .* test rows and \.75 on all",
+            r"of this kind: (prompt length|label) .*exact match is \.0\d on its .* test rows and \.75 on all",
         ),
         (
             {"candidate": RIGHT, "base": wrong(RIGHT, range(40)), "checks": {"conflicting_prompts": 7}},

@@ -56,7 +56,7 @@ from tunewright.cli.imports.trainer import (
 from tunewright.flows.parameters import slug
 
 ALPACA = (
-    "type: alpaca words prompts by this template; an input follows its instruction, where Axolotl has another first "
+    "type: alpaca writes prompts with this template; an input follows its instruction, where Axolotl has another first "
     "sentence and a heading ### Input:"
 )
 MARKS = ("base_model", "sequence_len", "micro_batch_size", "num_epochs", "datasets")
@@ -620,7 +620,7 @@ def completed(original: Original, values: Mapping[str, Any]) -> Iterator[tuple[s
     if kinds == {"alpaca"} and "model.chat_template" not in values:
         yield "datasets", carried({"model.chat_template": "alpaca"}, ALPACA)
     elif "alpaca" in kinds:
-        yield "datasets", carried({}, "type: alpaca words prompts by a template of its own; here one is for all rows")
+        yield "datasets", carried({}, "type: alpaca has its own prompt template; here all rows share one chat template")
 
 
 TOOL = Tool("axolotl", "Axolotl", TABLE, MARKS, refused, entries, defaults=DEFAULTS, completed=completed)

@@ -107,13 +107,14 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
     kept = [row for row in rows if len(row["input_ids"]) <= bound.limit]
     too_long = ""
+    stops_for_some = source == "split" and settings.model.on_long == "error"  # what check or dedupe removes is no row
+    is_refused = bool(long) and (stops_for_some or (is_all and not kept))
     if long:
         is_one = len(long) == 1
-        ends = (
-            f"render will quarantine {'it' if is_one else 'them'}"
-            if settings.model.on_long != "error"
-            else "render will stop"
-        )
+        them = "it" if is_one else "them"
+        ends = f"render will quarantine {them}"
+        if settings.model.on_long == "error":
+            ends = "render will stop" + ("" if is_refused else f", unless check or dedupe removes {them}")
         too_long = (
             f"{f'{len(long):,} of ' if num_looked_at > 1 else ''}{which}{f' ({draws})' if draws else ''} "
             f"{'is' if is_one else 'are'} longer than {bound}, so {ends}: "
@@ -122,7 +123,6 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         )
     said = f"from {which}, rendered{rest}"
     num_left = len(kept) if kept and settings.model.on_long == "quarantine" else len(rows)
-    stops_for_some = source == "split" and settings.model.on_long == "error"  # what check or dedupe removes is no row
     return Sampled(
         source,
         *_left(numbers, num_left / num_looked_at, user_provided),
@@ -132,7 +132,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         is_too_long=not kept,
         independent=alone,
         is_all=is_all,
-        is_refused=bool(long) and (stops_for_some or (is_all and not kept)),
+        is_refused=is_refused,
         repeated=repeated / before,
     )
 

@@ -91,9 +91,9 @@ def predict(request: Request) -> Predicted:
     """
     began = time.monotonic()
     files = files_of(request.source, FILE)
+    require_version(request.registry, request.version)  # before all records are read
     output = request.output or _default_output(request.source.path)
     check_output(output, [file.path for file in files if not is_remote(file.path)], overwrite=request.overwrite)
-    require_version(request.registry, request.version)  # before all records are read
     with unfinished(output) as parts:
         tally = count(files)
         version = fetch(request.registry, request.version)

@@ -16,7 +16,7 @@ from prefect.exceptions import PrefectException
 from tunewright.artifacts import Answers, Artifact, Base, Contender, Scan, Splits, Tokens, Verdict
 from tunewright.config import STAGES, Gate, Registry, Settings, Stage
 from tunewright.errors import LASTING, ConfigError, StageFailed, TunewrightError, one_line
-from tunewright.evidence.start import GIVEN, Start, start
+from tunewright.evidence.start import GIVEN, Start, expected, start
 from tunewright.flows.inputs import Inputs, draw
 from tunewright.metrics.shape import require_metrics
 from tunewright.registry.versions import champion, trained_on_test
@@ -220,7 +220,7 @@ class Calls(ABC):
         if settings.model.start == "base" or not self.trainings:
             return None
         if not all(map(self.digest, (base, splits, tokens))):
-            self.started = Start(None, "begins as the champion where the training rows only grew")
+            self.started = expected(settings.registry)
         elif self.started is None:
             self.started = GIVEN.get() or start(settings.registry, settings.method, base, splits, tokens, scan)
             log.info("train %s", self.started.said)

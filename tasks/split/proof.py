@@ -29,7 +29,7 @@ SHORT = 0.75  # of the rows that a share asks for, under which clusters alone ar
 A_FEW = 2  # rows that a share is missed by in any set
 TOO_SMALL = "too_small"
 NEWER = "train_newer_than_test"
-WHY_NEWER = "; a cluster ({what}) is as old as its oldest row, and rows keep their earlier split"
+WHY_NEWER = "; a cluster ({what}) is as old as its oldest row"
 OF_GROUPS = "; to test on the newest rows of all groups, map no field to group"
 COUNTED_ALONE = "test_in_training_chats"  # the finding that the proof has no more about
 MOST_ROWS = 100  # that are named of a finding
@@ -89,7 +89,8 @@ def in_words(code: str, count: int, proof: LeakProof, *, has_groups: bool = Fals
     if code != NEWER:
         return said
     together = "near-duplicates and rows of one group" if has_groups else "near-duplicates"
-    return said + WHY_NEWER.format(what=together) + OF_GROUPS * has_groups
+    kept = ", and rows keep the split that they had" if proof.versions.earlier else ""
+    return said + WHY_NEWER.format(what=together) + kept + OF_GROUPS * has_groups
 
 
 def counted_in_words(code: str, count: int, **more: str) -> str:

@@ -232,7 +232,7 @@ def parts(case: Case) -> Found:
     worst, each = max(behind, key=lambda pair: pair[0], default=(0.0, None))
     if each and worst > z:
         yield Suggestion(
-            f"Add training rows like those of {SLICED_BY.get(each.by, each.by)} {each.name}",
+            f"Add training rows of this kind: {SLICED_BY.get(each.by, each.by)} {each.name}",
             f"{metric.in_words} is {number(each.candidate)} on its {each.num_rows:,} test rows and "
             f"{number(mean)} on all",
             "parts",

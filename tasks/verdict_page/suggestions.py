@@ -191,8 +191,8 @@ def nothing_learned(case: Case) -> Found:
             if advice := _of_constant(case, each):
                 yield Suggestion(
                     advice,
-                    f"{words(each.metric)} is {number(each.candidate_mean)}, that of the {_opponent(each)} "
-                    f"{number(each.opponent_mean)}",
+                    f"{words(each.metric)}: {number(each.candidate_mean)}, and {number(each.opponent_mean)} by the "
+                    f"{_opponent(each)}",
                     "rows",
                 )
     same = case.same_as_base
@@ -208,7 +208,7 @@ def nothing_learned(case: Case) -> Found:
 def _of_constant(case: Case, constant: Comparison) -> str:
     """Advise on a candidate that is no better than one constant answer; empty where other rules advise enough."""
     check = "check that your reference answers match their prompts"
-    is_longer = direction(case) != "gentler" and constant.difference[1] > 0
+    is_longer = direction(case) != "gentler" and constant.difference[1] > 0 and not curves.is_level(case.curves)
     if _is_answered(case, constant):
         return "Train longer" if is_longer and not is_too_short(case) else ""
     if is_too_short(case):

@@ -466,8 +466,11 @@ class Divergence(Artifact, frozen=True):
         """Describe it in a sentence."""
         from tunewright.reports.pages import counted, interval, number
 
+        low, _, high = self.per_token
+        digits = next((each for each in range(2, 7) if number(low, each) != number(high, each)), 2)
+        measured = interval(self.per_token, signed=False, digits=digits)
         return (
-            f"KL divergence of the candidate from {self.reference}: {interval(self.per_token, signed=False)} nats per "
+            f"KL divergence of the candidate from {self.reference}: {measured} nats per "
             f"token, {number(self.per_answer)} an answer, on its own answers to {counted(self.num_rows, 'test row')}"
         )
 

@@ -45,18 +45,31 @@ GIVEN: ContextVar[Start | None] = ContextVar("given", default=None)  # that of a
 
 
 @patient
+def expected(registry: Registry) -> Start:
+    """The start as far as it is known before the training rows are made."""
+    if registry.tracking_uri is not None or config.mlflow_database().exists():
+        with connected(registry) as client:
+            if current_version(client, registry):
+                return Start(None, "begins as the champion where the training rows only grew")
+    return _first(registry)
+
+
+def _first(registry: Registry) -> Start:
+    return Start(None, f"begins as the base: no version is {registry.alias} yet")
+
+
+@patient
 def start(registry: Registry, method: Method, base: Base, splits: Splits, tokens: Tokens, scan: Scan | None) -> Start:
     """The start of a training by these inputs.
 
     Raises TunewrightError where the champion's files or its evidence were altered.
     """
-    none = Start(None, f"begins as the base: no version is {registry.alias} yet")
     if registry.tracking_uri is None and not config.mlflow_database().exists():
-        return none
+        return _first(registry)
     with connected(registry) as client, tempfile.TemporaryDirectory() as folder:
         version = current_version(client, registry)
         if version is None:
-            return none
+            return _first(registry)
         which = f"version {version.version}"
         if not files.expected(version, files.EVIDENCE):
             return Start(None, f"begins as the base: {which} has no evidence of how it was made")

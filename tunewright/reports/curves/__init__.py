@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunewright.reports.curves.advice import TrainingWarning, is_cut_short, is_falling, warnings
+from tunewright.reports.curves.advice import TrainingWarning, is_cut_short, is_falling, is_level, warnings
 from tunewright.reports.curves.charts import charts
 from tunewright.reports.curves.reading import Curves, no_warnings, number, read
 from tunewright.reports.pages import template
@@ -15,6 +15,7 @@ __all__ = [
     "TrainingWarning",
     "is_cut_short",
     "is_falling",
+    "is_level",
     "no_warnings",
     "picture",
     "read",

@@ -102,7 +102,7 @@ def unpreferred(curves: Curves) -> TrainingWarning | None:
     accuracy, margin = found[0]["eval_reward_accuracy"], found[0]["eval_reward_margin"]
     if curves.is_of_labels:
         is_learnt = margin > 0
-        seen = f"the reward of desirable validation answers is {number(margin)} above that of undesirable ones"
+        seen = f"desirable validation answers have a reward {number(abs(margin))} lower than undesirable ones"
     else:
         is_learnt = accuracy > HALF
         seen = f"{percent(accuracy)} of the validation pairs are ranked right, which chance does too"
@@ -272,7 +272,13 @@ def is_falling(curves: Curves) -> bool:
 def is_cut_short(curves: Curves) -> bool:
     """Whether training.max_steps ended the training at its best step, after fewer epochs than are the default."""
     is_last = curves.planned_by == curves.ended_by == "training.max_steps" and curves.best_step >= curves.planned > 0
-    return is_last and curves.epochs is not None and curves.epochs < EPOCHS
+    return is_last and curves.epochs is not None and curves.epochs < EPOCHS and not is_level(curves)
+
+
+def is_level(curves: Curves) -> bool:
+    """Whether neither the validation loss nor another metric that decides moved between the last two evaluations."""
+    last = [value for _, value in curves.series("eval_loss")[-2:]]
+    return len(last) == 2 and abs(last[1] - last[0]) <= LEVEL * last[0] and not _still_better(curves)
 
 
 def unfinished(curves: Curves) -> TrainingWarning | None:
@@ -305,8 +311,8 @@ def gradient_spikes(curves: Curves) -> TrainingWarning | None:
     if not spikes:
         return None
     step, largest, usual = max(spikes, key=lambda spike: spike[1])
-    times = "once" if len(spikes) == 1 else f"{len(spikes)} times"
-    seen = f"{times}, up to {number(largest)} at step {step} (median of the steps around it: {number(usual)})"
+    many = "" if len(spikes) == 1 else f"{len(spikes)}, the largest "
+    seen = f"{many}{number(largest)} at step {step} (median of the steps around it: {number(usual)})"
     rate = f"{curves.section}.learning_rate"
     advice = f"check the rows of these steps, or try a lower {rate} or more training.warmup"
-    return TrainingWarning("gradient spikes", spikes[0][0], seen, advice)
+    return TrainingWarning("gradient spikes", spikes[0][0] if many else 0, seen, advice)
