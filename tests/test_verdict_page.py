@@ -755,6 +755,14 @@ def test_a_suggestion_names_the_figure_that_it_stands_on(make: Make, given: dict
     assert all(f"{each['advice']}." in text for each in shown)
 
 
+def test_the_deciding_difference_has_the_same_digits_in_the_sentence_the_tile_and_the_chart(make: Make) -> None:
+    text = Read(page_of(make(wrong(RIGHT, range(30)), wrong(RIGHT, range(27))))).text
+    (said,) = {*re.findall(r"-\.038 \[[^]]+]", text)}
+    assert text.count(said) == 3, "the sentence, the chart and the table"
+    assert ".625 exact match, candidate .663 base" in text
+    assert "-.038 difference to it" in text
+
+
 def test_answers_that_were_all_cut_off_are_not_called_unreadable(make: Make) -> None:
     limited = "5 of 80 answers ran to the limit of 2 tokens, and 5 of these have longer references"
     warned = f"{limited}; {RAISE_LIMIT}"  # by decide

@@ -13,7 +13,7 @@ from tunewright.artifacts import WAITING, ApiUse
 from tunewright.artifacts.payloads import Comparison
 from tunewright.metrics import describe
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT, baseline
-from tunewright.reports.pages import SHOW_NONE, counted, digits_of, exactly, interval, number, rounded_up
+from tunewright.reports.pages import SHOW_NONE, counted, exactly, interval, number, rounded_up
 from tunewright.tasks.decide.comparison import SMALLEST_EFFECT, needs_most
 
 TOO_LOW = (
@@ -64,7 +64,7 @@ def gain(closest: Comparison) -> str:
 
 def beside(comparison: Comparison, use: ApiUse) -> str:
     """How the candidate compares with a model behind an API, and what that model's answers cost."""
-    name, theirs = comparison.opponent, number(comparison.opponent_mean, _digits(comparison))
+    name, theirs = comparison.opponent, number(comparison.opponent_mean, comparison.digits)
     found = f"{_what(comparison)} against {theirs}, {_on(comparison)}"
     if comparison.finding == "above":
         said = f"The candidate is as good as {name}, within {exactly(-comparison.threshold)}: {found}"
@@ -176,7 +176,7 @@ def _needed(decisive: Comparison, longest: Comparison) -> str:
         return ""
     mean, rows = longest.difference[1], describe(longest.metric).rows
     gain = max(mean, longest.threshold + SMALLEST_EFFECT)
-    signed = f"{'+' if gain >= 0 else ''}{number(gain, _digits(longest)) if gain == mean else exactly(gain)}"
+    signed = f"{'+' if gain >= 0 else ''}{number(gain, longest.digits) if gain == mean else exactly(gain)}"
     return f"; confirming {signed}{against} needs about {rounded_up(longest.rows_needed):,} {rows} in all (80 % power)"
 
 
@@ -188,7 +188,7 @@ def _no_gain(comparison: Comparison, against: str) -> str:
     if threshold > 0:
         return f"; the gain{against} is not above {exactly(threshold)}, so more test rows would probably not help"
     if threshold < 0:
-        measured = number(-mean, _digits(comparison))
+        measured = number(-mean, comparison.digits)
         behind = f"behind {who(comparison.opponent, comparison.metric)}" if against else "behind"
         return f"; measured, it is {measured} {behind}, so more test rows would probably not help"
     if round(mean, 2) == 0:  # as number writes it
@@ -204,7 +204,7 @@ def who(opponent: str, metric: str) -> str:
 
 
 def _what(comparison: Comparison) -> str:
-    return f"{describe(comparison.metric).in_words} {number(comparison.candidate_mean, _digits(comparison))}"
+    return f"{describe(comparison.metric).in_words} {number(comparison.candidate_mean, comparison.digits)}"
 
 
 def _than(comparison: Comparison) -> str:
@@ -219,7 +219,7 @@ def _named(comparison: Comparison) -> str:
 def _theirs(comparison: Comparison) -> str:
     if comparison.opponent == AT_LEAST:
         return _named(comparison)
-    return f"{who(comparison.opponent, comparison.metric)}'s {number(comparison.opponent_mean, _digits(comparison))}"
+    return f"{who(comparison.opponent, comparison.metric)}'s {number(comparison.opponent_mean, comparison.digits)}"
 
 
 def _on(comparison: Comparison) -> str:
@@ -234,7 +234,7 @@ def _in_part(comparison: Comparison) -> str:
 
 def _gain(comparison: Comparison) -> str:
     """The difference: +.02 [-.04, .08]; or, where lower is better, .02 [-.08, .04] more."""
-    digits = _digits(comparison)
+    digits = comparison.digits
     if describe(comparison.metric).higher_is_better:
         return interval(comparison.difference, signed=True, digits=digits)
     low, mean, high = comparison.difference
@@ -245,9 +245,4 @@ def _gain(comparison: Comparison) -> str:
 def _ahead(comparison: Comparison) -> str:
     """The difference to an opponent that is beaten, before the word that says that it is."""
     signed = describe(comparison.metric).higher_is_better
-    return interval(comparison.difference, signed=signed, digits=_digits(comparison))
-
-
-def _digits(comparison: Comparison) -> int:
-    own, theirs = comparison.candidate_mean, comparison.opponent_mean
-    return digits_of(own, theirs, comparison.difference, comparison.threshold)
+    return interval(comparison.difference, signed=signed, digits=comparison.digits)

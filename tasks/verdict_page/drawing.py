@@ -73,7 +73,7 @@ def _drawn(comparison: Comparison, scale: Scale) -> DrawnInterval:
         high=scale.at(high),
         threshold=scale.at(comparison.threshold),
         style=comparison.finding,
-        said=interval(comparison.difference, signed=True, threshold=comparison.threshold),
+        said=interval(comparison.difference, signed=True, digits=comparison.digits),
         finding=_finding(comparison) + _power(comparison),
     )
 

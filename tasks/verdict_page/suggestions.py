@@ -7,7 +7,7 @@ from tunewright.metrics import describe
 from tunewright.metrics.catalogue import AT_LEAST, CONSTANT
 from tunewright.reports import curves
 from tunewright.reports.account import reasons
-from tunewright.reports.pages import SHOW_NONE, counted, digits_of, exactly, interval, number, percent, rounded_up
+from tunewright.reports.pages import SHOW_NONE, counted, exactly, interval, number, percent, rounded_up
 from tunewright.tasks.verdict_page.case import Case, title
 from tunewright.tasks.verdict_page.drawing import words
 from tunewright.tasks.verdict_page.findings import (
@@ -80,7 +80,7 @@ def undecided(case: Case) -> Found:
     if hardest.is_behind:  # more rows would rather show that it is worse
         return
     needed = hardest.rows_needed or 0
-    gain = interval(hardest.difference, signed=True, threshold=hardest.threshold)
+    gain = interval(hardest.difference, signed=True, digits=hardest.digits)
     smallest = hardest.smallest_visible
     is_of_verdict = smallest == case.verdict.smallest_visible  # else the page would have two smallest detectable gains
     detectable = (
@@ -111,7 +111,7 @@ def broken_guardrails(case: Case) -> Found:
         ways += "; or add general rows, in a source with use_as: replay or by training.keep_general=auto"
     for each in spoilt(case):
         if each in forgot or each.metric not in {*GENERAL, *(("stopped",) if learned_nothing(case) else ())}:
-            seen = interval(each.difference, signed=True, threshold=each.threshold)
+            seen = interval(each.difference, signed=True, digits=each.digits)
             yield Suggestion(
                 f"{GENTLER}: a lower training.learning_rate{ways}",
                 f"{words(each.metric)} against the {_opponent(each)}: {seen}, allowed: at most "
@@ -125,15 +125,14 @@ def prompting_is_enough(case: Case) -> Found:
     if case.verdict.because == "prompting is enough":
         failed = [each for each in case.comparisons if each.threshold < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
-        digits = digits_of(best.candidate_mean, best.opponent_mean, best.difference, best.threshold)
         if best.opponent == "few_shot":
             how = "method.kind=few_shot registers it"
         else:
             how = "it needs no training, but an application of yours has to retrieve: Tunewright does not serve it"
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: {how}",
-            f"its {words(best.metric)} is {number(best.opponent_mean, digits)}, the candidate's "
-            f"{number(best.candidate_mean, digits)} ({interval(best.difference, signed=True, digits=digits)})"
+            f"its {words(best.metric)} is {number(best.opponent_mean, best.digits)}, the candidate's "
+            f"{number(best.candidate_mean, best.digits)} ({interval(best.difference, signed=True, digits=best.digits)})"
             f"{f' on {best.in_part} test rows' if best.in_part else ''}",
             "contenders",
         )

@@ -273,6 +273,13 @@ class Comparison(BaseModel, frozen=True):
         return part_of_rows(self.num_rows, self.num_unanswered)
 
     @property
+    def digits(self) -> int:
+        """The digits that its means and its difference have wherever they are shown."""
+        from tunewright.reports.pages import digits_of
+
+        return digits_of(self.candidate_mean, self.opponent_mean, self.difference, self.threshold)
+
+    @property
     def is_beyond(self) -> bool:
         """Whether the whole interval is below the threshold, and the finding unclear: one of several guardrails."""
         return self.finding == "unclear" and self.difference[2] <= self.threshold

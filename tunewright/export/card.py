@@ -192,7 +192,7 @@ def _opponent(name: str, metric: str) -> str:
 
 def _compared(each: Comparison) -> tuple[str, str, str, str, str]:
     opponent = "the required score" if each.opponent == AT_LEAST else _opponent(each.opponent, each.metric)
-    difference = interval(each.difference, signed=True, threshold=each.threshold)
+    difference = interval(each.difference, signed=True, digits=each.digits)
     return each.metric, in_part(opponent, each.in_part), difference, number(each.threshold), each.finding
 
 
