@@ -56,6 +56,11 @@ SECRET_MADE = re.compile(
 SECRETS = ("POSTGRES_PASSWORD", "STORAGE_PASSWORD", "PREFECT_AUTH", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
 
 
+def contents_of(infra: Path) -> dict[Path, bytes]:
+    """All files in it, by their paths."""
+    return {file: file.read_bytes() for file in infra.rglob("*") if file.is_file()}
+
+
 def test_docker_compose_reads_the_services_and_each_password_is_another_one(tmp_path: Path) -> None:
     infra = copied(tmp_path)
     secrets = dict(line.split("=", 1) for line in (infra / ".env").read_text().splitlines())
@@ -107,10 +112,10 @@ def test_the_image_has_extras_and_a_torch_of_the_project() -> None:
 
 def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missing(tmp_path: Path) -> None:
     infra = copied(tmp_path)
-    before = {file.name: file.read_bytes() for file in (infra / ".env", *(infra / "certificates").iterdir())}
-    again = subprocess.run([infra / "make-env", "other.example"], capture_output=True, text=True, check=True)
+    before = contents_of(infra)
+    again = subprocess.run([infra / "make-env", HOST.upper()], capture_output=True, text=True, check=True)
     assert "is there already" in again.stdout
-    assert before == {file.name: file.read_bytes() for file in (infra / ".env", *(infra / "certificates").iterdir())}
+    assert before == contents_of(infra)
     for wrong in ("https://x", "localhost"):
         refused = subprocess.run([infra / "make-env", wrong], capture_output=True, text=True)
         assert refused.returncode == 2 and refused.stderr.startswith(
@@ -124,6 +129,33 @@ def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missi
     need("docker-compose")
     missing = subprocess.run(["docker-compose", "config", "-q"], cwd=infra, capture_output=True, text=True)
     assert missing.returncode and "run infra/make-env first" in missing.stderr
+
+
+def test_the_name_changes_only_as_make_env_says_and_a_refusal_changes_nothing(tmp_path: Path) -> None:
+    infra, other = copied(tmp_path), "other.example"
+    certificates = infra / "certificates"
+
+    def refused(at: str) -> None:
+        before = contents_of(infra)
+        call = subprocess.run([infra / "make-env", other], capture_output=True, text=True)
+        assert call.returncode == 2 and call.stderr.startswith(f"error: {at}")
+        assert "remove infra/authority and infra/certificates/host.crt" in call.stderr
+        assert contents_of(infra) == before
+
+    certificate = (certificates / "host.crt").read_bytes()
+    refused(f"infra/.env names {HOST}, not {other}. To change the name, set TUNEWRIGHT_HOST={other} in infra/.env")
+    (certificates / "host.crt").unlink()
+    refused("infra/.env names")
+    (infra / ".env").write_text((infra / ".env").read_text().replace(HOST, other))
+    refused("infra/authority signs for another host alone")
+    (certificates / "host.crt").write_bytes(certificate)
+    refused("infra/certificates/host.crt names another host")
+
+    shutil.rmtree(infra / "authority")
+    (certificates / "host.crt").unlink()
+    subprocess.run([infra / "make-env", other], check=True, capture_output=True)
+    verify = ["openssl", "verify", "-CAfile", "ca.crt", "-verify_hostname", other, "host.crt"]
+    assert subprocess.run(verify, cwd=certificates, capture_output=True).returncode == 0
 
 
 def test_caddy_reads_its_file(tmp_path: Path) -> None:
