@@ -17,6 +17,7 @@ from tunewright.cli import interrupts, temporary_server
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import finished
 from tunewright.machine import addresses
+from tunewright.store.shared import shared_store
 
 log = logging.getLogger("tunewright")
 
@@ -28,9 +29,12 @@ RESTART_SECONDS = 60.0  # the same, where somebody starts it again
 def call(flow: Callable[..., Any], *args: Any, **parameters: Any) -> Any:
     """Runs a flow on a server and returns its result. Raises what the flow raises, and as `ensure` and `needed` do.
 
+    Before a server starts, raises StoreError or ConfigError where the store that machines share cannot be used.
     Where the flow has kept its result (flows/finished.py), a server that is gone afterwards is only a warning.
     """
     interrupts.raise_if_came()
+    if store := shared_store():
+        store.check_once()  # else a run that cannot keep its first artifact would wait for a server
     ensure()
     with finished.kept() as made:
         try:

@@ -40,7 +40,7 @@ from tunewright.artifacts import Base
 from tunewright.cli import prefect_server, temporary_server
 from tunewright.cli.temporary_server import TemporaryServer
 from tunewright.config import quietly
-from tunewright.errors import ConfigError, TunewrightError
+from tunewright.errors import ConfigError, StoreRefused, TunewrightError
 from tunewright.machine import addresses, start_limit
 from tunewright.reports import progress
 
@@ -215,6 +215,19 @@ def test_a_full_disk_is_one_line_before_the_server_starts(home: Path, monkeypatc
         pytest.raises(TunewrightError, match=said),
     ):
         prefect_server.ensure()
+    started.assert_not_called()
+
+
+def test_a_store_that_is_not_there_is_one_line_before_the_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "team"))
+    with (
+        temporary_settings(restore_defaults=(PREFECT_API_URL,)),
+        patch.object(subprocess, "Popen") as started,
+        pytest.raises(StoreRefused, match=r"team: .* has no such folder; accepted: a folder that exists$"),
+    ):
+        prefect_server.call(lambda **_: None)
     started.assert_not_called()
 
 

@@ -187,10 +187,7 @@ class SharedStore:
     @contextlib.contextmanager
     def lease(self, what: str) -> Iterator[None]:
         """Hold the right to make or change `what`; waits while another machine holds it and gives signs of life."""
-        if not self.is_checked:
-            self.check()
-            if self.is_empty():
-                log.warning("%s: %s", self.url, EMPTY)
+        self.check_once()
         own, ended = uuid.uuid4().hex, threading.Event()
         name = self._take(f"leases/{what}", own)
         signs = threading.Thread(target=self._give_signs, args=(name, own, ended), daemon=True)
@@ -203,13 +200,18 @@ class SharedStore:
             with contextlib.suppress(StoreError):  # it then ends by itself
                 self._delete(name)
 
+    def check_once(self) -> None:
+        """Check the store, and warn of an empty one, before this process first needs it."""
+        if not self.is_checked:
+            self.check()
+            if self.is_empty():
+                log.warning("%s: %s", self.url, EMPTY)
+
     def check(self) -> None:
         """Raises ConfigError where not exactly one of several writers creates an object.
 
         Some servers ignore the condition of a write; others look first and write then, so that two writers can succeed.
         """
-        if self.is_checked:
-            return
         for _ in range(TRIALS):
             name = f"leases/.check/{uuid.uuid4().hex}"
             try:
