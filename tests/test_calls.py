@@ -15,7 +15,7 @@ from conftest import Harness
 from tunewright.artifacts import CheckedRows, Prompts, Rows, Splits, Tokens, UniqueRows, Verdict
 from tunewright.config import Checks, Data, Evaluation, Expectation, Model, Registry, Settings, Source, Stage
 from tunewright.cost_model import one_at_a_time
-from tunewright.errors import ConfigError, DataError
+from tunewright.errors import ConfigError, DataError, StoreRefused
 from tunewright.flows.calls import Plan, Reached, Run, Step, stages
 from tunewright.flows.calls.calls import Calls
 from tunewright.store import pipelines
@@ -202,6 +202,22 @@ def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(
     assert again.waited_seconds == record.waited_seconds
     assert found.state == "cached" and found.seconds >= 0
     assert seconds_of(record) <= whole - record.waited_seconds, "nor does it count those of its parts"
+
+
+def test_a_store_that_is_away_fails_the_stage_and_its_reason_is_said_once(
+    prefect_harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    team = tmp_path / "team"
+    team.mkdir()
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(team))
+    calls, said = Run(settings("a"), "train"), "has no such folder"
+    with prefect_harness():
+        calls.called(on_device, "", {"name": "a"})
+        assert len([*(team / "recent_runs" / "a").iterdir()]) == 1
+        team.rename(tmp_path / "elsewhere")
+        with pytest.raises(StoreRefused, match=said):
+            calls.called(on_device, "", {"name": "b"})
+    assert said not in " ".join(each.getMessage() for each in caplog.records if each.name == "tunewright")
 
 
 def test_what_render_and_prompt_warned_of_is_a_warning_of_the_verdict() -> None:

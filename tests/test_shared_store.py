@@ -489,6 +489,8 @@ def test_clean_keeps_in_the_store_what_recent_runs_of_any_home_asked_for(
         move(home)
         pipelines.note("tiny", "draw", draw(word=word).key)
         pipelines.note("other", "draw", draw(word=f"{home} other").key)
+        pipelines.share("tiny")
+        pipelines.share("other")
     assert len(store.objects("recent_runs")) == 4, "one of each home and pipeline"
     move("c")
     age(monkeypatch, "trees/artifacts", "content")
@@ -521,9 +523,11 @@ def test_a_store_that_does_not_keep_what_a_run_asked_for_stops_no_run(
     with monkeypatch.context() as patched:
         patched.setattr(SharedStore, "note_runs", away)
         pipelines.note("tiny", "draw", "1a2b")
+        pipelines.share("tiny")
     assert pipelines.keys("tiny", "draw") == ["1a2b"] and not store.objects("recent_runs")
     assert "tunewright clean elsewhere does not know of this run yet" in caplog.text
     pipelines.note("tiny", "wash", "3c4d")
+    pipelines.share("tiny")
     (path,) = store.objects("recent_runs")
     assert json.loads(store.noted_runs(path) or b"") == {"draw": ["1a2b"], "wash": ["3c4d"]}
 
@@ -536,6 +540,7 @@ def test_clean_removes_from_the_store_what_is_old_and_nobody_s_newest_runs_need(
     move("a")
     tea, coffee, juice = (draw(word=word) for word in ("tea", "coffee", "juice"))
     pipelines.note("tiny", "draw", juice.key)
+    pipelines.share("tiny")
     store._write("content/" + "0" * 64, b"of a machine that was killed")
     work = config.home() / "work" / "train" / "abc"
     make_checkpoint(work, 1)

@@ -93,6 +93,7 @@ class Run(Calls):
         state = cast("State[A]", chosen(**inputs, return_state=True))
         with naming(name):
             record = state.result()
+        pipelines.share(self.pipeline)
         if self.live and isinstance(record, Adapter):
             self.live.trains(record.path("metrics.jsonl"))
         is_cached = state.name == "Cached"

@@ -33,6 +33,13 @@ def note(name: str, call: str, key: str) -> None:
     mark = _place(name, call) / key
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
+
+
+def share(name: str) -> None:
+    """Keeps in the store that machines share, if there is one, what runs of the pipeline `name` in this home asked for.
+
+    After a stage: where the store is away, the stage has failed with the reason, which is then not said twice.
+    """
     if store := shared_store():
         try:
             store.note_runs(f"{name}/{_home_id()}.json", RUNS.dump_json(_newest(name)))
