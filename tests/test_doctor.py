@@ -408,6 +408,11 @@ def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("TUNEWRIGHT_STORE", "team")
     state, found = said()
     assert state == "failure" and found.startswith("TUNEWRIGHT_STORE=team: accepted: a folder")
+    monkeypatch.setenv("TUNEWRIGHT_STORE", "gs://bucket/x")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    of_library = of("store", list(of_servers()))
+    assert of_library.found == "TUNEWRIGHT_STORE=gs://bucket/x: gcsfs is not installed"
+    assert of_library.fix == "pip install 'tunewright[gcs]'"
 
 
 def test_the_home_is_its_owners_alone_and_one_that_others_can_open_is_said(home: Path) -> None:

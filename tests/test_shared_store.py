@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
@@ -356,6 +358,19 @@ def test_a_store_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TUNEWRIGHT_HOME", "ftp://host/x")
     with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME=ftp://host/x: accepted: a folder, or a URL s3://"):
         shared_store()
+
+
+def test_a_store_whose_library_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    for protocol, (library, name) in shared.LIBRARIES.items():
+        (needed,) = project["optional-dependencies"][name]
+        assert needed.startswith(f"{library}>=")
+        monkeypatch.setitem(sys.modules, library, None)
+        monkeypatch.setenv("TUNEWRIGHT_STORE", f"{protocol}://bucket/x")
+        with pytest.raises(ConfigError) as raised:
+            shared_store()
+        said = f"{library} is not installed; pip install 'tunewright[{name}]'"
+        assert str(raised.value) == f"TUNEWRIGHT_STORE={protocol}://bucket/x: {said}"
 
 
 def test_a_url_in_place_of_a_home_shares_what_is_made(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

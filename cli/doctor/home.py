@@ -164,7 +164,9 @@ def _store() -> Iterator[Finding]:
             else:
                 yield Finding("ok", "store", f"{store.url} is shared")
     except (ConfigError, StoreError) as error:
-        yield Finding("failure", "store", str(error), "correct TUNEWRIGHT_STORE, or the store's own variables")
+        found, is_missing, packages = str(error).partition("; pip install ")
+        fix = f"pip install {packages}" if is_missing else "correct TUNEWRIGHT_STORE, or the store's own variables"
+        yield Finding("failure", "store", found, fix)
 
 
 def _mlflow_of_environment() -> Iterator[Finding]:

@@ -15,6 +15,7 @@ both hold a lease, or write a state of the same number. The stores accepted are 
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import platform
@@ -33,13 +34,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tunewright import config
 from tunewright.config import outside
-from tunewright.errors import ConfigError, StoreError, StoreRefused, TunewrightError
+from tunewright.errors import ConfigError, StoreError, StoreRefused, TunewrightError, extra
 from tunewright.store import disk
 
 log = logging.getLogger("tunewright")
 
 ACCEPTED = "a folder, or a URL s3://BUCKET/..., gs://BUCKET/... or abfs://CONTAINER/..."
-PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+S3, GCS, AZURE = ("s3fs", "s3"), ("gcsfs", "gcs"), ("adlfs", "azure")  # a library, and the extra that has it
+LIBRARIES = {"s3": S3, "s3a": S3, "gs": GCS, "gcs": GCS, "abfs": AZURE, "abfss": AZURE, "az": AZURE}
 CONTENT = "content"
 RECENT_RUNS = "recent_runs"
 LEASE_SECONDS = 60.0  # without a sign of life of its holder
@@ -80,6 +82,10 @@ class SharedStore:
         self.url = outside.without_credentials(url)
         self.named = f"{variable}={self.url}"
         with self._reached():
+            if needed := LIBRARIES.get(url.partition("://")[0]):
+                library, its_extra = needed
+                with extra(its_extra, self.named):
+                    importlib.import_module(library)
             self.files, root = url_to_fs(url)
         self.root = root.rstrip("/")
         self.is_folder = "file" in self.files.protocol
@@ -466,6 +472,6 @@ def _opened(variable: str, url: str) -> SharedStore:
     except ValueError as error:
         raise ConfigError(f"{variable}={error}") from None
     protocol = url.partition("://")[0] if "://" in url else "file"
-    if protocol not in PROTOCOLS or (protocol == "file" and not Path(url.removeprefix("file://")).is_absolute()):
+    if not (Path(url.removeprefix("file://")).is_absolute() if protocol == "file" else protocol in LIBRARIES):
         raise ConfigError(f"{variable}={outside.without_credentials(url)}: accepted: {ACCEPTED}")
     return SharedStore(variable, url)
