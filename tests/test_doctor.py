@@ -403,6 +403,7 @@ def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch,
     team.mkdir()
     state, found = said()
     assert state == "warning" and found.startswith(f"{team}: this store is empty")
+    assert of("store", list(of_servers())).fix.endswith(f"correct TUNEWRIGHT_STORE={team} or mount the folder")
     (team / "histories" / "uses").mkdir(parents=True)
     assert said() == ("ok", f"{team} is shared")
     monkeypatch.setenv("TUNEWRIGHT_STORE", "team")
@@ -413,6 +414,14 @@ def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch,
     of_library = of("store", list(of_servers()))
     assert of_library.found == "TUNEWRIGHT_STORE=gs://bucket/x: gcsfs is not installed"
     assert of_library.fix == "pip install 'tunewright[gcs]'"
+
+
+def test_an_empty_bucket_is_no_folder_to_mount(s3: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_STORE", "s3://bucket/x")
+    store = of("store", list(of_servers()))
+    assert store.state == "warning"
+    assert store.found == "s3://bucket/x: this store is empty; if other machines have used it, the address is wrong"
+    assert store.fix == "nothing to do if no machine has used it; otherwise correct TUNEWRIGHT_STORE=s3://bucket/x"
 
 
 def test_the_home_is_its_owners_alone_and_one_that_others_can_open_is_said(home: Path) -> None:

@@ -185,6 +185,7 @@ def test_a_store_that_lost_a_history_or_is_another_one_is_refused_until_the_file
         with held(file):
             disk.append(file, Line(said=said))
     assert caplog.text.count("this store is empty") == 1
+    assert ("the folder is not mounted" in caplog.text) == store.is_folder
     store._delete("histories/uses/bot.jsonl/0000000002")
     with pytest.raises(ConfigError, match=r"bot.jsonl is state 2 of a history of which this store has only 1: it is"):
         up_to_date(file)

@@ -159,8 +159,9 @@ def _store() -> Iterator[Finding]:
         if store := shared.shared_store():
             store.check()
             if store.is_empty():
-                fix = "nothing to do if no machine has used it; otherwise correct TUNEWRIGHT_STORE or mount the folder"
-                yield Finding("warning", "store", f"{store.url}: {shared.EMPTY}", fix)
+                fix = f"nothing to do if no machine has used it; otherwise correct {store.named}"
+                fix += " or mount the folder" if store.is_folder else ""
+                yield Finding("warning", "store", store.said_empty, fix)
             else:
                 yield Finding("ok", "store", f"{store.url} is shared")
     except (ConfigError, StoreError) as error:

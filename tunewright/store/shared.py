@@ -52,7 +52,6 @@ DIGITS = 10  # of a number in a name
 WRITERS = 8  # that try a store at the same time
 TRIALS = 2  # the first one opens their connections, so that the second one's writes arrive together
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}  # of botocore, which only the extra s3 brings
-EMPTY = "this store is empty; if other machines have used it, the address is wrong or the folder is not mounted"
 CONFLICT_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # before a write is sent again that met another one
 
 
@@ -211,7 +210,7 @@ class SharedStore:
         if not self.is_checked:
             self.check()
             if self.is_empty():
-                log.warning("%s: %s", self.url, EMPTY)
+                log.warning("%s", self.said_empty)
 
     def check(self) -> None:
         """Raises ConfigError where not exactly one of several writers creates an object.
@@ -232,6 +231,12 @@ class SharedStore:
                     "such as S3's If-None-Match"
                 )
         self.is_checked = True
+
+    @property
+    def said_empty(self) -> str:
+        """A warning of an empty store, and what may be the cause."""
+        unmounted = " or the folder is not mounted" if self.is_folder else ""
+        return f"{self.url}: this store is empty; if other machines have used it, the address is wrong{unmounted}"
 
     def is_empty(self) -> bool:
         """Whether no machine has kept a history here."""
