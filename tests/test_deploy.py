@@ -803,7 +803,10 @@ def test_a_deployment_is_removed_with_all_that_was_made_for_it(
         f"removed: automation {CRASHES}",
         f"removed: automation {CRASHED_POLLS}",
     ]
-    assert client.read_flow_run(asked.id).state_type == StateType.CANCELLED
+    state = client.read_flow_run(asked.id).state
+    command = 'tunewright release approve drops --reason "..."'
+    said = f"approval/drops was removed. To approve: {command}; to reject, add --reject"
+    assert state and (state.type, state.message) == (StateType.CANCELLED, said)
     assert client.read_deployments() == []
     assert client.read_automations() == []
     none = CliRunner().invoke(app, ["deploy", "--remove", "nobody"])

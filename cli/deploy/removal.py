@@ -79,7 +79,8 @@ def _remove(client: SyncPrefectClient, name: str) -> Iterator[Removed]:
         yield Removed("deployment", f"{FLOW}/{name}")
     is_shared = model in map(server.model_of, there.values())
     if not is_shared and (asking := server.read(client, "approval", model)):
-        said = f"approval/{asking.name} was removed; tunewright release approve and reject decide"
+        command = f'tunewright release approve {asking.name} --reason "..."'
+        said = f"approval/{asking.name} was removed. To approve: {command}; to reject, add --reject"
         yield from (Removed("approval request", each) for each in _end_suspended(client, asking, said))
         client.delete_deployment(asking.id)
         yield Removed("approval deployment", f"approval/{model}")
