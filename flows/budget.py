@@ -26,7 +26,7 @@ from tunewright.artifacts import Base, Tokens
 from tunewright.config import Operation, Settings
 from tunewright.cost_model import BudgetCase, devices, estimate, on_devices, trainings
 from tunewright.cost_model.case import ground_of
-from tunewright.cost_model.money import Price, money, price_of, span, without_price
+from tunewright.cost_model.money import Price, money, price_of, rounded, without_price
 from tunewright.errors import ConfigError
 from tunewright.flows.release import THIRTY_DAYS
 from tunewright.reports.progress import duration
@@ -77,18 +77,17 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
         with on_devices(settings.compute.devices):
             rate = calibration.calibrate(base, tokens, case)
     would = [estimate(each, rate) for _, each in trainings(case, settings)]
-    low, high = (sum(each.seconds[end] for each in would if each.seconds) for end in (0, 1))
-    cost = price.of(low, settings.compute.num_ranks), price.of(high, settings.compute.num_ranks)
-    spent = price.of(seconds)
-    total = spent + cost[1]
+    most = sum(each.seconds[1] for each in would if each.seconds)
+    spent, cost = rounded(price.of(seconds)), rounded(price.of(most, settings.compute.num_ranks))
+    total = spent + cost  # of what is shown, so that the sum is right
     said = (
-        f"about {money(total)}: {money(spent)} so far, and {span(*cost)} for {duration(high)} of training "
-        f"at {price.said}, by {rate.source}"
+        f"up to {money(total)} by the end of its training: {money(spent)} so far, and up to {money(cost)} for "
+        f"{duration(most)} of training at {price.said}, by {rate.source}"
     )
     if total <= budget:
-        log.info("  within operation.budget=%g: up to the end of its training the run costs %s", budget, said)
+        log.info("  within operation.budget=%g: the run costs %s", budget, said)
         return
-    over = f"operation.budget={budget:g}: up to the end of its training the run would cost {said}"
+    over = f"operation.budget={budget:g}: the run would cost {said}"
     if not deployment.id:
         least = math.ceil(total * 110) / 100  # a tenth more than the estimate
         raise ConfigError(f"{over}; nothing has trained; to approve it, add --set operation.budget={least:g}")

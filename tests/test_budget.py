@@ -1,6 +1,7 @@
 """Prices of devices, and runs that would cost more than their budget."""
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,9 @@ def test_a_run_over_its_budget_ends_before_it_trains_and_says_what_approves_it(
 ) -> None:
     monkeypatch.setattr(calibration, "measured", lambda *_: Rate(1e3, 1e3, "a stopwatch"))
     wanted = (
-        r"operation\.budget=0\.5: up to the end of its training the run would cost about ([\d,.]+): 0\.00 so far, and "
-        r"([\d,.]+) for [\d.]+ h of training at 0\.40 an hour of cpu, by a stopwatch; nothing has trained; to approve "
-        r"it, add --set operation\.budget=([\d.]+)"
+        r"operation\.budget=0\.5: the run would cost up to ([\d,.]+) by the end of its training: 0\.00 so far, and "
+        r"up to ([\d,.]+) for [\d.]+ h of training at 0\.40 an hour of cpu, by a stopwatch; nothing has trained; to "
+        r"approve it, add --set operation\.budget=([\d.]+)"
     )
 
     def ask(**operation: Any) -> None:
@@ -99,10 +100,26 @@ def test_what_the_run_has_spent_counts_and_an_approval_is_kept_with_the_training
     settings = settings_of(tiny_base, prices={"cpu": 1}, budget=2)
     work = caching.work_folder(caching.folder_of("train", "0" * 20))
     budget.require_approval(settings, tiny_base, tokens, work, 7100.0)
-    with pytest.raises(ConfigError, match=r"about 2\.03: 2\.03 so far, and "):
+    with pytest.raises(ConfigError, match=r"up to 2\.03 by the end of its training: 2\.03 so far, and up to "):
         budget.require_approval(settings, tiny_base, tokens, work, 7300.0)
     shared_checkpoints.keep_approval(work, '{"by": "Ann"}')
     budget.require_approval(settings, tiny_base, tokens, work, 7300.0)
+
+
+def test_the_costs_that_are_shown_sum_to_the_total(
+    tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = caching.work_folder(caching.folder_of("train", "0" * 20))
+    shown = re.compile(r"up to ([\d,.]+) by .*: ([\d,.]+) so far, and up to ([\d,.]+) for ")
+    settings = settings_of(tiny_base, prices={"cpu": 3600}, budget=1)  # 1 a second
+    monkeypatch.setattr(calibration, "measured", lambda *_: Rate(1e8, 1e8, "a stopwatch"))
+    for seconds in range(10):
+        with pytest.raises(ConfigError) as refused:
+            budget.require_approval(settings, tiny_base, tokens, work, 1000 + seconds / 1000)
+        said = shown.search(str(refused.value))
+        assert said
+        total, spent, cost = (Decimal(each.replace(",", "")) for each in said.groups())
+        assert total == spent + cost
 
 
 def test_an_approval_is_known_to_another_machine_until_the_training_has_ended(

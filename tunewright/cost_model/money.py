@@ -55,6 +55,11 @@ def money(amount: float) -> str:
     return f"{amount:,.2f}" if amount >= 0.1 or not amount else f"{Decimal(f'{amount:.2g}'):f}"
 
 
+def rounded(amount: float) -> float:
+    """An amount as `money` shows it."""
+    return float(money(amount).replace(",", ""))
+
+
 def span(low: float, high: float) -> str:
     """An amount from so much to so much; one alone where both read the same."""
     least, most = money(low), money(high)
