@@ -91,7 +91,10 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
     if not deployment.id:
         least = math.ceil(total * 110) / 100  # a tenth more than the estimate
         raise ConfigError(f"{over}; nothing has trained; to approve it, add --set operation.budget={least:g}")
-    question = f"{over}.\n\nResume the run to approve it, or cancel the run."
+    question = (
+        f"{over}.\n\nThis form approves the cost. Its own *Cancel* only closes it: to end the run, close the form and "
+        "choose *Cancel* in the menu at the top right of the run's page."
+    )
     log.warning("%s; it is suspended until somebody resumes it in Prefect", over)
     answer = _ask(question)
     shared_checkpoints.keep_approval(work, json.dumps({"by": answer.by, "cost": total}))

@@ -3,6 +3,7 @@
 import re
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tunewright.cost_model.money import Price, money, price_of, span
 from tunewright.cost_model.timing import Rate
 from tunewright.errors import ConfigError
 from tunewright.flows import budget
+from tunewright.flows.budget import BudgetForm
 from tunewright.flows.calls import Run, training_inputs
 from tunewright.flows.inputs import Inputs
 from tunewright.modeling.compute import Device
@@ -120,6 +122,26 @@ def test_the_costs_that_are_shown_sum_to_the_total(
         assert said
         total, spent, cost = (Decimal(each.replace(",", "")) for each in said.groups())
         assert total == spent + cost
+
+
+def test_the_form_says_that_its_cancel_ends_no_run(
+    tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(question: str) -> BudgetForm:
+        asked.append(question)
+        return BudgetForm(by="Ann")
+
+    monkeypatch.setattr(calibration, "measured", lambda *_: Rate(1e15, 1e15, "a stopwatch"))
+    monkeypatch.setattr(budget, "deployment", SimpleNamespace(id="one"))
+    monkeypatch.setattr(budget, "_ask", ask)
+    settings = settings_of(tiny_base, prices={"cpu": 1}, budget=2)
+    work = caching.work_folder(caching.folder_of("train", "0" * 20))
+    budget.require_approval(settings, tiny_base, tokens, work, 7300.0)
+    (question,) = asked
+    assert question.startswith("operation.budget=2: the run would cost up to 2.03 ")
+    assert "Its own *Cancel* only closes it: to end the run, close the form and choose *Cancel* in the menu" in question
 
 
 def test_an_approval_is_known_to_another_machine_until_the_training_has_ended(
