@@ -198,6 +198,7 @@ def test_a_run_whose_cost_waits_for_approval_is_told_of_where_there_is_a_budget(
     (message,) = cost.actions
     assert isinstance(message, SendNotification)
     assert "more than operation.budget=20" in message.body
+    assert "Choose Resume in the menu at the top right of its page: the form there has the estimate" in message.body
 
 
 def test_a_crash_is_told_with_what_happens_next() -> None:

@@ -216,8 +216,9 @@ def _message(target: Target, block: UUID, occasion: str, operation: Operation) -
     if occasion == "budget":
         name = "approval of the cost needed"
         said = (
-            f"This run would cost more than operation.budget={operation.budget:g}, and has not trained. To approve it, "
-            "choose Resume in the menu at the top right of its page; otherwise cancel it. The page has the estimate."
+            f"This run would cost more than operation.budget={operation.budget:g}, and has not trained. Choose Resume "
+            "in the menu at the top right of its page: the form there has the estimate and approves it. To end the "
+            "run, choose Cancel in that menu."
         )
     if occasion == "failure":
         if operation.watch is None:  # else no message comes of these
