@@ -29,6 +29,7 @@ from tunewright.cost_model.case import ground_of
 from tunewright.cost_model.money import Price, money, price_of, rounded, without_price
 from tunewright.errors import ConfigError
 from tunewright.flows.release import THIRTY_DAYS
+from tunewright.modeling.compute import Device
 from tunewright.reports.progress import duration
 from tunewright.tasks.train import calibration, shared_checkpoints
 
@@ -46,18 +47,18 @@ def price_here(operation: Operation) -> Price | None:
     return price_of(devices.machine().device, operation.prices) if operation.prices else None
 
 
+def refusal(operation: Operation, device: Device) -> str:
+    """Why each run that trains on a device is refused: a budget is set, and the device has no price. "" where not."""
+    if operation.budget is None or price_of(device, operation.prices):
+        return ""
+    accepted = "cpu" if device.kind == "cpu" else f"a part of its name, such as {_short(device.name)}"
+    return f"operation.budget={operation.budget:g}: {without_price(device)}; accepted as its key: {accepted}"
+
+
 def require_price(operation: Operation) -> None:
     """Raises ConfigError where a budget is set, and this machine's device has no price."""
-    if operation.budget is None:
-        return
-    device = devices.machine().device
-    if price_of(device, operation.prices):
-        return
-    accepted = "cpu" if device.kind == "cpu" else f"a part of its name, such as {_short(device.name)}"
-    raise ConfigError(
-        f"operation.budget={operation.budget:g}: {without_price(device)}, which this run trains on; accepted as its "
-        f"key: {accepted}"
-    )
+    if operation.budget is not None and (said := refusal(operation, devices.machine().device)):
+        raise ConfigError(said)
 
 
 def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path, seconds: float) -> None:

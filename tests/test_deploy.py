@@ -57,6 +57,7 @@ from tunewright.cli.deploy.view import as_json, show
 from tunewright.cli.main import app
 from tunewright.cli.up import service
 from tunewright.config import Data, Registry, Source
+from tunewright.cost_model import devices
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.flows import announcing, budget, run_name
 from tunewright.flows.calls import Step
@@ -740,6 +741,21 @@ def test_an_mlflow_that_does_not_answer_is_a_warning_of_deploy(
     (said,) = [record.getMessage() for record in caplog.records if "tracking_uri" in record.getMessage()]
     assert said.startswith(f"drops.yaml line 12: registry.tracking_uri={uri}: MLflow does not answer (")
     assert said.endswith("refused); runs fail before their first stage until it does")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_budget_without_a_price_of_this_device_is_a_warning_of_deploy(
+    client: SyncPrefectClient, write: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(operation: str) -> list[str]:
+        caplog.clear()
+        assert deploy(write(operation), None, "local").deployed
+        return [record.getMessage() for record in caplog.records if "operation.budget" in record.getMessage()]
+
+    (warning,) = said("{prices: {abacus: 2.5}, budget: 3}")
+    assert re.match(r"drops\.yaml line \d+: each run on this machine, .* will be refused: operation\.budget=3", warning)
+    assert "; accepted as its key: " in warning
+    assert said(f"{{prices: {{{devices.machine().device.name}: 2.5}}, budget: 3}}") == []
 
 
 def save_block(name: str, url: str) -> None:

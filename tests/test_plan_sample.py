@@ -319,6 +319,23 @@ def test_a_plan_says_that_max_steps_override_epochs(tiny_base: Base) -> None:
     assert notes(epochs=5) == notes(max_steps=4) == []
 
 
+def test_a_plan_says_that_a_budget_without_a_price_of_the_device_refuses_the_run(tiny_base: Base) -> None:
+    def notes(operation: str, *changes: str, device: str = "cpu") -> list[str]:
+        asked = deployment_file.override(pipeline(tiny_base), [f"operation={operation}", *changes])
+        costs = plan.look_up(asked, "mine.yaml", device).costs
+        assert costs
+        return [note for note in costs.notes if "operation.prices" in note]
+
+    write("a.jsonl", *map(record, range(50)))
+    (warning,) = notes("{prices: {h100: 2.5}, budget: 3}")
+    assert warning.startswith("warning: each run on this device will be refused: operation.budget=3: operation.prices")
+    assert notes("{prices: {h100: 2.5}, budget: 3}", device="h100") == []
+    assert warning.endswith(" has no price of cpu; accepted as its key: cpu")
+    unshown = ["operation.prices has no price of cpu, so no cost is shown"]
+    assert notes("{prices: {h100: 2.5}}") == unshown
+    assert notes("{prices: {h100: 2.5}, budget: 3}", "checks.label_error_folds=2", "until=label_errors") == unshown
+
+
 @pytest.mark.parametrize(
     ("split", "said"),
     [

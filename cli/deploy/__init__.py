@@ -22,8 +22,10 @@ from tunewright.cli.deploy.timing import require_due
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.prefect_server import connected
 from tunewright.config import outside, working_in
+from tunewright.cost_model import devices
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import calls, release
+from tunewright.flows.budget import refusal
 from tunewright.flows.inputs import inputs
 from tunewright.flows.parameters import FLOW
 from tunewright.modeling import models
@@ -85,7 +87,9 @@ def deploy(file: Path, deployment: str | None, pool: str, *, tests: bool = False
     with working_in(file.parent):  # and so do its runs
         for pipeline in pipelines:
             with deployment_file.placed(pipeline):
-                calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
+                stages = calls.stages(pipeline.settings, pipeline.until, pipeline.refresh)
+                if {*stages} & {*calls.TRAININGS}:
+                    _warn_of_price(pipeline)
                 _warn_of_mlflow(pipeline)
             _look_at_inputs(pipeline)
             require_due(pipeline.schedules or (), pipeline.places)
@@ -117,6 +121,14 @@ def _others(client: SyncPrefectClient, deployed: Sequence[Deployed], names: Sequ
     """Deployments of the pipeline that begin where one of `deployed` does, and are none of `names`."""
     begin = [each.now.pull_steps for each in deployed]
     return [each.name for each in server.deployments(client) if each.name not in names and each.pull_steps in begin]
+
+
+def _warn_of_price(pipeline: Pipeline) -> None:
+    """Warn where a budget has no price of this machine's device; only the worker knows its own."""
+    operation = pipeline.settings.operation
+    if operation.budget is not None and (said := refusal(operation, devices.machine().device)):
+        where = pipeline.origins["operation.budget"]
+        log.warning("%s: each run on this machine, or on another with this device, will be refused: %s", where, said)
 
 
 def _warn_of_mlflow(pipeline: Pipeline) -> None:

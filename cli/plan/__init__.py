@@ -11,7 +11,7 @@ from tunewright.artifacts import Artifact, Base, Splits, Tokens, no_replay
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import gate
 from tunewright.cli.plan.sample import Sampled, base_here, sampled
-from tunewright.config import METHODS, STAGES, Compute, Data, Method, Settings, Training
+from tunewright.config import METHODS, STAGES, Compute, Data, Method, Operation, Settings, Training
 from tunewright.cost_model import (
     BudgetCase,
     Estimate,
@@ -28,12 +28,13 @@ from tunewright.cost_model import (
 from tunewright.cost_model.money import Price, price_of, without_price
 from tunewright.cost_model.timing import Rate, rate_of
 from tunewright.errors import ConfigError, DataError
-from tunewright.flows.calls import MADE_NOW, Step
+from tunewright.flows.budget import refusal
+from tunewright.flows.calls import MADE_NOW, TRAININGS, Step
 from tunewright.flows.finetune import GIVEN_GENERAL, plan
 from tunewright.flows.inputs import Inputs, inputs, looked_at
 from tunewright.flows.outcome import few_test_rows, too_few_test_rows
 from tunewright.modeling import models
-from tunewright.modeling.compute import ZERO
+from tunewright.modeling.compute import ZERO, Device
 from tunewright.reports.pages import counted, percent
 from tunewright.serving import context_length
 from tunewright.store import data_versions
@@ -103,7 +104,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     first = None if made["ingest"] else _first_rows(read, settings.data, what)
     if STAGES.index(pipeline.until) < STAGES.index("label_errors"):  # the first that trains
         return Planned(steps=steps, costs=None)
-    notes += gate.misfits(settings, read, made, first)
+    notes += gate.misfits(settings, read, made, first) + _without_price(settings.operation, machine.device, steps)
     base = next(step.record or step.last for step in steps if step.stage == "base")
     is_here = isinstance(base, Base) and base.weights.is_dir()  # the store may know it by another machine's folder
     made["base"] = base if is_here else None
@@ -111,16 +112,17 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         ground, sample = _ground(settings, made, first)
     except ValueError as error:  # files that the arithmetic does not know
         if settings.trains:
-            return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {error}")
+            return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {error}", notes=notes)
         ground, sample = None, None
     if ground is None and settings.trains:
         said = unanswered or f"model.base={settings.model.base}: not yet downloaded from the hub"
         unknown = f"{said}; training can be estimated once it is downloaded: tunewright run {what} --until base"
-        return Planned(steps=steps, costs=None, unknown=unknown)
+        return Planned(steps=steps, costs=None, unknown=unknown, notes=notes)
     if sample and sample.is_refused:
         raise DataError(sample.too_long)
     if sample and sample.is_too_long:
-        return Planned(steps=steps, costs=None, unknown=f"training cannot be estimated: {sample.too_long}")
+        unknown = f"training cannot be estimated: {sample.too_long}"
+        return Planned(steps=steps, costs=None, unknown=unknown, notes=notes)
     if ground is None or not settings.trains:
         notes += [*_overridden(settings), *_of_rows(settings, made, sample, read.files)]
         return Planned(steps=steps, costs=None, unknown=UNTRAINED, notes=notes)
@@ -248,6 +250,15 @@ def _overridden(settings: Settings) -> list[str]:
         for name, section in sections.items()
         if section.max_steps is not None and section.epochs != type(section).model_fields["epochs"].default
     ]
+
+
+def _without_price(operation: Operation, device: Device, steps: Sequence[Step]) -> list[str]:
+    """Say what follows where operation.prices has no price of the device: with a budget, each run is refused."""
+    if not operation.prices or price_of(device, operation.prices):
+        return []
+    if (said := refusal(operation, device)) and any(step.stage in TRAININGS for step in steps):
+        return [f"warning: each run on this device will be refused: {said}"]
+    return [f"{without_price(device)}, so no cost is shown"]
 
 
 def _label_errors(settings: Settings, steps: Sequence[Step], made: Mapping[str, Artifact | None]) -> list[str]:
@@ -409,9 +420,6 @@ def _costs(
     source, warning = case.ground.source, shortage(chosen, [] if chosen.fits else remedies(case))
     if warning and source == "settings":
         warning = f"if rows were as long as model.max_length={case.ground.longest} allows: {warning}"
-    price = price_of(case.machine.device, operation.prices)
-    if operation.prices and price is None:
-        notes = [*notes, f"{without_price(case.machine.device)}, so nothing is said of money"]
     costs = Costs(
         machine=case.machine,
         chosen=chosen,
@@ -420,7 +428,7 @@ def _costs(
         notes=notes,
         rows_from=rows_from,
         unit="labelled answers" if settings.preference.learns_labels else "pairs",
-        price=price,
+        price=price_of(case.machine.device, operation.prices),
         later={section: estimate(each, rates.of(each.method)) for section, each in later},
     )
     most = [cost[1] for one in (chosen, *costs.later.values()) if (cost := costs.cost(one))]
