@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,14 @@ def test_a_source_that_names_nothing_readable_is_a_config_error(path: str, messa
     with pytest.raises(ConfigError, match=message) as caught:
         found(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_whose_library_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(
+        ConfigError, match=r"path=abfss://a/b.jsonl: adlfs is not installed; pip install 'tunewright\[az"
+    ):
+        found("abfss://a/b.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tunewright.errors import ConfigError, TunewrightError
+from tunewright.store.shared import require_library
 
 # What a store says of an object that is certain to change with its content. Other stores are asked for the content.
 TELLING = ("ETag", "etag", "md5Hash", "content_md5", "generation", "VersionId", "version_id", "version")
@@ -28,6 +29,7 @@ def is_url(path: str) -> bool:
 def matches(url: str, setting: str) -> list[str]:
     """The URLs of the objects that a URL or a glob under one means, sorted. Raises ConfigError where there are none."""
     with explained(setting):
+        require_library(url, setting)
         store, name = _store(url)
         if glob.has_magic(name) and not url.startswith("http"):  # a ? begins a query there
             names = sorted(match for match, said in store.glob(name, detail=True).items() if said["type"] == "file")

@@ -72,6 +72,14 @@ class Stored(BaseModel, frozen=True):
 TREE = TypeAdapter(dict[str, File])
 
 
+def require_library(url: str, setting: str) -> None:
+    """Raises ConfigError where the library of a URL's protocol is not installed; it names the extra that has it."""
+    if needed := LIBRARIES.get(url.partition("://")[0]):
+        library, its_extra = needed
+        with extra(its_extra, setting):
+            importlib.import_module(library)
+
+
 class SharedStore:
     """A store. Every method raises StoreError where it cannot be reached, which is retried as MLflow's faults are."""
 
@@ -81,10 +89,7 @@ class SharedStore:
         self.url = outside.without_credentials(url)
         self.named = f"{variable}={self.url}"
         with self._reached():
-            if needed := LIBRARIES.get(url.partition("://")[0]):
-                library, its_extra = needed
-                with extra(its_extra, self.named):
-                    importlib.import_module(library)
+            require_library(url, self.named)
             self.files, root = url_to_fs(url)
         self.root = root.rstrip("/")
         self.is_folder = "file" in self.files.protocol
