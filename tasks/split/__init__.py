@@ -143,7 +143,8 @@ def _answers(file: Path) -> Iterator[str]:
         yield from turns.flatten().field("content").take(last).to_pylist()
 
 
-def _shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
+def prompt_shingles(batch: pa.Table, left_out: np.ndarray) -> Shingles:
+    """Return the shingles of the prompts of a batch without the segments `left_out`."""
     return shingles(cut(fold_messages(batch["messages"])), left_out)
 
 
@@ -231,7 +232,7 @@ def split(
     fixed, because, exact = fix(columns.given, before.split)
 
     with engine_of(engine) as machine:
-        sets = machine.sets(machine.over_batches(file, ["messages"], _shingles, left_out=left_out))
+        sets = machine.sets(machine.over_batches(file, ["messages"], prompt_shingles, left_out=left_out))
         links = Links(machine.similar_pairs(sets, settings.threshold), columns.group)
 
         joins_of = partial(Joined, machine, sets, links, settings.threshold)

@@ -1,6 +1,6 @@
-"""Has numba compile what compares rows, into the cache beside its modules: `python tests/compiling.py`.
+"""Has numba compile what compares rows, into the cache beside its modules: `make setup` does.
 
-In a new checkout all processes that a suite begins with would compile it at once, for 12 s of processor time each.
+Otherwise the first run would compile it, and all processes that a suite begins with, for 12 s of processor time each.
 """
 
 import tempfile
@@ -28,7 +28,9 @@ def compile_all() -> None:
         file = Path(folder) / "rows.parquet"
         pq.write_table(pa.Table.from_pylist([{"messages": each} for each in turns], ROW_SCHEMA), file)
         find_repeats(file, Dedupe())
-        sets = engine.sets(engine.over_batches(file, ["messages"], split._shingles, left_out=np.zeros(0, np.uint64)))
+        sets = engine.sets(
+            engine.over_batches(file, ["messages"], split.prompt_shingles, left_out=np.zeros(0, np.uint64))
+        )
         engine.similar_pairs(sets, 0.5)
         engine.nearest_across(sets, np.arange(len(texts)) % 3, 0.25)
 
