@@ -237,6 +237,7 @@ def test_a_prompt_that_has_room_for_no_example_is_left_out(make_splits: MakeSpli
     splits = make_splits(long, ROWS[:2], [("one two", "four"), *long[:2]])
     made = asked(splits, shots=8, max_new_tokens=2030)
     assert made.left_out == ("few_shot", "retrieval")
+    assert made.chosen == {}
     assert made.warned[0] == (
         "few_shot: no test prompt has room for an example: the base's context of 2,048 tokens keeps 2,030 for the "
         "answer, so it is left out; lower evaluation.max_new_tokens, or choose a base with a longer context"

@@ -309,7 +309,7 @@ def prompt(
     text = json.dumps(shown | made, ensure_ascii=False, indent=1)
     (folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
     return Prompts(
-        chosen={name: told["chosen"] for name, told in made.items()},
+        chosen={name: told["chosen"] for name, told in made.items() if not told["left_out"]},
         num_shortened={name: told["num_shortened"] for name, told in made.items()},
         left_out=tuple(name for name, told in made.items() if told["left_out"]),
         warned=tuple(warned),

@@ -373,7 +373,7 @@ class Prompts(Artifact, frozen=True):
     prompts.json has the shots of each row by their ids, what was tried on validation rows, and what was chosen.
     """
 
-    chosen: dict[str, str]  # contender -> what was chosen, and why, in words
+    chosen: dict[str, str]  # contender -> what was chosen, and why, in words; without those that are left out
     num_shortened: dict[str, int]  # contender -> test rows whose prompt had to leave out shots
     left_out: tuple[str, ...] = ()  # contenders whose prompts have room for no shot: they would be the base again
 
