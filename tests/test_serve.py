@@ -566,7 +566,7 @@ def test_options_that_cannot_be_are_refused_in_one_line(home: Path) -> None:
             ("--no-key", "--host", "0.0.0.0"): "--no-key: accepted only without --host, as whoever reaches 0.0.0.0 ",
             ("--port", port): f"--port {port}: in use by ",
             ("--host", "1.2.3.4", "--port", port): f"--host 1.2.3.4 --port {port}: Cannot assign requested address",
-            (): "no model is registered in this home yet",
+            ("--port", str(free_port())): "no model is registered in this home yet",
             ("--engine", "vllm", "--port", "80"): "--port 80: accepted with --engine vllm: 1024 or more",
         }.items():
             result = CliRunner().invoke(app, ["serve", "triage", *options])
