@@ -87,6 +87,7 @@ ASKS_APIS: ContextVar[bool] = ContextVar("asks_apis", default=True)  # whether m
 def pipeline(s: Settings, call: Run | Plan) -> None:
     """Every stage in order; `call` runs it or looks it up (flows/calls/)."""
     read = inputs(s)
+    data_versions.require_history(s.registry.name)
     s = call.draw(s, read)
     engine = s.data.engine
     rows = call(ingest)(data=s.data.without("engine"), files=read.files, needs=read.needs, engine=engine)

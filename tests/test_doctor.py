@@ -29,6 +29,7 @@ from tunewright.cli.prefect_server import connected
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses, ports
 from tunewright.machine.addresses import Addresses
+from tunewright.store import histories
 
 
 def of(what: str, found: list[Finding]) -> Finding:
@@ -406,9 +407,19 @@ def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch,
     assert of("store", list(of_servers())).fix.endswith(f"correct TUNEWRIGHT_STORE={team} or mount the folder")
     (team / "histories" / "uses").mkdir(parents=True)
     assert said() == ("ok", f"{team} is shared")
+    uses = config.home() / "test_uses" / "tiny.jsonl"
+    uses.parent.mkdir(parents=True)
+    with histories.held(uses):
+        uses.write_text("{}\n")
+    assert said() == ("ok", f"{team} is shared")
+    other = tmp_path / "other"
+    (other / "histories" / "uses").mkdir(parents=True)
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(other))
+    state, found = said()
+    assert state == "failure" and f"{uses} is state 1 of a history of which this store has none" in found
     monkeypatch.setenv("TUNEWRIGHT_STORE", "team")
     state, found = said()
-    assert state == "failure" and found.startswith("TUNEWRIGHT_STORE=team: accepted: a folder")
+    assert state == "failure" and found.startswith("TUNEWRIGHT_STORE=team: accepted: the absolute path of a folder")
     monkeypatch.setenv("TUNEWRIGHT_STORE", "gs://bucket/x")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     of_library = of("store", list(of_servers()))

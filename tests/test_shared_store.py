@@ -97,6 +97,17 @@ def test_what_one_machine_made_another_does_not_make_again(store: SharedStore, m
     assert draw(word="tea").key == first.key and calls == ["tea"]
 
 
+def test_a_home_that_begins_with_what_the_store_has_is_its_owners_alone(
+    store: SharedStore, move: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = make_stage([])
+    move("a")
+    draw(word="tea")
+    monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "b"))
+    assert draw.look_up(word="tea").record
+    assert config.home().stat().st_mode & 0o777 == 0o700
+
+
 def test_content_that_was_altered_in_the_store_is_made_anew_and_put_there_again(
     store: SharedStore, move: Callable[[str], None]
 ) -> None:
@@ -347,8 +358,11 @@ def test_a_server_that_looks_first_and_writes_then_is_refused(s3: Any, monkeypat
 
 def test_a_store_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for url, said in (
-        ("relative/folder", "TUNEWRIGHT_STORE=relative/folder: accepted: a folder, or a URL s3://"),
-        ("https://example.org/x", "TUNEWRIGHT_STORE=https://example.org/x: accepted: a folder"),
+        (
+            "relative/folder",
+            "TUNEWRIGHT_STORE=relative/folder: accepted: the absolute path of a folder, or a URL s3://",
+        ),
+        ("https://example.org/x", "TUNEWRIGHT_STORE=https://example.org/x: accepted: the absolute path of a folder"),
         ("s3://me:secret@bucket/x", "a URL with credentials; leave them out and set the variables of"),
     ):
         monkeypatch.setenv("TUNEWRIGHT_STORE", url)
@@ -357,7 +371,9 @@ def test_a_store_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         assert "secret" not in str(raised.value)
     monkeypatch.setenv("TUNEWRIGHT_STORE", "")
     monkeypatch.setenv("TUNEWRIGHT_HOME", "ftp://host/x")
-    with pytest.raises(ConfigError, match=r"^TUNEWRIGHT_HOME=ftp://host/x: accepted: a folder, or a URL s3://"):
+    with pytest.raises(
+        ConfigError, match=r"^TUNEWRIGHT_HOME=ftp://host/x: accepted: the absolute path of a folder, or a URL s3://"
+    ):
         shared_store()
 
 

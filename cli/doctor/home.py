@@ -21,7 +21,7 @@ from tunewright.errors import ConfigError, StoreError
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
 from tunewright.registry.address import LOG_IN, VARIABLE, asked, by_environment, is_given_login
-from tunewright.store import databases, shared
+from tunewright.store import databases, histories, shared
 
 GB = 1_000_000_000
 LITTLE_GB = 5  # a few candidates of a small model, with their checkpoints
@@ -158,6 +158,7 @@ def _store() -> Iterator[Finding]:
     try:
         if store := shared.shared_store():
             store.check()
+            histories.require_states(store)
             if store.is_empty():
                 fix = f"nothing to do if no machine has used it; otherwise correct {store.named}"
                 fix += " or mount the folder" if store.is_folder else ""

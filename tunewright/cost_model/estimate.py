@@ -73,7 +73,7 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
     if case.grpo:  # each answer is drawn token by token, all of a micro-batch at a time, and learned from
         total += FORWARD_SHARE[method.kind] * case.flops_a_step(cut) * num_steps / case.grpo.iterations
         passes += passes * case.grpo.max_new_tokens / case.grpo.iterations
-    evaluation = evaluation_bytes(shape, method, case.machine.device.kind)
+    evaluation = evaluation_bytes(shape, method, case.machine.device)
     return Estimate(
         method=method,
         chosen=chosen,
@@ -116,7 +116,7 @@ def _notes(case: BudgetCase, peak: int, evaluation: int) -> Iterator[str]:
             "evaluated once, at the end, without early stopping"
         )
     if evaluation > peak:
-        precision = "bfloat16" if machine.device.kind == "cuda" else "float32"
+        precision = "bfloat16" if machine.device.has_bfloat16 else "float32"
         free = "" if evaluation <= machine.free_bytes else f"; {machine.free_bytes / 1e9:.1f} GB are free"
         yield (
             f"evaluation and serving load the whole base in {precision}, which takes more memory than training: at "

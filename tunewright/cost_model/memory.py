@@ -34,7 +34,7 @@ from pydantic import BaseModel
 from tunewright.config import Method
 from tunewright.cost_model.learning import Learning, directions, learning
 from tunewright.cost_model.shapes import Matrix, ModelShape
-from tunewright.modeling.compute import BUCKET, Chosen
+from tunewright.modeling.compute import BUCKET, Chosen, Device
 
 FLOAT = 4
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # bytes a weight
@@ -173,12 +173,12 @@ def _moments(shape: ModelShape, method: Method, chosen: Chosen, what: Learning) 
     return int((what.num_learning - embedding) * ADAMW[chosen.optimizer] + embedding * EMBEDDING_ADAMW)
 
 
-def evaluation_bytes(shape: ModelShape, method: Method, kind: Literal["cpu", "cuda"]) -> int:
+def evaluation_bytes(shape: ModelShape, method: Method, device: Device) -> int:
     """Return the bytes that evaluation and serving load: the base dequantized, and the adapter, without rows."""
     what = learning(shape, method)
-    size = 2 if kind == "cuda" else FLOAT
+    size = 2 if device.has_bfloat16 else FLOAT
     beside = what.num_learning * FLOAT if what.is_adapter and method.kind != "osf" else 0
-    return shape.num_parameters * size + beside + RUNTIME[kind]
+    return shape.num_parameters * size + beside + RUNTIME[device.kind]
 
 
 def _logits(shape: ModelShape, method: Method, size: int, scored: int) -> int:

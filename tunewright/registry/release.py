@@ -244,6 +244,7 @@ def _none_before(registry: Registry, events: Sequence[Event], held: str, there: 
     return (
         f"{none}: {', '.join([*now, *was])}, and no other version was {registry.alias} before; "
         f"{command('promote', registry, 'VERSION')} moves it to any"
+        + (f", and {command('withdraw', registry)} takes it off" if held else "")
     )
 
 

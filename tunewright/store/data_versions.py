@@ -36,7 +36,7 @@ from tunewright.similarity.prompts import BOILERPLATE
 from tunewright.store import data_history
 from tunewright.store.caching import kept
 from tunewright.store.data_history import Replaced, StageOutput, Version, file_of, history, read, write
-from tunewright.store.histories import held
+from tunewright.store.histories import held, up_to_date
 from tunewright.store.lineage import NO_SPLIT
 
 log = logging.getLogger("tunewright")
@@ -55,6 +55,11 @@ class Before(BaseModel, frozen=True):
     splits: Artifact | None  # with sides.parquet; None also where split.sticky is false
     unique: Artifact | None = None  # with boilerplate.json; likewise
     is_sample: bool = False  # of the data: compared with the version before them, but no version
+
+
+def require_history(name: str) -> None:
+    """Raises ConfigError where the shared store is another one than the history of a pipeline's data comes from."""
+    up_to_date(file_of(name))
 
 
 def before(name: str, rows: Rows, settings: Split, *, is_sample: bool = False) -> Before:

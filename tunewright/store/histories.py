@@ -58,19 +58,32 @@ def up_to_date(file: Path) -> Path:
     return file
 
 
+def require_states(store: SharedStore) -> None:
+    """Raises ConfigError where the store lacks a state of a history that this home had from one."""
+    notes = config.home() / "shared"
+    for note in sorted(notes.rglob("*.json")):
+        file = config.home() / note.relative_to(notes).with_suffix("")
+        _require_state(store, file, store.newest(path_in_home(file))[0])
+
+
+def _require_state(store: SharedStore, file: Path, number: int) -> None:
+    state = _state(file)
+    if number < state.number and file.exists():
+        raise ConfigError(
+            f"{store.named}: {file} is state {state.number} of a history of which this store has "
+            f"{f'only {number}' if number else 'none'}: it is another store, not mounted, or restored from an older "
+            f"backup; accepted: the store of this home; to go by this store, move {file} away"
+        )
+
+
 def _fetch(store: SharedStore, file: Path) -> None:
     """Bring a file up to date.
 
     Raises ConfigError where it has a history from before it was shared, or lines that the store has lost.
     """
     number, newest = store.newest(path_in_home(file))
+    _require_state(store, file, number)
     own, state = _content(file), _state(file)
-    if number < state.number and own is not None:
-        raise ConfigError(
-            f"{store.named}: {file} is state {state.number} of a history of which this store has "
-            f"{f'only {number}' if number else 'none'}: it is another store, not mounted, or restored from an older "
-            f"backup; accepted: the store of this home; to go by this store, move {file} away"
-        )
     if not number or (number == state.number and own is not None and _sha256(own) == state.sha256):
         return
     if own not in {None, newest} and not state.number:

@@ -39,7 +39,7 @@ from tunewright.store import disk
 
 log = logging.getLogger("tunewright")
 
-ACCEPTED = "a folder, or a URL s3://BUCKET/..., gs://BUCKET/... or abfs://CONTAINER/..."
+ACCEPTED = "the absolute path of a folder, or a URL s3://BUCKET/..., gs://BUCKET/... or abfs://CONTAINER/..."
 S3, GCS, AZURE = ("s3fs", "s3"), ("gcsfs", "gcs"), ("adlfs", "azure")  # a library, and the extra that has it
 LIBRARIES = {"s3": S3, "s3a": S3, "gs": GCS, "gcs": GCS, "abfs": AZURE, "abfss": AZURE, "az": AZURE}
 CONTENT = "content"
@@ -124,6 +124,7 @@ class SharedStore:
         content = self._read(f"trees/{at}.json")
         if content is None:
             return False
+        config.make_home()  # for its owner alone, before anything is laid into it
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         try:
