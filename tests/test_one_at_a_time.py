@@ -264,7 +264,8 @@ def test_who_needs_several_gpus_is_not_overtaken_by_those_that_need_one(
         until(lambda: len(tickets()) == 1, every=0.01)
         small.start()
         until(lambda: "1 other waits before this one" in caplog.text, every=0.01)
-        assert "waiting for 3 of 3 GPUs: GPU-aa in use since " in caplog.text and "early-bird" in caplog.text
+        until(lambda: "waiting for 3 of 3 GPUs: GPU-aa in use since " in caplog.text, every=0.01)
+        assert "early-bird" in caplog.text
         assert not large.holds.is_set() and not small.holds.is_set()
         with held(["GPU-dd"], "run elsewhere"):
             pass  # who waits for other GPUs does not keep it waiting

@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 from registered import runs
 from test_json import documented, faults
 from typer.testing import CliRunner
+from waiting import until
 
 from tunewright.artifacts import Registered
 from tunewright.cli.main import app
@@ -153,8 +154,13 @@ def test_a_person_chooses_in_the_browser_and_saves_a_table_that_can_be_recorded(
                 page.get_by_text(f"{own(row, said)} is better").click()
             else:
                 page.keyboard.press("t")
-        page.reload()
-        expect(page.locator("#place")).to_have_text("Pair 1 of 3; 3 chosen")
+        expect(page.locator("#place")).to_have_text("Pair 3 of 3; 3 chosen")
+
+        def reloaded() -> str | None:
+            page.reload()
+            return page.locator("#place").text_content()
+
+        until(lambda: reloaded() == "Pair 1 of 3; 3 chosen")  # a busy browser lays the choices down a little later
         with page.expect_download() as saving:
             page.get_by_text("Save choices").click()
         assert saving.value.suggested_filename == "triage-2-review.csv"
