@@ -109,7 +109,7 @@ def _verdict(outcome: Outcome) -> Text:
 
 def _sums(account: Account) -> Iterator[str]:
     yield (
-        f"{account.read:,} rows read = {account.kept:,} kept + {account.quarantined:,} quarantined "
+        f"{account.begins()} = {account.kept:,} kept + {account.quarantined:,} quarantined "
         f"+ {account.duplicates:,} duplicate{'' if account.duplicates == 1 else 's'}"
     )
     if account.train:

@@ -75,9 +75,9 @@ class Columns(NamedTuple):
     special_token: str | None  # the first one that a text holds
     num_replacement_characters: int
     mojibake: str | None  # the first words that were decoded wrongly, and what they were: "cafÃ© for café"
-    prompt_language: str | None  # ISO 639 code, of the last user turn; None for too little text, code, JSON, labels
+    prompt_language: str | None  # ISO 639 code, of the last user turn that tells; None for too little text, code, JSON
     prompt_language_confidence: float | None  # 0.5 to 1
-    answer_language: str | None  # likewise, of the last answer
+    answer_language: str | None  # likewise, of the last answer that tells
     answer_language_confidence: float | None
     secret: str | None  # one of each kind, masked: "AWS Access Key AKIA…, JSON Web Token eyJh…"
     personal: str | None  # one of each kind, masked: "e-mail address m…@g….com, phone number +4…18"
@@ -158,10 +158,21 @@ def _identical(row: TurnTexts) -> str | None:
 
 
 def language_of_prompt(asked: Sequence[str]) -> Language | None:
-    """The language of the last paragraph of a user's last turn, or of its first if that is unclear."""
-    text = asked[-1].rstrip() if asked else ""
+    """The language of the user's last turn, or of the last one before it that tells; None where none does.
+
+    It is that of a turn's last paragraph, or of its first if that is unclear.
+    """
+    return _last_told(_language_of_turn, asked)
+
+
+def _language_of_turn(text: str) -> Language | None:
+    text = text.rstrip()
     last = text.rpartition("\n\n")[2]
     return language(last) or (language(text.partition("\n\n")[0]) if len(last) < len(text) else None)
+
+
+def _last_told(language_of: Callable[[str], Language | None], texts: Sequence[str]) -> Language | None:
+    return next(filter(None, map(language_of, reversed(texts))), None)
 
 
 def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
@@ -190,7 +201,7 @@ _COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "num_replacement_characters": lambda row: row.whole.count("\ufffd"),
     "mojibake": lambda row: _first(map(mojibake, row.said)),
     "prompt_language": lambda row: language_of_prompt(row.asked),
-    "answer_language": lambda row: language(row.answers[-1]) if row.answers else None,
+    "answer_language": lambda row: _last_told(language, row.answers),
     "secret": lambda row: ", ".join(map(str, secrets(row.whole))) or None,
     "personal": lambda row: ", ".join(map(str, personal(row.whole))) or None,
     "refusal": lambda row: _first(map(refusal, row.answers)),

@@ -96,13 +96,9 @@ def _cut_off_answer(_: Entry, frame: pd.DataFrame) -> list[Rule]:
     lengths, numbers = np.unique(frame["max_answer_chars"].dropna().to_numpy(dtype=np.int64), return_counts=True)
     cap = length_cap(dict(zip(lengths.tolist(), numbers.tolist(), strict=True)))
     if cap is not None and cap >= MIN_PROSE:  # below, many answers may be the same label
-        rules.append(
-            between(
-                "an answer has {value} characters, the length at which many are cut off",
-                "max_answer_chars",
-                most=cap - 1,
-            )
-        )
+        fault = "an answer has {value} characters, the length at which many are cut off"
+        at_cap = gxe.ExpectColumnValuesToNotBeInSet(column="max_answer_chars", value_set=[cap])
+        rules.append(Rule(fault, at_cap))
     return rules
 
 

@@ -88,6 +88,7 @@ def render(
         found=found,
         conflicts=conflicts,
         num_examples=EXAMPLES,
+        num_all=results.read + results.general,
         counted=counted,
     )
 
@@ -126,9 +127,10 @@ def _shares(profile: Profile, earlier: Profile | None) -> Iterator[Shares]:
 
 def summary(results: CheckResults) -> str:
     """The account, the most frequent reasons, the findings and what changed, as Markdown without raw HTML."""
+    made = f" + {counted(results.general, 'general row')} made" if results.general else ""
     lines = [
-        f"{results.read:,} records read = {results.kept:,} passed + {results.refused:,} quarantined by ingest "
-        f"+ {results.quarantined:,} quarantined by check"
+        f"{counted(results.read, 'record')} read{made} = {results.kept:,} passed + {results.refused:,} quarantined by "
+        f"ingest + {results.quarantined:,} quarantined by check"
     ]
     counts = [(count, name, stage) for stage, found in results.reasons.items() for name, count in found.items()]
     counts.sort(key=lambda each: (-each[0], each[1]))

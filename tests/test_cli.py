@@ -269,7 +269,7 @@ def test_a_run_for_a_program_writes_one_json_object_and_nothing_else(
         assert stage["state"] == "ran"
         assert Path(stage["artifact"], "manifest.json").is_file()
     of_splits = {"train", "validation", "test", "replay", "undesirable"}
-    assert said["rows"].keys() == {"read", "kept", "quarantined", "duplicates", *of_splits}
+    assert said["rows"].keys() == {"read", "general", "kept", "quarantined", "duplicates", *of_splits}
     assert said["rows"]["read"] == len(ROWS)
     assert said["scores"].keys() == {"base", "few_shot", "retrieval", "candidate", "constant"}
     assert "exact_match" in said["scores"]["candidate"]

@@ -24,6 +24,8 @@ ENGLISH, GERMAN = "Where is the parcel that I ordered?", "Das Paket wurde gester
 def test_the_languages_are_those_of_the_last_question_and_the_last_answer() -> None:
     turns = said(GERMAN, ENGLISH, ENGLISH, GERMAN, system=GERMAN)
     assert (one(turns, "prompt_language"), one(turns, "answer_language")) == ("en", "de")
+    unclear_at_the_end = said(GERMAN, ENGLISH, "ok?", "yes")
+    assert [one(unclear_at_the_end, f"{part}_language") for part in ("prompt", "answer")] == ["de", "en"]
     assert one(said(ENGLISH, "card_arrival"), "answer_language") is None
     assert one(said(ENGLISH), "answer_language_confidence") is None
 

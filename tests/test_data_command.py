@@ -438,7 +438,7 @@ def test_the_stages_name_what_they_were_made_from(data: PipelineData) -> None:
     assert stages["check"]["parents"] == {"ingest": stages["ingest"]["digest"]}
     assert stages["split"]["parents"]["dedupe"] == stages["dedupe"]["digest"]
     assert stages["split"]["parents"]["split"] == told["versions"][0]["splits"]["digest"], "the splits it went on from"
-    assert stages["ingest"]["rows"] == {"read": 12, "rows": 11, "quarantined": 1, "held_out": 0}
+    assert stages["ingest"]["rows"] == {"read": 12, "rows": 11, "quarantined": 1, "held_out": 0, "general": 0}
     assert Path(stages["split"]["artifact"], "manifest.json").is_file()
     assert (told["name"], told["version"], told["missing"]) == ("triage", 2, "")
     assert [(v["number"], v["added"], v["removed"]) for v in told["versions"]] == [(1, 2, 0), (2, 9, 0)]

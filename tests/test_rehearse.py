@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from split_rows import prompts as texts_of_words
 
 from tunewright.artifacts import Artifact, Base, Splits
+from tunewright.artifacts.payloads import CheckResults, LeakProof
 from tunewright.artifacts.placement import SPLITS
 from tunewright.cli import deployment_file
 from tunewright.cli.data import find, look_up
@@ -24,6 +25,7 @@ from tunewright.config import (
     Checks,
     Data,
     Evaluation,
+    Expectation,
     Method,
     Model,
     Preference,
@@ -33,9 +35,11 @@ from tunewright.config import (
     Split,
     Training,
 )
+from tunewright.data_checks.report import summary
 from tunewright.flows.calls import Reached, Run, Step, stages
 from tunewright.flows.finetune import pipeline, plan
 from tunewright.flows.outcome import Outcome
+from tunewright.reports.account import growth_sentence
 from tunewright.store import pipelines
 from tunewright.tasks import rehearse as rehearsing
 from tunewright.tasks.forgetting import tasks, texts
@@ -161,7 +165,7 @@ def test_the_base_answers_become_rows_behind_the_others_and_growing_data_get_the
     assert rows[: len(own)] == own
     general = rows[len(own) :]
     assert (len(general), few.num_general) == (10, 10)
-    assert (few.num_read, few.num_rows, few.num_quarantined) == (len(own) + 11, len(own) + 10, 1)
+    assert (few.num_read, few.num_rows, few.num_quarantined) == (len(own) + 1, len(own) + 10, 1)
     for row in general:
         asked, said = row["messages"]
         assert (asked["role"], said["role"], row["use_as"], row["file"]) == ("user", "assistant", "replay", FILE)
@@ -218,11 +222,43 @@ def test_the_splits_and_the_version_of_the_data_are_the_same_with_any_base_and_w
     assert data.title == "data of tiny: version 1 of 1"
     found = figures(data.past[0])
     assert found["rows"] == found["new"] == len(OWN) + other["rehearse"].num_general
+    assert (found["read"], found["general"], found["refused"]) == (len(OWN) + 1, other["rehearse"].num_general, 1)
     assert min(count for count in found.values() if count is not None) >= 0
     write([*OWN, {"instruction": "And one more?", "output": "shelf"}])
     grown = run(settings(bases[0]))
     assert splits[0].items() <= split_of(grown["split"], general=False).items()
     assert [version.number for version in look_up(settings(bases[0])).past] == [1, 2]
+    kept, replay = len(OWN), grown["split"].num_replay
+    assert growth_sentence(LeakProof.load(grown["split"])) == (
+        f"Since the previous version: {kept + 1 + replay} rows in splits = {kept} that kept theirs + 1 that is new + "
+        f"{replay} replay rows."
+    )
+
+
+def test_checks_compare_the_rows_of_the_task_alone_and_count_the_general_ones_apart(bases: tuple[Base, Base]) -> None:
+    write([{"instruction": row["instruction"], "output": json.dumps([row["output"]])} for row in OWN])
+    severe = tuple(Expectation(name=name, severity="warning") for name in ("no_json_answer", "language"))
+    made = run(settings(bases[0], checks=Checks(max_quarantined_share=1, expectations=severe)))
+    general = made["rehearse"].num_general
+    aside = pq.read_table(made["check"].path("quarantine.parquet"), columns=["file", "reason"]).to_pylist()
+    assert general > 0 and {row["reason"] for row in aside if row["file"] == FILE} <= {"replacement_character"}
+    results = CheckResults.load(made["check"])
+    assert (results.read, results.general, results.rows) == (len(OWN) + 1, general, len(OWN) + general)
+    assert f"{len(OWN) + 1} records read + {general} general rows made = " in summary(results)
+    assert "general rows made" in made["check"].path("report.html").read_text()
+    (of_json,) = (each for each in results.expectations if each.name == "no_json_answer")
+    assert of_json.failed == 0
+
+
+def test_general_rows_that_are_all_quarantined_are_warned_of(bases: tuple[Base, Base]) -> None:
+    long = (Expectation(name="length_out_of_bounds", arguments={"max_prompt_chars": 12}),)
+    write([{"instruction": f"Where {at}?", "output": row["output"]} for at, row in enumerate(OWN)])
+    made = run(settings(bases[0], checks=Checks(max_quarantined_share=1, expectations=long)))
+    (said,) = made["check"].warned
+    number = made["rehearse"].num_general
+    assert said == (
+        f"all of the {number} replay rows are quarantined (length_out_of_bounds {number}): no general row trains"
+    )
 
 
 def test_a_general_row_is_found_with_its_life(bases: tuple[Base, Base]) -> None:

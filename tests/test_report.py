@@ -216,7 +216,7 @@ def test_what_a_run_did_not_reach_is_not_in_its_json() -> None:
     rows = Rows(num_read=9, num_rows=8, num_quarantined=1, reasons={"bad_json": 1}, detected={})
     told = Outcome.of([Step(stage="ingest", state="ran", record=rows)]).as_json()
     assert told.keys() == {"stages", "saved_seconds", "rows", "reasons"}
-    assert told["rows"] == {"read": 9, "kept": 8, "quarantined": 1, "duplicates": 0}
+    assert told["rows"] == {"read": 9, "general": 0, "kept": 8, "quarantined": 1, "duplicates": 0}
 
 
 def test_tasks_are_counted_as_they_are_listed() -> None:

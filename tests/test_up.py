@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ def test_a_training_that_is_cut_short_in_every_way_goes_on_and_is_registered_onc
     assert up.ended(first := up.run())["type"] == "COMPLETED", up.state(first)["message"]
     (file,) = up.home.glob("artifacts/train/*/metrics.jsonl")
     seconds = [json.loads(line)["seconds"] for line in file.read_text().splitlines() if '"seconds"' in line]
-    steps = round(TRAINING_SECONDS / statistics.median(seconds))
+    steps = round(TRAINING_SECONDS / min(seconds))  # the machine may have been busy here, and not be later
     assert up.versions() == 1
 
     def again() -> str:

@@ -51,15 +51,17 @@ def data_json(data: PipelineData) -> dict[str, Any]:
 def figures(version: Version) -> dict[str, int | None]:
     """Count the records of a version by outcome; None where it cannot be known any more.
 
-    read = refused (quarantined by ingest) + rows; rows = those of the version before + new - gone = quarantined (later)
-    + removed + the three splits.
+    read + general (made by rehearse) = refused (quarantined by ingest) + rows; rows = those of the version before + new
+    - gone = quarantined (later) + removed + the three splits.
     """
     count = version.counts
+    general = count.get("general", 0)  # of an earlier Tunewright among those that were read
     splits = {name: count[name] for name in ("train", "validation", "test")}
     removed = count["checked"] - count["unique"]
     return {
         "read": count["read"],
-        "refused": count["read"] - count["rows"],
+        "general": general,
+        "refused": count["read"] + general - count["rows"],
         "rows": count["rows"],
         "new": version.added,
         "gone": version.removed,

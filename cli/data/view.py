@@ -138,10 +138,12 @@ def _rows(artifact: Artifact) -> str:
 
 def _versions(data: PipelineData) -> Table:
     """Print the records of each version by outcome, with the counts of `figures`."""
-    table = plain_table("version", *(COLUMNS.get(name, name) for name in figures(data.past[0])), "accepted (UTC)")
-    for version in data.past:
+    of_versions = [figures(version) for version in data.past]
+    names = [name for name in of_versions[0] if name != "general" or any(found[name] for found in of_versions)]
+    table = plain_table("version", *(COLUMNS.get(name, name) for name in names), "accepted (UTC)")
+    for version, found in zip(data.past, of_versions, strict=True):
         here = " *" if version == data.version else ""
-        counts = ["" if count is None else f"{count:,}" for count in figures(version).values()]
+        counts = ["" if found[name] is None else f"{found[name]:,}" for name in names]
         table.add_row(f"{version.number}{here}", *counts, _clock(version.accepted))
     return table
 

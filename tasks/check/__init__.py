@@ -105,7 +105,9 @@ def check(
     examples = accounting.write(file, folder, validated)
     accounting.write_findings(folder, validated)
     since = since_version(of_set, before, before_number)
-    came = results(validated, of_set, refused, quarantined, since, stops, given, accounting.held_out(rows))
+    came = results(
+        validated, of_set, refused, quarantined, since, stops, given, accounting.held_out(rows), rows.num_general
+    )
     page = render(
         came,
         of_set.profile,
@@ -120,12 +122,13 @@ def check(
     (folder / "report.html").write_text(page, encoding="utf-8")
     if stops:
         raise DataError(stops, see=("report.html", "quarantine.parquet", came.FILE))
-    for said in came.user_provided_splits:
+    warned = [*came.user_provided_splits, *accounting.no_replay_left(validated)]
+    for said in warned:
         log.warning("check: %s", said)
     return CheckedRows(
         num_rows=came.kept,
         num_quarantined=came.quarantined,
         reasons=quarantined,
         findings=came.findings,
-        warned=came.user_provided_splits,
+        warned=tuple(warned),
     )

@@ -15,22 +15,32 @@ from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
 from tunewright.data_checks.rules import answers_by_prompt
 from tunewright.privacy.excerpts import excerpt, in_a_line, masked
-from tunewright.reports.pages import percent
-from tunewright.tasks.check.validate import ValidatedRows, ValidatedSet
+from tunewright.reports.pages import counted, percent
+from tunewright.tasks.check.validate import Mask, ValidatedRows, ValidatedSet, is_replay
 from tunewright.tools.conversation import prompt_and_answer, shown_turns
 
 Record = dict[str, Any]  # of QUARANTINE_SCHEMA
 Examples = dict[str, list[Record]]
 
 
-def reasons(validated: ValidatedRows) -> dict[str, int]:
-    """Reason -> rows that are quarantined for it, the most frequent first."""
+def reasons(validated: ValidatedRows, only: Mask | None = None) -> dict[str, int]:
+    """Reason -> rows that are quarantined for it, of all or `only` of some, the most frequent first."""
     counts: Counter[str] = Counter()
-    blamed = np.zeros(len(validated.frame), dtype=np.bool_)
+    blamed = np.zeros(len(validated.frame), dtype=np.bool_) if only is None else ~only
     for outcome, fails in zip(validated.quarantined, validated.failing(), strict=True):
         counts[outcome.entry.name] += int((fails & ~blamed).sum())
         blamed |= fails
     return {reason: count for reason, count in counts.most_common() if count}
+
+
+def no_replay_left(validated: ValidatedRows) -> list[str]:
+    """Say that there were replay rows and none of them is kept; empty where that is not so."""
+    replay = is_replay(validated.frame)
+    if not replay.any() or validated.kept()[replay].any():
+        return []
+    counts, of_replay = reasons(validated, only=replay), int(replay.sum())
+    listed = ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+    return [f"all of the {counted(of_replay, 'replay row')} are quarantined ({listed}): no general row trains"]
 
 
 def stops(validated: ValidatedRows, of_set: ValidatedSet, counts: dict[str, int], limit: float) -> str:

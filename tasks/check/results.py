@@ -38,18 +38,20 @@ def results(
     stopped: str,
     given: Sequence[Given],
     held_out: Sequence[tuple[str, str, int]],
+    num_general: int,
 ) -> CheckResults:
     """The account, the reasons, every expectation with its outcome, and the files.
 
     `since` is what changed since the version before, and `held_out` has the evaluation files: how each was read, and
-    its records.
+    its records. `num_general` of the rows are from rehearse and were read from no file.
     """
     num_refused, num_quarantined, num_rows = sum(refused.values()), sum(quarantined.values()), len(validated.frame)
     values = {name: measure.value for name, measure in of_set.measures.items()}
     conflicting = validated.conflicting()
     return CheckResults(
         stopped=stopped,  # why the run does; empty where it goes on
-        read=num_rows + num_refused,
+        read=num_rows + num_refused - num_general,
+        general=num_general,
         refused=num_refused,
         rows=num_rows,
         kept=num_rows - num_quarantined,

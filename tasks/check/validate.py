@@ -52,6 +52,9 @@ COUNTED = {
     "rejected_chars",
 }
 
+# What a replay row, which belongs to another task, is not compared by with the rows of this one: null in its columns.
+OF_TASK = {"prompt_language", "answer_language", "no_json"}
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -111,7 +114,7 @@ def validate_rows(
     empty = schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
     stop_if_broken(ValidatedRows(empty, run(empty, schema_expectations(ROW_SCHEMA))), file)
     frame, of_texts = _look(file, suite, special_tokens, engine)
-    of_table, of_rows = table_expectations(ROW_SCHEMA), row_expectations(suite, frame)
+    of_table, of_rows = table_expectations(ROW_SCHEMA), row_expectations(suite, _own_rows(frame))
     validated = ValidatedRows(frame, [*run(frame, of_table), *(run(frame, of_rows) if of_rows else []), *of_texts])
     stop_if_broken(validated, file)
 
@@ -160,11 +163,13 @@ def _look(
     of_texts = tuple(entry for entry in suite if entry.own and looks_at_texts(own_expectation(entry)))
     looked = list(look(file, Ask(_columns(suite), tuple(special_tokens), of_texts), engine))
     if not looked:
-        return pd.DataFrame({name: [] for name in Columns._fields}), []
+        return pd.DataFrame({name: [] for name in (*Columns._fields, "use_as")}), []
     starts = list(accumulate((batch.columns.num_rows for batch in looked[:-1]), initial=0))
     outcomes = [joined(parts, starts) for parts in zip(*(batch.of_texts for batch in looked), strict=True)]
     table = pa.concat_tables(batch.columns for batch in looked)
-    return table.to_pandas(types_mapper=pd.ArrowDtype, self_destruct=True), outcomes
+    frame = table.to_pandas(types_mapper=pd.ArrowDtype, self_destruct=True)
+    frame.loc[is_replay(frame), [name for name in frame if name in OF_TASK]] = None
+    return frame, outcomes
 
 
 def _columns(suite: Sequence[Entry]) -> frozenset[str]:
@@ -204,9 +209,14 @@ def validate_set(
     return ValidatedSet(found, earlier, changed, measured, outcomes)
 
 
+def is_replay(frame: pd.DataFrame) -> Mask:
+    """(rows,) whether each is a replay row."""
+    return frame["use_as"].eq("replay").fillna(value=False).to_numpy(dtype=np.bool_)
+
+
 def _own_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `frame` but replay rows."""
-    return frame[frame["use_as"].ne("replay").fillna(value=True)]
+    return frame[~is_replay(frame)]
 
 
 def _listed(frame: pd.DataFrame, globs: Mapping[str, str]) -> pd.Series:

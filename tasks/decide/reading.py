@@ -205,8 +205,8 @@ def kinds(test: pa.Table, references: Mapping[str, str], *, has_calls: bool = Fa
     """{kind: {row_id: slice}} of the test rows (row_id, source, messages) and their references.
 
     Language and length are those of a prompt's own text, without the sentences that many rows have, such as the
-    instruction. Where that text is too short to tell the language, it is that of the user's last turn. With `has_calls`
-    a kind is whether the reference calls a tool.
+    instruction. Where that text is too short to tell the language, it is that of the user's turns, as in check. With
+    `has_calls` a kind is whether the reference calls a tool.
 
     What a name shows of secrets and personal data is masked, as in other reports.
     """

@@ -131,7 +131,6 @@ def rehearse(folder: Path, rows: Rows, base: Base, share: float, untrained: floa
     _write(folder, rows, general_rows(answers))
     kept = rows.model_dump(exclude={*Artifact.model_fields})
     more = {
-        "num_read": rows.num_read + len(answers),
         "num_rows": rows.num_rows + len(answers),
         "num_general": len(answers),
         "warned": warned,

@@ -287,9 +287,9 @@ def split(
         versions=versions(
             assignment.split,
             columns.given,
-            before.last,
+            np.where(columns.replay, NONE, before.last),
             exact,
-            before.listed,
+            before.listed & ~columns.replay,
             before.num_left,
             earlier.digest if earlier else None,
         ),

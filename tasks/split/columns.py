@@ -92,7 +92,7 @@ class EarlierSplits(NamedTuple):
     gone: pa.Table  # ASSIGNMENTS_SCHEMA, of rows with a split that are no longer there
     last: np.ndarray  # (rows,) the split that each row had in the last version, or NONE
     listed: np.ndarray  # (rows,) whether the last version names the row at all
-    num_left: int  # rows of the last version's splits that are no longer there
+    num_left: int  # rows of the last version's splits, but replay rows, that are no longer there
 
 
 def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> EarlierSplits:
@@ -112,7 +112,7 @@ def earlier_splits(row_ids: pa.Array, earlier: Artifact | None) -> EarlierSplits
     placed = index_in(table["because"].combine_chunks(), pa.array(NOT_PLACED)) == NONE
     split, gone = _looked_up(row_ids, table)
     last, left = _looked_up(row_ids, table.filter(pa.array(placed)))
-    return EarlierSplits(split, gone, last, listed, left.num_rows)
+    return EarlierSplits(split, gone, last, listed, left.filter(pc.field("because") != "replay").num_rows)
 
 
 def _looked_up(row_ids: pa.Array, memory: pa.Table) -> tuple[np.ndarray, pa.Table]:

@@ -187,7 +187,7 @@ def versions(
     num_gone: int,
     earlier: str | None,
 ) -> EarlierRows:
-    """Count the outcomes of the rows that the last version itself had in a split (`before`, or NONE).
+    """Count the outcomes of the rows, but replay rows, that the last version had in a split (`before`, or NONE).
 
     `listed` says of each row whether the last version knew it, in a split or not.
     """

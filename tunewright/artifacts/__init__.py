@@ -178,14 +178,13 @@ class Rows(Artifact, frozen=True):
     detected: dict[str, str]  # file -> "jsonl, alpaca"
     repaired: dict[str, int] = {}  # repair -> rows in which it changed something
     num_held_out: int = 0
+    num_general: int = 0  # rows that rehearse made; num_rows has them, num_read has not
     given: dict[str, str] = {}  # file -> use_as of its source
     globs: dict[str, str] = {}  # file -> the glob that names it, of those that one does
 
 
 class Rehearsed(Rows, frozen=True):
     """rehearse: the tables of ingest, with the base's answers to general prompts as replay rows behind the others."""
-
-    num_general: int
 
 
 class CheckedRows(Artifact, frozen=True):

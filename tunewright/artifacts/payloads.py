@@ -97,6 +97,7 @@ class CheckResults(Payload, frozen=True):
 
     stopped: str  # why the run stops; empty where it goes on
     read: int  # records, those that ingest refused among them
+    general: int = 0  # rows that rehearse made, which are checked with the others
     refused: int  # by ingest
     rows: int  # that were checked
     kept: int

@@ -1,4 +1,4 @@
-"""The account of all records for pages and summaries: read = kept + quarantined + duplicates."""
+"""The account of all rows for pages and summaries: read + general = kept + quarantined + duplicates."""
 
 from collections import Counter
 
@@ -13,10 +13,11 @@ Counted = Rows | CheckedRows | UniqueRows | Splits | Tokens
 
 
 class Account(BaseModel, frozen=True):
-    """The account of all records: read = kept + quarantined + duplicates, and kept = train + validation + test.
+    """The account of all rows: read + general = kept + quarantined + duplicates, and kept = train + validation + test.
 
-    Of train `replay` are replay rows. Rows with an undesirable answer are kept, and are `undesirable` in place of their
-    split. A run that ended before the split has no splits yet, and they are 0.
+    The `general` rows are those that rehearse made. Of train `replay` are replay rows. Rows with an undesirable answer
+    are kept, and are `undesirable` in place of their split. A run that ended before the split has no
+    splits yet, and they are 0.
     """
 
     read: int
@@ -26,6 +27,7 @@ class Account(BaseModel, frozen=True):
     train: int
     validation: int
     test: int
+    general: int = 0
     replay: int = 0
     undesirable: int = 0
 
@@ -47,6 +49,7 @@ class Account(BaseModel, frozen=True):
         undesirable = tokens.sum_undesirable if tokens else sum(aside)
         return cls(
             read=rows.num_read,
+            general=rows.num_general,
             kept=train + validation + test + undesirable if is_split else last.num_rows,
             quarantined=sum(each.num_quarantined for each in (rows, checked, splits, tokens) if each),
             duplicates=unique.num_removed if unique else 0,
@@ -62,9 +65,14 @@ class Account(BaseModel, frozen=True):
         of_splits = {"train", "validation", "test", "replay", "undesirable"}
         return self.model_dump(exclude=None if self.train else of_splits)
 
+    def begins(self) -> str:
+        """The left side of the account in words, as "536 rows read + 41 general rows made"."""
+        made = f" + {counted(self.general, 'general row')} made" if self.general else ""
+        return f"{counted(self.read, 'row')} read{made}"
+
     def add_up(self) -> None:
         """Raises AssertionError where a row is lost: that would be a bug, and must never be shown as a result."""
-        if self.read != self.kept + self.quarantined + self.duplicates:
+        if self.read + self.general != self.kept + self.quarantined + self.duplicates:
             raise AssertionError(f"rows do not add up: {self}")
         splits = self.train + self.validation + self.test + self.undesirable
         if splits and self.kept != splits:
@@ -118,7 +126,7 @@ def growth_sentence(proof: LeakProof) -> str:
     if versions.earlier is None:
         return ""
     if versions.returned_in_split is not None:
-        return _growth(sum(proof.rows.values()), versions, versions.returned_in_split)
+        return _growth(proof, versions, versions.returned_in_split)
     known = versions.known_rows
     rows = sum(proof.rows.values()) + sum(proof.quarantined.values())
     moved = known - versions.stayed - versions.quarantined
@@ -137,16 +145,19 @@ def growth_sentence(proof: LeakProof) -> str:
     return f"Since the previous version: {', '.join(parts)}."
 
 
-def _growth(in_splits: int, versions: EarlierRows, returned: int) -> str:
+def _growth(proof: LeakProof, versions: EarlierRows, returned: int) -> str:
     """The sentence as a sum of the rows that are in splits now, and then those of the version before that are not."""
+    in_splits, replay = sum(proof.rows.values()), proof.because["train"].get("replay", 0)
     moved = versions.known_rows - versions.stayed - versions.quarantined
+    new = in_splits - replay - versions.stayed - moved - returned
     told = {
         "kept theirs": versions.stayed,
         "moved to another": moved,
-        f"{'is' if (new := in_splits - versions.stayed - moved - returned) == 1 else 'are'} new": new,
+        f"{'is' if new == 1 else 'are'} new": new,
         "had been quarantined or removed": returned,
     }
     parts = [f"{number:,} that {said}" for said, number in told.items() if number]
+    parts += [counted(replay, "replay row")] if replay else []
     lost = {"quarantined now": versions.quarantined, GONE: versions.gone}
     others = [f"{number:,} {'is' if number == 1 else 'are'} {said}" for said, number in lost.items() if number]
     said = f"{counted(in_splits, 'row')} in splits = {' + '.join(parts)}"

@@ -213,6 +213,7 @@ def _entry(
         splits=_part(splits),
         counts={
             "read": counted.num_read,
+            "general": counted.num_general,
             "rows": counted.num_rows,
             "checked": checked.num_rows,
             "unique": unique.num_rows,
