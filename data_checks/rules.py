@@ -50,6 +50,19 @@ def _hashes(frame: pd.DataFrame) -> Iterator[tuple[int | None, ...]]:
     return zip(*(pa.array(frame[name], pa.int64()).to_pylist() for name in HASHES), strict=True)
 
 
+def places_of_another_answer(frame: pd.DataFrame) -> list[str | None]:
+    """Return for each row of `frame` the place of the first row that gives its prompt another answer, if any."""
+    firsts: dict[int, list[tuple[int, str]]] = {}  # prompt -> the first row of each of two answers
+    for _, row in frame.drop_duplicates(["prompt_hash", "answer_hash"]).iterrows():
+        found = firsts.setdefault(row["prompt_hash"], [])
+        if len(found) < 2:
+            found.append((row["answer_hash"], f"{row['file']} line {row['line']}"))
+    return [
+        next((place for other, place in firsts[prompt] if other != answer), None)
+        for prompt, answer in zip(frame["prompt_hash"], frame["answer_hash"], strict=True)
+    ]
+
+
 def answers_by_prompt(frame: pd.DataFrame, most: int) -> list[list[int]]:
     """Return for each of the first `most` prompts in `frame` one row's index label per different answer."""
     firsts = frame.drop_duplicates(["prompt_hash", "answer_hash"])

@@ -120,6 +120,17 @@ def test_prompts_answered_in_two_ways_are_counted_and_kept(make_rows: MakeRows) 
     assert results(checked)["conflicting_prompts"] == 1
     assert checked.num_rows == 4
     assert "Go away." in checked.path("report.html").read_text()
+    found = pq.read_table(checked.path("findings.parquet")).to_pylist()
+    assert [(row["line"], row["detail"].partition("; ")[2]) for row in found] == [
+        (1, "data.jsonl line 2 has another"),
+        (2, "data.jsonl line 1 has another"),
+    ]
+
+
+def test_the_report_says_where_prompts_with_several_answers_are_that_it_does_not_show(make_rows: MakeRows) -> None:
+    rows = [(f"Which {number}?", answer) for number in range(8) for answer in ("One.", "Two.")]
+    page = check.fn(make_rows(rows), only("conflicting_answers"), SPECIAL).path("report.html").read_text()
+    assert "and 3 more prompts: <code>findings.parquet</code>, beside this page, has each row" in page
 
 
 def test_prompts_answered_in_more_ways_than_allowed_are_quarantined_where_that_is_a_warning(

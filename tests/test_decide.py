@@ -264,13 +264,13 @@ def test_the_prompt_that_is_enough_is_named_and_by_how_much() -> None:
         "few-shot prompt's .95: -.15 [-.22, -.08] on 100 test rows."
     )
     assert sentence(right(80)[::-1]) == (
-        "Not promoted: prompting the base may do as well: not enough evidence that exact match .80 is at most .02 "
-        "worse than the few-shot prompt's .80: +.00 [-.11, .11] on 100 test rows; confirming +.00 needs about "
+        "Not promoted: prompting the base may do as well: exact match .80 may still be worse than the few-shot "
+        "prompt's .80 by more than .02: +.00 [-.11, .11] on 100 test rows; confirming +.00 needs about "
         "6,300 test rows in all (80 % power)."
     )
     assert sentence(right(78)[::-1]) == (
-        "Inconclusive: better than the base, but not enough evidence that exact match .80 is at most .02 worse than "
-        "the few-shot prompt's .78: +.02 [-.10, .14] on 100 test rows; confirming +.02 needs about "
+        "Inconclusive: better than the base, but exact match .80 may still be worse than the few-shot prompt's .78 by "
+        "more than .02: +.02 [-.10, .14] on 100 test rows; confirming +.02 needs about "
         "1,700 test rows in all (80 % power)."
     )
     assert sentence(right(20)).endswith(
@@ -383,6 +383,10 @@ def test_the_smallest_detectable_gain_is_that_of_the_comparison_in_the_sentence(
     for each in (first, few):
         assert f"smallest detectable gain is {number(each.smallest_visible or 0)} " in each.sentence
     assert few.smallest_visible != max(each.smallest_visible or 0 for each in few.comparisons)
+
+    of_prompt = evidence(candidate=right(80), base=right(2), constant=right(30)[::-1], few_shot=right(78)[::-1])
+    enough = decide_scores(of_prompt, Gate())
+    assert enough.closest and (enough.closest.opponent, enough.visible_against) == ("few_shot", "base")
 
     cut = GuardrailTest(evidence("stopped", candidate=[0.0] * 20, base=[1.0] * 20), 0.05)  # rows of its own, and fewer
     kept = decide_scores(evidence(candidate=right(20), base=right(18)), Gate(), [cut])

@@ -459,6 +459,16 @@ def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
         assert said in text, said
 
 
+@pytest.mark.parametrize(
+    ("keep_general", "whose"),
+    [("auto", "the base's own answers to general prompts"), ("off", "from sources with use_as: replay")],
+)
+def test_the_card_says_how_many_training_rows_are_general_ones_and_whose(keep_general: str, whose: str) -> None:
+    text = written(num_replay=36, params={"training.keep_general": keep_general})
+    assert f"- General rows: 36 of the train rows, {whose}; they are to keep what the base could do before\n" in text
+    assert "General rows" not in written()
+
+
 def test_the_evidence_is_what_mlflow_keeps_with_the_warnings_of_the_verdict(
     register_candidate: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

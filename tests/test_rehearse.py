@@ -308,7 +308,7 @@ def test_a_plan_says_what_the_estimate_leaves_out(bases: tuple[Base, Base]) -> N
         return "; ".join(planned.costs.notes)
 
     sources = [{"path": "own.jsonl"}]
-    assert "training.keep_general=auto: at most 160 more training rows, which the estimate leaves out" in notes()
+    assert "training.keep_general=auto: at most 10 more training rows, which the estimate leaves out" in notes()
     shutil.copy("own.jsonl", "general.jsonl")
     sources.append({"path": "general.jsonl", "use_as": "replay"})
     assert "training.keep_general=auto adds no general rows: a source in data.sources has use_as: replay" in notes()

@@ -106,6 +106,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
         max_steps: int | None = None,
         epochs: float | None = None,
         best: int | None = None,
+        num_replay: int = 0,
     ) -> VerdictPage:
         asked = questions or [f"question number {at}" for at in range(len(references))]
         rows = [(f"q{at}", each) for at, each in enumerate(taught)]
@@ -214,6 +215,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
                 reasons={},
                 num_trained_tokens=9,
                 longest=9,
+                num_replay=num_replay,
             ),
             base=tiny_base.model_copy(update={"folder": manifest(tmp_path / "base_artifact")}),
             adapter=Adapter(
@@ -904,6 +906,14 @@ def test_where_general_tasks_are_forgotten_nothing_advises_more_training(
         advice[0],
     ), advice
     assert not [each for each in advice if "rain longer" in each or "more training" in each or "higher" in each], advice
+
+
+def test_a_training_with_general_rows_that_forgets_is_not_advised_to_add_what_it_has(make: Make) -> None:
+    general = {"base": [1.0] * 20, "candidate": [0.0] * 20}
+    candidate, base = wrong(RIGHT, range(8)), wrong(RIGHT, range(60))
+    (first, *_) = make(candidate, base, general=general, num_replay=1, gate=Gate(general_tasks=0.1)).suggestions
+    assert "; or more general rows, by a larger split.replay, or training.kl_to_base=1: share of" in first
+    assert "keep_general" not in first
 
 
 @pytest.mark.parametrize("kind", ["divergence", "no learning"])

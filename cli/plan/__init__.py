@@ -42,7 +42,7 @@ from tunewright.tasks.ingest.files import SourceFile, is_remote
 from tunewright.tasks.ingest.sampling import Sample, first_rows
 from tunewright.tasks.label_errors import require_clusters
 from tunewright.tasks.prefer import without_rows
-from tunewright.tasks.rehearse import prompts
+from tunewright.tasks.rehearse import room
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
@@ -137,7 +137,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         notes += rates.calibrate(what)
     notes += [sample.too_long] if sample and sample.too_long else []
     notes += _overridden(settings)
-    notes += _label_errors(settings, steps, made) + _general(settings, made)
+    notes += _label_errors(settings, steps, made) + _general(settings, made, ground)
     notes += _nothing_preferred(settings, ground, sample)
     notes += _of_rows(settings, made, sample, read.files)
     costs = _costs(case, rates, settings, notes, sample.said if sample else "")
@@ -278,7 +278,7 @@ def _label_errors(settings: Settings, steps: Sequence[Step], made: Mapping[str, 
     return [f"checks.label_error_folds={folds}: {more}, which the estimate leaves out"]
 
 
-def _general(settings: Settings, made: dict[str, Artifact | None]) -> list[str]:
+def _general(settings: Settings, made: dict[str, Artifact | None], ground: Ground) -> list[str]:
     """Say what training.keep_general does, as far as the estimate of the training does not have it."""
     if settings.training.keep_general != "auto":
         return []
@@ -286,7 +286,8 @@ def _general(settings: Settings, made: dict[str, Artifact | None]) -> list[str]:
         return [GIVEN_GENERAL]
     if made.get("rehearse") or made.get("split"):
         return []
-    return [f"training.keep_general=auto: at most {len(prompts())} more training rows, which the estimate leaves out"]
+    most = room(ground.num_rows, settings.split.replay)
+    return [f"training.keep_general=auto: at most {counted(most, 'more training row')}, which the estimate leaves out"]
 
 
 def _nothing_preferred(settings: Settings, ground: Ground, sample: Sampled | None) -> list[str]:

@@ -13,7 +13,7 @@ from tunewright.artifacts import FINDINGS_SCHEMA, QUARANTINE_SCHEMA, ROW_SCHEMA,
 from tunewright.data_checks.batches import row_batches, rows_at
 from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
-from tunewright.data_checks.rules import answers_by_prompt
+from tunewright.data_checks.rules import answers_by_prompt, places_of_another_answer
 from tunewright.privacy.excerpts import excerpt, in_a_line, masked
 from tunewright.reports.pages import counted, percent
 from tunewright.tasks.check.validate import Mask, ValidatedRows, ValidatedSet, is_replay
@@ -101,11 +101,16 @@ def write_findings(folder: Path, validated: ValidatedRows) -> None:
             if outcome.entry.severity == "info" and len(outcome.rows):
                 rows = validated.frame.iloc[outcome.rows]
                 values = rows[outcome.column] if outcome.column in rows else [""] * len(rows)
+                said = [outcome.says(in_a_line(value)) for value in values]
+                if outcome.entry.name == "conflicting_answers":
+                    others = places_of_another_answer(rows)
+                    ends = [f"; {place} has another" if place else "" for place in others]
+                    said = list(map(str.__add__, said, ends))
                 columns = {
                     "file": pa.array(rows["file"], pa.string()),
                     "line": pa.array(rows["line"], pa.int64()),
                     "finding": [outcome.entry.name] * len(rows),
-                    "detail": [outcome.says(in_a_line(value)) for value in values],
+                    "detail": said,
                 }
                 found.write_table(pa.table(columns, schema=FINDINGS_SCHEMA))
 

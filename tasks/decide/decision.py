@@ -103,7 +103,8 @@ def decide_scores(
         longest = needs_most((*all_compared, *held))
         rows_needed = longest.rows_needed if longest else None
     is_poor = decision == "promote" and not (to_reach or is_prose) and is_more_wrong(to_beat[0])
-    measured = closest if closest in to_beat else min(to_beat, key=_hardest)
+    models = [each for each in to_beat if each.opponent != CONSTANT]
+    measured = closest if closest in to_beat else min(models, key=_hardest)
     return _decision(
         evidence,
         gate,

@@ -161,10 +161,8 @@ def _prompting(decisive: Comparison) -> str:
 
 
 def _unmatched(prompt: Comparison) -> str:
-    return (
-        f"not enough evidence that {_what(prompt)} is at most {exactly(-prompt.threshold)} worse than "
-        f"{_theirs(prompt)}: {_on(prompt)}"
-    )
+    most = exactly(-prompt.threshold)
+    return f"{_what(prompt)} may still be worse than {_theirs(prompt)} by more than {most}: {_on(prompt)}"
 
 
 def _needed(decisive: Comparison, longest: Comparison) -> str:

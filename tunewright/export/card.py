@@ -75,6 +75,7 @@ def written(evidence: CardEvidence, made: ExportedForm) -> str:
     front = yaml.safe_dump(_front(evidence, made), sort_keys=False, allow_unicode=True, width=120)
     kind = params.get("method.kind", UNKNOWN)
     level = percent(2 * verdict.confidence - 1)
+    is_made = params.get("training.keep_general") == "auto"  # which adds none to replay rows of the user's
     return _template().render(
         front=front,
         evidence=evidence,
@@ -85,6 +86,7 @@ def written(evidence: CardEvidence, made: ExportedForm) -> str:
         sources=", ".join(map(code, evidence.sources)),
         method=_settings("method", METHOD.get(kind, ()), params),
         training=_settings("training", TRAINING, params),
+        general="the base's own answers to general prompts" if is_made else "from sources with use_as: replay",
         languages=_languages(verdict),
         scores=list(_scores(verdict)),
         metrics=_metrics(verdict),

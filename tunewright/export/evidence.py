@@ -1,6 +1,7 @@
 """The record in MLflow of how a version was made and measured, from which its model card is made."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +29,7 @@ class CardEvidence(NamedTuple):
     verdict: VerdictDetails
     sentence: str  # of the verdict, which does not say that it waits
     rows: dict[str, int]  # split -> rows
+    num_replay: int = 0  # general rows among those that train
 
     @property
     def sources(self) -> list[str]:
@@ -56,6 +58,7 @@ def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) ->
         verdict = VerdictDetails.load_from(files.download(f"runs:/{run_id}/{file}", folder).parent)
     except ValidationError:
         raise TunewrightError(f"{uri}: {file} of run {run_id} was altered; {files.CURE}") from None
+    profiles = dict(_profiles(run.inputs.dataset_inputs if run.inputs else ()))
     return CardEvidence(
         name=version.name,
         version=str(version.version),
@@ -63,15 +66,17 @@ def of_version(client: "MlflowClient", version: "ModelVersion", folder: Path) ->
         tags=run.data.tags,
         verdict=verdict,
         sentence=verdict_of(version),
-        rows=dict(_rows(run.inputs.dataset_inputs if run.inputs else ())),
+        rows={split: int(profile["num_rows"]) for split, profile in profiles.items()},
+        num_replay=int(profiles.get("train", {}).get("num_replay", 0)),
     )
 
 
-def _rows(inputs: Any) -> Any:
+def _profiles(inputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The counts of each split of the data that a run has as its inputs."""
     for each in inputs:
         split = next((tag.value for tag in each.tags if tag.key == CONTEXT), None)
         if split and each.dataset.profile:
-            yield split, int(json.loads(each.dataset.profile)["num_rows"])
+            yield split, json.loads(each.dataset.profile)
 
 
 def _is_source(key: str) -> bool:

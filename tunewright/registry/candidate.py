@@ -335,6 +335,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
     asks = candidate.settings.gate.approval and candidate.run.verdict.decision == "promote"
     number, limit = candidate.data_version, candidate.settings.data.limit
     data = f"version {number} of the data" if number else f"a sample of the data by data.limit={limit}, no version"
+    general = f" ({counted(tokens.num_replay, 'general row')} among them)" if tokens.num_replay else ""
     most_similar = below(splits.largest_similarity, candidate.settings.split.threshold)
     lines = [
         candidate.run.verdict.sentence,
@@ -356,7 +357,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         ),
         *([f"- Method: few-shot prompt. {run.adapter.says()}"] if isinstance(run.adapter, FewShotExamples) else []),
         *(f"- In training: {candidate.page.without_opposite(w)}" for each in run.trainings for w in each.warnings),
-        f"- Rows: {tokens.num_train} train, {tokens.num_validation} validation, "
+        f"- Rows: {tokens.num_train} train{general}, {tokens.num_validation} validation, "
         f"{tokens.num_test} test (used only for the decision); "
         f"{data} ({splits.digest[:12]}), from "
         f"{', '.join(code(name) for name in sorted(candidate.lineage))}",

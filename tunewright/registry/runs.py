@@ -166,7 +166,9 @@ def _log_data(client: "MlflowClient", candidate: Candidate, run_id: str) -> None
     inputs = []
     for split, size in sizes.items():
         # The rows that render left are counted. The sha256 is equal for candidates measured on equal rows.
-        profile = json.dumps({"num_rows": size, "sha256": digest_of(splits.path(f"{split}.parquet"))})
+        replay = tokens.num_replay if split == "train" else 0
+        counts = {"num_rows": size} | ({"num_replay": replay} if replay else {})
+        profile = json.dumps(counts | {"sha256": digest_of(splits.path(f"{split}.parquet"))})
         dataset = Dataset(*data(candidate, split), "files", source, profile=profile)
         inputs.append(DatasetInput(dataset, [InputTag(CONTEXT, split)]))
     client.log_inputs(run_id, inputs)
