@@ -14,6 +14,7 @@ from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
 from tunewright.errors import ConfigError
+from tunewright.reports.pages import counted
 
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.export import Exported
@@ -137,7 +138,7 @@ def _show(console: Console, found: "Exported") -> None:
     for path, each in found.files.items():
         console.print(Text(f"  {decimal(each):>10}  {path}"))
     parity = found.parity
-    ties = f", {parity.near_ties} others from a near tie on" if parity.near_ties else ""
+    ties = f", {counted(parity.near_ties, 'other')} from a near tie on" if parity.near_ties else ""
     ties += f", {parity.others} other tokens" if parity.others else ""
     said = (
         f"parity: {parity.same} of {parity.rows} test rows get the same tokens{ties}; the mean log-probability of "
