@@ -100,6 +100,9 @@ def test_a_health_check_goes_by_the_answer(answer: int, healthy: bool) -> None:
         assert is_healthy(command) == healthy
         server.shutdown()
     assert not is_healthy(command), "nobody listens"
+    for call in ([INFRA / "is-healthy"], command, [INFRA / "is-healthy", "health"]):
+        failed = subprocess.run(call, capture_output=True, text=True)
+        assert failed.returncode == 1 and len(failed.stderr.splitlines()) == 1, failed.stderr
 
 
 def test_the_image_has_extras_and_a_torch_of_the_project() -> None:
@@ -116,11 +119,6 @@ def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missi
     again = subprocess.run([infra / "make-env", HOST.upper()], capture_output=True, text=True, check=True)
     assert "is there already" in again.stdout
     assert before == contents_of(infra)
-    for wrong in ("https://x", "localhost"):
-        refused = subprocess.run([infra / "make-env", wrong], capture_output=True, text=True)
-        assert refused.returncode == 2 and refused.stderr.startswith(
-            f"error: {wrong}: accepted: a name or address under "
-        )
     authority = (infra / "certificates" / "ca.crt").read_bytes()
     (infra / "certificates" / "host.crt").unlink()
     subprocess.run([infra / "make-env", HOST], check=True, capture_output=True)
@@ -129,6 +127,59 @@ def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missi
     need("docker-compose")
     missing = subprocess.run(["docker-compose", "config", "-q"], cwd=infra, capture_output=True, text=True)
     assert missing.returncode and "run infra/make-env first" in missing.stderr
+
+
+def test_make_env_writes_nothing_before_it_has_checked_its_argument(tmp_path: Path) -> None:
+    infra = tmp_path / "infra"
+    shutil.copytree(INFRA, infra)
+    before = contents_of(infra)
+
+    def says(*arguments: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
+        call = [infra / "make-env", *arguments]
+        said = subprocess.run(call, capture_output=True, text=True, env=os.environ | {"PATH": path})
+        assert contents_of(infra) == before and len((said.stdout + said.stderr).splitlines()) == 1
+        return said
+
+    for wrong in ("https://x", "localhost", "300.1.1.1", "1.2.3", "a..b", "a.1", "::1", "2001:db8::1", "a" * 64, ""):
+        refused = says(wrong)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"error: {wrong}: accepted: the DNS name or IPv4 address under which")
+    for arguments in ((), ("my", "host")):
+        refused = says(*arguments)
+        assert refused.returncode == 2 and refused.stderr.startswith(f"error: {len(arguments)} arguments; usage: ")
+    asked = says("--help")
+    assert asked.returncode == 0 and asked.stdout.startswith("usage: infra/make-env HOST")
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")
+    refused = says(HOST, path=str(tmp_path / "bin"))
+    assert refused.returncode == 2 and refused.stderr.startswith("error: openssl is not installed")
+
+
+def test_make_env_names_the_certificate_that_is_missing(tmp_path: Path) -> None:
+    infra = copied(tmp_path)
+    certificates = infra / "certificates"
+
+    def refused(at: str) -> None:
+        before = contents_of(infra)
+        call = subprocess.run([infra / "make-env", HOST], capture_output=True, text=True)
+        assert call.returncode == 2 and call.stderr.startswith(f"error: infra/certificates/{at} is missing")
+        assert len(call.stderr.splitlines()) == 1 and contents_of(infra) == before
+
+    (certificates / "ca.crt").unlink()
+    refused("ca.crt")
+    (certificates / "host.key").unlink()
+    refused("host.key")
+    (certificates / "host.crt").unlink()
+    refused("ca.crt")
+
+
+def test_a_certificate_is_for_a_name_longer_than_a_common_name_may_be(tmp_path: Path) -> None:
+    shutil.copytree(INFRA, tmp_path / "infra")
+    host = f"{'a' * 60}.example.com"
+    subprocess.run([tmp_path / "infra" / "make-env", host], check=True, capture_output=True)
+    verify = ["openssl", "verify", "-CAfile", "ca.crt", "-verify_hostname", host, "host.crt"]
+    assert subprocess.run(verify, cwd=tmp_path / "infra" / "certificates", capture_output=True).returncode == 0
 
 
 def test_the_name_changes_only_as_make_env_says_and_a_refusal_changes_nothing(tmp_path: Path) -> None:
