@@ -517,6 +517,12 @@ def test_an_address_in_the_environment_is_used_and_said(
     assert "note: " not in tunewright("history", "triage")[1]
 
 
+def test_a_rejection_of_the_first_version_says_that_none_is_champion(make: Make) -> None:
+    make(**ASKS)
+    _, shown, _ = tunewright("approve", "triage", "--reject", "--reason", "rude")
+    assert "no version of triage is @champion\n" in shown and "stays" not in shown
+
+
 def test_a_history_without_a_move_says_so_in_a_line(make: Make) -> None:
     make(**ASKS)
     _, shown, _ = tunewright("history", "triage")

@@ -132,7 +132,8 @@ def show_decision(console: Console, registry: Registry, decision: ReleaseDecisio
         after = f"version {event.after}" if event.after else "no version; the next run has no champion to beat"
         console.print(f"@{event.alias}: {before} -> {after}")
     else:
-        console.print(f"@{event.alias} stays on {before}")
+        none = f"no version of {registry.name} is @{event.alias}"
+        console.print(f"@{event.alias} stays on {before}" if event.before else none)
     if decision.note:
         console.print(Text(decision.note, "yellow"), soft_wrap=True)
     console.print(Text(f"verdict: {decision.sentence}"), soft_wrap=True)
