@@ -6,7 +6,6 @@ run of a terminal ends, with the setting that approves it.
 
 import json
 import logging
-import math
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
@@ -26,7 +25,7 @@ from tunewright.artifacts import Base, Tokens
 from tunewright.config import Operation, Settings
 from tunewright.cost_model import BudgetCase, devices, estimate, on_devices, trainings
 from tunewright.cost_model.case import ground_of
-from tunewright.cost_model.money import Price, money, price_of, rounded, without_price
+from tunewright.cost_model.money import Price, money, price_of, rounded, rounded_up, without_price
 from tunewright.errors import ConfigError
 from tunewright.flows.release import THIRTY_DAYS
 from tunewright.modeling.compute import Device
@@ -90,7 +89,7 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
         return
     over = f"operation.budget={budget:g}: the run would cost {said}"
     if not deployment.id:
-        least = math.ceil(total * 110) / 100  # a tenth more than the estimate
+        least = rounded_up(total * 1.1)  # a tenth more than the estimate
         raise ConfigError(f"{over}; nothing has trained; to approve it, add --set operation.budget={least:g}")
     question = (
         f"{over}.\n\nThis form approves the cost. Its own *Cancel* only closes it: to end the run, close the form and "

@@ -12,7 +12,7 @@ from conftest import MakeSplits
 from tunewright.artifacts import Base, Tokens
 from tunewright.config import Model, Operation, Settings
 from tunewright.cost_model import devices
-from tunewright.cost_model.money import Price, money, price_of, span
+from tunewright.cost_model.money import Price, money, price_of, rounded_up, span
 from tunewright.cost_model.timing import Rate
 from tunewright.errors import ConfigError
 from tunewright.flows import budget
@@ -47,6 +47,7 @@ def test_amounts_of_all_sizes_can_be_read() -> None:
     shown = [money(amount) for amount in (0, 0.0000421, 0.0989, 0.1, 31.204, 1250)]
     assert shown == ["0.00", "0.000042", "0.099", "0.10", "31.20", "1,250.00"]
     assert span(2.001, 2.002) == "2.00"
+    assert [rounded_up(amount) for amount in (0.00154, 0.0989, 1.1 * 1.0, 2.231)] == [0.0016, 0.099, 1.1, 2.24]
     assert span(0.5, 2) == "0.50 to 2.00"
     assert Price(3.6, "cpu").of(10, 2) == pytest.approx(0.02)
 

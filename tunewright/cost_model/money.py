@@ -1,5 +1,6 @@
 """Money: the time of a device at the price of its hour, which a team sets in operation.prices."""
 
+import math
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
@@ -58,6 +59,12 @@ def money(amount: float) -> str:
 def rounded(amount: float) -> float:
     """An amount as `money` shows it."""
     return float(money(amount).replace(",", ""))
+
+
+def rounded_up(amount: float) -> float:
+    """An amount above 0, rounded up to the digits that `money` shows."""
+    digits = 2 if amount >= 0.1 else 1 - math.floor(math.log10(amount))
+    return math.ceil(round(amount * 10**digits, 6)) / 10**digits
 
 
 def span(low: float, high: float) -> str:
