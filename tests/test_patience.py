@@ -109,6 +109,16 @@ def test_a_server_that_lets_nobody_in_or_is_another_one_is_one_line_with_advice_
     assert str(stop.value).startswith(f"registry.tracking_uri={registry.tracking_uri}: {said}")
 
 
+def test_a_server_that_the_environment_names_is_said_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "http://127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with (
+        pytest.raises(TrackingError, match=f"^MLFLOW_TRACKING_URI={uri}: MLflow does not answer"),
+        tracking.connected(Registry(name="tiny", tracking_uri=uri)) as client,
+    ):
+        client.search_registered_models()
+
+
 @pytest.mark.parametrize(
     ("where", "why"),
     [

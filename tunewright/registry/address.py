@@ -43,6 +43,12 @@ def public_address(registry: Registry) -> str:
     return outside.without_credentials(tracking_uri(registry)).rstrip("/")
 
 
+def as_set(uri: str) -> str:
+    """An address with what it was set by, for errors, without the user and the password in it."""
+    setting = VARIABLE if uri == os.environ.get(VARIABLE) else "registry.tracking_uri"
+    return f"{setting}={outside.without_credentials(uri)}"
+
+
 def require_allowed(uri: str) -> None:
     """Raises ConfigError where the environment of this worker does not allow an address that settings name.
 

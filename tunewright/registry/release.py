@@ -19,7 +19,7 @@ from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.registry import alias, rehearsal
-from tunewright.registry.address import SQLITE, account_at, tracking_uri
+from tunewright.registry.address import SQLITE, account_at, as_set, tracking_uri
 from tunewright.registry.alias import as_it_stands, enter, held_by, move, waiting
 from tunewright.registry.alias_history import Event, What, events_of, moving, past_champions
 from tunewright.registry.alias_state import (
@@ -358,7 +358,7 @@ def opened(registry: Registry) -> Iterator["MlflowClient"]:
         raise _none_registered()
     uri = tracking_uri(registry)
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-        raise ConfigError(f"registry.tracking_uri={uri}: no such file; no model is registered there")
+        raise ConfigError(f"{as_set(uri)}: no such file; no model is registered there")
     with connected(registry) as client:
         yield client
 

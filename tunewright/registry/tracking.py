@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tunewright import config
-from tunewright.config import Registry, outside
+from tunewright.config import Registry
 from tunewright.errors import NO_SPACE, ConfigError, TrackingError, TunewrightError
 from tunewright.machine import addresses
 from tunewright.registry import database
-from tunewright.registry.address import LOG_IN, SQLITE, VARIABLE, is_given_login, require_allowed, tracking_uri
+from tunewright.registry.address import LOG_IN, SQLITE, VARIABLE, as_set, is_given_login, require_allowed, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,10 +98,10 @@ def connected(registry: Registry) -> Iterator["MlflowClient"]:
         if config.READ_ONLY_DATABASE in line and uri.startswith(SQLITE) and not registry.tracking_uri:
             raise config.refused_database() from error
         if uri.startswith("http") and (said := _said_of_server(error)):
-            raise type(said)(f"registry.tracking_uri={outside.without_credentials(uri)}: {said}") from error
+            raise type(said)(f"{as_set(uri)}: {said}") from error
         if "database is locked" in line:
-            raise TrackingError(f"registry.tracking_uri={uri}: MLflow does not answer: {line[:200]}") from error
-        raise TunewrightError(f"registry.tracking_uri={uri}: MLflow refused: {line[:500]}") from error
+            raise TrackingError(f"{as_set(uri)}: MLflow does not answer: {line[:200]}") from error
+        raise TunewrightError(f"{as_set(uri)}: MLflow refused: {line[:500]}") from error
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -112,7 +112,7 @@ def _client(uri: str) -> "MlflowClient":
         return mlflow.MlflowClient(uri, uri)
     except ImportError as error:
         raise ConfigError(
-            f"registry.tracking_uri={uri}: its driver {error.name} is not installed; install it, or set the address "
+            f"{as_set(uri)}: its driver {error.name} is not installed; install it, or set the address "
             "of a server, such as http://localhost:5000, or of a database such as sqlite:////srv/mlflow.db"
         ) from error
 
