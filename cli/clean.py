@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tunewright import config
 from tunewright.config import Registry
-from tunewright.errors import ConfigError, TunewrightError
+from tunewright.errors import ConfigError, StoreError, TunewrightError
 from tunewright.registry import needless
 from tunewright.registry.needless import in_mlflow
 from tunewright.store import in_use
@@ -46,14 +46,38 @@ def clean(
         )
     server = needless.named_server() if server_models else None
     of_home = list(in_home(keep_runs))
-    elsewhere = [*in_store(keep_runs, store_days, _needed_bases), *in_mlflow(keep_rejected)]
+    of_mlflow = list(in_mlflow(keep_rejected))
+    of_store = _in_store(keep_runs, store_days)
     of_server = _on_server(server, server_models, keep_rejected) if server else []
+    found = [*of_home, *of_store, *of_mlflow, *of_server]
     if not remove:
-        return Cleaned([*of_home, *elsewhere, *of_server], None)
+        return Cleaned(found, None)
     with in_use.by_none() as is_free:
-        removable = [*(of_home if is_free else ()), *elsewhere]
-        removed = [each for each in removable if each.remove()]
-    return Cleaned([*of_home, *elsewhere, *of_server], [*removed, *filter(_is_removed, of_server)])
+        removed = [each for each in (*(of_home if is_free else ()), *of_mlflow) if each.remove()]
+        removed += _removed_from_store(of_store)
+    return Cleaned(found, [*removed, *filter(_is_removed, of_server)])
+
+
+def _in_store(keep_runs: int, store_days: int) -> list[Needless]:
+    """Return what nothing needs in the shared store; none where it cannot be reached, which is logged."""
+    try:
+        return list(in_store(keep_runs, store_days, _needed_bases))
+    except StoreError as error:
+        log.warning("%s; nothing in the store was looked at", error)
+        return []
+
+
+def _removed_from_store(found: Sequence[Needless]) -> list[Needless]:
+    """Remove things from the shared store, up to the first that it refuses to remove, which is logged."""
+    removed = []
+    for each in found:
+        try:
+            if each.remove():
+                removed.append(each)
+        except StoreError as error:
+            log.warning("%s; %s and what follows it stays in the store", error, each.name)
+            break
+    return removed
 
 
 def _on_server(server: Registry, names: Sequence[str], keep_rejected: int) -> list[Needless]:

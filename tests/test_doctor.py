@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -412,6 +413,11 @@ def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch,
     with histories.held(uses):
         uses.write_text("{}\n")
     assert said() == ("ok", f"{team} is shared")
+    with monkeypatch.context() as read_only:
+        read_only.setattr("os.link", Mock(side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))))
+        state, found = said()
+        assert state == "warning" and "this store cannot be written ([Errno 30] Read-only file system)" in found
+        assert found.endswith(": runs and moves of an alias are refused; the other commands only read it")
     other = tmp_path / "other"
     (other / "histories" / "uses").mkdir(parents=True)
     monkeypatch.setenv("TUNEWRIGHT_STORE", str(other))

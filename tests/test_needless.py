@@ -1,6 +1,7 @@
 """Only unneeded items are removed, and only on request; a rollback and an unchanged run work afterwards."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from tunewright.registry.versions import champion
 from tunewright.store import bases, in_use, pipelines
 from tunewright.store.caching import cached, kept, lock
 from tunewright.store.needless import in_home
+from tunewright.store.shared import shared_store
 from tunewright.tasks.base import base as load_base
 
 Make = Callable[..., Registered]
@@ -135,6 +137,28 @@ def test_clean_removes_no_base_where_mlflow_does_not_answer(
     found = {each["kind"] for each in json.loads(done.stdout)["found"]}
     assert "artifact in the store" not in found
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
+def test_clean_goes_on_where_the_shared_store_cannot_be_reached_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (oldest, _), store = (asked("a", 9), asked("b", 8)), tmp_path / "store"
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(store))
+    clean = ["clean", "--keep-runs", "1", "--yes", "--json"]
+    done = CliRunner(env={"COLUMNS": "400"}).invoke(app, clean)
+    assert done.exit_code == 0 and not oldest.exists()
+    assert "has no such folder; accepted: a folder that exists; nothing in the store was looked at" in done.stderr
+    store.mkdir()
+    shared = shared_store()
+    assert shared
+    shared.note_runs("bot/1.json", b"{}")
+    then = time.time() - 31 * SECONDS
+    os.utime(store / "recent_runs" / "bot" / "1.json", (then, then))
+    monkeypatch.setattr(shared.files, "rm_file", Mock(side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))))
+    done = CliRunner(env={"COLUMNS": "400"}).invoke(app, clean)
+    assert done.exit_code == 0 and json.loads(done.stdout)["removed"] == []
+    assert "this store cannot be written ([Errno 30] Read-only file system)" in done.stderr
+    assert "bot/1 and what follows it stays in the store" in done.stderr
 
 
 @pytest.fixture

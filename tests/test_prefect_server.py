@@ -225,7 +225,9 @@ def test_a_store_that_is_not_there_is_one_line_before_the_server_starts(
     with (
         temporary_settings(restore_defaults=(PREFECT_API_URL,)),
         patch.object(subprocess, "Popen") as started,
-        pytest.raises(StoreRefused, match=r"team: .* has no such folder; accepted: a folder that exists$"),
+        pytest.raises(
+            StoreRefused, match=r"team: this machine \(.*\) has no such folder; accepted: a folder that exists$"
+        ),
     ):
         prefect_server.call(lambda **_: None)
     started.assert_not_called()

@@ -1,5 +1,6 @@
 """Two homes and one store: nothing is made twice, no line of a history is lost, what arrives is whole or not there."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -219,9 +220,28 @@ def test_a_folder_that_is_not_mounted_any_more_is_refused_and_not_created(
     store = shared_store()
     assert store and store.add("uses", 1, b"a")
     (tmp_path / "team").rename(tmp_path / "elsewhere")
-    with pytest.raises(StoreRefused, match=r"/team: .* has no such folder; accepted: a folder that exists$"):
+    with pytest.raises(
+        StoreRefused, match=r"/team: this machine \(.*\) has no such folder; accepted: a folder that exists$"
+    ):
         store.add("uses", 2, b"b")
     assert not (tmp_path / "team").exists()
+
+
+def test_a_store_that_can_only_be_read_is_said_to_be_so_and_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, move: Callable[[str], None]
+) -> None:
+    (tmp_path / "team").mkdir()
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path / "team"))
+    move("a")
+    add(str(tmp_path / "a"), "first")
+    move("b")
+    denied = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    monkeypatch.setattr("os.link", Mock(side_effect=denied))
+    said = r"/team: this store cannot be written \(\[Errno 30\] Read-only file system\); accepted: a store that"
+    file = config.home() / "uses" / "bot.jsonl"
+    with pytest.raises(StoreRefused, match=said), held(file):
+        pass
+    assert [line.said for line in disk.read(up_to_date(file), Line, "")] == ["0 first"]
 
 
 def test_only_the_newest_states_of_a_history_are_kept(store: SharedStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,11 +437,11 @@ def test_a_store_that_refuses_is_an_error_that_is_not_retried(s3: Any, monkeypat
     assert "there is no such bucket; accepted: one that exists" in str(refusal("s3://none/x"))
     with monkeypatch.context() as denied:
         denied.setattr(S3Response, "put_object", Mock(return_value=(403, {}, error_of("AccessDenied"))))
-        assert "accepted: a store that this user may write" in str(refusal("s3://bucket/denied"))
+        assert "; accepted: a store that this user may read and write" in str(refusal("s3://bucket/denied"))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     type(s3).clear_instance_cache()
-    assert "Unable to locate credentials; accepted: a store that" in str(refusal("s3://bucket/x"))
+    assert "cannot be written (Unable to locate credentials); accepted: a store that" in str(refusal("s3://bucket/x"))
 
 
 def test_a_store_that_does_not_answer_is_an_error_that_is_retried(

@@ -205,6 +205,18 @@ def test_what_was_cleaned_up_is_not_checked(check: Check, home: Path) -> None:
     assert {what for what, (state, _) in found.items() if state == "unknown"} == {"artifacts", "source files"}
 
 
+def test_a_version_that_this_home_knows_is_checked_where_the_store_cannot_be_reached(
+    check: Check, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    forge(home, folder=str(home))
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(home.with_name("store")))
+    assert not altered(check(0))
+    assert "the last may be missing unnoticed" in caplog.text
+    shutil.rmtree(home / "registered")
+    result = CliRunner().invoke(app, ["verify", "tiny"])
+    assert result.exit_code == 1 and "has no such folder; accepted: a folder that exists" in result.output
+
+
 def test_evidence_that_is_gone_is_found(check: Check, home: Path) -> None:
     of_run(home, "evidence/train/metrics.jsonl").unlink()
     assert altered(check(1)) == {"evidence": "evidence/train/metrics.jsonl is missing"}

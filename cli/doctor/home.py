@@ -17,7 +17,7 @@ from tunewright import config
 from tunewright.cli.doctor.environment import Finding
 from tunewright.cli.up.service import logs
 from tunewright.config import Registry, outside
-from tunewright.errors import ConfigError, StoreError
+from tunewright.errors import ConfigError, StoreError, StoreRefused
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
 from tunewright.registry.address import LOG_IN, VARIABLE, asked, by_environment, is_given_login
@@ -157,9 +157,16 @@ def _start(address: str) -> str:
 def _store() -> Iterator[Finding]:
     try:
         if store := shared.shared_store():
-            store.check()
             histories.require_states(store)
-            if store.is_empty():
+            is_empty = store.is_empty()
+            try:
+                store.check()
+            except StoreRefused as error:
+                if is_empty:  # it has nothing to read either
+                    raise
+                yield _read_only(str(error))
+                return
+            if is_empty:
                 fix = f"nothing to do if no machine has used it; otherwise correct {store.named}"
                 fix += " or mount the folder" if store.is_folder else ""
                 yield Finding("warning", "store", store.said_empty, fix)
@@ -167,8 +174,22 @@ def _store() -> Iterator[Finding]:
                 yield Finding("ok", "store", f"{store.url} is shared")
     except (ConfigError, StoreError) as error:
         found, is_missing, packages = str(error).partition("; pip install ")
-        fix = f"pip install {packages}" if is_missing else "correct TUNEWRIGHT_STORE, or the store's own variables"
+        fix = (
+            f"pip install {packages}"
+            if is_missing
+            else "correct TUNEWRIGHT_STORE, the store's own variables or its rights"
+        )
         yield Finding("failure", "store", found, fix)
+
+
+def _read_only(error: str) -> Finding:
+    """The finding of a store that can be read and not written, by the error of a write."""
+    found = (
+        f"{error.partition('; accepted: ')[0]}: runs and moves of an alias are refused; the other commands only read it"
+    )
+    return Finding(
+        "warning", "store", found, "nothing to do if no run is to start here; otherwise allow this user to write"
+    )
 
 
 def _mlflow_of_environment() -> Iterator[Finding]:

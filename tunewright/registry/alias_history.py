@@ -7,6 +7,7 @@ that an entry that was altered or deleted is found.
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +18,14 @@ from pydantic import BaseModel
 
 from tunewright import config
 from tunewright.config import Registry
-from tunewright.errors import ConfigError
+from tunewright.errors import ConfigError, StoreError
 from tunewright.store import disk
 from tunewright.store.histories import held, up_to_date
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+log = logging.getLogger("tunewright")
 
 PREFIX = "tunewright.release."  # of the tags
 FOLDER = "alias_history"  # of the home
@@ -113,15 +116,19 @@ def faults(client: "MlflowClient", registry: Registry) -> list[str]:
     """The entries of an alias' history that were altered or deleted, in words.
 
     An entry names the sha256 of the one before it, and this home keeps that of each entry that this machine wrote, so
-    that the last one is known as well. Two machines that wrote at one moment may both name the same entry.
+    that the last one is known as well. Two machines that wrote at one moment may both name the same entry. Where a
+    shared store cannot be reached, it goes by what this home has, with a warning.
     """
+    file = _file(registry.name)
+    try:
+        up_to_date(file)
+    except StoreError as error:
+        log.warning("%s; of the entries that other machines wrote, the last may be missing unnoticed", error)
     model = client.get_registered_model(registry.name)
     entries = _entries(model.tags, registry.alias)
     digests = {tag: _sha256(value) for tag, value, _ in entries}
     found = []
-    for kept in disk.read(
-        up_to_date(_file(registry.name)), KeptEntry, "is no entry of an alias' history; delete the line"
-    ):
+    for kept in disk.read(file, KeptEntry, "is no entry of an alias' history; delete the line"):
         if (kept.model, kept.alias) == (model.creation_timestamp, registry.alias):
             if kept.tag not in digests:
                 found.append(f"{_said(kept.tag)} was deleted")

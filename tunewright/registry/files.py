@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel
 
 from tunewright import config, serving
-from tunewright.errors import TunewrightError
+from tunewright.errors import StoreError, TunewrightError
 from tunewright.store import disk
 from tunewright.store.cache_key import hash_of
 from tunewright.store.caching import digest_of
@@ -177,8 +177,20 @@ def _check_weights(version: "ModelVersion", copy: Path) -> None:
 
 
 def _kept(name: str, model_id: str, covers: Covered) -> str:
-    """The digest that this machine registered a version with last; empty where it did not."""
-    known = disk.read(up_to_date(_file(name)), Registration, "is no digest of a version; delete the line")
+    """The digest that a machine of this store registered a version with last; empty where none did.
+
+    Raises StoreError where the store cannot be reached and this home has no digest of the version.
+    """
+    try:
+        return _last(up_to_date(_file(name)), model_id, covers)
+    except StoreError:
+        if own := _last(_file(name), model_id, covers):
+            return own
+        raise
+
+
+def _last(file: Path, model_id: str, covers: Covered) -> str:
+    known = disk.read(file, Registration, "is no digest of a version; delete the line")
     found = [each.sha256 for each in known if (each.model_id, each.covers) == (model_id, covers)]
     return found[-1] if found else ""
 

@@ -15,6 +15,7 @@ both hold a lease, or write a state of the same number. The stores accepted are 
 """
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -28,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -315,7 +316,7 @@ class SharedStore:
 
     def _create(self, name: str, content: bytes) -> bool:
         """Write an object unless it is there; returns whether it was not."""
-        with self._reached():
+        with self._reached("written"):
             try:
                 if self.is_folder:
                     with self._beside(name, content) as written:
@@ -347,7 +348,7 @@ class SharedStore:
 
     def _write(self, name: str, content: bytes | Path) -> None:
         """Write an object, whole or not at all, of bytes or of a file."""
-        with self._reached():
+        with self._reached("written"):
             if self.is_folder:
                 with self._beside(name, content) as written:
                     written.replace(self._at(name))
@@ -400,7 +401,7 @@ class SharedStore:
         return sorted(int(name) for name in self._names(folder) if name.isdecimal())
 
     def _delete(self, name: str) -> None:
-        with self._reached(), contextlib.suppress(FileNotFoundError):
+        with self._reached("written"), contextlib.suppress(FileNotFoundError):
             self.files.rm_file(self._at(name))
 
     def _at(self, name: str) -> str:
@@ -409,11 +410,13 @@ class SharedStore:
         It is never created: where a folder that all machines share is not mounted, it would be on this machine's disk.
         """
         if self.is_folder and not Path(self.root).is_dir():
-            raise StoreRefused(f"{self.named}: {platform.node()} has no such folder; accepted: a folder that exists")
+            raise StoreRefused(
+                f"{self.named}: this machine ({platform.node()}) has no such folder; accepted: a folder that exists"
+            )
         return f"{self.root}/{name}"
 
     @contextlib.contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _reached(self, done: Literal["read", "written"] = "read") -> Iterator[None]:
         """Raises StoreError for what the library of a store raises, but what says that an object is or is not there.
 
         Raises StoreRefused where another attempt would end alike: without the bucket, credentials or rights.
@@ -430,8 +433,12 @@ class SharedStore:
             raise ConfigError(f"{self.named}: {error}") from error
         except Exception as error:  # botocore's are not even OSErrors
             said = " ".join(str(error).split())[:200] or type(error).__name__
-            if isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS:
-                raise StoreRefused(f"{self.named}: {said}; accepted: a store that this user may write") from error
+            is_read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+            if is_read_only or isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS:
+                raise StoreRefused(
+                    f"{self.named}: this store cannot be {done} ({said}); accepted: a store that this user may "
+                    f"{'read and write' if done == 'written' else 'read'}"
+                ) from error
             raise StoreError(f"{self.named}: the shared store does not answer as it should ({said})") from error
 
 
