@@ -433,6 +433,26 @@ def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch,
     assert of_library.fix == "pip install 'tunewright[gcs]'"
 
 
+def test_schedules_that_nothing_serves_any_more_are_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.make_home()
+    with sqlite3.connect(config.prefect_database()) as database:
+        database.executescript("""
+            CREATE TABLE deployment (id, name, paused);
+            CREATE TABLE deployment_schedule (deployment_id, active);
+            INSERT INTO deployment VALUES (1, 'bot', 0), (2, 'paused', 1), (3, 'unscheduled', 0), (4, 'off', 0);
+            INSERT INTO deployment_schedule VALUES (1, 1), (1, 1), (2, 1), (4, 0);
+        """)
+    database.close()
+    found = of("Prefect", list(of_servers()))
+    assert (found.state, found.found) == ("warning", "no server, so the schedules of bot start no run")
+    assert found.fix == "tunewright up, which serves them again"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+        assert "schedules" not in of("Prefect", list(of_servers())).found
+    monkeypatch.setattr(addresses, "is_up", lambda: True)
+    assert of("Prefect", list(of_servers())).state == "ok"
+
+
 def test_an_empty_bucket_is_no_folder_to_mount(s3: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNEWRIGHT_STORE", "s3://bucket/x")
     store = of("store", list(of_servers()))

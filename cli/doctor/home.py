@@ -1,8 +1,10 @@
 """The home folder, whether it can be written, has room and whole databases; and the servers that runs would use."""
 
+import contextlib
 import os
 import shlex
 import shutil
+import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +110,9 @@ def of_servers() -> Iterator[Finding]:
         yield _prefect(up.api, up.prefect, addresses.auth_string())
     elif api:
         yield _prefect(api, outside.without_credentials(api), PREFECT_API_AUTH_STRING.value())
+    elif scheduled := _unserved():
+        said = f"no server, so the schedules of {', '.join(scheduled)} start no run"
+        yield Finding("warning", "Prefect", said, "tunewright up, which serves them again")
     else:
         yield Finding(
             "ok",
@@ -128,6 +133,20 @@ def of_servers() -> Iterator[Finding]:
                 f"in use by {who}",
                 f"choose another port for {name} with the options of tunewright up",
             )
+
+
+def _unserved() -> list[str]:
+    """The deployments with a schedule in this home's Prefect database, where `tunewright up` serves none of them."""
+    file = config.prefect_database()
+    if not file.exists() or addresses.is_up():
+        return []
+    active = (
+        "SELECT DISTINCT name FROM deployment JOIN deployment_schedule ON deployment_id = deployment.id "
+        "WHERE active AND NOT paused ORDER BY name"
+    )
+    with contextlib.suppress(sqlite3.Error), databases.opened(file) as connection:  # of_home finds its fault
+        return [name for (name,) in connection.execute(active)]
+    return []
 
 
 def _prefect(api: str, shown: str, password: str | None) -> Finding:
