@@ -134,7 +134,7 @@ def _queued(folder: Path, devices: Sequence[str]) -> Iterator[Callable[[], Ahead
     """A place in the queue for some of the devices; yields what tells who is before it."""
     place = f"{config.HIGHEST_PRIORITY - _PRIORITY.get():03}.{time.monotonic_ns():020}-{uuid.uuid4().hex[:8]}"
     own = folder / f"{QUEUE}.{place}{TICKET}"
-    with locks.presence(own, " ".join(devices)):
+    with locks.presence(own, " ".join(devices), modified=time.monotonic()):  # counted before its first look, too
         yield partial(_ahead, own, {*devices})
 
 

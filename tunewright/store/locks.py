@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,15 +51,18 @@ def shared(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def presence(path: Path, text: str = "") -> Iterator[None]:
+def presence(path: Path, text: str = "", modified: float | None = None) -> Iterator[None]:
     """A file that is there, and exclusively locked, while the block goes on; of a killed process it stays, unlocked.
 
-    It has its text and its lock before its name, and loses that before the lock ends, so that nobody sees it unlocked.
+    It has its text, its lock and, where one is given, its time of `modified` (seconds) before its name, and loses that
+    before the lock ends, so that nobody sees it unlocked.
     """
     unnamed = path.with_name(f".{path.name}")
     with exclusive(unnamed):
         try:
             unnamed.write_text(text, encoding="utf-8")
+            if modified is not None:
+                os.utime(unnamed, (modified, modified))
             unnamed.rename(path)
             yield
         finally:
