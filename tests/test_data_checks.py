@@ -163,6 +163,14 @@ def test_an_excerpt_of_many_turns_is_short_and_hides_what_a_turn_holds() -> None
     assert in_a_line("a\n b") == "a b"
 
 
+def test_a_long_turn_of_an_excerpt_has_the_room_that_short_ones_leave() -> None:
+    asked, answered = "where is it? " * 33, "lost"
+    text = excerpt([{"role": "user", "content": asked}, {"role": "assistant", "content": answered}])
+    assert text == f"user: {asked}\nassistant: {answered}"
+    shown = excerpt([{"role": "user", "content": asked * 2}, {"role": "assistant", "content": answered * 2}])
+    assert shown.endswith("\nassistant: lostlost") and "…" in shown and TEXT_CHARS - 20 < len(shown) <= TEXT_CHARS
+
+
 EXAMPLE = {"file": "a.jsonl", "line": 1, "reason": "bad_json", "detail": "no JSON", "text": "{"}
 
 

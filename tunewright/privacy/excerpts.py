@@ -12,10 +12,17 @@ TEXT_CHARS = 500  # of a row
 def excerpt(turns: Sequence[Mapping[str, str | None]]) -> str:
     """Both ends of each turn, so that the answer is seen below a long prompt, and what is asked after a long preface.
 
-    At most TEXT_CHARS characters.
+    At most TEXT_CHARS characters; long turns have the room that short ones leave.
     """
-    share = max(TEXT_CHARS // max(len(turns), 1) - 15, 20)
-    return "\n".join(f"{turn['role']}: {ends(masked(turn['content'] or ''), share)}" for turn in turns)[:TEXT_CHARS]
+    texts = [masked(turn["content"] or "") for turn in turns]
+    room, most = TEXT_CHARS - 15 * len(texts), 20
+    for waiting, length in zip(range(len(texts), 0, -1), sorted(map(len, texts)), strict=True):
+        most = max(room // waiting, 20)
+        if length > most:
+            break
+        room -= length
+    shown = (f"{turn['role']}: {ends(text, most)}" for turn, text in zip(turns, texts, strict=True))
+    return "\n".join(shown)[:TEXT_CHARS]
 
 
 def masked(text: str, known: Collection[str] = ()) -> str:
