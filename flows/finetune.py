@@ -159,10 +159,10 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         rule=rule,
     )
     answers |= {each.name: found for each in prompted if each.api and (found := replied(contender=each))}
-    general = tuple(call(forgetting)(contender=each) for each in measured if s.measures_forgetting)
-    general += tuple(
-        call(lm_eval)(contender=each, lm_eval=s.lm_eval, identity=read.lm_eval) for each in measured if s.lm_eval.tasks
-    )
+    precision = measurement.precision
+    general = tuple(call(forgetting)(contender=each, precision=precision) for each in measured if s.measures_forgetting)
+    of_tasks = partial(call(lm_eval), lm_eval=s.lm_eval, identity=read.lm_eval, precision=precision)
+    general += tuple(of_tasks(contender=each) for each in measured if s.lm_eval.tasks)
     moved = _divergence(s, call, tuned, earlier, own, tokens)
     verdict = call(decide)(
         answers=tuple(answers.values()), splits=splits, gate=s.gate, general=general, alpha_share=share

@@ -23,7 +23,7 @@ from tunewright.config import LmEval, or_meant
 from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError, one_line
 from tunewright.metrics.catalogue import general_item, keep_general
-from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
+from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.store.stage import stage
 
 BATCH = 16
@@ -168,11 +168,13 @@ def _quiet() -> Iterator[None]:
 
 
 @stage("{contender.name}", libraries=("lm_eval", "torch", "transformers", "peft", "tokenizers", "datasets", "pyarrow"))
-def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str) -> General:
+def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str, precision: str) -> General:
     """Evaluate the contender on lm-eval's tasks; a base once. `identity` of the tasks is only for the cache key.
 
     Raises ConfigError where a task cannot be loaded or cannot score its documents.
     """
+    import torch
+
     with on_devices():
-        model = load_model(contender.base, contender.model, dtype=fastest_dtype())
+        model = load_model(contender.base, contender.model, dtype=getattr(torch, precision))
         return keep_general(folder, contender.name, [*items(model, load_tokenizer(contender.base), lm_eval)])

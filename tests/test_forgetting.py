@@ -131,22 +131,25 @@ def test_base_and_candidate_do_the_same_suite_and_damage_shows(
 ) -> None:
     caplog.set_level(logging.INFO, "tunewright")
     monkeypatch.setattr(tunewright.reports.progress, "FIRST_SECONDS", 0.0)
-    of_base = forgetting.fn(contender=Contender(name="base", base=tiny_base))
-    of_candidate = forgetting.fn(contender=damaged(tiny_base, tmp_path / "damaged"))
+    of_base = forgetting.fn(contender=Contender(name="base", base=tiny_base), precision="float32")
+    of_candidate = forgetting.fn(contender=damaged(tiny_base, tmp_path / "damaged"), precision="float32")
     rows, theirs = (pq.read_table(each.path("general.parquet")).to_pylist() for each in (of_base, of_candidate))
     assert [row["row_id"] for row in rows] == [row["row_id"] for row in theirs]
     losses = [row["score"] for row in rows if row["metric"] == "general_loss"]
     assert of_base.scores["general_loss"] == pytest.approx(sum(losses) / len(losses))
-    assert losses[0] == pytest.approx(plain_loss(tiny_base, texts()[0][1]), rel=0.01)  # it is computed in bfloat16
+    assert losses[0] == pytest.approx(plain_loss(tiny_base, texts()[0][1]), rel=1e-4)
     assert of_candidate.scores["general_loss"] > of_base.scores["general_loss"] + 0.1
     assert {"instructions", "arithmetic", "en", "de"} < of_base.scores.keys()
     assert of_base.uniform_loss == pytest.approx(math.log(len(load_tokenizer(tiny_base))), rel=0.05)
     assert of_base.knows_nothing, "its weights are random"
     assert any(said.startswith(f"  reading {len(texts())} general texts: ") for said in caplog.messages)
     monkeypatch.setenv("TUNEWRIGHT_HOME", str(tmp_path / "again"))
-    again = forgetting.fn(contender=Contender(name="base", base=tiny_base))
+    again = forgetting.fn(contender=Contender(name="base", base=tiny_base), precision="float32")
     assert again.folder != of_base.folder
     assert again.digest == of_base.digest
+    rounded = forgetting.fn(contender=Contender(name="base", base=tiny_base), precision="bfloat16")
+    assert rounded.scores["general_loss"] != of_base.scores["general_loss"]
+    assert rounded.scores["general_loss"] == pytest.approx(of_base.scores["general_loss"], rel=0.01)
 
 
 def general(tmp_path: Path, name: str, num_right: int, loss: float) -> General:

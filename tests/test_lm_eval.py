@@ -72,7 +72,9 @@ def settings(folder: Path, *tasks: str, **more: object) -> LmEval:
 
 
 def made(base: Base, section: LmEval) -> General:
-    return lm_eval.fn(contender=Contender(name="base", base=base), lm_eval=section, identity=identity(section))
+    return lm_eval.fn(
+        contender=Contender(name="base", base=base), lm_eval=section, identity=identity(section), precision="float32"
+    )
 
 
 def items(record: General) -> list[dict[str, object]]:
@@ -84,11 +86,9 @@ def test_each_document_has_the_score_that_lm_eval_gives_it(tiny_base: Base, fold
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from tunewright.modeling.models import fastest_dtype
-
     add_said(folder, value="doc['answer'] / 4")
     record = made(tiny_base, settings(folder, "colours", "said", limit=10))
-    model = load_model(tiny_base, dtype=fastest_dtype())
+    model = load_model(tiny_base)
     harness: Any = library
     model_class: Any = HFLM
     theirs = harness.simple_evaluate(

@@ -160,8 +160,8 @@ class Evaluation(Section):
     batch: int = Field(default=64, ge=1, description="Batch size of generation, in rows")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto",
-        description="Precision in which contenders answer; a registered version is served in it too; auto is bfloat16 "
-        "if the hardware multiplies it faster",
+        description="Precision in which contenders answer the test rows, general tasks and lm-eval's tasks; a "
+        "registered version is served in it too; auto is bfloat16 if the hardware multiplies it faster",
     )
     contenders: tuple[PromptContender, ...] = Field(
         default=("few_shot", "retrieval"),
