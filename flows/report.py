@@ -77,7 +77,7 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
         create_markdown_artifact(training(adapter, trained), key=adapter.section, description=said)
     if outcome.examples:
         file = outcome.examples.file
-        lines = f"{html.escape(outcome.examples.says(), quote=False)}\n\nThe examples: `{file}`"
+        lines = f"{html.escape(outcome.examples.says(), quote=False)}\n\nThe examples: {_here(file)}"
         create_markdown_artifact(lines, key="examples", description="The few-shot prompt")
     if outcome.answers:
         create_table_artifact(score_rows(outcome), key="scores", description="Scores on the test rows")

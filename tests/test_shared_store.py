@@ -26,6 +26,7 @@ from tunewright import config
 from tunewright.artifacts import Artifact, Base
 from tunewright.errors import ConfigError, StoreError, StoreRefused, TunewrightError, is_transient
 from tunewright.modeling.models import identity
+from tunewright.registry.alias_history import moving
 from tunewright.serving import find_base, weights_digest
 from tunewright.store import bases, disk, histories, pipelines, shared
 from tunewright.store.caching import cached
@@ -186,6 +187,28 @@ def test_a_home_with_a_history_of_its_own_is_refused_where_the_store_has_another
     move("b")
     with pytest.raises(ConfigError, match="has lines that the history of the same name in the store has not"):
         up_to_date(config.home() / "uses" / "bot.jsonl")
+
+
+def test_no_alias_moves_where_the_store_refuses_its_history_or_keeps_no_machines_apart(
+    store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for home in "ab":
+        move(home)
+        file = config.home() / "alias_history" / "bot.jsonl"
+        file.parent.mkdir()
+        disk.append(file, Line(said=home))
+    move("a")
+    with moving("bot"), held(config.home() / "alias_history" / "bot.jsonl"):
+        pass
+    moved: list[str] = []
+    move("b")
+    with pytest.raises(ConfigError, match="has lines that the history of the same name in the store"), moving("bot"):
+        moved.append("b")
+    shared._opened.cache_clear()
+    monkeypatch.setattr(SharedStore, "_create", lambda *_: True)
+    with pytest.raises(ConfigError, match="8 of 8 writers created one object at the same time"), moving("other"):
+        moved.append("other")
+    assert not moved
 
 
 def test_a_store_that_lost_a_history_or_is_another_one_is_refused_until_the_file_is_moved_away(

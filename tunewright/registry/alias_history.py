@@ -73,12 +73,13 @@ def now() -> str:
 def moving(name: str) -> Iterator[None]:
     """Holds the right to move an alias of a model, of all processes in this home, from a look at it to its move.
 
-    Where the home can only be read, nothing is held.
+    Where the home can only be read, nothing is held. Raises ConfigError where the shared store refuses, or refuses the
+    history of the alias: no move would be entered into it.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ConfigError):
-            config.make_home()
+        if _home_is_written():
             stack.enter_context(held(_file(name).with_suffix(".moves")))
+            up_to_date(_file(name))
         yield
 
 
@@ -87,13 +88,9 @@ def append_event(client: "MlflowClient", name: str, event: Event) -> Event:
 
     Where the home can only be read, it is not kept there.
     """
-    is_written = True
+    is_written = _home_is_written()
     with contextlib.ExitStack() as stack:
-        try:
-            config.make_home()
-        except ConfigError:
-            is_written = False
-        else:
+        if is_written:
             stack.enter_context(held(_file(name)))
         model = client.get_registered_model(name)
         last = _entries(model.tags, event.alias)[-1:]
@@ -104,6 +101,15 @@ def append_event(client: "MlflowClient", name: str, event: Event) -> Event:
             entry = KeptEntry(model=model.creation_timestamp, alias=event.alias, tag=key, sha256=_sha256(value))
             disk.append(_file(name), entry)
     return event
+
+
+def _home_is_written() -> bool:
+    """Whether something can be written into the home."""
+    try:
+        config.make_home()
+    except ConfigError:
+        return False
+    return True
 
 
 def events_of(client: "MlflowClient", registry: Registry) -> list[Event]:
