@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -47,6 +49,9 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
     table = Table("stage", "", Column("seconds", justify="right"), box=None, pad_edge=False, header_style="bold")
     for step in outcome.steps:
         table.add_row(step.name, Text(step.state, COLOURS[step.state]), f"{step.seconds:.1f}")
+    seconds = time.time() - psutil.Process().create_time()
+    table.add_row("start, waiting", "", f"{seconds - sum(step.seconds for step in outcome.steps):.1f}")
+    table.add_row("in all", "", f"{seconds:.1f}", style="bold")
     console.print(table)
     if outcome.saved:
         console.print(outcome.saved, style="dim")
@@ -77,6 +82,8 @@ def show_outcome(console: Console, outcome: Outcome, what: str) -> None:
         console.print(Text(f"{said}."))
     for said in outcome.verdict.says_forgotten() if outcome.verdict else ():
         console.print(Text(f"Forgetting: {said}."))
+    if outcome.verdict and outcome.verdict.test_set_uses > 1:
+        console.print(Text(f"{outcome.verdict.says_uses()}."))
     if outcome.divergence:
         console.print(Text(f"{outcome.divergence.says()}."))
     for said in outcome.judged.says() if outcome.judged else ():

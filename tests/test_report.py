@@ -156,9 +156,8 @@ def test_bounds_near_zero_keep_their_sign_in_prefects_tables(tmp_path: Path) -> 
 def test_the_baseline_stands_beside_the_other_contenders_in_prefect_and_in_the_terminal(tmp_path: Path) -> None:
     constant = make_comparison(opponent="constant", opponent_mean=0.048)
     make_verdict_details(comparisons=[constant]).save(tmp_path)
-    verdict = promoted(
-        tmp_path, differences={"constant": (0.1, 0.2, 0.3)}, intervals=dict.fromkeys(CONTENDERS, (0.2, 0.5, 0.7))
-    )
+    differences, intervals = {"constant": (0.1, 0.2, 0.3)}, dict.fromkeys(CONTENDERS, (0.2, 0.5, 0.7))
+    verdict = promoted(tmp_path, differences=differences, intervals=intervals, test_set_uses=2, confidence=0.97)
     steps = [
         Step(
             stage="evaluate",
@@ -181,6 +180,7 @@ def test_the_baseline_stands_beside_the_other_contenders_in_prefect_and_in_the_t
     terminal.show_outcome(console, outcome, "x.yaml")
     printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "\nmajority-class baseline: exact_match 0.048\n" in printed
+    assert "\nThese test rows were used for 2 decisions so far; each comparison" in printed
     assert "…" not in printed, "an interval that does not fit is folded, not cut"
     assert outcome.as_json()["scores"]["constant"] == {"exact_match": 0.048}
 

@@ -1,9 +1,11 @@
 """The summary of a run says all that was done to the rows."""
 
+import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from make_payloads import EXPECTATION, make_check_results, make_decontamination, make_proof
 from rich.console import Console
@@ -38,6 +40,18 @@ def summary(**rows: Any) -> str:
 def test_repairs_are_counted_where_some_were_made() -> None:
     assert "repaired: mojibake 12, nfc 3" in summary(repaired={"mojibake": 12, "nfc": 3})
     assert "repaired" not in summary()
+
+
+def test_the_time_of_the_whole_command_is_that_of_the_stages_and_the_rest() -> None:
+    record = Rows(num_read=20, num_rows=20, num_quarantined=0, reasons={}, detected={})
+    console = Console(file=StringIO(), width=120, highlight=False)
+    step = Step(stage="ingest", state="ran", record=record, seconds=0.25)
+    terminal.show_outcome(console, Outcome.of([step]), "x.yaml")
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    whole = time.time() - psutil.Process().create_time()
+    rest, in_all = (float(shown.split(name)[1].split()[0]) for name in ("\nstart, waiting", "\nin all"))
+    assert in_all == pytest.approx(whole, abs=2.0)
+    assert rest + 0.25 == pytest.approx(in_all, abs=0.11)
 
 
 def test_the_reasons_of_rows_that_did_not_stay_are_said_to_be_that() -> None:
