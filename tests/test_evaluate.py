@@ -92,6 +92,7 @@ def test_each_row_has_the_answer_of_the_contender_and_its_scores(
             assert row["exact_match"] == (row["answer"].strip() == question["reference"])
             assert row["num_reference_tokens"] == sum(label != -100 for label in question["labels"])
         assert answers.num_rows == len(rows) == len(ORDERS) - 4
+        assert answers.num_prompt_tokens == sum(question["prompt_length"] for question in asked)
         assert answers.scores["exact_match"] == sum(row["exact_match"] for row in rows) / len(rows)
         said = {"num_rows": len(rows), "measured": answers.measured}
         assert json.loads(answers.path("scores.json").read_text()) == answers.scores | said
@@ -123,6 +124,7 @@ def test_a_contender_with_prompts_of_its_own_is_asked_by_these(tokens: Tokens, t
         said = generated(model, row["input_ids"][: row["prompt_length"]], stops, 5)
         text = tokenizer.decode([token for token in said if token not in stops], skip_special_tokens=True)
         assert (answer["row_id"], answer["answer"]) == (row["row_id"], text)
+    assert answers.num_prompt_tokens == sum(row["prompt_length"] for row in rows)
     other = few_shot.model_copy(update={"prompts_digest": "2"})
     stage: Any = evaluate.fn
     keys = [stage.key(contender=each, tokens=tokens, evaluation=Evaluation()) for each in (few_shot, other)]

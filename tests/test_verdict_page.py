@@ -148,6 +148,7 @@ def make(tmp_path: Path, make_splits: Callable[..., Splits], tiny_base: Base) ->
                 contender=name,
                 num_rows=len(rows),
                 num_unanswered=num_unanswered,
+                num_prompt_tokens=9 * len(rows),
                 alpha_share=0.1 if num_unanswered else 1.0,
                 scores=scores,
                 metric=choice.decides,
@@ -307,6 +308,17 @@ def test_with_a_price_the_page_says_what_each_stage_cost(make: Make) -> None:
     assert total
     assert float(total[1]) == pytest.approx(sum(map(float, costs)), abs=0.02)
     assert 'class="number">Cost<' not in page_of(make(RIGHT, ["a"] * 80))
+
+
+def test_the_page_says_what_an_answer_of_each_contender_costs(make: Make) -> None:
+    row = r"<tr><td>candidate</td>(?:<td class=\"number\">([^<]*)</td>)+</tr>"
+    page = page_of(make(RIGHT, ["a"] * 80, price=Price(900.0, "cpu")))
+    found = re.search(row, page)
+    assert found, "a row of numbers alone"
+    read, written, seconds, thousand = re.findall(r'number">([^<]*)<', found[0])
+    assert (read, written) == ("9", "3")
+    assert float(thousand) == pytest.approx(1000 * float(seconds) * 2 * 900 / 3600, rel=0.1)  # of two devices
+    assert ">Price of 1,000<" not in page_of(make(RIGHT, ["a"] * 80))
 
 
 def test_the_page_says_the_verdict_and_loads_nothing(make: Make) -> None:

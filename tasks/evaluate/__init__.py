@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -56,6 +57,11 @@ def _show_limit(rows: Path, limit: int) -> None:
     if longer := int((behind > limit + 1).sum()):
         text = "%d of %d references are longer than evaluation.max_new_tokens=%d: answers to these will be cut off"
         log.warning(text, longer, len(test), limit)
+
+
+def _prompt_tokens(test: pa.Table, answers: pa.Table) -> int:
+    is_answered = np.isin(test["row_id"].to_numpy(), answers["row_id"].to_numpy())
+    return int(test["prompt_length"].to_numpy()[is_answered].sum())
 
 
 @stage("{contender.name}", libraries=(*LIBRARIES, "evaluate", "jsonschema", "numpy", "sacrebleu", "scipy"))
@@ -118,6 +124,7 @@ def evaluate(
         untrained=choice.shape.untrained(),
         precision=found.precision,
         max_new_tokens=evaluation.limit,
+        num_prompt_tokens=by_api.use.input_tokens if by_api else _prompt_tokens(test, answers),
         is_prose="long texts" in choice.shape.kinds,
         api=by_api and by_api.use,
         earlier_seconds=round(found.earlier_seconds, 1),

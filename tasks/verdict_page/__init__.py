@@ -50,6 +50,7 @@ class StageCosts(NamedTuple):
 
     stages: list[dict[str, Any]]
     total: str  # such as "0.12 at 0.40 an hour of cpu"; empty without a price
+    answers: list[dict[str, str]]  # tokens of a prompt and an answer, seconds and price of each contender's
 
 
 @stage("{run.name}", libraries=("jinja2", "numpy", "pyarrow"), volatile=("report",))
@@ -119,6 +120,7 @@ def render(
         leaks=leak_sentence(LeakProof.load(case.splits), case.unique),
         costs=took.stages,
         total_cost=took.total,
+        answer_costs=took.answers,
         method=METHODS.get(case.adapter.method, ""),
         few_shot=_examples(case),
         trainings=[(each, case.all_curves[each.stage]) for each in case.trainings],
@@ -243,13 +245,37 @@ def _forgotten(case: Case) -> dict[str, Any] | None:
 def _costs(case: Case, price: Price | None, num_devices: int) -> StageCosts:
     found, paid = [], 0.0
     for name, record in case.steps():
-        seconds = json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
+        seconds = _seconds(record)
         time = duration(seconds) if seconds >= 1 else "under 1 s"
         cost = price.of(seconds, devices_of(record, record.stage, num_devices)) if price else 0.0
         paid += cost
         said = {"time": time, "cost": money(cost) if price else "", "said": _work(case, record)}
         found.append({"stage": name, "seconds": seconds} | said)
-    return StageCosts(found, f"{money(paid)} at {price.said}" if price else "")
+    answers = [_answer_costs(case, each, price, num_devices) for each in case.answers if each.num_rows]
+    return StageCosts(found, f"{money(paid)} at {price.said}" if price else "", answers)
+
+
+def _answer_costs(case: Case, answers: Answers, price: Price | None, num_devices: int) -> dict[str, str]:
+    if answers.api:
+        seconds, thousand = answers.api.seconds, answers.api.price
+    else:
+        whole = _seconds(answers)
+        seconds = whole / answers.num_rows
+        devices = devices_of(answers, answers.stage, num_devices)
+        thousand = price.of(whole, devices) * 1000 / answers.num_rows if price else None
+    read, written = answers.num_prompt_tokens, case.column(answers.contender, "num_tokens")
+    return {
+        "contender": in_part(title(answers.contender), answers.in_part),
+        "read": "" if read is None else f"{read / answers.num_rows:,.0f}",
+        "written": f"{written.mean():,.0f}",
+        "seconds": f"{seconds:.2g}",
+        "thousand": "" if thousand is None else money(thousand),
+    }
+
+
+def _seconds(record: Artifact) -> float:
+    """The seconds that a stage took when it ran."""
+    return json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
 
 
 def _work(case: Case, record: Artifact) -> str:

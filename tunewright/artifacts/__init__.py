@@ -421,6 +421,7 @@ class Answers(Artifact, frozen=True):
     faults: tuple[str, ...] = ()  # references at which no answer can be right: "2 of 90 references are not JSON, ..."
     untrained: str = ""  # "9 of 180 references have one of 3 labels that no training row has, ..."
     max_new_tokens: int | None = None  # that an answer may have; None in records of versions that did not keep it
+    num_prompt_tokens: int | None = None  # of the prompts of these rows; None where that was not kept
     is_prose: bool = False  # whether the references are long texts, and no labels, JSON, numbers or phrases
     api: ApiUse | None = None  # of a model behind an API, which the decision does not depend on
 
