@@ -460,10 +460,14 @@ def test_the_limit_of_an_answer_goes_by_the_data_and_a_number_of_the_same_change
     assert made == []
 
 
-def test_another_metric_decodes_nothing_again(
+def test_another_metric_or_schema_decodes_nothing_again(
     settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(tunewright.tasks.evaluate.answers, "load_model")
+    Path("schema.json").write_text('{"type": "object"}')
+    run(changed(settings, "evaluation", json_schema="schema.json"), until="evaluate")
+    assert made == ["evaluate"] * 4
+    made.clear()
     found = outcome(run(changed(settings, "gate", metric="exact_match"), until="decide")).answers
     assert all("exact_match" in each.scores for each in found.values())
     assert made == [*["evaluate"] * 4, "decide"]

@@ -363,6 +363,7 @@ def test_macro_f1_is_scikit_learns_over_the_references_labels() -> None:
             ["label 1"],
             (),
         ),  # and the next one is new
+        ([f"label {i % 151:03}" for i in range(537)], ["label 001"], (*(f"label {i:03}" for i in range(151)),)),
         (["I do not know"] * 80 + [f"text {i}" for i in range(10)], ["I do not know"], ()),
         ([f"text {i % 1001}" for i in range(9000)], ["text 1"], ()),
         (["a"] * 5 + ["b"] * 5, ["a", "c"], ()),

@@ -144,5 +144,5 @@ def test_a_plan_on_a_home_that_is_only_read_probes_the_base_and_keeps_nothing(
     architecture._kept.cache_clear()  # what was kept nowhere is probed again by the next test
     assert result.exit_code == 0, result.stderr
     training = json.loads(result.stdout.splitlines()[-1])["training"]
-    assert training["methods"][0]["steps"] == 80
+    assert training["methods"][0]["steps"] == 96
     assert not home.exists()
