@@ -9,7 +9,8 @@ models that are promoted stands the power that the verdicts themselves say. Then
 base, but no better than the champion, or just not as good as a prompt. Then come prompts that are ended once their
 comparison is settled, beside the comparison of all rows, at the level of a first test-set use: how often either finds
 the candidate at least as good or the prompt better, and on how many of the rows. At last come histories: a hundred
-candidates, one after the other, on one test set, where alpha is spent as in a run. It exits with 1 where equal models
+candidates, one after the other, on one test set, where alpha is spent as in a run, and where each that is promoted is
+the champion of the next. It exits with 1 where equal models
 are promoted in more than one of twenty trials or histories, where a prompt is misjudged in more than one of forty, or
 where the power is not within three points, and two standard errors each.
 
@@ -37,8 +38,8 @@ from tunewright.tasks.evaluate.interim import alpha_shares, blocks
 
 GATE = Gate(metric="token_f1")
 CANDIDATES = 100  # of a history
-LUCK = 0.5  # share of rows on which all candidates of a history have the same luck
-IN_HISTORIES = ("0/1, 10% differ", "graded", "skewed")
+LUCK = 0.5  # share of clusters on which all candidates of a history have the same luck
+IN_HISTORIES = ("0/1, 10% differ", "0/1, clusters", "graded", "skewed")
 MUCH_BETTER = 0.2
 LEVEL = 1 - GATE.confidence
 FIRST = LEVEL * share_of(1, 0.0)  # level of the first use of a test set
@@ -308,18 +309,24 @@ def histories(kind: str, num_rows: int, trials: int, seed: int, *, better_every:
 
 
 def _history(kind: str, num_rows: int, generator: np.random.Generator, better_every: int) -> tuple[bool, bool]:
-    """Whether any equal candidate is promoted: at what its use may spend, and at gate.confidence."""
-    clusters, (draw, _, metric, _) = np.arange(num_rows), KINDS[kind]
+    """Whether any equal candidate is promoted: at what its use may spend, and at gate.confidence.
+
+    The first are equal to the base, or better, and those after a promotion to the new champion, or better than it.
+    """
+    draw, sizes, metric, _ = KINDS[kind]
+    clusters = clusters_of(sizes(generator, num_rows), num_rows)
     luck, by_spending, by_confidence, carried = draw(generator, clusters, 0.0), False, False, 0.0
     for number in range(1, CANDIDATES + 1):
         is_better = bool(better_every) and number % better_every == 0
         scores = draw(generator, clusters, MUCH_BETTER if is_better else 0.0)
         if not is_better:
-            same = generator.random(num_rows) < LUCK
+            same = (generator.random(clusters.max() + 1) < LUCK)[clusters]
             scores = np.where(same, luck[0], scores[0]), np.where(same, luck[1], scores[1])
         p = Paired(*scores, clusters).evidence(metric).p_not_above(0.0)
         alpha_share = share_of(number, carried)
         carried = alpha_share if p < alpha_share * LEVEL else 0.0
+        if carried:
+            luck = draw(generator, clusters, 0.0)  # beside another champion
         by_spending |= carried > 0 and not is_better
         by_confidence |= p < LEVEL and not is_better
     return by_spending, by_confidence
