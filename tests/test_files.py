@@ -42,7 +42,7 @@ def store(register_candidate: Make, home: Path) -> Path:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The copies that a rehearsal would load; nothing is loaded."""
     found: list[Path] = []
-    monkeypatch.setattr(rehearsal, "_rehearse", lambda version, copy, asked: found.append(copy))
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda version, copy, asked: found.append(copy) or 0)
     return found
 
 

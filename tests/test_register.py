@@ -366,8 +366,14 @@ def test_a_version_says_how_it_was_measured_and_how_many_rows_it_answers_at_once
     ],
 )
 def test_answers_may_differ_from_a_near_tie_on_where_bfloat16_rounds(
-    measured: str | None, loaded: str, accepted: bool, make: Make, monkeypatch: pytest.MonkeyPatch
+    measured: str | None,
+    loaded: str,
+    accepted: bool,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "tunewright")
     make()
     monkeypatch.setattr(near_ties, "explains", lambda *_, **__: True)
     with connected(Registry(name="triage")) as client:
@@ -380,7 +386,12 @@ def test_answers_may_differ_from_a_near_tie_on_where_bfloat16_rounds(
     prompts = rehearsal.questions(version, chat, kept, "nothing moved")
     other = [chat.tokenizer.encode(f"not {row.answer}") for row in kept.rows]
     if accepted:
-        rehearsal.require_measured(version, chat, kept, chat.prompts(prompts), other, "nothing moved")
+        asked = chat.prompts(prompts)
+        assert rehearsal.require_measured(version, chat, kept, asked, other, "nothing moved") == 3
+        assert "0 of 3 test rows are answered as measured; 3 others differ from a token on" in caplog.text
+        other[1:] = [chat.tokenizer.encode(row.answer) for row in kept.rows[1:]]
+        assert rehearsal.require_measured(version, chat, kept, asked, other, "nothing moved") == 1
+        assert "2 of 3 test rows are answered as measured; 1 other differs from a token on" in caplog.text
         return
     with pytest.raises(TunewrightError, match=r"3 of 3 test rows get another answer; row .*; nothing moved$"):
         rehearsal.require_measured(version, chat, kept, chat.prompts(prompts), other, "nothing moved")

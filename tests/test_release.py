@@ -63,9 +63,9 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The versions that were loaded again before the alias moved to them; what that does is tested once."""
     asked: list[str] = []
 
-    def again(_: Any, version: Any) -> int:
+    def again(_: Any, version: Any) -> rehearsal.Rehearsed:
         asked.append(str(version.version))
-        return 3
+        return rehearsal.Rehearsed(3, 0)
 
     monkeypatch.setattr("tunewright.registry.rehearsal.again", again)
     return asked
@@ -219,10 +219,11 @@ def test_of_two_commands_at_once_the_second_moves_nothing(make: Make, monkeypatc
         make(digest=digest, decision="keep")
     release.promote(REGISTRY, "1", by="ann", why="first")
 
-    def meanwhile(client: Any, version: Any) -> int:
-        monkeypatch.setattr("tunewright.registry.rehearsal.again", lambda *_: 0)
+    def meanwhile(client: Any, version: Any) -> rehearsal.Rehearsed:
+        none = rehearsal.Rehearsed(0, 0)
+        monkeypatch.setattr("tunewright.registry.rehearsal.again", lambda *_: none)
         release.promote(REGISTRY, "2", by="bob", why="faster")
-        return 0
+        return none
 
     monkeypatch.setattr("tunewright.registry.rehearsal.again", meanwhile)
     said = "version 2 became champion while this command checked version 3; nothing was moved: look at tunewright"
@@ -459,6 +460,24 @@ def test_what_is_decided_at_the_command_line(make: Make, rehearsed: list[str]) -
     code, shown, said = tunewright("history", "triage")
     assert "no version of triage is @champion" in shown
     assert (said["current_version"], said["moved_elsewhere"], said["events"][0]["what"]) == (None, False, "withdrawn")
+
+
+@pytest.mark.parametrize(
+    ("near_ties", "line"),
+    [
+        (0, "it answers 8 test rows as it did when measured\n"),
+        (1, "it answers 7 of 8 test rows as it did when measured, and 1 other differently from a near tie on\n"),
+        (2, "it answers 6 of 8 test rows as it did when measured, and 2 others differently from a near tie on\n"),
+    ],
+)
+def test_answers_from_a_near_tie_are_not_counted_among_those_as_measured(
+    make: Make, monkeypatch: pytest.MonkeyPatch, near_ties: int, line: str
+) -> None:
+    make(decision="keep")
+    monkeypatch.setattr(rehearsal, "again", lambda *_: rehearsal.Rehearsed(8, near_ties))
+    code, shown, read = tunewright("promote", "triage", "1", "--reason", "x")
+    assert (code, read["rehearsed"], read["near_ties"]) == (0, 8, near_ties)
+    assert f"reloaded, {line}" in shown
 
 
 def test_a_new_alias_is_said_to_be_new(make: Make, rehearsed: list[str]) -> None:

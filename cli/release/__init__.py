@@ -71,7 +71,8 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
             requests.end_for(registry, decided.event)
             view.show_decision(console_of(as_json), registry, decided)
         if as_json:
-            print(as_line({"name": registry.name, **decided.event.model_dump(), "rehearsed": decided.rehearsed}))
+            asked = {"rehearsed": decided.rehearsed, "near_ties": decided.near_ties}
+            print(as_line({"name": registry.name, **decided.event.model_dump(), **asked}))
 
     first, *others, _ = inspect.signature(command).parameters.values()
     _, _, _, _, *own = inspect.signature(decide).parameters.values()

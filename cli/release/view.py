@@ -126,7 +126,10 @@ def show_decision(console: Console, registry: Registry, decision: ReleaseDecisio
     of = f"{'' if what.endswith(' to') else ':'} version {event.version} of {registry.name}"
     console.print(Text.assemble((f"{what[:1].upper()}{what[1:]}", colour), of))
     if decision.rehearsed:
-        console.print(f"reloaded, it answers {counted(decision.rehearsed, 'test row')} as it did when measured")
+        rows, ties = counted(decision.rehearsed, "test row"), decision.near_ties
+        same = f"{decision.rehearsed - ties:,} of {rows}" if ties else rows
+        others = f", and {counted(ties, 'other')} differently from a near tie on" if ties else ""
+        console.print(f"reloaded, it answers {same} as it did when measured{others}", soft_wrap=True)
     before = f"version {event.before}" if event.before else "no version"
     if event.is_move:
         after = f"version {event.after}" if event.after else "no version; the next run has no champion to beat"

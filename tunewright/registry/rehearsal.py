@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,7 @@ from tunewright.modeling import near_ties
 from tunewright.modeling.chat import shown, without_reasoning, write_conversations
 from tunewright.registry import files
 from tunewright.registry.candidate import Candidate
+from tunewright.reports.pages import counted
 from tunewright.serving import ServedChat, behind
 from tunewright.store import bases
 from tunewright.store.caching import digest_of
@@ -55,6 +56,13 @@ class Rehearsal(BaseModel, frozen=True):
     max_new_tokens: int | None = None  # None where an earlier version of Tunewright wrote it: as the model says
 
 
+class Rehearsed(NamedTuple):
+    """The number of rows that a version answered again, and of those that differ from a near tie on."""
+
+    num_rows: int
+    num_near_ties: int
+
+
 def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersion") -> None:
     """Rehearses the version of a candidate, and keeps what it was asked. Raises TunewrightError as `again` does."""
     recorded = pq.read_table(candidate.own_answers.path("answers.parquet"), columns=["row_id", "answer"])
@@ -79,8 +87,8 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
     _keep(client, version, rehearsal)
 
 
-def again(client: "MlflowClient", version: "ModelVersion") -> int:
-    """Rehearses a version that was registered before, and returns on how many rows.
+def again(client: "MlflowClient", version: "ModelVersion") -> Rehearsed:
+    """Rehearses a version that was registered before, and returns on how many rows, and how many of them differ.
 
     Raises TunewrightError where a file of it was altered, where it cannot be loaded here, or, with the row and both
     answers, where it says something else.
@@ -89,12 +97,12 @@ def again(client: "MlflowClient", version: "ModelVersion") -> int:
     log.info("version %s has to answer %d test rows as measured: loading it", version.version, len(rehearsal.rows))
     with files.copied(client, version) as copy:
         try:
-            _rehearse(version, copy, rehearsal)
+            tied = _rehearse(version, copy, rehearsal)
         except (OSError, ValueError) as error:  # such as a base that is not on this machine, or is another one
             raise TunewrightError(
                 f"{files.uri_of(version)} cannot be loaded here, so the alias does not move: {error}"
             ) from error
-    return len(rehearsal.rows)
+    return Rehearsed(len(rehearsal.rows), tied)
 
 
 def _keep(client: "MlflowClient", version: "ModelVersion", rehearsal: Rehearsal) -> None:
@@ -156,12 +164,13 @@ def measured_max_new_tokens(copy: Path) -> int:
     return int(parameter.default)
 
 
-def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> None:
+def _rehearse(version: "ModelVersion", copy: Path, rehearsal: Rehearsal) -> int:
+    """Rehearses what is in the copy, and returns how many answers differ from a near tie on."""
     loaded, consequence = load(copy), "the alias did not move"
     most = measured_max_new_tokens(copy) if rehearsal.max_new_tokens is None else rehearsal.max_new_tokens
     conversations = questions(version, loaded, rehearsal, consequence)
     prompts = loaded.prompts(conversations, [row.tools for row in rehearsal.rows])
-    require_measured(version, loaded, rehearsal, prompts, loaded.answer(prompts, most), consequence)
+    return require_measured(version, loaded, rehearsal, prompts, loaded.answer(prompts, most), consequence)
 
 
 def questions(
@@ -190,8 +199,10 @@ def require_measured(
     prompts: Sequence[Sequence[int]],
     said: Sequence[Sequence[int]],
     consequence: str,
-) -> None:
+) -> int:
     """Checks the answers that a loaded version gave to the prompts of its rehearsal, both as token ids.
+
+    Returns how many differ from the measured one from a near tie on.
 
     Raises TunewrightError, which ends with the consequence, where an answer is not the measured one, nor differs from
     it only from a near tie on.
@@ -215,11 +226,13 @@ def require_measured(
         )
     if tied:
         log.info(
-            "  %d of %d test rows are answered as measured; the others differ from a token on that is nearly as likely "
-            "as the measured one, which bfloat16 rounds either way",
+            "  %d of %d test rows are answered as measured; %s from a token on that is nearly as likely as the "
+            "measured one, which bfloat16 rounds either way",
             len(said) - tied,
             len(said),
+            "1 other differs" if tied == 1 else f"{counted(tied, 'other')} differ",
         )
+    return tied
 
 
 def _is_near_tie(loaded: ServedChat, prompt: Sequence[int], answer: Sequence[int], measured: str) -> bool:

@@ -92,6 +92,7 @@ class ReleaseDecision:
     event: Event
     sentence: str
     rehearsed: int  # rows that it was asked once more
+    near_ties: int = 0  # of them those with an answer that differs from a near tie on
     note: str = ""  # that the alias is new, since any name makes one
 
 
@@ -266,7 +267,9 @@ def _moved(
         event = move(client, registry, version, what, held, by, why)
     if what != "rolled back" or alias_state(version, registry) not in ("", "approved"):
         set_alias_state(client, registry, version, "approved", by, why, what)
-    return ReleaseDecision(event=event, sentence=verdict_of(version), rehearsed=asked)
+    return ReleaseDecision(
+        event=event, sentence=verdict_of(version), rehearsed=asked.num_rows, near_ties=asked.num_near_ties
+    )
 
 
 def _versions(client: "MlflowClient", registry: Registry) -> list[VersionSummary]:
