@@ -144,7 +144,10 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     opponent = call.champion(s.registry, adapter, base, splits)
     if opponent and opponent.model and (opponent.model / EXAMPLES).is_file():
         opponent = _few_shot(call, splits, tokens, opponent)
-    answered = partial(call(evaluate), tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema)
+    deciding = s.gate.metric
+    answered = partial(
+        call(evaluate), tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema, decides=deciding
+    )
     answers = {each.name: answered(contender=each) for each in (measured[0], *([opponent] if opponent else []))}
     own = answered(contender=tuned)
     share = call.begin_test_use(adapter, own)
@@ -156,6 +159,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         evaluation=measurement.model_copy(update={"api_budget": s.evaluation.api_budget}),
         own=read.metrics,
         schema=read.schema,
+        decides=deciding,
         rule=rule,
     )
     answers |= {each.name: found for each in prompted if each.api and (found := replied(contender=each))}

@@ -191,6 +191,23 @@ def test_references_that_have_no_room_are_told_of_before_anything_is_answered(
     assert "references are longer" not in caplog.text
 
 
+def test_the_metric_that_decides_is_named_as_the_gate_has_it_and_another_gate_decodes_nothing_again(
+    tokens: Tokens, tiny_base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tunewright")
+    asked = {"contender": Contender(name="base", base=tiny_base), "tokens": tokens}
+    for decides, metrics, said in (
+        ("auto", ("auto",), "; by default json_field_f1 decides (gate.metric); "),
+        ("exact_match", ("auto", "exact_match"), "; exact_match decides (gate.metric); "),
+    ):
+        caplog.clear()
+        settings = Evaluation(precision="float32", max_new_tokens=1, metrics=metrics)
+        made = evaluate.fn(**asked, evaluation=settings, decides=decides)
+        (line,) = (text for text in caplog.messages if "measured are" in text)
+        assert said in line
+        assert made == evaluate.fn(**asked, evaluation=settings)
+
+
 def test_an_answer_that_does_not_stop_is_cut_and_says_so(tokens: Tokens, candidate: Contender) -> None:
     answers = evaluate.fn(
         contender=candidate, tokens=tokens, evaluation=Evaluation(precision="float32", max_new_tokens=3)

@@ -64,7 +64,11 @@ def _prompt_tokens(test: pa.Table, answers: pa.Table) -> int:
     return int(test["prompt_length"].to_numpy()[is_answered].sum())
 
 
-@stage("{contender.name}", libraries=(*LIBRARIES, "evaluate", "jsonschema", "numpy", "sacrebleu", "scipy"))
+@stage(
+    "{contender.name}",
+    libraries=(*LIBRARIES, "evaluate", "jsonschema", "numpy", "sacrebleu", "scipy"),
+    unkeyed=("decides",),
+)
 def evaluate(
     folder: Path,
     contender: Contender,
@@ -73,11 +77,13 @@ def evaluate(
     own: tuple[tuple[str, str], ...] = (),
     schema: str = "",
     rule: EndingRule | None = None,
+    decides: str = "auto",
 ) -> Answers:
     """The contender's answer and scores on each test row, in the rows' order; with a `rule` until it ends it.
 
     A contender is another one in the key by its name, its weights or its registered version. `own` are the team's
-    metrics, for the key alone, and `schema` is what evaluation.json_schema holds.
+    metrics, for the key alone, and `schema` is what evaluation.json_schema holds. `decides`, for the
+    log alone, is gate.metric.
     Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them, ApiError if a
     model behind an API does not answer, ApiRefused if it refuses.
     """
@@ -91,7 +97,8 @@ def evaluate(
     )
     if contender.name == "base":  # of all the same
         by_default = f"; by default {choice.decides} decides (gate.metric)" if choice.decides else ""
-        log.info("  %s%s; evaluation.metrics adds metrics", choice.says(), by_default)
+        said = by_default if decides == "auto" else f"; {decides} decides (gate.metric)"
+        log.info("  %s%s; evaluation.metrics adds metrics", choice.says(), said)
     by_api = ApiAnswers(contender, evaluation) if contender.api else None
     if by_api:
         choice = replace(

@@ -296,8 +296,9 @@ def cached(
 
     `libraries` are the distributions whose version shapes the output. Files whose names begin with one of `volatile`
     (reports, timings) are kept and verified, but are not part of the content hash that later stages see. The arguments
-    in `unkeyed` say where the work is done, which changes no file: they are not part of the key. What a stage makes
-    elsewhere than in its folder can be lost there: `lost` says so of a record, and then it is made again.
+    in `unkeyed` say where the work is done, or are for the log, which changes no file: they are not part of the key.
+    What a stage makes elsewhere than in its folder can be lost there: `lost` says so of a record, and then it is made
+    again.
     """
     return lambda build: Cached(build, libraries, volatile, unkeyed, lost)
 
