@@ -267,8 +267,49 @@ def test_rows_over_max_length_are_told_by_plan(tiny_base: Base, monkeypatch: pyt
     write("a.jsonl", *map(record, range(10)), record(10, 200))
     some = planned(tiny_base)
     assert some.costs
-    assert any("1 of the 11 rows of the sources is longer than" in note for note in some.costs.notes)
+    (note,) = (note for note in some.costs.notes if "1 of the 11 rows of the sources is longer than" in note)
+    assert ", so render will stop, unless check, dedupe or split removes it: it has " in note
     assert some.costs.chosen.work.longest <= 128
+
+
+@pytest.mark.parametrize("on_long", ["error", "quarantine"])
+def test_rows_that_are_probably_over_max_length_are_told_where_the_tokenizer_is_not_here(
+    tiny_base: Base, on_long: Any
+) -> None:
+    write("a.jsonl", *map(record, range(10)), record(10, 150), record(11, 250))
+    settings = pipeline(tiny_base, on_long=on_long).settings
+    first = first_rows(source_files(settings.data), settings.data)
+    found = sampled(settings, None, None, first)
+    assert found
+    ends, cure = {
+        "error": (
+            "render will stop, unless check, dedupe or split removes it",
+            ", or set model.on_long=quarantine to quarantine such rows",
+        ),
+        "quarantine": ("render will quarantine it", ""),
+    }[on_long]
+    assert found.too_long == (
+        f"1 of the 12 rows of the sources is probably longer than model.max_length=128 tokens, so {ends}: "
+        f"it has 1,010 characters; raise model.max_length to train on them{cure}"
+    )
+    longer = settings.model_copy(update={"model": settings.model.model_copy(update={"max_length": 200})})
+    short = sampled(longer, None, None, first)
+    assert short and not short.too_long, "a tokenizer may write them in so many"
+
+
+def test_the_first_rows_of_several_files_are_said_to_be_those_of_each(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("a1.jsonl", *map(record, range(30)))
+    write("a2.jsonl", *map(record, range(30, 42)), record(42, 200))
+    asked = deployment_file.override(pipeline(tiny_base), ["data.sources=[{path: 'a*.jsonl'}]"])
+    costs = plan.look_up(asked, "mine.yaml").costs
+    assert costs and costs.rows_from == "from the 43 rows of the sources, rendered"
+    monkeypatch.setattr(sampling, "ROWS", 40)
+    costs = plan.look_up(asked, "mine.yaml").costs
+    assert costs and costs.rows_from == "from the first rows of each file of the sources (33 in all), rendered"
+    (note,) = (note for note in costs.notes if "longer than" in note)
+    assert note.startswith("1 of the first rows of each file of the sources (33 in all) is longer than")
 
 
 def test_a_single_row_is_not_numbered(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

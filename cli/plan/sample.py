@@ -34,6 +34,7 @@ from tunewright.tools.conversation import (
 )
 
 MOST_LOOKED_AT = 1_000  # rows that ingest made
+MOST_CHARACTERS_A_TOKEN = 6  # of a row; English has about 4
 
 
 class Sampled(NamedTuple):
@@ -84,6 +85,8 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     row = "training row" if source == "split" else "row"
     rows_of = f"{row} of" if num_looked_at == 1 else f"{num_looked_at:,} {row}s of"
     which = f"{'the' if is_all else 'the first'} {rows_of} {'the sources' if source == 'sample' else source}"
+    if source == "sample" and first and first.num_files > 1 and not is_all:
+        which = f"the first rows of each file of the sources ({num_looked_at:,} in all)"
     limit = settings.data.limit
     is_drawn = source == "sample" and limit is not None and num_looked_at > looked_of
     draws = f"data.limit draws {looked_of:,.0f} from all rows" if is_drawn else ""
@@ -99,11 +102,15 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         rows = _rendered(conversations, base, settings.model)
         bound = bound_of(base, settings.model) if base and rows else None
     numbers, user_provided = (train, num_validation, num_test), {each.use_as for each in settings.data.sources}
+    among = f"{'{:,} of ' if num_looked_at > 1 else ''}{which}{f' ({draws})' if draws else ''}"
     if not rows or not bound:
         guessed = [_guessed(messages, settings.model) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
         left = _left(numbers, len(conversations) / max(1, num_looked_at), user_provided)
-        return Sampled(source, *left, guessed, said, independent=alone, is_all=is_all, repeated=repeated / before)
+        long = _probably_long(conversations, settings.model)
+        too_long = _probably_too_long(among.format(len(long)), long, settings.model, source) if long else ""
+        more = {"independent": alone, "is_all": is_all, "repeated": repeated / before}
+        return Sampled(source, *left, guessed, said, too_long, **more)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
     kept = [row for row in rows if len(row["input_ids"]) <= bound.limit]
     too_long = ""
@@ -111,13 +118,9 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     is_refused = bool(long) and (stops_for_some or (is_all and not kept))
     if long:
         is_one = len(long) == 1
-        them = "it" if is_one else "them"
-        ends = f"render will quarantine {them}"
-        if settings.model.on_long == "error":
-            ends = "render will stop" + ("" if is_refused else f", unless check or dedupe removes {them}")
+        ends = _ends(len(long), settings.model.on_long, is_certain=is_refused)
         too_long = (
-            f"{f'{len(long):,} of ' if num_looked_at > 1 else ''}{which}{f' ({draws})' if draws else ''} "
-            f"{'is' if is_one else 'are'} longer than {bound}, so {ends}: "
+            f"{among.format(len(long))} {'is' if is_one else 'are'} longer than {bound}, so {ends}: "
             f"{'it has' if is_one else 'they have'} {lengths_in_words(long)}; "
             f"{bound.cure(max(long), settings.model.on_long)}"
         )
@@ -134,6 +137,33 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         is_all=is_all,
         is_refused=is_refused,
         repeated=repeated / before,
+    )
+
+
+def _ends(number: int, on_long: str, *, is_certain: bool) -> str:
+    """Say what render does with so many rows that are too long; only where it is certain does no stage remove them."""
+    them = "it" if number == 1 else "them"
+    if on_long == "quarantine":
+        return f"render will quarantine {them}"
+    return "render will stop" + ("" if is_certain else f", unless check, dedupe or split removes {them}")
+
+
+def _probably_long(conversations: Sequence[list[Message]], model: Model) -> list[int]:
+    """The numbers of characters of the conversations that hardly any tokenizer writes in model.max_length tokens."""
+    lengths = [sum(len(text["content"]) for text in _as_texts(messages, model)) for messages in conversations]
+    return [length for length in lengths if length > MOST_CHARACTERS_A_TOKEN * model.max_length]
+
+
+def _probably_too_long(which: str, long: Sequence[int], model: Model, source: work.Source) -> str:
+    """Say that these rows are probably too long, by their characters, where the tokenizer is not here."""
+    is_one = len(long) == 1
+    to_train = "raise model.max_length to train on them"
+    cure = f"{to_train}, or set model.on_long=quarantine to quarantine such rows"
+    return (
+        f"{which} {'is' if is_one else 'are'} probably longer than model.max_length={model.max_length} tokens, so "
+        f"{_ends(len(long), model.on_long, is_certain=source == 'split')}: "
+        f"{'it has' if is_one else 'they have'} {lengths_in_words(long)} characters; "
+        f"{to_train if model.on_long == 'quarantine' else cure}"
     )
 
 

@@ -49,6 +49,7 @@ class Sample(NamedTuple):
     independent: float = 1.0  # of the rows that may test, groups for each row; a row without a group is one by itself
     repeated: float = 0.0  # of `drawn`, about how many are exact duplicates, as dedupe compares conversations
     refused: float = 0.0  # about how many records ingest will quarantine, which are no rows
+    num_files: int = 1  # that have them
 
 
 class _Records:
@@ -118,7 +119,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     may_test = independent(groups.get("test") or groups.get(None) or [])
     if not conversations:
         return None
-    return Sample(conversations, share * drawn, given, is_all, may_test, repeated, share * refused)
+    return Sample(conversations, share * drawn, given, is_all, may_test, repeated, share * refused, len(local))
 
 
 def independent(groups: Sequence[str | None]) -> float:
