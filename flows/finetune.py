@@ -48,7 +48,7 @@ from tunewright.flows.run_name import (
     say_stopped,
     terminal_run,
 )
-from tunewright.registry.address import by_environment
+from tunewright.registry.address import ONE_SERVER, by_environment, only_here
 from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import require_answer
 from tunewright.serving import EXAMPLES
@@ -345,6 +345,8 @@ def run(settings: Settings, until: Stage, refresh: Sequence[Stage], *, is_varian
     calls = Run(settings, until, refresh)
     if "evaluate" in calls.stages or (settings.model.start == "champion" and calls.trainings):  # which look it up
         require_answer(settings.registry)
+    if "evaluate" in calls.stages and (said := only_here(settings.registry)):
+        log.warning("%s; %s", said, ONE_SERVER)
     if calls.trainings:
         budget.require_price(settings.operation)
     shown = nullcontext() if is_variant else seen_in_mlflow(calls)

@@ -433,6 +433,28 @@ def test_the_store_that_machines_share_is_tried(monkeypatch: pytest.MonkeyPatch,
     assert of_library.fix == "pip install 'tunewright[gcs]'"
 
 
+def test_a_store_without_an_mlflow_for_all_machines_is_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert not [each for each in of_servers() if each.what == "MLflow"]
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path))
+    found = of("MLflow", list(of_servers()))
+    assert found.state == "warning"
+    assert found.found.startswith("TUNEWRIGHT_STORE names a store that machines share, but MLflow is the database of ")
+    assert found.fix == (
+        "set MLFLOW_TRACKING_URI to one server for all machines (docs/team-servers.md), "
+        "unless registry.tracking_uri names it"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{config.mlflow_database()}")
+    assert of("MLflow", list(of_servers())) == found
+    with addresses.held():  # whose MLflow others may reach
+        assert not [each for each in of_servers() if each.what == "MLflow"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/team.db")
+    assert of("MLflow", list(of_servers())).state == "ok"
+    monkeypatch.setenv("TUNEWRIGHT_HOME", "s3://bucket/other")
+    assert of("store", list(of_servers())).state == "failure"
+
+
 def test_schedules_that_nothing_serves_any_more_are_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.make_home()
     with sqlite3.connect(config.prefect_database()) as database:

@@ -4,13 +4,14 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import Flow
 from prefect.utilities.names import generate_slug
 
-from tunewright.config import Settings
+from tunewright.config import Settings, Stage
 from tunewright.errors import DataError
 from tunewright.flows.compare import compare
 from tunewright.flows.finetune import run
@@ -65,6 +66,33 @@ def test_each_flow_names_the_machine_of_its_error(
     given = given or {"settings": SETTINGS, "variants": {}}
     with pytest.raises(DataError, match=f"^{re.escape(NAMED)}$"):
         flow.fn(**given)
+
+
+@pytest.mark.parametrize(
+    ("until", "tracking_uri", "warns"),
+    [("evaluate", None, True), ("evaluate", "sqlite:///x.db", False), ("split", None, False)],
+)
+def test_a_run_with_a_store_and_a_registry_of_its_own_warns_once(
+    until: Stage,
+    tracking_uri: str | None,
+    warns: bool,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_STORE", str(tmp_path))
+    monkeypatch.setitem(run.__globals__, "require_answer", lambda _: None)
+    monkeypatch.setitem(run.__globals__, "looked_at", lambda _: nullcontext())
+    monkeypatch.setitem(run.__globals__, "seen_in_mlflow", lambda _: nullcontext())
+    monkeypatch.setitem(run.__globals__, "inputs", fail)
+    registry = SETTINGS.registry.model_copy(update={"tracking_uri": tracking_uri})
+    with pytest.raises(DataError):
+        run(SETTINGS.model_copy(update={"registry": registry}), until, ())
+    said = [each for each in caplog.messages if each.startswith("TUNEWRIGHT_STORE names a store")]
+    assert len(said) == warns and all(
+        "; set MLFLOW_TRACKING_URI to one server for all machines" in each for each in said
+    )
 
 
 def test_the_error_of_a_run_in_mlflow_names_its_machine_too(monkeypatch: pytest.MonkeyPatch) -> None:

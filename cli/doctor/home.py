@@ -22,7 +22,7 @@ from tunewright.config import Registry, outside
 from tunewright.errors import ConfigError, StoreError, StoreRefused
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
-from tunewright.registry.address import LOG_IN, VARIABLE, asked, by_environment, is_given_login
+from tunewright.registry.address import LOG_IN, ONE_SERVER, VARIABLE, asked, by_environment, is_given_login, only_here
 from tunewright.store import databases, histories, shared
 
 GB = 1_000_000_000
@@ -174,6 +174,9 @@ def _start(address: str) -> str:
 
 
 def _store() -> Iterator[Finding]:
+    with contextlib.suppress(ConfigError):  # which is a finding itself
+        if said := only_here(by_environment(Registry())):
+            yield Finding("warning", "MLflow", said, f"{ONE_SERVER}, unless registry.tracking_uri names it")
     try:
         if store := shared.shared_store():
             histories.require_states(store)

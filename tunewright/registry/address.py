@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what they import takes time
 
 SQLITE = "sqlite:///"
 VARIABLE = "MLFLOW_TRACKING_URI"
+ONE_SERVER = f"set {VARIABLE} to one server for all machines (docs/team-servers.md)"
 LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 CREDENTIALS_FILE = "~/.mlflow/credentials"  # which MLflow's client reads too
@@ -36,6 +37,20 @@ ACCOUNT_SECONDS = 10.0  # for the answer to which account it is
 def tracking_uri(registry: "Registry | Registered") -> str:
     """The server's address, or the database in the home folder, wherever that lies now."""
     return registry.tracking_uri or f"{SQLITE}{config.mlflow_database()}"
+
+
+def only_here(registry: "Registry | Registered") -> str:
+    """A warning where machines share a store but MLflow is the home's own database; empty otherwise.
+
+    The MLflow of `tunewright up` is none, as other machines may reach it.
+    """
+    variable, url = config.store()
+    if not url or tracking_uri(registry) != f"{SQLITE}{config.mlflow_database()}" or addresses.is_up():
+        return ""
+    return (
+        f"{variable} names a store that machines share, but MLflow is the database of this home alone: "
+        "versions of other machines are not seen here, nor these there, so candidates are not compared with them"
+    )
 
 
 def public_address(registry: Registry) -> str:
