@@ -22,11 +22,12 @@ from tunewright.flows.calls import TRAININGS, stages
 from tunewright.flows.finetune import run
 from tunewright.flows.inputs import reading
 from tunewright.flows.outcome import Outcome
-from tunewright.flows.run_name import cancel_stopped, comparison_name, naming_machine, terminal_run, variant_name
+from tunewright.flows.run_name import cancel_stopped, comparison_name, terminal_run, variant_name
 from tunewright.registry.runs import log_comparison
 from tunewright.registry.versions import require_answer
 from tunewright.reports.progress import only_steps, watched
 from tunewright.store import in_use, test_set_uses
+from tunewright.store.naming import naming_machine
 from tunewright.tasks.ingest import source_files
 from tunewright.tasks.train import rendezvous
 

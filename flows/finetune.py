@@ -41,7 +41,6 @@ from tunewright.flows.parameters import FLOW, identifier, named
 from tunewright.flows.run_name import (
     cancel_stopped,
     end_killed,
-    naming_machine,
     outlive_worker,
     require_kept_home,
     run_name,
@@ -53,6 +52,7 @@ from tunewright.registry.candidate import Candidate
 from tunewright.registry.versions import require_answer
 from tunewright.serving import EXAMPLES
 from tunewright.store import data_versions, in_use
+from tunewright.store.naming import naming_machine
 from tunewright.tasks.base import base as load_base
 from tunewright.tasks.check import check
 from tunewright.tasks.decide import decide

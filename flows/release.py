@@ -27,13 +27,13 @@ from pydantic import Field
 
 from tunewright.artifacts import Registered
 from tunewright.config import Registry, outside
-from tunewright.flows.run_name import naming_machine
 from tunewright.machine import addresses
 from tunewright.registry import release
 from tunewright.registry.address import tracking_uri
 from tunewright.registry.alias_history import Event
 from tunewright.registry.release import LONGEST_REASON, Waiting
 from tunewright.registry.tracking import patient
+from tunewright.store.naming import naming_machine
 
 log = logging.getLogger("tunewright")
 

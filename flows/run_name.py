@@ -3,15 +3,14 @@
 A run that a signal stopped is a crash to Prefect, also where a person cancelled it; one of a terminal ends as
 cancelled. A run of a terminal that was killed is marked as crashed by the next run, or by `tunewright up`. An error of
 ours says all that a user can act on in its line, so that its traceback is left out. A run of a worker outlives it, does
-not begin where its home would be lost, and names its machine where it fails.
+not begin where its home would be lost.
 """
 
 import logging
 import os
-import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from datetime import datetime
 from functools import cache
@@ -167,22 +166,6 @@ def require_kept_home() -> None:
             "run, in which the home would be lost; accepted: a folder that is kept, in the worker's environment or in "
             "work_pool.job_variables.env, or a store for all machines in TUNEWRIGHT_STORE"
         )
-
-
-@contextmanager
-def naming_machine() -> Iterator[None]:
-    """Add to an error in a run of a worker which machine its paths are of."""
-    try:
-        yield
-    except TunewrightError as error:
-        error.args = (on_machine(str(error)), *error.args[1:])
-        raise
-
-
-def on_machine(said: str) -> str:
-    """Add the machine, once, to what is said in a run of a worker: who reads it may be at another one."""
-    machine = f" (on {platform.node()})"
-    return f"{said.removesuffix(machine)}{machine}" if deployment.id else said
 
 
 def outlive_worker() -> None:

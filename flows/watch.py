@@ -25,9 +25,9 @@ from tunewright.compat import STOPPED, STOPPED_EARLY
 from tunewright.errors import ConfigError, DataError
 from tunewright.flows import announcing
 from tunewright.flows.parameters import FLOW, checked, identifier, named
-from tunewright.flows.run_name import naming_machine, on_machine
 from tunewright.reports.pages import counted
 from tunewright.store import in_use
+from tunewright.store.naming import naming_machine, on_machine
 from tunewright.tasks.ingest import watching
 
 log = logging.getLogger("tunewright")

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Harness
 from prefect import Flow
 from prefect.utilities.names import generate_slug
 
+from tunewright.artifacts import Artifact
 from tunewright.config import Settings, Stage
-from tunewright.errors import DataError
+from tunewright.errors import DataError, TrainerFailed
 from tunewright.flows.compare import compare
 from tunewright.flows.finetune import run
 from tunewright.flows.release import approval
-from tunewright.flows.run_name import is_random, naming_machine
+from tunewright.flows.run_name import is_random
 from tunewright.flows.watch import watch
 from tunewright.registry import release
+from tunewright.store.naming import naming_machine
+from tunewright.store.stage import stage
 
 SETTINGS = Settings.model_validate(
     {"data": {"sources": [{"path": "a.jsonl"}]}, "model": {"base": "tiny"}, "registry": {"name": "n"}}
@@ -49,6 +53,21 @@ def test_an_error_of_a_worker_says_which_machine_its_paths_are_of(monkeypatch: p
     with pytest.raises(DataError, match=f"^{re.escape(NAMED)}$") as found, naming_machine(), naming_machine():
         raise DataError(FAULT, see=("quarantine.parquet",))
     assert found.value.see == ("quarantine.parquet",)
+
+
+@stage("{word}")
+def fail_to_train(folder: Path, word: str) -> Artifact:
+    raise TrainerFailed(FAULT)
+
+
+def test_the_state_of_a_stage_and_the_warning_before_its_retry_name_the_machine_once(
+    prefect_harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "0c5a")
+    with prefect_harness(), naming_machine():
+        state = fail_to_train.with_options(retry_delay_seconds=0)("tea", return_state=True)
+    assert state.message == f"Task run encountered an exception TrainerFailed: {NAMED}"
+    assert f"  fail_to_train failed: {NAMED}; retrying once" in caplog.messages
 
 
 @pytest.mark.parametrize(

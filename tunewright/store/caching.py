@@ -34,6 +34,7 @@ from tunewright.errors import NO_SPACE, DataError, TunewrightError
 from tunewright.store import disk, locks, manifest, refusals
 from tunewright.store.cache_key import Ingredients, differing, hash_of, key_of, of_call
 from tunewright.store.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
+from tunewright.store.naming import naming_machine
 from tunewright.store.refusals import StoppedStage
 from tunewright.store.shared import path_in_home, shared_store
 
@@ -170,7 +171,8 @@ class Cached(Generic[P, A]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
         """The artifact. Inside a Prefect task a hit is the state Cached, with what it saved in its message."""
-        record, found = self._obtain(*args, **kwargs)
+        with naming_machine():  # also for the state of the stage's task, and the warning before it is tried again
+            record, found = self._obtain(*args, **kwargs)
         if found is None or TaskRunContext.get() is None:
             return record
         message = f'{record.key} from run "{found.made_by}", {self._says_saved(record.key, found.seconds)}'
