@@ -28,7 +28,11 @@ def test_the_newest_valid_checkpoint_is_taken_by_number(tmp_path: Path) -> None:
 def test_an_unsealed_checkpoint_is_removed_and_the_one_before_taken(tmp_path: Path) -> None:
     make(tmp_path, 5)
     partial = make(tmp_path, 10, sealed=False)
-    assert checkpoints.newest_valid(tmp_path)[0] == tmp_path / "checkpoint-5"
+    found, skipped = checkpoints.newest_valid(tmp_path)
+    assert found == tmp_path / "checkpoint-5"
+    assert skipped == [
+        "checkpoint-10 is skipped: it was not finished when the training was stopped (it has no manifest.json)"
+    ]
     assert not partial.exists()
 
 
@@ -56,7 +60,14 @@ def test_a_flipped_bit_a_missing_and_an_added_file_each_make_it_invalid(tmp_path
 def test_a_manifest_that_is_not_as_it_was_written_is_none(tmp_path: Path, manifest: str) -> None:
     before, broken = make(tmp_path, 5), make(tmp_path, 10)
     (broken / checkpoints.MANIFEST).write_text(manifest)
-    assert checkpoints.newest_valid(tmp_path)[0] == before
+    assert checkpoints.newest_valid(tmp_path) == (before, ["checkpoint-10 is skipped: manifest.json was altered"])
+
+
+def test_a_best_step_without_its_manifest_is_no_unfinished_one(tmp_path: Path) -> None:
+    best, newest = make(tmp_path, 5), make(tmp_path, 10, sealed=False)
+    checkpoints.seal(newest, best_step=5)
+    (best / checkpoints.MANIFEST).unlink()
+    assert checkpoints.fault(newest) == "checkpoint-5, the best step: manifest.json is missing"
 
 
 def test_a_name_that_ends_a_line_is_shown_as_an_escape(tmp_path: Path) -> None:

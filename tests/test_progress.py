@@ -16,6 +16,7 @@ from tunewright.reports.progress import (
     Progress,
     TotalWork,
     duration,
+    layout,
     part_of,
     seconds_left,
     told_while_slow,
@@ -55,11 +56,16 @@ def test_what_was_chosen_is_said_with_its_reason_before_the_first_step(
     progress.update()
     assert [message.strip() for message in caplog.messages] == [
         "checkpoint-25 is skipped: optimizer.pt was altered",
-        "1,000 of 100,000 parameters are trainable (1.00 %)",
         "resuming from step 20",
+        "1,000 of 100,000 parameters are trainable (1.00 %)",
         "precision bfloat16: cpu has it",
         "packing on: shared",
     ]
+
+
+def test_a_training_whose_only_checkpoint_is_skipped_says_that_it_begins_anew() -> None:
+    assert layout(STATUS | {"resumed_from": 0})[0] == "  no other checkpoint is left, so the training begins at step 1"
+    assert "trainable" in layout(STATUS | {"resumed_from": 0, "skipped_checkpoints": []})[0]
 
 
 def test_what_the_trainer_does_before_its_first_step_is_said_now_and_then(

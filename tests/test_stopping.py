@@ -246,10 +246,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (flip, "optimizer.pt was altered"),
     "a file cut in half": (lambda at: os.truncate(at / "optimizer.pt", 100), "optimizer.pt was altered"),
     "a file gone": (lambda at: (at / "rng_state.pth").unlink(), "rng_state.pth is missing"),
-    "a manifest cut in half": (lambda at: os.truncate(at / "manifest.json", 50), "manifest.json is missing or was"),
+    "a manifest cut in half": (lambda at: os.truncate(at / "manifest.json", 50), "manifest.json was altered"),
     "an empty file": (lambda at: (at / "trainer_state.json").write_bytes(b""), "trainer_state.json was altered"),
     "a file added": (lambda at: (at / "more.bin").write_bytes(b"x"), "more.bin was added"),
-    "nothing left": (lambda at: [file.unlink() for file in at.iterdir()], "manifest.json is missing or was"),
+    "nothing left": (lambda at: [file.unlink() for file in at.iterdir()], "it was not finished when"),
 }
 
 

@@ -278,11 +278,13 @@ class Progress:
 
 
 def layout(facts: dict[str, Any]) -> list[str]:
-    """Describe status.json before the first step: the trainable parameters, and the compute choices with reasons."""
+    """Describe status.json before the first step: where it begins, what it trains, and its compute with reasons."""
     learning, total = facts["learning_parameters"], facts["parameters"]
     lines = [f"  {learning:,} of {total:,} parameters are trainable ({share(learning, total)})"]
     if facts["resumed_from"]:
-        lines.append(f"  resuming from step {facts['resumed_from']}")
+        lines.insert(0, f"  resuming from step {facts['resumed_from']}")
+    elif facts["skipped_checkpoints"]:
+        lines.insert(0, "  no other checkpoint is left, so the training begins at step 1")
     for field, reason in facts["chosen"]["because"].items():
         value = facts["chosen"][field]
         value = {True: "on", False: "off"}.get(value, value)

@@ -15,6 +15,7 @@ from tunewright.store import disk
 from tunewright.store.manifest import digest_of
 
 MANIFEST = "manifest.json"
+UNFINISHED = f"it was not finished when the training was stopped (it has no {MANIFEST})"
 PREFIX = "checkpoint-"
 SHARDED = "pytorch_model_fsdp"  # begins the name of a folder in a checkpoint of FSDP, by accelerate
 
@@ -56,6 +57,8 @@ def replace(checkpoint: Path, name: str, new: Path, best_step: int | None = None
 
 def fault(checkpoint: Path) -> str:
     """Describe the fault of a checkpoint or of its best step's; "" if every file is as it was sealed."""
+    if not (checkpoint / MANIFEST).exists():
+        return UNFINISHED
     if own := _fault(checkpoint):
         return own
     best = _best(checkpoint)
@@ -67,7 +70,7 @@ def fault(checkpoint: Path) -> str:
 def _fault(checkpoint: Path) -> str:
     manifest = _manifest(checkpoint)
     if manifest is None:
-        return f"{MANIFEST} is missing or was altered"
+        return f"{MANIFEST} {'was altered' if (checkpoint / MANIFEST).exists() else 'is missing'}"
     files, found = manifest.files, _digests(checkpoint)
     for name in sorted(files.keys() | found.keys()):
         if name not in found:
