@@ -277,9 +277,11 @@ def test_only_the_newest_states_of_a_history_are_kept(store: SharedStore, monkey
 
 
 def test_a_lease_is_waited_for_and_ends_with_the_signs_of_life_of_its_holder(
-    store: SharedStore, monkeypatch: pytest.MonkeyPatch
+    store: SharedStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "tunewright")
     monkeypatch.setattr(shared, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr("platform.node", lambda: "gpu-7")
     order: list[str] = []
 
     def second() -> None:
@@ -293,11 +295,16 @@ def test_a_lease_is_waited_for_and_ends_with_the_signs_of_life_of_its_holder(
         order.append("first")
     other.join()
     assert order == ["first", "second"] and store._numbers("leases/x") == []
+    lost = "it counts as lost after 60 s without a sign of life, from now on"
+    assert [each for each in caplog.messages if "waiting" in each] == [
+        f"  waiting for another machine (gpu-7): x; {lost}"
+    ]
 
     monkeypatch.setattr(shared, "LEASE_SECONDS", 0.4)
     store._create("leases/x/0000000007", b"killed 3")
     with store.lease("x"):
         assert store._numbers("leases/x") == [8]
+        assert caplog.messages[-1].startswith("  waiting for another machine: x; "), "its version wrote no name"
         store_is_held = threading.Thread(target=second)
         store_is_held.start()
         store_is_held.join(1.0)  # longer than a lease without signs of life

@@ -35,7 +35,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tunewright import config
 from tunewright.config import outside
-from tunewright.errors import ConfigError, StoreError, StoreRefused, TunewrightError, extra
+from tunewright.errors import ConfigError, StoreError, StoreRefused, TunewrightError, extra, shortened
 from tunewright.store import disk
 
 log = logging.getLogger("tunewright")
@@ -259,14 +259,15 @@ class SharedStore:
                 seen, since = now or b"", time.monotonic()
             is_lost = now is not None and time.monotonic() - since > LEASE_SECONDS
             number = last + 1 if is_lost else last
-            if (is_lost or now is None) and self._create(_numbered(place, number), f"{own} 0".encode()):
+            if (is_lost or now is None) and self._create(_numbered(place, number), _sign(own, 0)):
                 for old in self._numbers(place):
                     if old < number:
                         self._delete(_numbered(place, old))
                 return _numbered(place, number)
-            if not is_told:
-                log.info("  waiting for another machine: %s", place.removeprefix("leases/"))
-                is_told = True
+            if now and not is_told:
+                is_told, at = True, place.removeprefix("leases/")
+                lost = f"it counts as lost after {LEASE_SECONDS:g} s without a sign of life, from now on"
+                log.info("  waiting for another machine%s: %s; %s", _machine_of(now), at, lost)
             time.sleep(POLL_SECONDS)
 
     def _give_signs(self, name: str, own: str, ended: threading.Event) -> None:
@@ -277,7 +278,7 @@ class SharedStore:
             with contextlib.suppress(StoreError):  # the next sign may arrive
                 if not (self._read(name) or b"").startswith(own.encode()):
                     return
-                self._write(name, f"{own} {count}".encode())
+                self._write(name, _sign(own, count))
 
     def _fetch(self, content: bytes, folder: Path, place: str) -> str:
         """Copy the files of a tree to a new folder, synced; returns what is wrong with one, or ""."""
@@ -477,6 +478,17 @@ def _answer(error: Exception) -> dict[str, Any]:
     """The answer of S3's protocol that an error is about; empty of any other error."""
     answers = (getattr(each, "response", None) for each in (error, error.__cause__))
     return next((each for each in answers if isinstance(each, dict)), {})
+
+
+def _sign(own: str, count: int) -> bytes:
+    """The content of a lease: its holder's mark, the number of the sign of life, and the machine."""
+    return f"{own} {count} {platform.node()}".encode()
+
+
+def _machine_of(sign: bytes) -> str:
+    """Return " (NAME)" of the machine that wrote a lease; empty where an earlier version did, which wrote no name."""
+    name = shortened(sign.decode("utf-8", "replace").partition(" ")[2].partition(" ")[2])
+    return f" ({name})" if name else ""
 
 
 def _numbered(place: str, number: int) -> str:
