@@ -27,7 +27,7 @@ from tunewright.cost_model import BudgetCase, devices, estimate, on_devices, tra
 from tunewright.cost_model.case import ground_of
 from tunewright.cost_model.money import Price, money, price_of, rounded, rounded_up, without_price
 from tunewright.errors import ConfigError
-from tunewright.flows.release import THIRTY_DAYS
+from tunewright.flows.release import AGAIN, THIRTY_DAYS
 from tunewright.modeling.compute import Device
 from tunewright.reports.progress import duration
 from tunewright.tasks.train import calibration, shared_checkpoints
@@ -93,7 +93,8 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
         raise ConfigError(f"{over}; nothing has trained; to approve it, add --set operation.budget={least:g}")
     question = (
         f"{over}.\n\nThis form approves the cost. Its own *Cancel* only closes it: to end the run, close the form and "
-        "choose *Cancel* in the menu at the top right of the run's page."
+        "choose *Cancel* in the menu at the top right of the run's page. "
+        f"{AGAIN}"
     )
     log.warning("%s; it is suspended until somebody resumes it in Prefect", over)
     answer = _ask(question)

@@ -38,6 +38,7 @@ from tunewright.store.naming import naming_machine
 log = logging.getLogger("tunewright")
 
 THIRTY_DAYS = 30 * 24 * 60 * 60  # seconds; after them the flow run fails, and the version waits on for the command
+AGAIN = "If the page says *Failed to resume flow run*, submit this form again."  # as SQLite was locked for a moment
 DECIDED = {"approve": "Approved", "reject": "Rejected"}  # what the flow's final state is named
 
 
@@ -81,7 +82,7 @@ def question(registry: Registry, waiting: Waiting) -> str:
     )
     return (
         f"Make version {waiting.version} of {registry.name} the {registry.alias}? {now}\n\n"
-        f"{waiting.sentence}\n\n[The verdict page]({waiting.page}) shows its answers row by row."
+        f"{waiting.sentence}\n\n[The verdict page]({waiting.page}) shows its answers row by row.\n\n{AGAIN}"
     )
 
 

@@ -143,6 +143,7 @@ def test_the_form_says_that_its_cancel_ends_no_run(
     (question,) = asked
     assert question.startswith("operation.budget=2: the run would cost up to 2.03 ")
     assert "Its own *Cancel* only closes it: to end the run, close the form and choose *Cancel* in the menu" in question
+    assert question.endswith("If the page says *Failed to resume flow run*, submit this form again.")
 
 
 def test_an_approval_is_known_to_another_machine_until_the_training_has_ended(

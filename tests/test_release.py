@@ -734,6 +734,7 @@ def test_a_person_is_asked_in_prefect_and_no_process_waits(asked: Callable[[], F
     assert "Make version 1 of triage the champion? There is no champion now." in description
     assert "Waiting for approval: better than the base by 0.82." in description
     assert "/artifacts/reports/verdict_page/report.html)" in description
+    assert "If the page says *Failed to resume flow run*, submit this form again." in description
     assert schema["properties"]["decision"]["enum"] == ["approve", "reject"]
     assert all(field["description"] for field in schema["properties"].values())
     assert aliases() == {}
