@@ -63,9 +63,9 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The versions that were loaded again before the alias moved to them; what that does is tested once."""
     asked: list[str] = []
 
-    def again(_: Any, version: Any) -> rehearsal.Rehearsed:
+    def again(_: Any, version: Any) -> rehearsal.AnsweredAgain:
         asked.append(str(version.version))
-        return rehearsal.Rehearsed(3, 0)
+        return rehearsal.AnsweredAgain(3, 0)
 
     monkeypatch.setattr("tunewright.registry.rehearsal.again", again)
     return asked
@@ -219,8 +219,8 @@ def test_of_two_commands_at_once_the_second_moves_nothing(make: Make, monkeypatc
         make(digest=digest, decision="keep")
     release.promote(REGISTRY, "1", by="ann", why="first")
 
-    def meanwhile(client: Any, version: Any) -> rehearsal.Rehearsed:
-        none = rehearsal.Rehearsed(0, 0)
+    def meanwhile(client: Any, version: Any) -> rehearsal.AnsweredAgain:
+        none = rehearsal.AnsweredAgain(0, 0)
         monkeypatch.setattr("tunewright.registry.rehearsal.again", lambda *_: none)
         release.promote(REGISTRY, "2", by="bob", why="faster")
         return none
@@ -474,7 +474,7 @@ def test_answers_from_a_near_tie_are_not_counted_among_those_as_measured(
     make: Make, monkeypatch: pytest.MonkeyPatch, near_ties: int, line: str
 ) -> None:
     make(decision="keep")
-    monkeypatch.setattr(rehearsal, "again", lambda *_: rehearsal.Rehearsed(8, near_ties))
+    monkeypatch.setattr(rehearsal, "again", lambda *_: rehearsal.AnsweredAgain(8, near_ties))
     code, shown, read = tunewright("promote", "triage", "1", "--reason", "x")
     assert (code, read["rehearsed"], read["near_ties"]) == (0, 8, near_ties)
     assert f"reloaded, {line}" in shown

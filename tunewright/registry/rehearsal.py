@@ -56,7 +56,7 @@ class Rehearsal(BaseModel, frozen=True):
     max_new_tokens: int | None = None  # None where an earlier version of Tunewright wrote it: as the model says
 
 
-class Rehearsed(NamedTuple):
+class AnsweredAgain(NamedTuple):
     """The number of rows that a version answered again, and of those that differ from a near tie on."""
 
     num_rows: int
@@ -87,7 +87,7 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
     _keep(client, version, rehearsal)
 
 
-def again(client: "MlflowClient", version: "ModelVersion") -> Rehearsed:
+def again(client: "MlflowClient", version: "ModelVersion") -> AnsweredAgain:
     """Rehearses a version that was registered before, and returns on how many rows, and how many of them differ.
 
     Raises TunewrightError where a file of it was altered, where it cannot be loaded here, or, with the row and both
@@ -102,7 +102,7 @@ def again(client: "MlflowClient", version: "ModelVersion") -> Rehearsed:
             raise TunewrightError(
                 f"{files.uri_of(version)} cannot be loaded here, so the alias does not move: {error}"
             ) from error
-    return Rehearsed(len(rehearsal.rows), tied)
+    return AnsweredAgain(len(rehearsal.rows), tied)
 
 
 def _keep(client: "MlflowClient", version: "ModelVersion", rehearsal: Rehearsal) -> None:
