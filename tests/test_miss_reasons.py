@@ -199,6 +199,33 @@ def test_files_that_came_or_went_are_named_once() -> None:
     assert causes("ingest", other, read("b.jsonl", "a2.jsonl")) == ["data.sources[1]: a2.jsonl is new"]
 
 
+def test_a_source_between_others_changes_none_of_them() -> None:
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"):
+        Path(name).write_text(LINE)
+    few, more = read("a.jsonl", "c.jsonl"), read("a.jsonl", "b.jsonl", "c.jsonl")
+    assert causes("ingest", few, more) == ["data.sources[1]: b.jsonl is new"]
+    assert causes("ingest", more, few) == ["data.sources[1]: b.jsonl is gone"]
+    assert causes("ingest", more, read("c.jsonl")) == [
+        "data.sources[0]: a.jsonl is gone",
+        "data.sources[1]: b.jsonl is gone",
+    ]
+    assert causes("ingest", more, read("a.jsonl", "d.jsonl", "c.jsonl")) == [
+        'data.sources[1].path: "b.jsonl" -> "d.jsonl"'
+    ]
+    assert causes("ingest", more, read("c.jsonl", "b.jsonl", "a.jsonl")) == ["the order of its inputs changed"]
+    Path("c.jsonl").write_text(LINE * 2)
+    assert causes("ingest", few, read("a.jsonl", "b.jsonl", "c.jsonl")) == [
+        "data.sources[2]: c.jsonl changed",
+        "data.sources[1]: b.jsonl is new",
+    ]
+
+
+def test_an_expectation_between_others_changes_none_of_them() -> None:
+    few, more = of_checks("refusal", "mojibake"), of_checks("refusal", "empty", "mojibake")
+    assert causes("check", few, more) == ["checks.expectations[1]: empty is new"]
+    assert causes("check", more, few) == ["checks.expectations[1]: empty is gone"]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_argument_of_a_stage_is_told_by_its_own_name(stage: str) -> None:
     told = {"ingest.files", *SETTINGS, *SENTENCES, *OPTIONAL}

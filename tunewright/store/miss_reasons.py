@@ -129,6 +129,8 @@ FOLLOWS = {  # what of these can only change where another stage runs, or one of
 }
 MADE = re.compile(rf"({'|'.join(STAGES)}) ([0-9a-f]{{64}}|unmade_[\w.-]+)")  # an artifact; one that is still to be made
 ITEM = re.compile(r"(.+\[\d+\])\.(.+)")  # a field of an item of a list
+NAMED = re.compile(r"(.+)\[(\d+)\]\.(path|name)")  # what an item of a list is known by
+GONE = 1_000_000  # is added to the number of an item that has no place in the other list
 LISTED = re.compile(r"(.+\[)\d+\]")  # an item of a list that has no fields
 PART = re.compile(r"\.?[^.\[]+|\[\d+\]")
 MOST_DEFINITIONS = 3  # of code, that are named
@@ -150,6 +152,7 @@ def causes(
 
     `made` is the artifact of the earlier call.
     """
+    before = _renumbered(before, now)
     made_by = {name: MADE.fullmatch(str(now.get(name) or before.get(name))) for name in _changing(before, now)}
     names = [
         name
@@ -164,6 +167,40 @@ def causes(
         rest = f" and {len(code) - MOST_DEFINITIONS} more" if len(code) > MOST_DEFINITIONS else ""
         said.append(f"code {', '.join(code[:MOST_DEFINITIONS])}{rest} changed")
     return list(dict.fromkeys(said)) or ([] if waits else ["the order of its inputs changed"])
+
+
+def _renumbered(before: Ingredients, now: Ingredients) -> Ingredients:
+    """`before` with each item of a list under the number that the item of the same path or name has `now`.
+
+    One without such an item keeps its number if what has this number now is new as well, or else is GONE.
+    """
+    old, new = _named_items(before), _named_items(now)
+    numbers = dict[str, str]()
+    for place, items in old.items():
+        free = dict(new.get(place, {}))
+        for number, name in items.items():
+            there = number if free.get(number) == name else next((at for at in free if free[at] == name), None)
+            if there is not None:
+                del free[there]
+                numbers[f"{place}[{number}]"] = f"{place}[{there}]"
+        for number in items:
+            own = number if number in free else GONE + number
+            numbers.setdefault(f"{place}[{number}]", f"{place}[{own}]")
+    found = dict[str, Any]()
+    for name, value in before.items():
+        item = ITEM.fullmatch(name)
+        same = f"{numbers[item[1]]}.{item[2]}" if item and item[1] in numbers else name
+        found[same] = numbers.get(value, value) if isinstance(value, str) and name.endswith(".setting") else value
+    return found
+
+
+def _named_items(ingredients: Ingredients) -> dict[str, dict[int, str]]:
+    """Each list -> the number and the path, or without one the name, of its items, in their order."""
+    found: dict[str, dict[int, str]] = {}
+    for name in sorted(ingredients):  # of an item its name before its path
+        if item := NAMED.fullmatch(name):
+            found.setdefault(item[1], {})[int(item[2])] = str(ingredients[name])
+    return {place: dict(sorted(items.items())) for place, items in found.items()}
 
 
 def _changing(before: Ingredients, now: Ingredients) -> list[str]:
@@ -224,7 +261,8 @@ def _changed(key: str, name: str, before: Ingredients, now: Ingredients) -> str:
         there = now if name in now else before
         what = there.get(f"{item[1]}.path") or there.get(f"{item[1]}.name")
         if what and not any(other.startswith(f"{item[1]}.") for other in (before if there is now else now)):
-            return f"{key.removesuffix(f'.{item[2]}')}: {what} is {'new' if there is now else 'gone'}"
+            place = re.sub(r"\d+(?=\]$)", lambda number: str(int(number[0]) % GONE), key.removesuffix(f".{item[2]}"))
+            return f"{place}: {what} is {'new' if there is now else 'gone'}"
     return f"{key}: {_shown(old)} -> {_shown(new)}"
 
 
