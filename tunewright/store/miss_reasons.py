@@ -44,6 +44,8 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "prompt.max_new_tokens": "evaluation.max_new_tokens",
     "prompt.embedding_model": "dedupe.semantic_model",
     "evaluate.contender.api": "evaluation.api_models",
+    "forgetting.precision": "evaluation.precision",
+    "lm_eval.precision": "evaluation.precision",
     "evaluate.evaluation.metrics": "evaluation.metrics, with those of gate",
     "judge.url": "judge.url",
     "judge.model": "judge.model",
