@@ -225,8 +225,9 @@ class Outcome(BaseModel, frozen=True):
         return f"the alias points to version {current}" if current else "no alias"
 
     def quarantines(self) -> list[Path]:
-        """The files with the rows that were quarantined."""
-        quarantined = [r for r in (self.rows, self.checked, self.splits, self.tokens) if r and r.num_quarantined]
+        """The files with the rows that were quarantined, each as its own stage wrote it: rehearse copies ingest's."""
+        rows = next((step.record for step in self.steps if isinstance(step.record, artifacts.Rows)), self.rows)
+        quarantined = [r for r in (rows, self.checked, self.splits, self.tokens) if r and r.num_quarantined]
         return [record.path("quarantine.parquet") for record in quarantined]
 
     @property

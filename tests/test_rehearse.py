@@ -14,7 +14,7 @@ from conftest import Once, base_in
 from pydantic import ValidationError
 from split_rows import prompts as texts_of_words
 
-from tunewright.artifacts import Artifact, Base, Splits
+from tunewright.artifacts import Artifact, Base, Rehearsed, Splits
 from tunewright.artifacts.payloads import CheckResults, LeakProof
 from tunewright.artifacts.placement import SPLITS
 from tunewright.cli import deployment_file
@@ -280,6 +280,17 @@ def test_a_general_row_is_found_with_its_life(bases: tuple[Base, Base]) -> None:
         assert told["life"][-1]["because"] == "replay"
     own = row_json(data, find(data, None, "own.jsonl:1", None))
     assert [event["stage"] for event in own["life"]] == ["ingest", "check", "dedupe", "split"]
+
+
+def test_the_records_that_ingest_refused_are_found_where_ingest_wrote_them(bases: tuple[Base, Base]) -> None:
+    calls = Direct(settings(bases[0]), "rehearse")
+    with suppress(Reached):
+        pipeline(settings(bases[0]), calls)
+    made = {step.stage: step.record for step in calls.steps}
+    copied = made["rehearse"]
+    assert isinstance(copied, Rehearsed) and copied.num_quarantined == 1
+    assert made["ingest"]
+    assert Outcome.of(calls.steps).quarantines() == [made["ingest"].path("quarantine.parquet")]
 
 
 def test_a_plan_names_the_stage_and_why_it_would_run(bases: tuple[Base, Base]) -> None:
