@@ -159,8 +159,14 @@ def test_there_are_at_most_as_many_prompts_as_the_share_has_room_for() -> None:
     assert [room(100, share) for share in (0.5, 1)] == [100, 160]
 
 
-def test_the_base_answers_become_rows_behind_the_others_and_growing_data_get_the_same(bases: tuple[Base, Base]) -> None:
-    few, more = (run(settings(bases[0], split=Split(replay=share)))["rehearse"] for share in (0.1, 0.4))
+def test_the_base_answers_become_rows_behind_the_others_and_growing_data_get_the_same(
+    bases: tuple[Base, Base], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "tunewright"):
+        few, more = (run(settings(bases[0], split=Split(replay=share)))["rehearse"] for share in (0.1, 0.4))
+    first, _ = (each for each in caplog.messages if "general prompts, asked" in each)
+    assert first.partition(" answers to ")[0].endswith(f" of {GROUP}")
+    assert first.endswith(f", asked {GROUP} at a time; split.replay has room for 10: 10 added")
     own, rows = rows_in(run(settings(bases[0], training=Training()))["ingest"]), rows_in(few)
     assert rows[: len(own)] == own
     general = rows[len(own) :]
@@ -319,7 +325,10 @@ def test_a_plan_says_what_the_estimate_leaves_out(bases: tuple[Base, Base]) -> N
         return "; ".join(planned.costs.notes)
 
     sources = [{"path": "own.jsonl"}]
-    assert "training.keep_general=auto: at most 10 more training rows, which the estimate leaves out" in notes()
+    assert (
+        "training.keep_general=auto: at most 10 more training rows, of the answers that the base ends; the estimate "
+        "leaves them out"
+    ) in notes()
     shutil.copy("own.jsonl", "general.jsonl")
     sources.append({"path": "general.jsonl", "use_as": "replay"})
     assert "training.keep_general=auto adds no general rows: a source in data.sources has use_as: replay" in notes()

@@ -287,7 +287,8 @@ def _general(settings: Settings, made: dict[str, Artifact | None], ground: Groun
     if made.get("rehearse") or made.get("split"):
         return []
     most = room(ground.num_rows, settings.split.replay)
-    return [f"training.keep_general=auto: at most {counted(most, 'more training row')}, which the estimate leaves out"]
+    of = f"{counted(most, 'more training row')}, of the answers that the base ends"
+    return [f"training.keep_general=auto: at most {of}; the estimate leaves them out"]
 
 
 def _nothing_preferred(settings: Settings, ground: Ground, sample: Sampled | None) -> list[str]:

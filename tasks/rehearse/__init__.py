@@ -120,7 +120,15 @@ def rehearse(folder: Path, rows: Rows, base: Base, share: float, untrained: floa
     most = room((1 - untrained) * rows.num_rows, share)
     made = base_answers.record(base, -(-most // GROUP) * GROUP)
     answers = [json.loads(line) for line in made.path(ANSWERS).read_text("utf-8").splitlines()][:most]
-    log.info("  the base ended %d of %d answers to general prompts", made.num_ended, made.num_prompts)
+    log.info(
+        "  the base ended %d of %d answers to general prompts, asked %d at a time; split.replay has room for %d: "
+        "%d added",
+        made.num_ended,
+        made.num_prompts,
+        GROUP,
+        most,
+        len(answers),
+    )
     said = (
         f"training.keep_general=auto adds no general rows: the base ended none of {made.num_prompts} answers within "
         f"{MAX_NEW_TOKENS} tokens; add general rows of your own, in a source with use_as: replay"
