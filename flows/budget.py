@@ -22,6 +22,7 @@ from prefect.states import Cancelled
 from pydantic import Field
 
 from tunewright.artifacts import Base, Tokens
+from tunewright.compat import suspending_as
 from tunewright.config import Operation, Settings
 from tunewright.cost_model import BudgetCase, devices, estimate, on_devices, trainings
 from tunewright.cost_model.case import ground_of
@@ -97,7 +98,8 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
         f"{AGAIN}"
     )
     log.warning("%s; it is suspended until somebody resumes it in Prefect", over)
-    answer = _ask(question)
+    with suspending_as(f"{over}; to approve it, choose Resume in this page's menu"):
+        answer = _ask(question)
     shared_checkpoints.keep_approval(work, json.dumps({"by": answer.by, "cost": total}))
     log.info("  the cost was approved by %s", answer.by)
 

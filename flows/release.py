@@ -26,6 +26,7 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from tunewright.artifacts import Registered
+from tunewright.compat import suspending_as
 from tunewright.config import Registry, outside
 from tunewright.machine import addresses
 from tunewright.registry import release
@@ -67,7 +68,8 @@ def approval(name: str, version: str, alias: str = "champion", tracking_uri: str
         waiting = release.waits(registry, version)
         # Suspended, the run ends; resumed, it begins anew, and this call returns what was answered.
         form = ApprovalForm.with_initial_data(description=question(registry, waiting))
-        answer = suspend_flow_run(wait_for_input=form, timeout=THIRTY_DAYS)
+        with suspending_as(f"version {version} of {name} waits for approval: choose Resume in this page's menu"):
+            answer = suspend_flow_run(wait_for_input=form, timeout=THIRTY_DAYS)
         decision = release.decide(registry, version, answer.decision, by=answer.by, why=answer.reason)
     message = f"version {version} of {name}, by {decision.event.by}: {decision.event.why}"
     return Completed(name=DECIDED[answer.decision], message=message)

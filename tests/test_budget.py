@@ -1,6 +1,7 @@
 """Prices of devices, and runs that would cost more than their budget."""
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,6 +130,11 @@ def test_the_form_says_that_its_cancel_ends_no_run(
     tokens: Tokens, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
+    states: list[str] = []
+
+    def suspending_as(message: str) -> AbstractContextManager[None]:
+        states.append(message)
+        return nullcontext()
 
     def ask(question: str) -> BudgetForm:
         asked.append(question)
@@ -136,6 +142,7 @@ def test_the_form_says_that_its_cancel_ends_no_run(
 
     monkeypatch.setattr(calibration, "measured", lambda *_: Rate(1e15, 1e15, "a stopwatch"))
     monkeypatch.setattr(budget, "deployment", SimpleNamespace(id="one"))
+    monkeypatch.setattr(budget, "suspending_as", suspending_as)
     monkeypatch.setattr(budget, "_ask", ask)
     settings = settings_of(tiny_base, prices={"cpu": 1}, budget=2)
     work = caching.work_folder(caching.folder_of("train", "0" * 20))
@@ -143,6 +150,9 @@ def test_the_form_says_that_its_cancel_ends_no_run(
     (question,) = asked
     assert question.startswith("operation.budget=2: the run would cost up to 2.03 ")
     assert "Its own *Cancel* only closes it: to end the run, close the form and choose *Cancel* in the menu" in question
+    (state,) = states
+    over = question.partition(".\n")[0]
+    assert state == f"{over}; to approve it, choose Resume in this page's menu"
     assert question.endswith("If the page says *Failed to resume flow run*, submit this form again.")
 
 

@@ -1,6 +1,7 @@
 """The private parts of libraries are as this project takes them to be."""
 
 import asyncio
+import importlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -28,6 +29,7 @@ from trained import WITH_DEEPSPEED
 
 from tunewright import compat
 from tunewright.artifacts import Base
+from tunewright.compat import suspending_as
 from tunewright.flows.watch import STOPPED
 from tunewright.modeling.models import load_model
 
@@ -71,6 +73,14 @@ def test_a_partitioned_model_answers_without_the_inference_mode() -> None:
     with compat.without_gradients(model):
         assert not torch.is_inference_mode_enabled()
         assert not torch.is_grad_enabled()
+
+
+def test_a_suspended_run_says_why_it_waits_within_and_nothing_afterwards() -> None:
+    flow_runs: Any = importlib.import_module("prefect.flow_runs")
+    with suspending_as("a person decides"):
+        state = flow_runs.Suspended(pause_key="budget", timeout_seconds=5)
+    assert (state.name, state.message, state.state_details.pause_key) == ("Suspended", "a person decides", "budget")
+    assert flow_runs.Suspended().message is None
 
 
 def test_a_model_attends_by_another_attention_within_and_by_its_own_again(tiny_base: Base) -> None:

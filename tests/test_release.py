@@ -725,7 +725,9 @@ def answer(run: FlowRun, **said: str) -> str:
 def test_a_person_is_asked_in_prefect_and_no_process_waits(asked: Callable[[], FlowRun], rehearsed: list[str]) -> None:
     run = asked()
     assert run.parameters["version"] == "1"
-    assert as_a_worker(run).name == "Suspended"
+    state = as_a_worker(run)
+    said = "version 1 of triage waits for approval: choose Resume in this page's menu"
+    assert (state.name, state.message) == ("Suspended", said)
     again = asked()
     assert again.id == run.id, "asked once"
     with get_client(sync_client=True) as client:

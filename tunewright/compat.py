@@ -39,6 +39,18 @@ def tell_first_states_at_once() -> None:
     events._timing_is_tight = follows
 
 
+@contextlib.contextmanager
+def suspending_as(message: str) -> Iterator[None]:
+    """Have the state of a flow run that is suspended in the block say `message`; by itself it says nothing."""
+    from functools import partial
+    from unittest.mock import patch
+
+    from prefect.states import Suspended
+
+    with patch("prefect.flow_runs.Suspended", partial(Suspended, message=message)):
+        yield
+
+
 def import_bitsandbytes() -> None:
     """Import bitsandbytes without torch's compiler, which takes a second: a function is compiled at its first call."""
     import functools
