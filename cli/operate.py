@@ -37,7 +37,8 @@ def up(
     with one_line_errors(as_json=False):
         from tunewright.cli import up as services
 
-        services.up(console, port, mlflow_port, pool)
+        code = services.up(console, port, mlflow_port, pool)
+    raise typer.Exit(code)
 
 
 def doctor(as_json: Json = False) -> None:

@@ -286,6 +286,7 @@ def test_the_port_to_take_instead_is_free_and_not_the_other_one(
     port: int, other: int, taken: set[int], free: int, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tunewright.machine.ports.holder", lambda each: "x" if each in taken else "")
+    monkeypatch.setattr("tunewright.cli.up.orphaned", lambda: False)  # of other homes there may be
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     logger = logging.getLogger("tunewright")  # which `up` changes
     monkeypatch.setattr(logger, "propagate", logger.propagate)
@@ -295,6 +296,7 @@ def test_the_port_to_take_instead_is_free_and_not_the_other_one(
         done = CliRunner().invoke(app, ["up", options[0], str(port), options[1], str(other)])
         assert done.exit_code == 2
         assert done.stderr.endswith(f"choose another port, such as {options[0]} {free}\n")
+    assert not home.exists()
 
 
 @pytest.mark.parametrize("pool", ["", " ", "''", "a/b", "a%", "Prefect-own"])

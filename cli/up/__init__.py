@@ -43,8 +43,8 @@ NOT_IN_POOLS = {*"/%&<>"}  # as Prefect has it
 DEMO = Path("deployments/demo.yaml")
 
 
-def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
-    """Starts the services, and comes back when Ctrl-C has ended them; SIGTERM ends them with KeyboardInterrupt.
+def up(console: Console, port: int, mlflow_port: int, pool: str) -> int:
+    """Starts the services; returns the exit code when Ctrl-C or SIGTERM has ended them.
 
     Raises ConfigError where a port is taken, TunewrightError where it is up already or a service does not start.
     """
@@ -64,8 +64,8 @@ def up(console: Console, port: int, mlflow_port: int, pool: str) -> None:
         except KeyboardInterrupt as error:
             resumed = "; a new run resumes from the last checkpoint of an interrupted one"
             console.print(f"all stopped{resumed if supervisor.has_cut_runs else ''}")
-            if interrupts.number_of(error) != signal.SIGINT:
-                raise
+            return 0 if (number := interrupts.number_of(error)) == signal.SIGINT else 128 + number
+    return 0
 
 
 def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: int, pool: str) -> tuple[Addresses, Path]:
@@ -96,19 +96,25 @@ def _prepared(until_end: ExitStack, console: Console, port: int, mlflow_port: in
     config.quiet_libraries()
     print_log(console, logging.INFO)
     log.propagate = False  # else Prefect's handler of the root prints each line again
+    if not config.home().exists() and not orphaned():  # so that a command that is refused makes none
+        _require_ports(port, mlflow_port)
     file = until_end.enter_context(addresses.held())
     config.require_room()
     if orphaned():  # what an `up` left that was killed; its sentinel is ending it
         console.print("waiting for processes of an earlier tunewright up to end", markup=False)
         wait_for_orphans()
-    require_free(port, "--port", other=mlflow_port)
-    require_free(mlflow_port, "--mlflow-port", other=port)
+    _require_ports(port, mlflow_port)
     import prefect.client.orchestration  # noqa: F401 what asks the servers imports it, when they have been started
     from prefect.settings import get_current_settings
 
     given = get_current_settings().server.api.auth_string  # of the environment or of Prefect's profile
     addresses.keep_password(given.get_secret_value() if given else "")
     return found, file
+
+
+def _require_ports(port: int, mlflow_port: int) -> None:
+    require_free(port, "--port", other=mlflow_port)
+    require_free(mlflow_port, "--mlflow-port", other=port)
 
 
 def _serve(console: Console, found: Addresses, file: Path, supervisor: Supervisor) -> None:
