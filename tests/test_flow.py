@@ -461,14 +461,17 @@ def test_the_limit_of_an_answer_goes_by_the_data_and_a_number_of_the_same_change
 
 
 def test_another_metric_or_schema_decodes_nothing_again(
-    settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, made: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr(tunewright.tasks.evaluate.answers, "load_model")
     Path("schema.json").write_text('{"type": "object"}')
     run(changed(settings, "evaluation", json_schema="schema.json"), until="evaluate")
     assert made == ["evaluate"] * 4
     made.clear()
-    found = outcome(run(changed(settings, "gate", metric="exact_match"), until="decide")).answers
+    with caplog.at_level(logging.INFO, "tunewright"):
+        found = outcome(run(changed(settings, "gate", metric="exact_match"), until="decide")).answers
+    (said,) = {text for text in caplog.messages if "measured are" in text}
+    assert "; exact_match decides (gate.metric); " in said
     assert all("exact_match" in each.scores for each in found.values())
     assert made == [*["evaluate"] * 4, "decide"]
 
