@@ -515,6 +515,7 @@ def test_the_servers_of_up_are_asked_with_the_credentials_that_are_set(monkeypat
     assert [(each.what, each.state) for each in refused] == [("Prefect", "failure"), ("MLflow", "failure")]
     assert [each.found.partition(" refuses the ")[2] for each in refused] == ["password", "credentials (401)"]
     assert refused[0].fix.endswith("; for tunewright up, unset it")
+    assert refused[1].fix.endswith("MLFLOW_TRACKING_TOKEN; for tunewright up, unset them all")
     assert [each.state for each in let_in] == ["ok", "ok"]
 
 

@@ -29,6 +29,7 @@ from tunewright.artifacts import Base
 from tunewright.config import Registry
 from tunewright.machine import addresses
 from tunewright.registry import live_run, tracking
+from tunewright.registry.address import by_environment
 from tunewright.registry.candidate import CURVES, Point, curves
 from tunewright.registry.live_run import LiveRun
 from tunewright.registry.run_writer import GrowingCurves, RunEnding, RunFacts, RunWriter
@@ -397,4 +398,7 @@ def test_threads_that_need_the_password_leave_the_environment_as_it_was(monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:2")  # which makes these credentials this server's
     with tracking._password_for(up.mlflow):
         assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me" and "MLFLOW_TRACKING_PASSWORD" not in os.environ
+    assert by_environment(Registry()).tracking_uri is None, (
+        "in the home of up its database is opened, without a password"
+    )
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"

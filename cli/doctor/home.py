@@ -237,5 +237,7 @@ def _mlflow(address: str, path: str, fix: str) -> Finding:
     if answer.is_success:
         return Finding("ok", "MLflow", f"{address} answers")
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return Finding("failure", "MLflow", f"{address} refuses the credentials ({answer.status_code})", LOG_IN)
+        up = addresses.running()
+        fix = f"{LOG_IN}; for tunewright up, unset them all" if up and up.is_mlflow(address) else LOG_IN
+        return Finding("failure", "MLflow", f"{address} refuses the credentials ({answer.status_code})", fix)
     return Finding("failure", "MLflow", f"{address} answers with {answer.status_code}", fix)
