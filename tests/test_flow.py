@@ -468,6 +468,7 @@ def test_another_metric_or_schema_decodes_nothing_again(
     run(changed(settings, "evaluation", json_schema="schema.json"), until="evaluate")
     assert made == ["evaluate"] * 4
     made.clear()
+    caplog.clear()
     with caplog.at_level(logging.INFO, "tunewright"):
         found = outcome(run(changed(settings, "gate", metric="exact_match"), until="decide")).answers
     (said,) = {text for text in caplog.messages if "measured are" in text}
