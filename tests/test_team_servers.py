@@ -495,7 +495,7 @@ def adapter_of(home: Path) -> str:
 
 
 def a_second_machine_shares_the_store(servers: TeamServers) -> None:
-    """Its home is empty: nothing is made again, and a training in which it is killed goes on at the first.
+    """Its home is empty: nothing is made again, and a training in which it is killed goes on at a third machine.
 
     The weights are those of a training that nothing disturbed, and the uses of the test rows are counted together. The
     base is in its clone no more, so it comes from the store.
