@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+import prefect.main  # noqa: F401 whose first import takes the handlers of the root logger, also those of a test
 import psutil
 import pytest
 import waiting
