@@ -153,6 +153,23 @@ def test_lines_of_machines_that_write_at_once_are_all_there_and_numbered_once(
     assert sorted(line.said.split()[1] for line in lines) == names
 
 
+def move_on(home: str, alias: str) -> None:
+    """Look at an alias and move it, from a home of its own."""
+    os.environ["TUNEWRIGHT_HOME"] = home
+    with moving("bot"):
+        before = Path(alias).read_text()
+        time.sleep(0.2)
+        Path(alias).write_text(f"{before} {home}")
+
+
+def test_machines_that_move_an_alias_at_once_each_see_the_move_before(store: SharedStore, tmp_path: Path) -> None:
+    alias, homes = tmp_path / "alias", [f"{tmp_path}/{machine}" for machine in "abcd"]
+    alias.touch()
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        pool.starmap(move_on, [(home, str(alias)) for home in homes])
+    assert sorted(alias.read_text().split()) == homes
+
+
 def test_a_change_that_fails_is_nowhere_and_one_that_a_kill_kept_from_the_store_is_dropped(
     store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
