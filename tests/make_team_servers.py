@@ -74,6 +74,16 @@ class TeamServers:
             waiting.until(lambda: is_healthy(self.healthy["worker"]))
             yield process
 
+    @contextmanager
+    def serving(self, model: str, api_key: str) -> Iterator[str]:
+        """Serve a model under the OpenAI API, in an empty home; its address once it answers."""
+        port, log = free_port(), self.log_of("serve")
+        environment = {**self.terminal, "TUNEWRIGHT_HOME": str(self.home_of("serve")), "TUNEWRIGHT_API_KEY": api_key}
+        command = [str(BIN / "tunewright"), "serve", model, "--port", str(port)]
+        with _process(self.folder, "serve", command, environment) as process:
+            _wait_for(process, lambda: "Ctrl-C stops it" in log.read_text(), log)
+            yield f"http://127.0.0.1:{port}"
+
     def home_of(self, name: str) -> Path:
         """The home of a worker; the first shares that of a person's terminal."""
         return self.folder / ("home" if name == "worker" else f"{name}-home")

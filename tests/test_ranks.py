@@ -181,6 +181,7 @@ def test_two_ranks_name_the_rows_of_a_spike_and_go_on_as_one_process_does(
     [
         pytest.param(DROPPED, "ddp", stage._attempt, id="lora-ddp"),
         pytest.param(DROPPED, "fsdp", by_forks, id="lora-fsdp"),
+        pytest.param(FULL, "ddp", by_forks, id="full-ddp"),
         pytest.param(FULL, "fsdp", by_forks, id="full-fsdp"),
         pytest.param(DROPPED, "zero2", by_forks, id="lora-zero2", marks=WITH_DEEPSPEED),
         pytest.param(DROPPED, "zero3", stage._attempt, id="lora-zero3", marks=WITH_DEEPSPEED),

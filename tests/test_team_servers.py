@@ -544,6 +544,16 @@ def promoted_and_rolled_back_from_two_machines(servers: TeamServers, clone: Path
     assert "version 1" in said and list((servers.folder / "empty-home" / "artifacts" / "bases").iterdir())
 
 
+def served_from_an_empty_home(servers: TeamServers) -> None:
+    """The champion comes from MLflow over TLS, by the login of the terminal, and its base from the store."""
+    with servers.serving("tiny", "secret") as url:
+        question = {"model": "tiny", "messages": [{"role": "user", "content": "where is my parcel?"}]}
+        login = {"Authorization": "Bearer secret"}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=question, headers=login, timeout=60).raise_for_status()
+    assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length")
+    assert "tiny@1" in servers.log_of("serve").read_text()
+
+
 def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(tmp_path: Path) -> None:
     with team_servers(tmp_path / "servers") as servers:
         make_pipeline(tmp_path / "laptop", tmp_path / "team.git")
@@ -561,6 +571,7 @@ def test_a_pipeline_runs_on_a_team_s_servers_and_what_is_restored_says_the_same(
             servers.tunewright("release", "approve", "tiny", *reason, folder=tmp_path / "desktop")
         a_second_machine_shares_the_store(servers)
         promoted_and_rolled_back_from_two_machines(servers, tmp_path / "desktop")
+        served_from_an_empty_home(servers)
         assert (
             "<html"
             in httpx.get(servers.terminal["PREFECT_API_URL"].removesuffix("/api"), verify=trusting(servers)).text
