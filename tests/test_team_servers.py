@@ -546,9 +546,9 @@ def promoted_and_rolled_back_from_two_machines(servers: TeamServers, clone: Path
 
 def served_from_an_empty_home(servers: TeamServers) -> None:
     """The champion comes from MLflow over TLS, by the login of the terminal, and its base from the store."""
-    with servers.serving("tiny", "secret") as url:
+    with servers.serving("tiny", "a-key-of-sixteen-characters") as url:
         question = {"model": "tiny", "messages": [{"role": "user", "content": "where is my parcel?"}]}
-        login = {"Authorization": "Bearer secret"}
+        login = {"Authorization": "Bearer a-key-of-sixteen-characters"}
         answer = httpx.post(f"{url}/v1/chat/completions", json=question, headers=login, timeout=60).raise_for_status()
     assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length")
     assert "tiny@1" in servers.log_of("serve").read_text()
