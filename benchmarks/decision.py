@@ -10,9 +10,9 @@ base, but no better than the champion, or just not as good as a prompt. Then com
 comparison is settled, beside the comparison of all rows, at the level of a first test-set use: how often either finds
 the candidate at least as good or the prompt better, and on how many of the rows. At last come histories: a hundred
 candidates, one after the other, on one test set, where alpha is spent as in a run, and where each that is promoted is
-the champion of the next. It exits with 1 where equal models
-are promoted in more than one of twenty trials or histories, where a prompt is misjudged in more than one of forty, or
-where the power is not within three points, and two standard errors each.
+the champion of the next. It exits with 1 where equal models are promoted in more than one of twenty trials or
+histories, where a prompt is misjudged in more than one of forty, or where the power is not within three points, and two
+standard errors each.
 
 Two things are printed and are no failures. Where a few losses decide, as in the skewed kinds, one more or less changes
 the verdict, and the power said is up to thirteen points off, mostly too low. And a loss in nats has no worst value, so

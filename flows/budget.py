@@ -94,8 +94,7 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
         raise ConfigError(f"{over}; nothing has trained; to approve it, add --set operation.budget={least:g}")
     question = (
         f"{over}.\n\nThis form approves the cost. Its own *Cancel* only closes it: to end the run, close the form and "
-        "choose *Cancel* in the menu at the top right of the run's page. "
-        f"{AGAIN}"
+        "choose *Cancel* in the menu at the top right of the run's page. " + AGAIN
     )
     log.warning("%s; it is suspended until somebody resumes it in Prefect", over)
     with suspending_as(f"{over}; to approve it, choose Resume in this page's menu"):

@@ -173,8 +173,6 @@ def lm_eval(folder: Path, contender: Contender, lm_eval: LmEval, identity: str, 
 
     Raises ConfigError where a task cannot be loaded or cannot score its documents.
     """
-    import torch
-
     with on_devices():
-        model = load_model(contender.base, contender.model, dtype=getattr(torch, precision))
+        model = load_model(contender.base, contender.model, dtype=precision)
         return keep_general(folder, contender.name, [*items(model, load_tokenizer(contender.base), lm_eval)])

@@ -189,14 +189,19 @@ def test_a_change_that_fails_is_nowhere_and_one_that_a_kill_kept_from_the_store_
     assert [line.said for line in disk.read(file, Line, "")] == ["first"]
 
 
+def write_before_sharing(move: Callable[[str], None], name: str) -> None:
+    """Write a line of its own to a history in two homes, "a" and "b", that the store does not have."""
+    for home in "ab":
+        move(home)
+        file = config.home() / name
+        file.parent.mkdir()
+        disk.append(file, Line(said=home))
+
+
 def test_a_home_with_a_history_of_its_own_is_refused_where_the_store_has_another(
     store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for home in "ab":
-        move(home)
-        file = config.home() / "uses" / "bot.jsonl"
-        file.parent.mkdir()
-        disk.append(file, Line(said=home))
+    write_before_sharing(move, "uses/bot.jsonl")
     move("a")
     with held(config.home() / "uses" / "bot.jsonl"):
         pass
@@ -209,11 +214,7 @@ def test_a_home_with_a_history_of_its_own_is_refused_where_the_store_has_another
 def test_no_alias_moves_where_the_store_refuses_its_history_or_keeps_no_machines_apart(
     store: SharedStore, move: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for home in "ab":
-        move(home)
-        file = config.home() / "alias_history" / "bot.jsonl"
-        file.parent.mkdir()
-        disk.append(file, Line(said=home))
+    write_before_sharing(move, "alias_history/bot.jsonl")
     move("a")
     with moving("bot"), held(config.home() / "alias_history" / "bot.jsonl"):
         pass

@@ -107,8 +107,7 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
         guessed = [_guessed(messages, settings.model) for messages in conversations]
         said = f"from {which}, by the length of their texts{rest}"
         left = _left(numbers, len(conversations) / max(1, num_looked_at), user_provided)
-        long = _probably_long(conversations, settings.model)
-        too_long = _probably_too_long(among.format(len(long)), long, settings.model, source) if long else ""
+        too_long = _probably_too_long(conversations, among, settings.model, is_certain=source == "split")
         more = {"independent": alone, "is_all": is_all, "repeated": repeated / before}
         return Sampled(source, *left, guessed, said, too_long, **more)
     long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > bound.limit]
@@ -117,13 +116,9 @@ def sampled(settings: Settings, base: Base | None, made: Artifact | None, first:
     stops_for_some = source == "split" and settings.model.on_long == "error"  # what check or dedupe removes is no row
     is_refused = bool(long) and (stops_for_some or (is_all and not kept))
     if long:
-        is_one = len(long) == 1
+        lengths, cure = lengths_in_words(long), bound.cure(max(long), settings.model.on_long)
         ends = _ends(len(long), settings.model.on_long, is_certain=is_refused)
-        too_long = (
-            f"{among.format(len(long))} {'is' if is_one else 'are'} longer than {bound}, so {ends}: "
-            f"{'it has' if is_one else 'they have'} {lengths_in_words(long)}; "
-            f"{bound.cure(max(long), settings.model.on_long)}"
-        )
+        too_long = _too_long(len(long), among, f"longer than {bound}", ends, lengths, cure)
     said = f"from {which}, rendered{rest}"
     num_left = len(kept) if kept and settings.model.on_long == "quarantine" else len(rows)
     return Sampled(
@@ -148,23 +143,22 @@ def _ends(number: int, on_long: str, *, is_certain: bool) -> str:
     return "render will stop" + ("" if is_certain else f", unless check, dedupe or split removes {them}")
 
 
-def _probably_long(conversations: Sequence[list[Message]], model: Model) -> list[int]:
-    """The numbers of characters of the conversations that hardly any tokenizer writes in model.max_length tokens."""
+def _probably_too_long(conversations: Sequence[list[Message]], among: str, model: Model, *, is_certain: bool) -> str:
+    """Say which rows hardly any tokenizer writes in model.max_length tokens, by their characters; empty for none."""
     lengths = [sum(len(text["content"]) for text in _as_texts(messages, model)) for messages in conversations]
-    return [length for length in lengths if length > MOST_CHARACTERS_A_TOKEN * model.max_length]
+    long = [length for length in lengths if length > MOST_CHARACTERS_A_TOKEN * model.max_length]
+    if not long:
+        return ""
+    than = f"probably longer than model.max_length={model.max_length} tokens"
+    ends, cure = _ends(len(long), model.on_long, is_certain=is_certain), "raise model.max_length to train on them"
+    if model.on_long != "quarantine":
+        cure += ", or set model.on_long=quarantine to quarantine such rows"
+    return _too_long(len(long), among, than, ends, f"{lengths_in_words(long)} characters", cure)
 
 
-def _probably_too_long(which: str, long: Sequence[int], model: Model, source: work.Source) -> str:
-    """Say that these rows are probably too long, by their characters, where the tokenizer is not here."""
-    is_one = len(long) == 1
-    to_train = "raise model.max_length to train on them"
-    cure = f"{to_train}, or set model.on_long=quarantine to quarantine such rows"
-    return (
-        f"{which} {'is' if is_one else 'are'} probably longer than model.max_length={model.max_length} tokens, so "
-        f"{_ends(len(long), model.on_long, is_certain=source == 'split')}: "
-        f"{'it has' if is_one else 'they have'} {lengths_in_words(long)} characters; "
-        f"{to_train if model.on_long == 'quarantine' else cure}"
-    )
+def _too_long(number: int, among: str, than: str, ends: str, lengths: str, cure: str) -> str:
+    be, have = ("is", "it has") if number == 1 else ("are", "they have")
+    return f"{among.format(number)} {be} {than}, so {ends}: {have} {lengths}; {cure}"
 
 
 def _left(numbers: tuple[int, int, int], share: float, user_provided: Collection[str | None]) -> tuple[int, int, int]:

@@ -82,8 +82,9 @@ def evaluate(
     """The contender's answer and scores on each test row, in the rows' order; with a `rule` until it ends it.
 
     A contender is another one in the key by its name, its weights or its registered version. `own` are the team's
-    metrics, for the key alone, and `schema` is what evaluation.json_schema holds. `decides`, for the
-    log alone, is gate.metric.
+    metrics, for the key alone, `schema` is what evaluation.json_schema holds, and `decides` is gate.metric, for the log
+    alone.
+
     Raises TunewrightError if it could not answer all rows, ConfigError if a metric cannot score them, ApiError if a
     model behind an API does not answer, ApiRefused if it refuses.
     """

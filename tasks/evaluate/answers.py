@@ -98,9 +98,7 @@ def _answering(contender: Contender, precision: str) -> Answering:
 
 def alone(contender: Contender, precision: str) -> Answering:
     """A contender's model in this process."""
-    import torch
-
-    model = merged(load_model(contender.base, contender.model, dtype=getattr(torch, precision)))
+    model = merged(load_model(contender.base, contender.model, dtype=precision))
     return partial(_answered_by, model, load_tokenizer(contender.base))
 
 

@@ -141,10 +141,8 @@ def forgetting(folder: Path, contender: Contender, precision: str) -> General:
 
     Raises TunewrightError where the loss is NaN or infinite.
     """
-    import torch
-
     with on_devices():
-        model = merged(load_model(contender.base, contender.model, dtype=getattr(torch, precision)))
+        model = merged(load_model(contender.base, contender.model, dtype=precision))
         chat = Chat(load_tokenizer(contender.base), contender.base.weights)
         made = keep_general(folder, contender.name, [*done(model, chat), *read(model, chat)])
     if not math.isfinite(made.scores["general_loss"]):

@@ -243,39 +243,32 @@ def _forgotten(case: Case) -> dict[str, Any] | None:
 
 
 def _costs(case: Case, price: Price | None, num_devices: int) -> StageCosts:
-    found, paid = [], 0.0
+    found, answers, paid = [], [], 0.0
     for name, record in case.steps():
-        seconds = _seconds(record)
+        seconds = json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
         time = duration(seconds) if seconds >= 1 else "under 1 s"
         cost = price.of(seconds, devices_of(record, record.stage, num_devices)) if price else 0.0
         paid += cost
         said = {"time": time, "cost": money(cost) if price else "", "said": _work(case, record)}
         found.append({"stage": name, "seconds": seconds} | said)
-    answers = [_answer_costs(case, each, price, num_devices) for each in case.answers if each.num_rows]
+        if isinstance(record, Answers) and record.num_rows:
+            answers.append(_answer_costs(case, record, seconds, cost if price else None))
     return StageCosts(found, f"{money(paid)} at {price.said}" if price else "", answers)
 
 
-def _answer_costs(case: Case, answers: Answers, price: Price | None, num_devices: int) -> dict[str, str]:
+def _answer_costs(case: Case, answers: Answers, seconds: float, cost: float | None) -> dict[str, str]:
+    """An answer on average, where all of them took so many `seconds` and this `cost`; of an API what it says itself."""
+    each, thousand = seconds / answers.num_rows, None if cost is None else 1000 * cost / answers.num_rows
     if answers.api:
-        seconds, thousand = answers.api.seconds, answers.api.price
-    else:
-        whole = _seconds(answers)
-        seconds = whole / answers.num_rows
-        devices = devices_of(answers, answers.stage, num_devices)
-        thousand = price.of(whole, devices) * 1000 / answers.num_rows if price else None
+        each, thousand = answers.api.seconds, answers.api.price
     read, written = answers.num_prompt_tokens, case.column(answers.contender, "num_tokens")
     return {
         "contender": in_part(title(answers.contender), answers.in_part),
         "read": "" if read is None else f"{read / answers.num_rows:,.0f}",
         "written": f"{written.mean():,.0f}",
-        "seconds": f"{seconds:.2g}",
+        "seconds": f"{each:.2g}",
         "thousand": "" if thousand is None else money(thousand),
     }
-
-
-def _seconds(record: Artifact) -> float:
-    """The seconds that a stage took when it ran."""
-    return json.loads(record.path(MANIFEST).read_text(encoding="utf-8"))["seconds"]
 
 
 def _work(case: Case, record: Artifact) -> str:
