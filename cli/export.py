@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from tunewright.accepted import did_you_mean, shown
+from tunewright.cli import interrupts
 from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
@@ -90,8 +91,9 @@ def export(
         if public and push is None:
             raise ConfigError("--public: accepted only with --push, as it says who may read what is pushed")
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright import export as exporting
-        from tunewright.export import hub
+        with interrupts.at_once():
+            from tunewright import export as exporting
+            from tunewright.export import hub
 
         def tell(step: str) -> None:
             console.print(Text(step, "dim"), soft_wrap=True)

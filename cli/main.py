@@ -127,11 +127,12 @@ def plan(
     with command_line.one_line_errors(as_json) as until_end:
         command_line.prepare(console, quiet=quiet, verbose=verbose)
         pipeline = command_line.load(until_end, file, deployment, assignments, until, refresh)
-        from tunewright.cli import deployment_file, terminal
-        from tunewright.cli import plan as plan_command
-        from tunewright.cli.plan import view
-        from tunewright.flows import calls
-        from tunewright.reports.progress import told_while_slow
+        with interrupts.at_once():
+            from tunewright.cli import deployment_file, terminal
+            from tunewright.cli import plan as plan_command
+            from tunewright.cli.plan import view
+            from tunewright.flows import calls
+            from tunewright.reports.progress import told_while_slow
 
         with deployment_file.placed(pipeline), told_while_slow("planning"):
             planned = plan_command.look_up(
@@ -207,10 +208,11 @@ def data(
         pipeline = command_line.load(until_end, file, deployment, assignments)
         if sum(given is not None for given in (row, line, text)) > 1:
             raise ConfigError("--row, --line, --text: accepted: only one of them")
-        from tunewright.cli import data as data_command
-        from tunewright.cli import deployment_file
-        from tunewright.cli.data import as_json as data_json
-        from tunewright.cli.data import view as data_view
+        with interrupts.at_once():
+            from tunewright.cli import data as data_command
+            from tunewright.cli import deployment_file
+            from tunewright.cli.data import as_json as data_json
+            from tunewright.cli.data import view as data_view
 
         what = command_line.repeated(file, deployment, assignments)
         with deployment_file.placed(pipeline):

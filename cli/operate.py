@@ -8,6 +8,7 @@ import typer
 from rich.filesize import decimal
 
 from tunewright import config
+from tunewright.cli import interrupts
 from tunewright.cli.command_line import Deployment, Json, console_of, note_home_beside, one_line_errors, prepare
 from tunewright.cli.visible import as_line
 from tunewright.errors import ConfigError
@@ -35,7 +36,8 @@ def up(
     """
     console = console_of(as_json=False)
     with one_line_errors(as_json=False):
-        from tunewright.cli import up as services
+        with interrupts.at_once():
+            from tunewright.cli import up as services
 
         code = services.up(console, port, mlflow_port, pool)
     raise typer.Exit(code)
@@ -48,7 +50,8 @@ def doctor(as_json: Json = False) -> None:
     """
     console = console_of(as_json)
     with one_line_errors(as_json, uses_home=False):  # what is wrong with the home is one of its findings
-        from tunewright.cli import doctor
+        with interrupts.at_once():
+            from tunewright.cli import doctor
 
         found = list(doctor.findings())
         doctor.show(console, found)
@@ -95,8 +98,9 @@ def deploy(
                 "no Prefect server: start one with tunewright up, or set PREFECT_API_URL to its address, or set "
                 "TUNEWRIGHT_HOME if one is up in another home"
             )
-        from tunewright.cli import deploy as deploying
-        from tunewright.cli.deploy import removal, view
+        with interrupts.at_once():
+            from tunewright.cli import deploy as deploying
+            from tunewright.cli.deploy import removal, view
 
         if file:
             pool = up.pool if up and up.is_prefect(api) else "local"
@@ -144,7 +148,8 @@ def clean(
     console = console_of(as_json)
     with one_line_errors(as_json):
         prepare(console)
-        from tunewright.cli import clean as clean_command
+        with interrupts.at_once():
+            from tunewright.cli import clean as clean_command
 
         cleaned = clean_command.clean(keep_runs, keep_rejected, store_days, server_models or (), remove=yes)
         clean_command.show(console, cleaned)
@@ -162,7 +167,8 @@ def backup(
 ) -> None:
     """Back up models, runs, the history of the data and the test-set uses to a file, also while runs go on."""
     with one_line_errors(as_json):
-        from tunewright.store import backup as copies
+        with interrupts.at_once():
+            from tunewright.store import backup as copies
 
         size = copies.backup(file, overwrite=overwrite)
         console_of(as_json).print(f"{config.home()} was backed up to {file}, {decimal(size)}", markup=False)
@@ -177,7 +183,8 @@ def restore(file: Tar, as_json: Json = False) -> None:
     The home must have no MLflow database and no histories yet: restore into a new folder.
     """
     with one_line_errors(as_json):
-        from tunewright.store import backup as copies
+        with interrupts.at_once():
+            from tunewright.store import backup as copies
 
         found = copies.restore(file)
         console_of(as_json).print(f"restored {', '.join(found)} from {file} to {config.home()}", markup=False)

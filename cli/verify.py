@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tunewright.cli import interrupts
 from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
@@ -52,8 +53,9 @@ def verify(
     console = console_of(as_json)
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright.evidence import verify as evidence
-        from tunewright.tasks.decide import decided
+        with interrupts.at_once():
+            from tunewright.evidence import verify as evidence
+            from tunewright.tasks.decide import decided
 
         try:
             found = evidence.verify(registry, version, decided)

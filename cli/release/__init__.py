@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunewright.cli import interrupts
 from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
@@ -37,8 +38,9 @@ def show_history(name: Name, alias: Alias = "champion", tracking_uri: Uri = None
     """Show the versions with their verdicts, and every move of the alias (when, by whom, why)."""
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright.cli.release import view
-        from tunewright.registry import release
+        with interrupts.at_once():
+            from tunewright.cli.release import view
+            from tunewright.registry import release
 
         found = release.look_up(registry)
         view.show_history(console_of(as_json), registry, found)
@@ -63,9 +65,10 @@ def _decision(decide: Callable[..., "ReleaseDecision"]) -> Callable[..., None]:
     ) -> None:
         with one_line_errors(as_json), named_as_typed():
             registry = registry_of(name, alias, tracking_uri, as_json, quiet=False)
-            from tunewright.cli.release import view
-            from tunewright.flows import release as requests
-            from tunewright.registry import release
+            with interrupts.at_once():
+                from tunewright.cli.release import view
+                from tunewright.flows import release as requests
+                from tunewright.registry import release
 
             decided = decide(release, registry, by, reason, **own)
             requests.end_for(registry, decided.event)

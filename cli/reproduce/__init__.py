@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tunewright import config
+from tunewright.cli import interrupts
 from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.visible import as_line
@@ -75,8 +76,9 @@ def reproduce(
     console, started = console_of(as_json), time.monotonic()
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright.evidence import bundle
-        from tunewright.evidence.start import start_of
+        with interrupts.at_once():
+            from tunewright.evidence import bundle
+            from tunewright.evidence.start import start_of
 
         with tempfile.TemporaryDirectory() as local:
             number, evidence = bundle.evidence_of(registry, version, Path(local))

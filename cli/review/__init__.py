@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunewright.cli import interrupts
 from tunewright.cli.command_line import Json, console_of, one_line_errors
 from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_typed, registry_of
 from tunewright.cli.release import By
@@ -54,9 +55,10 @@ def write(
         registry = registry_of(name, alias, tracking_uri, as_json)
         if output is not None and output.suffix not in FORMATS:
             raise ConfigError(f"--output {output}: accepted: a name that ends in {' or '.join(FORMATS)}")
-        from tunewright.cli.review import page
-        from tunewright.evidence import review
-        from tunewright.registry import release
+        with interrupts.at_once():
+            from tunewright.cli.review import page
+            from tunewright.evidence import review
+            from tunewright.registry import release
 
         with release.opened(registry) as client:
             found = review.look_up(client, registry, version)
@@ -83,10 +85,11 @@ def queue(
     """Put pairs of answers to test rows into a review queue of MLflow, on whose pages people choose the better one."""
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright.cli.terminal import opened_by
-        from tunewright.evidence import review, review_queue
-        from tunewright.registry import release
-        from tunewright.registry.address import tracking_uri as tracking_uri_of
+        with interrupts.at_once():
+            from tunewright.cli.terminal import opened_by
+            from tunewright.evidence import review, review_queue
+            from tunewright.registry import release
+            from tunewright.registry.address import tracking_uri as tracking_uri_of
 
         with release.opened(registry) as client:
             found = review.look_up(client, registry, version)
@@ -113,8 +116,9 @@ def collect(
     console = console_of(as_json)
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright.evidence import judgements, review, review_queue
-        from tunewright.registry import release
+        with interrupts.at_once():
+            from tunewright.evidence import judgements, review, review_queue
+            from tunewright.registry import release
 
         with release.opened(registry) as client:
             found = review.look_up(client, registry, version)
@@ -143,8 +147,9 @@ def record(
     console = console_of(as_json)
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright.evidence import judgements, review
-        from tunewright.registry import release
+        with interrupts.at_once():
+            from tunewright.evidence import judgements, review
+            from tunewright.registry import release
 
         reviewer = release.person(registry, by)
         with release.opened(registry) as client:
@@ -167,8 +172,9 @@ def show(
     """Show what people say of a version."""
     with one_line_errors(as_json), named_as_typed():
         registry = registry_of(name, alias, tracking_uri, as_json)
-        from tunewright.evidence import judgements, review
-        from tunewright.registry import release
+        with interrupts.at_once():
+            from tunewright.evidence import judgements, review
+            from tunewright.registry import release
 
         with release.opened(registry) as client:
             found = review.look_up(client, registry, version)
