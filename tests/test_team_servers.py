@@ -111,6 +111,10 @@ def test_the_image_has_extras_and_a_torch_of_the_project() -> None:
     assert {*arguments["EXTRAS"].split(",")} <= {*project["optional-dependencies"]}
     needed = {each.name: each.specifier for each in map(Requirement, project["dependencies"])}
     assert arguments["TORCH_VERSION"] in needed["torch"]
+    (user,) = re.findall(r"^USER (.*)$", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
+    assert int(user) == job_of()["spec"]["template"]["spec"]["securityContext"]["runAsUser"], (
+        "by a name, Kubernetes does not know that it is not root"
+    )
 
 
 def test_names_and_passwords_are_made_once_and_compose_says_where_they_are_missing(tmp_path: Path) -> None:
@@ -424,6 +428,7 @@ def make_pipeline(folder: Path, repository: Path) -> None:
         "compute": {"threads": 1},
         "evaluation": {"max_new_tokens": 4, "contenders": [], "forgetting": False},
         "gate": {"metric": "perplexity", "confidence": 0.8, "approval": True},
+        "operation": {"watch": 86_400},
     }
     deployment = {"name": "tiny", "entrypoint": "tunewright.flows.finetune.finetune", "parameters": parameters}
     deployment["work_pool"] = {"name": "tunewright"}
@@ -512,6 +517,7 @@ def a_second_machine_shares_the_store(servers: TeamServers) -> None:
     secret = servers.tools["AWS_SECRET_ACCESS_KEY"]
     store = s3fs.S3FileSystem(endpoint_url=servers.storage, key=USER, secret=secret, use_listings_cache=False)
     with servers.worker("second") as second:
+        assert "'Unchanged'" in servers.call("prefect", "deployment", "run", "watch/tiny", "--watch")
         assert "'Unchanged'" in servers.call("prefect", "deployment", "run", "finetune/tiny", "--watch")
         said = servers.log_of("second").read_text()
         assert "11 of 12 tasks cached" in said, "all but the look at the base"
