@@ -6,7 +6,8 @@ answers exactly, and its loss on the general texts that the stage `forgetting` r
 form as `--intents` (instruction, input, output); the share split.replay of the training rows are drawn from them, or
 from the base's own answers (training.keep_general=auto).
 
-    .venv/bin/python benchmarks/forgetting.py --intents banking77_train.jsonl --general self_instruct_seed.jsonl
+    .venv/bin/python benchmarks/forgetting.py --intents banking77_train.jsonl --general self_instruct_seed.jsonl \
+        --plot forgetting.png
 """
 
 import argparse
@@ -27,6 +28,9 @@ from tunewright.config import Method, quiet_libraries
 LABELS, ROWS_EACH = 12, 50
 DEMO = pipelines.demo()
 RATE, LAYERS = DEMO["training"]["learning_rate"], DEMO["method"]["layers"]
+BASE = "*the base*"
+
+Found = tuple[float, float, float]  # of test rows the loss and the exact match, and the loss on general texts
 
 
 class Measure(NamedTuple):
@@ -41,9 +45,11 @@ class Measure(NamedTuple):
 MEASURES = {
     "none": Measure(),
     "replay": Measure(general="file"),
-    "replay of the base's own answers": Measure(general="answers"),
     "replay, kl_to_base 1": Measure(general="file", kl_to_base=1.0),
     "replay, kl_to_base 10": Measure(general="file", kl_to_base=10.0),
+    "own answers": Measure(general="answers"),
+    "own answers, kl_to_base 1": Measure(general="answers", kl_to_base=1.0),
+    "own answers, kl_to_base 10": Measure(general="answers", kl_to_base=10.0),
     "osf": Measure(method=Method(kind="osf", layers=LAYERS), learning_rate=RATE / 20),
     "osf, higher learning rate": Measure(method=Method(kind="osf", layers=LAYERS), learning_rate=RATE / 4),
     "rank 2": Measure(method=Method(layers=LAYERS, rank=2, alpha=4)),
@@ -88,7 +94,7 @@ class Judge:
         self.base, self.rows = base, pq.read_table(tokens / "test.parquet", columns=COLUMNS).to_pylist()
         self.chat = Chat(AutoTokenizer.from_pretrained(base, local_files_only=True), base)
 
-    def __call__(self, model: Path | None) -> tuple[float, float, float]:
+    def __call__(self, model: Path | None) -> Found:
         """The loss per token and the exact match of the test rows, and the mean loss of the general texts."""
         import torch
 
@@ -107,17 +113,38 @@ class Judge:
         return loss, statistics.fmean(answer.is_reference(stops) for answer in answers), general
 
 
+def plot(found: dict[str, dict[str, Found]], file: Path) -> None:
+    """Exact match against the rise of the general loss, a panel for each data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    _, panels = pyplot.subplots(1, len(found), figsize=(6 * len(found), 5), layout="constrained", squeeze=False)
+    for axis, (name, measured) in zip(panels[0], found.items(), strict=True):
+        for number, (measure, (_, exact, general)) in enumerate(measured.items(), start=1):
+            label = "the base" if measure == BASE else measure
+            axis.plot(general - measured[BASE][2], exact, "o", label=f"{number}  {label}")
+            axis.annotate(str(number), (general - measured[BASE][2], exact), (4, 4), textcoords="offset points")
+        axis.set(title=name, xlabel="general loss above the base's, nats per token", ylabel="exact match")
+        axis.grid(alpha=0.3)
+    panels[0][0].legend(loc="lower right", fontsize="small")
+    pyplot.savefig(file, dpi=100)
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints the table and draws the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--intents", type=Path, required=True)
     parser.add_argument("--general", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=DEMO["training"]["max_steps"])
+    parser.add_argument("--batch", type=int, default=DEMO["training"]["batch"])
     parser.add_argument("--sets", nargs="*", choices=("demo", "intents"), default=("demo", "intents"))
     parser.add_argument("--measures", nargs="*", choices=MEASURES, metavar="MEASURE", default=[*MEASURES])
+    parser.add_argument("--plot", type=Path, help="where to draw the plot: a .png or .svg file")
     options = parser.parse_args()
     quiet_libraries()
+    found: dict[str, dict[str, Found]] = {}
     print("| rows | measure | test loss | exact match | general loss |\n|---|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -126,7 +153,8 @@ def main() -> None:
                 continue
             base, tokens = rendered(sources, folder, name)
             judge = Judge(base, tokens)
-            print("| {} | *the base* | {:.3f} | {:.3f} | {:.3f} |".format(name, *judge(None)), flush=True)
+            found[name] = {BASE: judge(None)}
+            print("| {} | {} | {:.3f} | {:.3f} | {:.3f} |".format(name, BASE, *found[name][BASE]), flush=True)
             trained = {"file": tokens}
             if any(MEASURES[measure].general == "answers" for measure in options.measures):
                 own = [source for source in sources if "use_as" not in source]
@@ -150,8 +178,10 @@ def main() -> None:
                 job = job if general else job.model_copy(update={"train": folder / "own.parquet"})
                 work = folder / f"{name}-{measure.replace('/', 'by')}"
                 train(job, work)
-                figures = judge(work / "model")
-                print("| {} | {} | {:.3f} | {:.3f} | {:.3f} |".format(name, measure, *figures), flush=True)
+                found[name][measure] = judge(work / "model")
+                print("| {} | {} | {:.3f} | {:.3f} | {:.3f} |".format(name, measure, *found[name][measure]), flush=True)
+    if options.plot:
+        plot(found, options.plot)
 
 
 if __name__ == "__main__":

@@ -913,8 +913,8 @@ def test_where_general_tasks_are_forgotten_nothing_advises_more_training(
     assert page.model_copy(update={"is_gentler": False}).without_opposite(warning) == warning
     assert re.match(
         r"Train more gently: a lower training\.learning_rate or fewer training\.max_steps; or add general rows, in a "
-        r"source with use_as: replay or by training\.keep_general=auto: share of general tasks correct against the "
-        r"base: ",
+        r"source with use_as: replay, or by training\.keep_general=auto with training\.kl_to_base=1: share of general "
+        r"tasks correct against the base: ",
         advice[0],
     ), advice
     assert not [each for each in advice if "rain longer" in each or "more training" in each or "higher" in each], advice

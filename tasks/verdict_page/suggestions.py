@@ -110,7 +110,10 @@ def broken_guardrails(case: Case) -> Found:
     if forgot and case.tokens.num_replay:
         ways += "; or more general rows, by a larger split.replay, or training.kl_to_base=1"
     elif forgot:
-        ways += "; or add general rows, in a source with use_as: replay or by training.keep_general=auto"
+        ways += (
+            "; or add general rows, in a source with use_as: replay, or by training.keep_general=auto with "
+            "training.kl_to_base=1"
+        )
     for each in spoilt(case):
         if each in forgot or each.metric not in {*GENERAL, *(("stopped",) if learned_nothing(case) else ())}:
             seen = interval(each.difference, signed=True, digits=each.digits)

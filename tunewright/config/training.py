@@ -230,8 +230,8 @@ class Training(Section):
     keep_general: Literal["auto", "off"] = Field(
         default="off",
         description="auto trains general rows beside yours, so that the model forgets less: without a source with "
-        "use_as: replay the base's own answers to general prompts, at most 160 and at most the share split.replay; off "
-        "adds none",
+        "use_as: replay the base's own answers to general prompts, at most 160 and at most the share split.replay; "
+        "these need a kl_to_base of 1 or more; off adds none",
     )
     seed: int = Field(
         default=0,
