@@ -183,13 +183,15 @@ class Outcome(BaseModel, frozen=True):
 
     @property
     def is_new(self) -> bool:
-        """Whether this run decided or registered anything: an earlier one came to the same if not.
+        """Whether anything was decided or registered since this run began: an earlier one came to the same if not.
 
-        What it only made again, since its artifacts were deleted, is nothing new.
+        Also by a run beside it, which may send no message. What was only made again, since its artifacts were deleted,
+        is nothing new.
         """
         if self.registered and self.registered.is_known:
             return False
-        return any(step.state == "ran" for step in self.steps if step.stage in ("decide", "register"))
+        decided = [step for step in self.steps if step.stage in ("decide", "register")]
+        return any(step.state == "ran" or step.is_news for step in decided)
 
     @property
     def state(self) -> str:

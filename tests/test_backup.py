@@ -133,6 +133,12 @@ def test_a_nightly_backup_replaces_the_one_of_the_night_before_once_it_is_whole(
     assert kept() == b"third"
     monkeypatch.setattr("tunewright.store.disk.sync", Mock(side_effect=OSError(errno.ENOSPC, "full", str(file))))
     assert night("fourth", "--overwrite") == 1
+    monkeypatch.setattr(tarfile, "copyfileobj", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    full = CliRunner().invoke(app, ["home", "backup", str(file), "--overwrite"])
+    assert (full.exit_code, full.stderr) == (
+        1,
+        f"error: {file}: no space left on the disk of {tmp_path}: free some, or give a file in another folder\n",
+    )
     assert kept() == b"third"
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["home.tar"]
 

@@ -204,6 +204,20 @@ def test_the_seconds_of_a_stage_are_without_those_that_it_waited_for_the_device(
     assert seconds_of(record) <= whole - record.waited_seconds, "nor does it count those of its parts"
 
 
+def test_what_a_run_beside_it_made_is_news_to_a_run_that_had_begun(
+    prefect_harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Run(settings("a"), "train")
+    monkeypatch.setattr("tunewright.store.caching.now", lambda: "9999-01-01T00:00:00Z")
+    second = Run(settings("b"), "train")
+    monkeypatch.setattr(second, "began", "9999-01-01T00:00:00Z")
+    with prefect_harness():
+        for run in (second, first, second):
+            run.called(on_device, "", {"name": "a"})
+    assert [(step.state, step.is_news) for step in second.steps] == [("ran", False), ("cached", False)]
+    assert [(step.state, step.is_news) for step in first.steps] == [("cached", True)]
+
+
 def test_a_store_that_is_away_fails_the_stage_and_its_reason_is_said_once(
     prefect_harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

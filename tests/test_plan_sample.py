@@ -20,6 +20,7 @@ from tunewright.cli.plan.sample import sampled
 from tunewright.config import Data, Gate, Guardrail, Preference, Source, Split, Training
 from tunewright.cost_model import work
 from tunewright.errors import ConfigError, DataError
+from tunewright.flows.calls import Step
 from tunewright.modeling import models
 from tunewright.reports.pages import number as number_of
 from tunewright.tasks.base import base
@@ -358,6 +359,27 @@ def test_a_plan_says_that_max_steps_override_epochs(tiny_base: Base) -> None:
     write("a.jsonl", *map(record, range(50)))
     assert notes(epochs=5, max_steps=4) == ["training.epochs=5 is not used: training.max_steps=4 overrides it"]
     assert notes(epochs=5) == notes(max_steps=4) == []
+
+
+def test_a_plan_says_that_the_run_asks_for_approval_only_where_it_trains(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notes() -> list[str]:
+        asked = deployment_file.override(pipeline(tiny_base), ["operation={prices: {h100: 2.5}, budget: 1e-9}"])
+        costs = plan.look_up(asked, "mine.yaml", "h100").costs
+        assert costs
+        return [note for note in costs.notes if "operation.budget" in note]
+
+    write("a.jsonl", *map(record, range(50)))
+    asks = "the training may cost more than operation.budget=1e-09: the run asks for approval first"
+    assert notes() == [asks]
+    planned = plan.plan
+
+    def trained(*given: Any) -> list[Step]:
+        return [replace(step, state="cached") if step.stage == "train" else step for step in planned(*given)]
+
+    monkeypatch.setattr(plan, "plan", trained)
+    assert notes() == []
 
 
 def test_a_plan_says_that_a_budget_without_a_price_of_the_device_refuses_the_run(tiny_base: Base) -> None:

@@ -23,7 +23,7 @@ from moto.s3.responses import S3Response
 from pydantic import BaseModel
 
 from tunewright import config
-from tunewright.artifacts import Artifact, Base
+from tunewright.artifacts import Artifact, Base, UniqueRows
 from tunewright.errors import ConfigError, StoreError, StoreRefused, TunewrightError, is_transient
 from tunewright.modeling.models import identity
 from tunewright.registry.alias_history import moving
@@ -329,6 +329,34 @@ def test_a_lease_is_waited_for_and_ends_with_the_signs_of_life_of_its_holder(
         assert order == ["first", "second"]
     store_is_held.join()
     assert order[2:] == ["second"]
+
+
+def test_the_seconds_of_waiting_for_another_machine_are_not_saved(
+    store: SharedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @cached()
+    def made(folder: Path, name: str) -> UniqueRows:
+        (folder / "rows.txt").write_text(name)
+        return UniqueRows(num_rows=1, num_removed=0, reasons={}, boilerplate=())
+
+    monkeypatch.setattr(shared, "POLL_SECONDS", 0.01)
+    at = made("a").folder
+    shutil.move(at, at.with_name("elsewhere"))
+    shutil.rmtree(at.with_name("elsewhere"))
+    has_begun = threading.Event()
+    found = made._found
+
+    def found_once_the_lease_is_held(folder: Path) -> Any:
+        return found(folder) if has_begun.is_set() else has_begun.set()
+
+    monkeypatch.setattr(made, "_found", found_once_the_lease_is_held)
+    with store.lease(f"artifacts/made/{at.name}"):
+        other = threading.Thread(target=made, args=("a",))
+        other.start()
+        assert has_begun.wait(30)
+        time.sleep(0.5)
+    other.join()
+    assert made.saved(at.name, 10.0) < 9.6
 
 
 def test_a_store_that_writes_over_what_is_there_keeps_no_machines_apart_and_is_refused(

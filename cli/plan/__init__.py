@@ -140,7 +140,8 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     notes += _label_errors(settings, steps, made) + _general(settings, made, ground)
     notes += _nothing_preferred(settings, ground, sample)
     notes += _of_rows(settings, made, sample, read.files)
-    costs = _costs(case, rates, settings, notes, sample.said if sample else "")
+    trains = any(step.stage in TRAININGS and step.state == "run" for step in steps)
+    costs = _costs(case, rates, settings, notes, sample.said if sample else "", trains=trains)
     if costs.warning and any(step.stage == "train" and MADE_NOW in step.because for step in steps):
         beside = "while the other run trains, it holds part of the memory; beside it, "
         costs = replace(costs, warning=f"{beside}{costs.warning}")
@@ -404,6 +405,8 @@ def _costs(
     settings: Settings,
     notes: Sequence[str],
     rows_from: str,
+    *,
+    trains: bool,
 ) -> Costs:
     operation = settings.operation
     (_, case), *later = trainings(case, settings)
@@ -434,7 +437,7 @@ def _costs(
         later={section: estimate(each, rates.of(each.method)) for section, each in later},
     )
     most = [cost[1] for one in (chosen, *costs.later.values()) if (cost := costs.cost(one))]
-    if operation.budget is not None and sum(most) > operation.budget:
+    if trains and operation.budget is not None and sum(most) > operation.budget:
         said = f"the training may cost more than operation.budget={operation.budget:g}: the run asks for approval first"
         return replace(costs, notes=[*notes, said])
     return costs

@@ -46,7 +46,7 @@ from tunewright.registry.address import public_address
 from tunewright.registry.live_run import LiveRun
 from tunewright.registry.release import as_now
 from tunewright.store import bases, data_versions, pipelines, test_set_uses
-from tunewright.store.caching import seconds_of
+from tunewright.store.caching import manifest_of, now
 from tunewright.store.data_versions import Before
 from tunewright.store.stage import cached_part
 from tunewright.store.test_set_uses import Draw
@@ -66,6 +66,7 @@ class Run(Calls):
 
     def __init__(self, settings: Settings, until: Stage, refresh: Sequence[Stage] = ()) -> None:
         super().__init__(settings, until, refresh)
+        self.began = now()
         self.live: LiveRun | None = None  # the run in MLflow
         self.made: dict[str, Step] = {}  # key of a record -> the step that made it, before it all began again
 
@@ -97,12 +98,14 @@ class Run(Calls):
         if self.live and isinstance(record, Adapter):
             self.live.trains(record.path("metrics.jsonl"))
         is_cached = state.name == "Cached"
+        found = manifest_of(record) if is_cached else None
         step = Step(
             stage=task.name,
             of=of,
             state="cached" if is_cached else "ran",
             seconds=time.monotonic() - started - (0.0 if is_cached else record.waited_seconds),
-            saved=cached_part(task).saved(record.key, seconds_of(record)) if is_cached else 0.0,
+            saved=cached_part(task).saved(record.key, found.seconds) if found else 0.0,
+            is_news=bool(found and found.made > self.began),
             message=state.message or "",
             record=record,
         )

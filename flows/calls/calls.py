@@ -37,6 +37,7 @@ class Step:
     state: Literal["ran", "cached", "run", "failed"]
     seconds: float = 0.0  # that this run took for it, without those that it waited for a device
     saved: float = 0.0  # seconds that it took when it was made, without those that this run waited for it
+    is_news: bool = False  # another run made it since this one began
     because: Sequence[str] = ()
     message: str = ""
     note: str = ""  # on what it was given, where that is not what the settings say; or why it failed

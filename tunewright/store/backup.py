@@ -8,6 +8,7 @@ then registered again and counted once, and never the other way round.
 
 import contextlib
 import errno
+import os
 import shutil
 import sqlite3
 import tarfile
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright import config
-from tunewright.errors import ONLY_READ, ConfigError
+from tunewright.errors import ONLY_READ, ConfigError, TunewrightError
 from tunewright.store import disk
 from tunewright.store.caching import lock
 
@@ -47,7 +48,7 @@ def backup(file: Path, *, overwrite: bool = False) -> int:
         if not file.absolute().parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.absolute().parent}")
         beside = tempfile.TemporaryDirectory(dir=file.absolute().parent)
-    with beside as folder:
+    with beside as folder, _room_beside(file):
         unfinished = Path(folder, "home.tar")
         with tarfile.open(unfinished, "w") as archive:
             if config.mlflow_database().is_file():
@@ -98,6 +99,25 @@ def _written(file: Path) -> Iterator[None]:
         folder = file.absolute().parent
         raise ConfigError(
             f"{file}: the folder {folder} cannot be written to: {error.strerror}; give a file in another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _room_beside(file: Path) -> Iterator[None]:
+    """Raises TunewrightError where the disk of the file is full; a full disk of the home is for others to say."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        if isinstance(error, OSError):
+            at = Path(os.fsdecode(error.filename)) if error.filename else file
+            is_full = error.errno in {errno.ENOSPC, errno.EDQUOT} and not at.is_relative_to(config.home())
+        else:
+            is_full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        if not is_full:
+            raise
+        folder = file.absolute().parent
+        raise TunewrightError(
+            f"{file}: no space left on the disk of {folder}: free some, or give a file in another folder"
         ) from error
 
 

@@ -48,6 +48,8 @@ __all__ = [
     "kept",
     "lock",
     "making",
+    "manifest_of",
+    "now",
     "seconds_of",
     "work_folder",
 ]
@@ -199,8 +201,12 @@ class Cached(Generic[P, A]):
         with self._alone(folder), contextlib.ExitStack() as held:
             found = None if is_refreshed else self._found(folder)
             if found is None and (store := shared_store()):
+                started = time.monotonic()
                 held.enter_context(store.lease(path_in_home(folder)))
-                found = None if is_refreshed else self._found(folder)  # another machine made it meanwhile
+                seconds = time.monotonic() - started
+                found = None if is_refreshed else self._found(folder)
+                if found:  # another machine made it meanwhile
+                    self.waited[folder.name] = self.waited.get(folder.name, 0.0) + seconds
             record = found.record if found else self._make(folder, ingredients, *args, **kwargs)
             manifest.share(folder)
         return record, found.manifest if found else None
@@ -257,7 +263,7 @@ class Cached(Generic[P, A]):
                 record=record.model_dump(mode="json"),
                 record_type=type(record).__name__,
                 ingredients=ingredients,
-                made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                made=now(),
                 made_by=_flow_run_name(),
                 seconds=round(time.monotonic() - started - sum(waited) + draft.earlier_seconds, 3),
             )
@@ -312,9 +318,19 @@ def kept(kind: type[A], stage: str, key: str) -> A | None:
     return None
 
 
+def now() -> str:
+    """The time in UTC as manifests have it; a later one sorts behind it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def manifest_of(record: Artifact) -> Manifest:
+    """The manifest of a whole artifact."""
+    return manifest.read(type(record), record.stage, record.key, with_files=False).manifest
+
+
 def seconds_of(record: Artifact) -> float:
     """Return the seconds that a whole artifact took."""
-    return manifest.read(type(record), record.stage, record.key, with_files=False).manifest.seconds
+    return manifest_of(record).seconds
 
 
 def work_folder(folder: Path) -> Path:
