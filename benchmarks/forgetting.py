@@ -122,10 +122,10 @@ def plot(found: dict[str, dict[str, Found]], file: Path) -> None:
 
     _, panels = pyplot.subplots(1, len(found), figsize=(6 * len(found), 5), layout="constrained", squeeze=False)
     for axis, (name, measured) in zip(panels[0], found.items(), strict=True):
-        for number, (measure, (_, exact, general)) in enumerate(measured.items(), start=1):
-            label = "the base" if measure == BASE else measure
-            axis.plot(general - measured[BASE][2], exact, "o", label=f"{number}  {label}")
-            axis.annotate(str(number), (general - measured[BASE][2], exact), (4, 4), textcoords="offset points")
+        for number, measure in enumerate([*measured][1:], start=1)  # behind the base:
+            at = measured[measure][2] - measured[BASE][2], measured[measure][1]
+            axis.plot(*at, "o", label=f"{number}  {measure}")
+            axis.annotate(str(number), at, (4, 4), textcoords="offset points")
         axis.set(title=name, xlabel="general loss above the base's, nats per token", ylabel="exact match")
         axis.grid(alpha=0.3)
     panels[0][0].legend(loc="lower right", fontsize="small")

@@ -27,6 +27,7 @@ from tunewright.cli.doctor.environment import Finding
 from tunewright.cli.doctor.home import of_home, of_servers
 from tunewright.cli.main import app
 from tunewright.cli.prefect_server import connected
+from tunewright.config.environment import SERVER_NEEDS
 from tunewright.errors import ConfigError
 from tunewright.machine import addresses, ports
 from tunewright.machine.addresses import Addresses
@@ -161,8 +162,11 @@ def test_a_broken_database_a_full_disk_and_a_networked_home(monkeypatch: pytest.
     )
     assert of("Prefect's database", found).state == "ok"
     assert of("disk", found) == Finding(
-        "warning", "disk", "1.0 GB free of 50", f"free some of {home}, or set TUNEWRIGHT_HOME to another disk"
+        "warning", "disk", "1.0 GB free of 50.0 GB", f"free some of {home}, or set TUNEWRIGHT_HOME to another disk"
     )
+    little = SimpleNamespace(free=SERVER_NEEDS - 1, total=50e9)
+    monkeypatch.setattr("tunewright.cli.doctor.home.shutil.disk_usage", lambda path: little)
+    assert of("disk", list(of_home())).state == "failure", "as a run and up are refused"
     assert "nfs4" in of("home", found).found
 
 

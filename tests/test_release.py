@@ -621,7 +621,7 @@ def test_a_home_without_models_names_the_runs_that_were_not_finished(home: Path)
     pipelines.note("triage", "train", "a" * 64)
     code, shown, _ = tunewright("history", "triage")
     assert code == 2
-    why = "no run of triage has reached register; run it again to go on"
+    why = "no run of triage has reached register yet; if none is under way, run it again"
     assert f"error: no model is registered in this home yet ({home}): {why}; if it is in another home, set" in shown
 
 

@@ -19,6 +19,7 @@ from tunewright import config
 from tunewright.cli.doctor.environment import Finding
 from tunewright.cli.up.service import logs
 from tunewright.config import Registry, outside
+from tunewright.config.environment import SERVER_NEEDS
 from tunewright.errors import ConfigError, StoreError, StoreRefused
 from tunewright.machine import addresses
 from tunewright.machine.ports import holder
@@ -45,9 +46,10 @@ def of_home() -> Iterator[Finding]:
         return
     room = shutil.disk_usage(home)
     yield from _place(home)
-    disk = f"{room.free / GB:.1f} GB free of {room.total / GB:.0f}"
+    disk = f"{decimal(room.free)} free of {decimal(room.total)}"
     if room.free < LITTLE_GB * GB:
-        yield Finding("warning", "disk", disk, f"free some of {home}, or set TUNEWRIGHT_HOME to another disk")
+        state = "failure" if room.free < SERVER_NEEDS else "warning"
+        yield Finding(state, "disk", disk, f"free some of {home}, or set TUNEWRIGHT_HOME to another disk")
     else:
         yield Finding("ok", "disk", disk)
     for name, file in (

@@ -368,7 +368,7 @@ def opened(registry: Registry) -> Iterator["MlflowClient"]:
 
 def _none_registered() -> ConfigError:
     unfinished = ", ".join(pipelines.names())
-    why = f": no run of {unfinished} has reached register; run it again to go on" if unfinished else ""
+    why = f": no run of {unfinished} has reached register yet; if none is under way, run it again" if unfinished else ""
     return ConfigError(
         f"no model is registered in this home yet ({config.home()}){why}; if it is in another home, set "
         "TUNEWRIGHT_HOME; if it is on an MLflow server, give --tracking-uri"
