@@ -120,15 +120,15 @@ def plot(found: dict[str, dict[str, Found]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    _, panels = pyplot.subplots(1, len(found), figsize=(6 * len(found), 5), layout="constrained", squeeze=False)
+    _, panels = pyplot.subplots(1, len(found), figsize=(5 * len(found) + 3, 5), layout="constrained", squeeze=False)
     for axis, (name, measured) in zip(panels[0], found.items(), strict=True):
-        for number, measure in enumerate([*measured][1:], start=1)  # behind the base:
+        for number, measure in enumerate([*measured][1:], start=1):  # without the base
             at = measured[measure][2] - measured[BASE][2], measured[measure][1]
             axis.plot(*at, "o", label=f"{number}  {measure}")
             axis.annotate(str(number), at, (4, 4), textcoords="offset points")
         axis.set(title=name, xlabel="general loss above the base's, nats per token", ylabel="exact match")
         axis.grid(alpha=0.3)
-    panels[0][0].legend(loc="lower right", fontsize="small")
+    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     pyplot.savefig(file, dpi=100)
 
 
