@@ -138,7 +138,9 @@ def show(console: Console, found: VariantComparison, asked: dict[str, Variant], 
     for name, place in (("comparison", from_here(found.folder / "report.html")), ("in MLflow", link)):
         console.print(Text.assemble((f"{name:<20}", "bold"), str(place)), soft_wrap=True)
     changes = shlex.join(text for each in variant.assignments for text in ("--set", each))
-    following = [f"tunewright run {what} {changes}"] if best.state == "finished" else []
+    varies_rows = any(each.startswith("training.share=") for each in variant.assignments)
+    is_part = varies_rows and variant.settings.training.share < 1
+    following = [f"tunewright run {what} {changes}"] if best.state == "finished" and not is_part else []
     show_next(console, following)
 
 

@@ -432,6 +432,16 @@ def test_the_winner_is_run_by_its_whole_assignments(tmp_path: Path) -> None:
     assert f"\nin MLflow           {found.link} (to open it, start: {serves})\n" in said
 
 
+def test_a_winner_that_trains_on_a_part_of_the_rows_is_not_to_be_run(tmp_path: Path) -> None:
+    tried = asked(tmp_path, "training.share=0.25,1")
+    for best, is_run in (("share=0.25", False), ("share=1", True)):
+        found = of([trial(name, 0, float(name != best)) for name in tried], "mine")
+        console = Console(file=StringIO(), width=200)
+        show(console, found, tried, "mine.yaml")
+        said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert ("tunewright run mine.yaml" in said) is is_run
+
+
 def test_the_command_line_refuses_before_anything_is_trained(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(FILE)

@@ -172,7 +172,7 @@ def test_a_table_of_other_separators_is_read_and_loses_no_row_to_an_open_quote(m
     assert said == [[f'a{mark} "b", c', "d, e"], ['g "h" i', "j"], ["n\no", "p"]]
     open_quote, too_many = (row["detail"] for row in refused)
     assert open_quote == "a quote opened here is not closed before line 4"
-    assert too_many.startswith("3 columns, the header row has 2; accepted: as many, with text that has ")
+    assert too_many.startswith("3 columns, the header row has 2, read as separated by ")
     assert "commas" not in too_many
 
 
@@ -440,7 +440,8 @@ def test_a_quote_that_does_not_close_takes_no_line_with_it_but_its_own() -> None
         (
             6,
             "bad_csv",
-            "4 columns, the header row has 3; accepted: as many, with text that has commas in double quotes",
+            "4 columns, the header row has 3, read as separated by commas; accepted: as many, with text that has "
+            "commas in double quotes",
         ),
         (10, "bad_csv", "a quote opened in line 11 is not closed before the end of the file"),
         (11, "bad_csv", "a quote opened here is not closed before the end of the file"),

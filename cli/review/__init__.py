@@ -11,6 +11,7 @@ from tunewright.cli.registered_model import Alias, Name, Uri, Version, named_as_
 from tunewright.cli.release import By
 from tunewright.cli.visible import as_line
 from tunewright.errors import ConfigError
+from tunewright.reports.pages import counted
 
 if TYPE_CHECKING:  # what it imports takes seconds
     from tunewright.evidence.judgements import HumanPreference
@@ -188,9 +189,10 @@ def _show_pairs(
     console = console_of(as_json)
     other = f"the {opponent}" if opponent in ("base", "champion") else opponent
     num_equal = version.num_equal[opponent]
+    are = "is" if num_equal == 1 else "are"
     console.print(
         f"{output}: {num_pairs:,} pairs of answers of version {version.number} of {version.name} and of {other}, in "
-        f"random order. Left out: {num_equal:,} test rows with the same answer of both.",
+        f"random order. {counted(num_equal, 'test row')} with the same answer of both {are} left out.",
         markup=False,
         soft_wrap=True,
     )

@@ -328,8 +328,8 @@ def _columns(header: list[str], fields: list[str], raw: bytes, mark: str) -> Rec
     if len(fields) != len(header):
         raise RefusedRecord(
             "bad_csv",
-            f"{len(fields)} columns, the header row has {len(header)}; accepted: as many, with text that has "
-            f"{SEPARATORS[mark]} in double quotes",
+            f"{len(fields)} column{'s'[: len(fields) != 1]}, the header row has {len(header)}, read as separated by "
+            f"{SEPARATORS[mark]}; accepted: as many, with text that has {SEPARATORS[mark]} in double quotes",
         )
     return dict(zip(header, fields, strict=True))
 

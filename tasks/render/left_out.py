@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from statistics import median_low
+from statistics import median
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -50,7 +50,7 @@ class Bound(NamedTuple):
 def lengths_in_words(lengths: Sequence[int]) -> str:
     """The shortest, the longest and the median of some lengths."""
     shortest, longest = min(lengths), max(lengths)
-    return f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}, median {median_low(lengths):,}"
+    return f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}, median {round(median(lengths)):,}"
 
 
 def many_long(

@@ -127,7 +127,11 @@ def _missed_strata(
         cause = "split.by=time tests only the newest clusters of rows"
     else:
         group = ", have one group" if columns.has_groups else ""
-        cause = f"rows that are near-duplicates{group} or keep their earlier split cannot be drawn one by one"
+        cause = (
+            f"rows that are near-duplicates{group} or keep their earlier split cannot be drawn one by one, and where "
+            "together they are more than a tenth of a split, they are drawn last; a larger split.test or "
+            "split.validation has room for more of them"
+        )
     if stratify == "none":
         return []
     of_drawn = np.where(columns.given == NONE, split, NONE)
