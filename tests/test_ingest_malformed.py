@@ -173,6 +173,7 @@ def test_a_table_of_other_separators_is_read_and_loses_no_row_to_an_open_quote(m
     open_quote, too_many = (row["detail"] for row in refused)
     assert open_quote == "a quote opened here is not closed before line 4"
     assert too_many.startswith("3 columns, the header row has 2, read as separated by ")
+    assert "; accepted: as many, with text that has " in too_many
     assert "commas" not in too_many
 
 

@@ -46,8 +46,9 @@ from tunewright.registry.address import public_address
 from tunewright.registry.live_run import LiveRun
 from tunewright.registry.release import as_now
 from tunewright.store import bases, data_versions, pipelines, test_set_uses
-from tunewright.store.caching import manifest_of, now
+from tunewright.store.caching import manifest_of
 from tunewright.store.data_versions import Before
+from tunewright.store.disk import now
 from tunewright.store.stage import cached_part
 from tunewright.store.test_set_uses import Draw
 from tunewright.tasks.prefer import prefer

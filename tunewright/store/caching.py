@@ -33,6 +33,7 @@ from tunewright.artifacts import Artifact
 from tunewright.errors import NO_SPACE, DataError, TunewrightError
 from tunewright.store import disk, locks, manifest, refusals
 from tunewright.store.cache_key import Ingredients, differing, hash_of, key_of, of_call
+from tunewright.store.disk import now
 from tunewright.store.manifest import MANIFEST, Damaged, Manifest, Whole, digest_of, folder_of
 from tunewright.store.naming import naming_machine
 from tunewright.store.refusals import StoppedStage
@@ -49,7 +50,6 @@ __all__ = [
     "lock",
     "making",
     "manifest_of",
-    "now",
     "seconds_of",
     "work_folder",
 ]
@@ -316,11 +316,6 @@ def kept(kind: type[A], stage: str, key: str) -> A | None:
     with contextlib.suppress(Damaged):
         return manifest.read(kind, stage, key).record
     return None
-
-
-def now() -> str:
-    """The time in UTC as manifests have it; a later one sorts behind it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def manifest_of(record: Artifact) -> Manifest:

@@ -18,7 +18,6 @@ rows are in another split by it is said. A run with the settings as they were pu
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -36,6 +35,7 @@ from tunewright.similarity.prompts import BOILERPLATE
 from tunewright.store import data_history
 from tunewright.store.caching import kept
 from tunewright.store.data_history import Replaced, StageOutput, Version, file_of, history, read, write
+from tunewright.store.disk import now
 from tunewright.store.histories import held, up_to_date
 from tunewright.store.lineage import NO_SPLIT
 
@@ -204,7 +204,7 @@ def _entry(
         number=before.number,
         seed=before.seed,
         by=before.by,
-        accepted=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        accepted=now(),
         run=flow_run.name or "",
         parent=before.parent,
         rows=_part(rows),

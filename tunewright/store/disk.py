@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,11 @@ from pydantic import BaseModel, ValidationError
 from tunewright.errors import ConfigError
 
 R = TypeVar("R", bound=BaseModel)
+
+
+def now() -> str:
+    """The time in UTC as records have it; a later one sorts behind it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def sync(*paths: Path) -> None:

@@ -7,7 +7,6 @@ same inputs again, and removed once it no longer stops.
 import contextlib
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pydantic import BaseModel
 
 from tunewright import config
 from tunewright.errors import DataError
+from tunewright.store.disk import now
 
 STOPPED = "stopped.json"
 
@@ -53,7 +53,7 @@ class StoppedStage(BaseModel, frozen=True):
 def keep(unfinished: Path, stage: str, key: str, error: DataError, run: str, ingredients: dict[str, Any]) -> None:
     """Keeps of a stage's unfinished folder what the error names, and adds to the error's line where that lies now."""
     files = tuple(name for name in error.see if (unfinished / name).is_file())
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    when = now()
     stopped = StoppedStage(
         stage=stage, key=key, message=str(error), when=when, run=run, files=files, ingredients=ingredients
     )

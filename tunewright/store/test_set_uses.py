@@ -24,7 +24,6 @@ was decided on keeps its seed. So a run of unchanged settings draws as before an
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -39,6 +38,7 @@ from tunewright import config
 from tunewright.artifacts import Answers, Artifact, Verdict, shown
 from tunewright.config import Gate, Settings
 from tunewright.store import disk
+from tunewright.store.disk import now
 from tunewright.store.histories import held, up_to_date
 
 SAMPLE = 1_000  # row_ids of a test set
@@ -96,7 +96,7 @@ def begin(name: str, candidate: Artifact, answers: Answers, *, seed: int, recipe
             use = TestSetUse(
                 candidate=candidate.digest,
                 test=rows.test,
-                decided=_now(),
+                decided=now(),
                 run=flow_run.name or "",
                 alpha_share=share,
                 seed=seed,
@@ -118,7 +118,7 @@ def end(name: str, verdict: Verdict, candidate: Artifact, answers: Answers, gate
         uses = read(file)
         last = next(use for use in reversed(uses) if _is(use, candidate.digest, rows))
         if last.verdict != verdict.in_words:
-            use = last.model_copy(update={"decided": _now(), "verdict": verdict.in_words, "sample": None})
+            use = last.model_copy(update={"decided": now(), "verdict": verdict.in_words, "sample": None})
             disk.append(file, use)
     return _said(verdict, uses, candidate.digest, rows, gate, seed)
 
@@ -191,10 +191,6 @@ def _carried(uses: Sequence[TestSetUse], rows: TestRows) -> float:
         if share := rows.share(samples.get(use.test, ())):
             return share * (use.alpha_share or 0.0) if use.verdict == "promote" else 0.0
     return 0.0
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _before(uses: Sequence[TestSetUse], candidate: str, rows: TestRows) -> Iterable[TestSetUse]:
