@@ -71,7 +71,7 @@ def require_approval(settings: Settings, base: Base, tokens: Tokens, work: Path,
     price = price_of(here.device, settings.operation.prices)
     if budget is None or price is None or shared_checkpoints.is_approved(work):
         return
-    case = BudgetCase(ground_of(base, tokens), settings.method, settings.training, settings.compute, here)
+    case = BudgetCase(ground_of(base, tokens), settings.method, settings.sft, settings.compute, here)
     rate = calibration.measured(base, tokens, case)
     if rate is None:
         log.info("  operation.budget=%g: timing a few training steps", budget)

@@ -123,7 +123,7 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     tokens = call(render)(
         splits=splits, base=base, model=s.model.without("start"), max_quarantined_share=most, engine=engine
     )
-    call.require_preferences(s, tokens)
+    call.require_learnable(s, tokens)
     best = call(scan)(base=base, share=s.method.share) if s.method.kind == "spectrum" else None
     inputs_of = training_inputs(s, read, tokens, base, best, call.start(s, base, splits, tokens, best))
     call.approve_cost(s, inputs_of)

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +22,7 @@ from tunewright.cost_model import estimate
 from tunewright.cost_model.case import BudgetCase, ground_of
 from tunewright.cost_model.devices import machine
 from tunewright.errors import ConfigError, TrainerDied
+from tunewright.flows.calls import Plan
 from tunewright.modeling import anchor
 from tunewright.modeling.anchor import AnchoredCollator, divergence, likeliest
 from tunewright.modeling.batches import ATTENTION, scored
@@ -235,10 +236,34 @@ def test_an_anchor_without_rows_is_refused(tokens: Tokens, tiny_base: Base, home
     own, general = Source(path="a.jsonl"), Source(path="b.jsonl", use_as="replay")
     with pytest.raises(ValidationError, match=r"training\.kl_to_base=1 needs general rows: no source in data\.sources"):
         settings(own)
-    assert settings(own, general).training.kl_to_base == 1
+    assert settings(own, general).sft.anchor == 1
     orpo = Preference(method="orpo")
     with pytest.raises(ValidationError, match=r"kl_to_base=1 has no effect, as there is no SFT; leave it out"):
         settings(own, general, preference=orpo)
     assert orpo.schedule(ANCHORED).kl_to_base == Grpo(rewards={"exact_match": 1}).schedule(ANCHORED).kl_to_base == 0
+    none_left = tokens.model_copy(update={"num_replay": 0})
     with pytest.raises(ConfigError, match=r"kl_to_base=1 has no effect: no general row \(use_as: replay\) is left"):
-        trained(tokens.model_copy(update={"num_replay": 0}), tiny_base)
+        Plan(settings(own, general), "train").require_learnable(settings(own, general), none_left)
+
+
+def test_by_default_the_own_answers_of_the_base_are_anchored_and_rows_of_people_are_not() -> None:
+    def weight(*sources: Source, start: Literal["base", "champion"] = "base", **training: Any) -> float:
+        model = Model(base="org/name", start=start)
+        return Settings(data=Data(sources=sources), model=model, training=Training(**training)).sft.anchor
+
+    own, general = Source(path="a.jsonl"), Source(path="b.jsonl", use_as="replay")
+    assert weight(own) == weight(own, general) == weight(own, general, keep_general="auto") == 0
+    assert weight(own, keep_general="auto") == 1
+    assert weight(own, start="champion", keep_general="auto") == 0
+    assert weight(own, keep_general="auto", kl_to_base=0) == 0
+    assert weight(own, keep_general="auto", kl_to_base=10) == weight(own, general, kl_to_base=10) == 10
+
+
+def test_a_base_that_gave_no_general_rows_is_not_anchored(
+    tiny_base: Base, make_splits: MakeSplits, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_trainers(monkeypatch)
+    own = [[f"the question number {i}", f"the answer {i % 3}"] for i in range(10)]
+    tokens = render.fn(make_splits(own[:8], own[8:9], own[9:]), tiny_base, Model(base="tiny", max_length=256))
+    assert len(lines(trained(tokens, tiny_base))) > 3
+    assert kls(trained(tokens, tiny_base)) == []

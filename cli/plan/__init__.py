@@ -126,7 +126,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     if ground is None or not settings.trains:
         notes += [*_overridden(settings), *_of_rows(settings, made, sample, read.files)]
         return Planned(steps=steps, costs=None, unknown=UNTRAINED, notes=notes)
-    case = BudgetCase(ground, settings.method, settings.training, settings.compute, machine)
+    case = BudgetCase(ground, settings.method, settings.sft, settings.compute, machine)
     reads, longest = context_length(ground.config.fields), settings.model.max_length
     if reads is not None and reads < longest:
         notes.append(

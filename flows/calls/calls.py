@@ -96,8 +96,8 @@ def training_inputs(
     on_rewards = {"grpo": s.grpo.of_answers(), "training": s.grpo.schedule(s.training).used(), "own": read.rewards}
     on_rewards["schema"] = read.schema if "schema_valid" in s.grpo.rewards else ""
     return {
-        "label_errors": {**shared, "training": s.training.used().without("share")},
-        "train": {**shared, **kept, "training": s.training.used(), "begins_as": begins_as},
+        "label_errors": {**shared, "training": s.sft.used().without("share")},
+        "train": {**shared, **kept, "training": s.sft.used(), "begins_as": begins_as},
         "prefer": {**shared, **kept, **on_pairs},
         "reinforce": {**shared, **kept, **on_rewards},
     }
@@ -241,9 +241,16 @@ class Calls(ABC):
         if {*TRAININGS, "examples"} & {*self.stages} and self.digest(splits):
             require_metrics(settings, splits, schema)
 
-    def require_preferences(self, settings: Settings, tokens: Tokens) -> None:
-        """Raises ConfigError where no row has what preference.method learns from, before anything is trained."""
-        if "prefer" in self.stages and self.digest(tokens):
+    def require_learnable(self, settings: Settings, tokens: Tokens) -> None:
+        """Raises ConfigError where no row has what preference.method or training.kl_to_base learns from."""
+        if not self.digest(tokens):
+            return
+        weight = settings.training.anchor
+        if weight and "train" in self.stages and not tokens.num_replay:
+            raise ConfigError(
+                f"training.kl_to_base={weight:g} has no effect: no general row (use_as: replay) is left to train"
+            )
+        if "prefer" in self.stages:
             require_rows(tokens, settings.preference)
 
     def begin_test_use(self, candidate: Artifact, answers: Answers) -> float:

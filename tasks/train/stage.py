@@ -259,11 +259,8 @@ def trained(
 
     It goes on from where `begins_as` ended, another training or a registered version, or from the base.
     """
-    if training.kl_to_base and not tokens.num_replay:
-        raise ConfigError(
-            f"training.kl_to_base={training.kl_to_base:g} has no effect: no general row (use_as: replay) "
-            "is left to train"
-        )
+    if not tokens.num_replay:  # the base gave no answer that could be kept
+        training = training.model_copy(update={"kl_to_base": 0.0})
     work = work_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     with cost_model.on_devices(compute.devices):
@@ -298,6 +295,9 @@ def trained(
         log.info("  loading %s; %s, %s", base.reference, *rows)
         if training.share < 1:
             log.info("  training.share=%g: it trains on this share of the training rows", training.share)
+        if training.anchor:
+            general = counted(tokens.num_replay, "general row")
+            log.info("  training.kl_to_base=%g: the model is held to its base on %s", training.anchor, general)
         with shared_checkpoints.kept(work):
             earlier = seconds_in(work)
             run_trainer(job, work)

@@ -108,12 +108,9 @@ def broken_guardrails(case: Case) -> Found:
     ways = f", {shorter} or a lower {smaller}" if smaller else f" or {shorter}"
     forgot = forgotten(case)
     if forgot and case.tokens.num_replay:
-        ways += "; or more general rows, by a larger split.replay, or training.kl_to_base=1"
+        ways += "; or more general rows, by a larger split.replay, or a larger training.kl_to_base"
     elif forgot:
-        ways += (
-            "; or add general rows, in a source with use_as: replay, or by training.keep_general=auto with "
-            "training.kl_to_base=1"
-        )
+        ways += "; or add general rows, in a source with use_as: replay, or by training.keep_general=auto"
     for each in spoilt(case):
         if each in forgot or each.metric not in {*GENERAL, *(("stopped",) if learned_nothing(case) else ())}:
             seen = interval(each.difference, signed=True, digits=each.digits)

@@ -162,7 +162,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _anchor_has_rows(self) -> Self:
-        weight = self.training.kl_to_base
+        weight = self.training.anchor
         if weight and not self.has_general:
             raise ValueError(
                 f"training.kl_to_base={weight:g} needs general rows: no source in data.sources has use_as: replay, and "
@@ -210,7 +210,7 @@ class Settings(Section):
         wrong = {
             "preference.method=none": self.preference.method != "none",
             "no grpo.rewards": bool(self.grpo.rewards),
-            "training.kl_to_base=0": self.training.kl_to_base > 0,
+            "training.kl_to_base=0": self.training.anchor > 0,
             "training.share=1": self.training.share < 1,
         }
         if lacking := next((accepted for accepted, is_wrong in wrong.items() if is_wrong), ""):
@@ -312,6 +312,18 @@ class Settings(Section):
     def rehearses(self) -> bool:
         """Whether the base's own answers become general rows, as no source of the user's has any."""
         return self.training.keep_general == "auto" and not self.gives_general
+
+    @property
+    def sft(self) -> Training:
+        """The training on references, with `kl_to_base: auto` resolved.
+
+        It is 1 for the base's own answers, which alone prevent little or no forgetting (docs/evaluation.md), and 0 for
+        rows that people wrote, or where each training goes on from the champion and so has no base to be held to.
+        """
+        if self.training.kl_to_base != "auto":
+            return self.training
+        is_held = self.rehearses and self.model.start == "base"
+        return self.training.model_copy(update={"kl_to_base": float(is_held)})
 
     @property
     def measures_forgetting(self) -> bool:

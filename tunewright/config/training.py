@@ -219,19 +219,17 @@ class Training(Section):
         description="Share of the steps used for warm-up, 0 to below 1: the learning rate rises from 0; less than "
         "a step is none",
     )
-    kl_to_base: float = Field(
-        default=0.0,
-        ge=0,
-        le=1_000,
+    kl_to_base: Annotated[float, Field(ge=0, le=1_000)] | Literal["auto"] = Field(
+        default="auto",
         description="Weight of the KL divergence from the base on the answers of general rows (sources with "
         "use_as: replay, or of keep_general), which is added to the loss so that the model forgets less, 0 to 1000; "
-        "0 is off",
+        "0 is off; auto is 1 for the base's own answers, unless training goes on from the champion, and 0 otherwise",
     )
     keep_general: Literal["auto", "off"] = Field(
         default="off",
         description="auto trains general rows beside yours, so that the model forgets less: without a source with "
         "use_as: replay the base's own answers to general prompts, at most 160 and at most the share split.replay; "
-        "these need a kl_to_base of 1 or more; off adds none",
+        "off adds none",
     )
     seed: int = Field(
         default=0,
@@ -244,6 +242,11 @@ class Training(Section):
         description="auto turns on safe accelerations and reports them; plain turns them off, except those that the "
         "section compute turns on",
     )
+
+    @property
+    def anchor(self) -> float:
+        """The weight kl_to_base; 0 where it is auto, which Settings.sft has resolved for a run."""
+        return 0.0 if self.kl_to_base == "auto" else self.kl_to_base
 
     def used(self) -> Self:
         """The settings that change a training: epochs at their default where max_steps overrides them."""

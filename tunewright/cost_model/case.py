@@ -164,7 +164,7 @@ class BudgetCase:
         layout, device = self.chosen.layout, self.machine.device.kind
         a_group = micro_batching.group_cost(device, compiled=self.chosen.compile)
         rest = (layout, micro_batch, self.compute.max_tokens, a_group, self.compute.num_ranks)
-        return [work.loads(step, *rest, anchors=self.training.kl_to_base > 0) for step in self.drawn]
+        return [work.loads(step, *rest, anchors=self.training.anchor > 0) for step in self.drawn]
 
     def most(self, cut: Sequence[Sequence[Load]]) -> Memory:
         """The memory of the micro-batch that takes most: one with the most tokens, labels or attention."""

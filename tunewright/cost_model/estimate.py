@@ -65,7 +65,7 @@ def estimate(case: BudgetCase, rate: Rate | None = None) -> Estimate:
     every = case.training.evaluate_every or math.ceil(steps_an_epoch / 2)  # as tasks/train/trainer/fit.py has it
     validated = FORWARD_SHARE[method.kind] * ground.num_validation / case.batch
     total = case.flops_a_step(cut) * (num_steps + validated * math.ceil(num_steps / min(every, num_steps)))
-    read = ground.num_replay if case.training.kl_to_base else 0  # once, before the first step
+    read = ground.num_replay if case.training.anchor else 0  # once, before the first step
     if case.reads_reference:
         read = case.num_rows + ground.num_validation
     total += FORWARD_SHARE[method.kind] * read / case.batch * case.flops_a_step(cut)

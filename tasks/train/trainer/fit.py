@@ -59,7 +59,7 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_8bit", "paged_a
 def fit(job: Job, folder: Path) -> int:
     """Trains to the planned end, or to an early stop, and writes model/ and summary.json into `folder`."""
     training = job.training
-    read = partial(rows_in, preference=job.preference, tells_general=training.kl_to_base > 0)
+    read = partial(rows_in, preference=job.preference, tells_general=training.anchor > 0)
     splits = [part_of(read(job.train), training.share), read(job.validation)]
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
     drawing = _drawing(job, tokenizer, folder) if job.grpo else None
@@ -213,7 +213,7 @@ def _objective(job: Job) -> Objective:
         return RewardObjective(job.grpo, is_served=bool(job.compute.vllm))
     if job.preference:
         return (LabelObjective if job.preference.learns_labels else PairObjective)(job.preference)
-    return AnchoredObjective(job.training.kl_to_base) if job.training.kl_to_base else AnswerObjective()
+    return AnchoredObjective(job.training.anchor) if job.training.anchor else AnswerObjective()
 
 
 def _kind_of_collator(job: Job) -> type[Collator]:
@@ -221,7 +221,7 @@ def _kind_of_collator(job: Job) -> type[Collator]:
         return DrawnCollator
     if job.preference:
         return LabelledCollator if job.preference.learns_labels else PairCollator
-    return AnchoredCollator if job.training.kl_to_base else Collator
+    return AnchoredCollator if job.training.anchor else Collator
 
 
 def _drawing(job: Job, tokenizer: Any, folder: Path) -> Drawing:
