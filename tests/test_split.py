@@ -134,6 +134,34 @@ def test_a_large_cluster_trains() -> None:
         assert sum(row["group"] == "large" for row in in_splits(splits)["train"]) == 60
 
 
+def grouped(sizes: list[int], num_single: int) -> list[dict[str, Any]]:
+    """Rows of a source of groups of these sizes, and so many of a source without any."""
+    groups = [f"group {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    texts = prompts(len(groups) + num_single, copies=0)
+    rows = [row_of(text, source="groups", group=group) for text, group in zip(texts, groups, strict=False)]
+    return rows + [row_of(text, source="single") for text in texts[len(groups) :]]
+
+
+@pytest.mark.parametrize("sizes", [[20] * 10, [20] * 10 + [150], [1] * 10 + [20] * 10], ids=len)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_source_of_large_clusters_is_in_every_split_as_one_of_single_rows_is(sizes: list[int], seed: int) -> None:
+    found = in_splits(split_rows(grouped(sizes, 200), Split(seed=seed)))
+    for split in ("test", "validation"):
+        groups = Counter(row["group"] for row in found[split] if row["source"] == "groups")
+        assert abs(sum(groups.values()) - 0.1 * sum(sizes)) <= 15, "of which a cluster has 20"
+        assert max(groups.values()) <= 20
+        assert any(row["source"] == "single" for row in found[split])
+
+
+def test_one_of_five_large_clusters_of_a_source_may_be_tested_and_none_of_two() -> None:
+    settings = [Split(seed=seed) for seed in range(8)]
+    five, two = (grouped([9] * number, 360) for number in (5, 2))
+    tested = [sum(row["source"] == "groups" for row in in_splits(split_rows(five, each))["test"]) for each in settings]
+    assert {*tested} == {0, 9}
+    for each in settings:
+        assert sum(row["source"] == "groups" for row in in_splits(split_rows(two, each))["train"]) == 18
+
+
 def test_clusters_that_are_all_large_still_fill_every_split() -> None:
     rows = [row_of(text, group=f"group {i // 20}") for i, text in enumerate(prompts(200, copies=0))]
     splits = split_rows(rows, Split(test=0.2, validation=0.2))
@@ -248,8 +276,8 @@ def test_a_label_or_a_source_that_is_secret_or_personal_is_not_shown(stratify: A
 
 
 DRAWN_LAST = (
-    "and where together they are more than a tenth of a split, they are drawn last; a larger split.test or "
-    "split.validation has room for more of them"
+    "and may be drawn last where together they are more than a quarter of a split or a third of their {}; a larger "
+    "split.test or split.validation has room for more of them"
 )
 
 
@@ -259,7 +287,8 @@ def test_a_source_without_a_test_row_is_warned_of_unless_its_rows_are_given_to_a
     (warning,) = [said for said in split_rows([*rows, *others]).warned if "no test row" in said]
     assert warning.startswith("no test row is from 1 source of 2, such as alike of 40 rows, so no score covers it; ")
     assert warning.endswith(
-        f"; rows that are near-duplicates or keep their earlier split cannot be drawn one by one, {DRAWN_LAST}"
+        "; rows that are near-duplicates or keep their earlier split cannot be drawn one by one, "
+        f"{DRAWN_LAST.format('source')}"
     )
     assert not any("no test row" in said for said in split_rows(others).warned)
     given = [row | {"use_as": "train"} for row in rows]
@@ -275,7 +304,7 @@ def test_labels_without_a_test_row_are_all_counted_and_groups_are_named_as_a_cau
     (warning,) = [said for said in split_rows(rows, Split(stratify="label")).warned if "no test row" in said]
     which = "2 labels of 6, of which 1 has 10 rows or more, such as grouped of 30 rows, so no score covers them"
     cause = "rows that are near-duplicates, have one group or keep their earlier split cannot be drawn one by one"
-    assert warning == f"no test row is from {which}; {cause}, {DRAWN_LAST}"
+    assert warning == f"no test row is from {which}; {cause}, {DRAWN_LAST.format('label')}"
 
 
 def test_by_time_labels_without_a_test_row_are_warned_of() -> None:

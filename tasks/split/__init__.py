@@ -128,9 +128,9 @@ def _missed_strata(
     else:
         group = ", have one group" if columns.has_groups else ""
         cause = (
-            f"rows that are near-duplicates{group} or keep their earlier split cannot be drawn one by one, and where "
-            "together they are more than a tenth of a split, they are drawn last; a larger split.test or "
-            "split.validation has room for more of them"
+            f"rows that are near-duplicates{group} or keep their earlier split cannot be drawn one by one, and may be "
+            f"drawn last where together they are more than a quarter of a split or a third of their {stratify}; a "
+            "larger split.test or split.validation has room for more of them"
         )
     if stratify == "none":
         return []

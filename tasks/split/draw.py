@@ -2,9 +2,11 @@
 
 Clusters take their turn by a hash of their smallest row_id, whatever the order of the rows, and so that the first of
 them, taken together, have each stratum's share (systematic sampling with a random start; Cochran 1977, "Sampling
-Techniques", chapter 8). Clusters of more than a tenth of a split come last: a large one trains, and fills no test set
-with one question. Where that leaves a split empty, test and validation share the clusters that they take in proportion
-to the rows that they ask for, at least one each, and the largest cluster trains.
+Techniques", chapter 8). In a stratum, clusters of more than a tenth of a split come after the smaller ones: a large one
+trains, and fills no test set with one question. The largest come after the clusters of all strata: those of more than a
+third of their stratum, or of more than a quarter of the split and more than their stratum's share of it. Where a split
+stays empty, test and validation share the clusters that they take in proportion to the rows that they ask for, at least
+one each, and the largest cluster trains.
 
 Where rows keep their earlier split, a stratum gives no more to a split than the share of its own rows. The new rows of
 one source would otherwise fill a larger test split alone, and none of them would train.
@@ -31,7 +33,8 @@ from tunewright.config import Split
 from tunewright.tasks.split.assignment import Assignment, Joins, Partner, numbered
 from tunewright.tasks.split.columns import Strata
 
-LARGE_SHARE = 0.1  # of a split: larger clusters are taken only where the smaller ones do not fill it
+LARGE_SHARE = 0.1  # of a split: larger clusters come after the smaller ones of their stratum
+LAST_SHARE = 0.25  # of a split: larger clusters come last, unless their stratum's share of the split is larger
 
 
 @dataclass(frozen=True)
@@ -204,13 +207,16 @@ def _in_turn(
     """Order the free clusters by their place in their stratum, of which `have` rows are in the split already."""
     sizes, stratum, lots = clusters.sizes[free], clusters.stratum[free], clusters.lots[free]
     large = sizes > max(1, LARGE_SHARE * wanted)
-    order = np.lexsort((lots, large, stratum))
+    of_split = want * (wanted + have.sum()) / max(1, want.sum())  # rows of each stratum in the split, by its share
+    most = np.minimum(np.maximum(LAST_SHARE * wanted, of_split), want / len(SPLITS))
+    last = large & (sizes > most[stratum])
+    order = np.lexsort((lots, large, last, stratum))
     ahead = np.cumsum(sizes[order]) - sizes[order]
     _, first, which = np.unique(stratum[order], return_index=True, return_inverse=True)
     ahead -= ahead[first][which]
     stratum = stratum[order]
     place = (have[stratum] + ahead + starts[stratum] * sizes[order]) / want[stratum]
-    return free[order][np.lexsort((lots[order], place, large[order]))]
+    return free[order][np.lexsort((lots[order], place, last[order]))]
 
 
 def _main_stratum(cluster: np.ndarray, stratum: np.ndarray) -> np.ndarray:
