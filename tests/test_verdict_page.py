@@ -514,6 +514,10 @@ def test_intervals_lie_where_their_values_are() -> None:
     assert held.finding == "at least as good (tolerance .05); 82 % power if nothing got worse"
     better = make_comparison(difference=(0.1, 0.2, 0.5), threshold=-0.05, finding="above", power=0.003, effect=0)
     assert panel("", [better]).intervals[0].finding == "at least as good (tolerance .05)"
+    unclear = make_comparison(difference=(-0.1, 0.0, 0.1), threshold=-0.05, finding="unclear")
+    assert panel("", [unclear]).intervals[0].finding == "may be more than .05 worse"
+    beyond = make_comparison(difference=(-0.2, -0.1, -0.06), threshold=-0.05, finding="unclear")
+    assert panel("", [beyond]).intervals[0].finding == "more than .05 worse, but not shown among several guardrails"
     assert [at for at, _ in drawn.ticks] == sorted(at for at, _ in drawn.ticks)
     assert scale_of([0.0, 0.0]).at(0.0) == 50
     assert [number(value) for value in (0.84, -0.051, 1, 12.34, 4_321)] == [".84", "-.05", "1.00", "12.3", "4,321"]
@@ -677,8 +681,8 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "base": ["login"] * 80,
                 "taught": ["refund", "login"],
             },
-            r"that your reference answers match their prompts: exact match: \.25, and \.25 by the "
-            r"majority-class baseline",
+            r"that your reference answers match their prompts; if they do, try another training\.learning_rate: exact "
+            r"match: \.25, and \.25 by the majority-class baseline",
         ),
         (
             {
@@ -696,7 +700,8 @@ FIELDS = [json.dumps({"intent": label, "language": "en"}) for label in RIGHT]
                 "taught": ["refund", "login"],
                 "losses": [1.0, 0.8, 0.8],
             },
-            r"First check that .*: exact match: \.28, and \.25 by the majority-class baseline",
+            r"First check that .*; if they do, try another training\.learning_rate: exact match: \.28, and \.25 by the "
+            r"majority-class baseline",
         ),
         (
             {"candidate": wrong(RIGHT, range(60)), "base": wrong(RIGHT, range(1, 61))},

@@ -83,9 +83,10 @@ def _finding(comparison: Comparison) -> str:
     if threshold < 0:
         if found == "above" and comparison.difference[2] < 0:
             return f"worse, but by less than {exactly(-threshold)}"
+        if comparison.is_beyond:
+            return f"more than {exactly(-threshold)} worse, but not shown among several guardrails"
         if found == "unclear":
-            among = " among several guardrails" if comparison.is_beyond else ""
-            return f"not shown to be at most {exactly(-threshold)} worse{among}"
+            return f"may be more than {exactly(-threshold)} worse"
         said = {"above": "at least as good", "below": "not as good"}
         return f"{said[found]} (tolerance {exactly(-threshold)})"
     if found == "below" and comparison.difference[2] < 0 and comparison.opponent != AT_LEAST:

@@ -214,7 +214,9 @@ def _of_constant(case: Case, constant: Comparison) -> str:
         return "Train longer" if is_longer and not is_too_short(case) else ""
     if is_too_short(case):
         return f"Then {check}"
-    return f"Train longer, and {check}" if is_longer else f"First {check}"
+    if is_longer:
+        return f"Train longer, and {check}"
+    return f"First {check}; if they do, try another training.learning_rate"
 
 
 def _is_answered(case: Case, constant: Comparison) -> bool:
