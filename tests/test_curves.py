@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunewright.reports.curves import Curves, warnings
+from tunewright.reports.curves import Curves, is_cut_short, is_falling, warnings
 from tunewright.reports.curves.advice import windows
 
 Shape = Callable[[float], float]  # of the share of training that is done
@@ -114,6 +114,27 @@ def test_a_validation_loss_that_is_still_falling_at_the_planned_end_asks_for_mor
     curves = make(lambda done: 2 - done, lambda done: 2 - done)
     assert kinds(curves) == ["still falling at the end"]
     assert kinds(Curves(curves.steps, curves.evaluations, curves.best_step, stopped_early=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "is_short"),
+    [
+        ({13: 0.68, 26: 0.46, 39: 0.42, 40: 0.423}, 39, True),
+        ({13: 0.68, 26: 0.46, 39: 0.461, 40: 0.46}, 26, False),
+        ({39: 0.7, 40: 0.69}, 40, True),
+        ({20: 0.7, 40: 0.699}, 40, False),
+        ({}, 40, True),
+    ],
+)
+def test_an_evaluation_just_before_the_end_does_not_hide_how_the_loss_went(
+    losses: dict[int, float], best: int, is_short: bool
+) -> None:
+    steps = [{"step": at, "planned": 40, "epoch": at / 25, "loss": 1.0} for at in range(1, 41)]
+    seen = [{"step": at, "eval_loss": loss} for at, loss in losses.items()]
+    curves = Curves(steps, seen, best, status={"max_steps": 40})
+    assert is_cut_short(curves) == is_short
+    assert is_falling(curves) == (len(losses) == 4 and is_short)
+    assert [at for at, _ in curves.course("eval_loss")] == [at for at in losses if at != 39]
 
 
 @pytest.mark.parametrize(("max_steps", "setting"), [(300, "training.max_steps"), (None, "training.epochs")])

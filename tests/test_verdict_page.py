@@ -870,6 +870,14 @@ def test_a_training_that_max_steps_cut_short_at_its_best_step_is_the_first_advic
     assert "60 steps (0.9 epochs), ended by training.max_steps ; best step 60" in Read(page_of(make(**given))).text
 
 
+def test_a_training_whose_best_step_is_near_its_end_was_cut_short_too(make: Make) -> None:
+    given = UNLEARNED | {"cut": (), "losses": [2.0, 1.2, 1.1, 1.0], "epochs": 1.6, "best": 39}
+    first = (
+        "Train longer: more training.max_steps: training ended after 1.6 epochs, and the best step is 39, near the end"
+    )
+    assert make(**given).suggestions[0] == first
+
+
 def test_a_training_that_was_cut_short_while_its_loss_fell_is_told_once_to_go_on(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,12 +163,13 @@ def not_finished(case: Case) -> Found:
     if case.verdict.decision == "promote" or direction(case) != "longer" or _is_always_right(case):
         return
     if curves.is_cut_short(case.curves):
-        seen = f"training ended after {case.curves.in_epochs}, and the best step is the last"
+        end = "the last" if case.curves.best_step == case.curves.planned else f"{case.curves.best_step}, near the end"
+        seen = f"training ended after {case.curves.in_epochs}, and the best step is {end}"
         yield Suggestion(f"Train longer: more {case.curves.ended_by}", seen, "training")
     elif not learned_nothing(case):
         return
     elif curves.is_falling(case.curves):
-        (_, before), (_, last) = case.curves.series("eval_loss")[-2:]
+        (_, before), (_, last) = case.curves.course("eval_loss")[-2:]
         yield Suggestion(
             f"Train longer: more {case.curves.ended_by}",
             f"the validation loss was {number(before)} one evaluation before the end and {number(last)} at the end",

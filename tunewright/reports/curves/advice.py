@@ -212,7 +212,7 @@ def no_learning(curves: Curves) -> TrainingWarning | None:
 
 def overfitting(curves: Curves) -> TrainingWarning | None:
     """The validation loss rose in two evaluations after its lowest, while the training loss went on falling."""
-    evaluations = curves.series("eval_loss")
+    evaluations = curves.course("eval_loss")
     if len(evaluations) < 3 or _still_better(curves):
         return None
     at = min(range(len(evaluations)), key=lambda position: evaluations[position][1])
@@ -263,7 +263,7 @@ def is_falling(curves: Curves) -> bool:
 
     The last has to be at the planned end.
     """
-    evaluations = curves.series("eval_loss")
+    evaluations = curves.course("eval_loss")
     if len(evaluations) < 2 or curves.stopped_early or evaluations[-1][0] < curves.planned:
         return False
     return evaluations[-1][1] <= (1 - FALL) * evaluations[-2][1]
@@ -271,19 +271,20 @@ def is_falling(curves: Curves) -> bool:
 
 def is_cut_short(curves: Curves) -> bool:
     """Whether training.max_steps ended the training at its best step, after fewer epochs than are the default."""
-    is_last = curves.planned_by == curves.ended_by == "training.max_steps" and curves.best_step >= curves.planned > 0
-    return is_last and curves.epochs is not None and curves.epochs < EPOCHS and not is_level(curves)
+    if not curves.planned_by == curves.ended_by == "training.max_steps" or curves.epochs is None:
+        return False
+    return curves.is_best_at_end and curves.planned > 0 and curves.epochs < EPOCHS and not is_level(curves)
 
 
 def is_level(curves: Curves) -> bool:
     """Whether neither the validation loss nor another metric that decides moved between the last two evaluations."""
-    last = [value for _, value in curves.series("eval_loss")[-2:]]
+    last = [value for _, value in curves.course("eval_loss")[-2:]]
     return len(last) == 2 and abs(last[1] - last[0]) <= LEVEL * last[0] and not _still_better(curves)
 
 
 def unfinished(curves: Curves) -> TrainingWarning | None:
     """At the planned end the validation loss was still falling, from each of the last two evaluations to the next."""
-    evaluations = curves.series("eval_loss")
+    evaluations = curves.course("eval_loss")
     if len(evaluations) < 3 or curves.stopped_early or not curves.steps or evaluations[-1][0] < curves.planned:
         return None
     a, b, c = (value for _, value in evaluations[-3:])

@@ -108,6 +108,23 @@ class Curves:
         lines = self.evaluations if name.startswith("eval_") else self.steps
         return [(line["step"], line[name]) for line in lines if name in line and math.isfinite(line[name])]
 
+    def course(self, name: str) -> list[tuple[int, float]]:
+        """As `series` of an evaluation, without one that the last follows within half of the steps before it.
+
+        Training ends with an evaluation, and two that lie so close say nothing of how it went.
+        """
+        series = self.series(name)
+        steps = [0, *(step for step, _ in series)]
+        if len(series) > 1 and 2 * (steps[-1] - steps[-2]) < steps[-2] - steps[-3]:
+            del series[-2]
+        return series
+
+    @property
+    def is_best_at_end(self) -> bool:
+        """Whether no evaluation of the course before the last one was as good."""
+        course = self.course("eval_loss")
+        return self.best_step >= self.planned or (len(course) > 1 and self.best_step > course[-2][0])
+
     def worst(self) -> list[tuple[int, float, str]]:
         """(step, loss, row_id) of rows behind a spike of the loss, the largest loss first."""
         found = [(line["step"], loss, row) for line in self.steps for row, loss in line.get("worst", [])]
