@@ -139,15 +139,21 @@ def check(
         difference = math.inf if math.isnan(difference) else difference
         if difference > largest:
             largest, farthest = difference, row
+    is_rounded = base is None and gguf is None and dtype != "float32"
+    end = (
+        f"merging rounds the weights to {dtype}, so export it with --dtype float32; {NOTHING}"
+        if is_rounded
+        else NOTHING
+    )
     if others and precision not in QUANTIZED:
         raise TunewrightError(
             f"the exported model is not the registered version: {len(others)} of {len(version)} test rows get another "
-            f"answer; {others[0]}; {NOTHING}"
+            f"answer; {others[0]}; {end}"
         )
     if largest > bound:
         raise TunewrightError(
             f"the exported model is not the registered version: {farthest}: the mean log-probability of the expected "
-            f"answer differs by {largest:.2g} nats/token; accepted in {precision}: {bound:g}; {NOTHING}"
+            f"answer differs by {largest:.2g} nats/token; accepted in {precision}: {bound:g}; {end}"
         )
     return Parity(
         rows=len(version),
