@@ -130,6 +130,27 @@ def test_a_record_may_name_its_source_group_and_time() -> None:
     ]
 
 
+@pytest.mark.parametrize("without", [{}, {"session": ""}, {"session": None}, {"session": " "}])
+def test_rows_without_a_group_are_warned_of_where_others_of_their_source_have_one(without: dict[str, Any]) -> None:
+    pairs = [{"prompt": f"question {number}", "completion": "b"} for number in range(6)]
+    with_group = [pair | {"session": f"{number // 2}"} for number, pair in enumerate(pairs)]
+    for name, records in {
+        "a1.jsonl": with_group[:3],
+        "a2.jsonl": [pair | without for pair in pairs[3:5]],
+        "b.jsonl": pairs[5:],
+    }.items():
+        Path(name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    columns = {"prompt": "prompt", "completion": "completion", "group": "session"}
+    of_a, of_b = Source(path="a?.jsonl", columns=columns), Source(path="b.jsonl")
+    assert run(of_a, of_b).warned == (
+        'data.sources[0]: 2 of 5 rows have no group (their field "session" is empty or missing), the first is '
+        "a2.jsonl:1; they can be in another split than the rows that they belong to: fill the field in, or leave them "
+        "out",
+    )
+    assert not run(of_b).warned
+    assert not run(of_a.model_copy(update={"path": "a1.jsonl"}), of_b).warned
+
+
 def test_all_rows_of_a_source_are_on_its_split() -> None:
     Path("a.jsonl").write_bytes(GOOD)
     Path("b.jsonl").write_bytes(GOOD)

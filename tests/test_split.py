@@ -16,12 +16,13 @@ from split_rows import WORDS, in_splits, jaccard, largest_across, prompt, prompt
 
 from tunewright.artifacts import ASSIGNMENTS_SCHEMA, QUARANTINE_SCHEMA, SPLIT_SCHEMA, Splits
 from tunewright.artifacts.payloads import LeakProof
-from tunewright.artifacts.placement import SPLITS
+from tunewright.artifacts.placement import NONE, SPLITS
 from tunewright.config import Split
 from tunewright.errors import DataError
 from tunewright.metrics.intervals import PowerAnalysis, by_cluster
 from tunewright.similarity.sets import Pairs
-from tunewright.tasks.split.proof import random_leak_share, visible_difference
+from tunewright.tasks.split.assignment import Links
+from tunewright.tasks.split.proof import random_leak_share, split_groups, visible_difference
 
 
 def proof(splits: Splits) -> dict[str, Any]:
@@ -99,9 +100,29 @@ def test_a_cluster_is_on_one_split_and_holds_exactly_what_is_connected() -> None
 
 def test_a_group_stays_together_whatever_its_rows_say() -> None:
     rows = [row_of(text, group=f"customer {i % 20}" if i < 100 else None) for i, text in enumerate(prompts(150))]
-    by_split = in_splits(split_rows(rows, Split(test=0.2, validation=0.2)))
+    splits = split_rows(rows, Split(test=0.2, validation=0.2))
+    by_split = in_splits(splits)
     found = {split: {row["group"] for row in rows if row["group"]} for split, rows in by_split.items()}
     assert sum(len(names) for names in found.values()) == 20
+    assert proof(splits)["num_groups"] == 20
+
+
+def test_a_random_split_leaks_by_groups_too() -> None:
+    texts = prompts(100, copies=0)
+    rows = [row_of(text, group=f"customer {i % 50}") for i, text in enumerate(texts)]
+    shares = []
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(100).tolist()
+        customers = {row % 50 for row in order[20:]}
+        shares.append(sum(row % 50 in customers for row in order[:20]) / 20)
+    splits = split_rows(rows, Split(test=0.2, stratify="none"))
+    assert splits.random_leak_share == pytest.approx(sum(shares) / 20, abs=1e-6)
+    assert splits.random_leak_share > 0.5
+
+
+def test_a_group_in_two_splits_is_counted() -> None:
+    group, split = np.array([0, 0, 1, 1, 2, -1, -1, 3]), np.array([0, 1, 2, 2, 0, 0, 1, NONE])
+    assert split_groups(group, split) == (3, 1)
 
 
 @pytest.mark.parametrize("settings", [Split(seed=0), Split(seed=1, stratify="none"), Split(by="time")])
@@ -237,10 +258,8 @@ def test_a_random_split_leaks_as_counted_by_hand() -> None:
 
 def test_where_all_rows_are_equal_every_random_split_leaks() -> None:
     nothing = np.empty(0, dtype=np.int64)
-    assert (
-        random_leak_share(Pairs(np.zeros(10, np.int64), nothing, nothing, nothing.astype(float)), np.arange(10), 2)
-        == 1.0
-    )
+    pairs = Pairs(np.zeros(10, np.int64), nothing, nothing, nothing.astype(float))
+    assert random_leak_share(Links(pairs, np.full(10, -1)), np.arange(10), 2) == 1.0
 
 
 def test_each_source_has_about_its_share_of_each_split() -> None:

@@ -9,6 +9,7 @@ not parsed.
 import difflib
 import hashlib
 import heapq
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,8 @@ from tunewright.tasks.ingest.readers import encoding_advice, is_utf_8, read, wit
 from tunewright.tasks.ingest.rows import row_id_of
 from tunewright.tasks.ingest.stores import num_bytes
 from tunewright.tasks.ingest.tables import Tables, Tally
+
+log = logging.getLogger("tunewright")
 
 __all__ = ["Need", "SourceFile", "ingest", "row_id_of", "source_files"]
 
@@ -181,6 +184,24 @@ def stop_on_needs(file: Path, needs: Sequence[Need]) -> None:
         )
 
 
+def without_group(file: Path, sources: Sequence[SourceFile]) -> list[str]:
+    """Warn of the rows of rows.parquet that have no group where others of their source have one."""
+    table = pq.read_table(file, columns=["file", "line", "group"])
+    said = []
+    for setting in dict.fromkeys(source.setting for source in sources if source.use_as != "replay"):
+        files = [source for source in sources if source.setting == setting]
+        rows = table.filter(pc.field("file").isin([source.path for source in files]))
+        without = rows.filter(pc.field("group").is_null())
+        if 0 < len(without) < len(rows):
+            first = f"{without['file'][0]}:{without['line'][0]}"
+            said.append(
+                f"{setting}: {len(without):,} of {len(rows):,} rows have no group (their field "
+                f"{shown(files[0].columns.get('group', 'group'))} is empty or missing), the first is {first}; they can "
+                "be in another split than the rows that they belong to: fill the field in, or leave them out"
+            )
+    return said
+
+
 def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
     """List the refused records by reason, with the first of each and the command that converts its file."""
     files = list(files)
@@ -241,6 +262,9 @@ def ingest(
     if chosen is None:
         stop_on_empty_split(sources, tallies)
     stop_on_needs(folder / "rows.parquet", needs)
+    warned = without_group(folder / "rows.parquet", sources)
+    for said in warned:
+        log.warning("ingest: %s", said)
     return Rows(
         num_read=tally.num_read,
         num_rows=tally.num_rows,
@@ -251,4 +275,5 @@ def ingest(
         num_held_out=sum(of_file.num_rows for of_file in held_out.values()),
         given={file.path: file.use_as for file in sources if file.use_as},
         globs={file.path: file.glob for file in sources if file.glob},
+        warned=tuple(warned),
     )

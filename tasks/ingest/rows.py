@@ -81,11 +81,12 @@ def columns_in(value: Any, columns: dict[str, str]) -> list[str]:
 
 
 def _group(record: Record) -> str | None:
-    """A text or a whole number; rows whose group is empty must not become one group."""
+    """A text or a whole number; rows whose group is blank must not become one group."""
     value = record.get("group")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return optional_text(record, "group") or None
+    text = optional_text(record, "group")
+    return text if text.strip() else None
 
 
 def _time(record: Record) -> str | None:

@@ -63,6 +63,7 @@ from tunewright.tasks.split.proof import (
     random_leak_share,
     reasons_by_split,
     rows_by_split,
+    split_groups,
     unmet_shares,
     versions,
     visible_difference,
@@ -267,6 +268,9 @@ def split(
     if nearest.similarity >= settings.threshold:
         named = " and ".join(f"{row.file} line {row.line} ({row.split})" for row in pair)
         raise DataError(f"near-duplicates across splits, over split.threshold: {named}")
+    num_groups, num_parted = split_groups(columns.group, assignment.split)
+    if num_parted:
+        raise AssertionError(f"{num_parted} groups are in two splits")
     counts, unwanted = rows_by_split(assignment.split), undesirable(file)
     asked = (assignment.split == TEST) & ~unwanted
     in_test = np.unique(assignment.cluster[asked])
@@ -279,7 +283,8 @@ def split(
         largest_similarity=max(nearest.similarity, floor),
         largest_pair=pair,
         floor=floor,
-        random_leak_share=random_leak_share(links.pairs, np.flatnonzero(~columns.replay), counts["test"]),
+        num_groups=num_groups,
+        random_leak_share=random_leak_share(links, np.flatnonzero(~columns.replay), counts["test"]),
         rows=counts,
         because=reasons_by_split(assignment),
         quarantined=quarantine_reasons(assignment.because[assignment.split == NONE]),

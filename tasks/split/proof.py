@@ -14,8 +14,7 @@ from tunewright.artifacts.payloads import Decontamination, EarlierRows, LeakProo
 from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
 from tunewright.reports.pages import number
-from tunewright.similarity.sets import Pairs
-from tunewright.tasks.split.assignment import Assignment
+from tunewright.tasks.split.assignment import Assignment, Links
 from tunewright.tasks.split.columns import Times
 from tunewright.tasks.split.contamination import Contamination
 
@@ -47,9 +46,12 @@ FINDINGS = {  # which rows are counted under a code, and what is with them
 }
 
 
-def random_leak_share(pairs: Pairs, rows: np.ndarray, num_test: int) -> float:
-    """The share of test rows with a similar row outside test, had the `rows` been drawn at random; mean of 20 draws."""
-    num_rows = len(pairs.first)
+def random_leak_share(links: Links, rows: np.ndarray, num_test: int) -> float:
+    """The share of test rows with a similar row, or one of their group, outside test, were the `rows` drawn at random.
+
+    The mean of 20 draws.
+    """
+    pairs, num_rows = links.pairs, len(links.group)
     shares = []
     for seed in range(RANDOM_SPLITS):
         tested = rows[np.random.default_rng(seed).permutation(len(rows))[:num_test]]
@@ -61,8 +63,17 @@ def random_leak_share(pairs: Pairs, rows: np.ndarray, num_test: int) -> float:
         neighbours = leaks.copy()
         neighbours[pairs.left[leaks[pairs.right]]] = True
         neighbours[pairs.right[leaks[pairs.left]]] = True
-        shares.append(neighbours[pairs.first[tested]].mean())
+        parted = np.isin(links.group[tested], links.group[outside & (links.group >= 0)])
+        shares.append((neighbours[pairs.first[tested]] | parted).mean())
     return round(float(np.mean(shares)), 6)
+
+
+def split_groups(group: np.ndarray, split: np.ndarray) -> tuple[int, int]:
+    """How many groups have rows in a split, and how many of them in two; `group` and `split` are (rows,), -1: none."""
+    grouped = (group >= 0) & (split != NONE)
+    parts = len(np.unique(np.stack([group[grouped], split[grouped]]), axis=1).T)
+    num_groups = len(np.unique(group[grouped]))
+    return num_groups, parts - num_groups
 
 
 def visible_difference(num_clusters: int) -> float:

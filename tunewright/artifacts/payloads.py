@@ -181,7 +181,7 @@ class TimeSpans(BaseModel, frozen=True):
 
 
 class LeakProof(Payload, frozen=True):
-    """split: that no rows of two splits are near-duplicates, and how the splits came about."""
+    """split: that no rows of two splits are near-duplicates or of one group, and how the splits came about."""
 
     FILE = "proof.json"
 
@@ -190,7 +190,8 @@ class LeakProof(Payload, frozen=True):
     largest_similarity: float  # or the floor, where no pair is above it
     largest_pair: tuple[PlacedRow, ...]  # empty, or two
     floor: float
-    random_leak_share: float
+    num_groups: int = 0  # with rows in a split; no group is in two splits
+    random_leak_share: float  # of test rows with a near-duplicate, or a row of their group, in another split
     rows: dict[str, int]
     because: dict[str, dict[str, int]]  # split -> why rows are in it -> rows
     quarantined: dict[str, int]  # reason -> quarantined rows

@@ -100,10 +100,11 @@ def leak_sentence(proof: LeakProof, unique: UniqueRows | None = None) -> str:
         records = counted(shared.held_out_records, "held-out record")
         who = f"Training rows that share a passage or a prompt with the {records}: "
         of_held_out = f" {who}{rows:,}{', removed' if rows and shared.removed else ''}."
+    of_groups = f" No group is in two splits ({counted(proof.num_groups, 'group')})." if proof.num_groups else ""
     leaked = percent(proof.random_leak_share, 1) if proof.random_leak_share else "none"
     return (
         f"No near-duplicates across splits: {most} {below(proof.largest_similarity, proof.threshold)} "
-        f"(threshold {proof.threshold:.2f}{_not_compared(unique)}). "
+        f"(threshold {proof.threshold:.2f}{_not_compared(unique)}).{of_groups} "
         f"A random split would have leaked {leaked} of the test rows."
         f"{of_held_out}"
     )
