@@ -229,11 +229,9 @@ def data(
 
 @app.command()
 def settings(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="NAME", help="A section or a setting, such as training or training.epochs; default: all"
-        ),
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Sections or settings, such as training or training.epochs; default: all"),
     ] = None,
     as_json: command_line.Json = False,
 ) -> None:
@@ -241,7 +239,7 @@ def settings(
     with command_line.one_line_errors(as_json, uses_home=False):
         from tunewright.cli import settings as settings_command
 
-        found = settings_command.listed(name)
+        found = [each for name in names or [None] for each in settings_command.listed(name)]
         settings_command.show(command_line.console_of(as_json), found)
     if as_json:
         print(as_line({"settings": [each._asdict() for each in found]}))

@@ -478,6 +478,7 @@ def test_answers_from_a_near_tie_are_not_counted_among_those_as_measured(
     code, shown, read = tunewright("promote", "triage", "1", "--reason", "x")
     assert (code, read["rehearsed"], read["near_ties"]) == (0, 8, near_ties)
     assert f"reloaded, {line}" in shown
+    assert (rehearsal.SAME_ANSWERS in shown) == (near_ties > 1)
 
 
 def test_a_new_alias_is_said_to_be_new(make: Make, rehearsed: list[str]) -> None:

@@ -76,6 +76,11 @@ def test_a_dotted_key_shows_that_setting_and_what_is_below_it(name: str, keys: l
     assert [each.key for each in listed(name)] == keys
 
 
+def test_several_names_are_shown_in_their_order() -> None:
+    shown = CliRunner().invoke(app, ["settings", "training.epochs", "split.by"])
+    assert re.findall("training.epochs|split.by", shown.stdout) == ["training.epochs", "split.by"]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -84,6 +89,7 @@ def test_a_dotted_key_shows_that_setting_and_what_is_below_it(name: str, keys: l
         ("training.max_step", "did you mean training.max_steps?"),
         ("learning_rate", "did you mean training.learning_rate or preference.learning_rate or grpo.learning_rate?"),
         ("training.lr", "did you mean training.learning_rate?"),
+        ("lerning_rate", "did you mean training.learning_rate or preference.learning_rate or grpo.learning_rate?"),
         ("lr", "did you mean training.learning_rate or preference.learning_rate or grpo.learning_rate?"),
         ("num_train_epochs", "did you mean training.epochs?"),
         ("training.x", "accepted: learning_rate, epochs, "),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tunewright")
 
 REHEARSED = 8  # rows that a version has to answer as the candidate did
+SAME_ANSWERS = "with evaluation.precision=float32, a served row gets the answer that was measured"
 FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
 IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
 
@@ -225,12 +226,14 @@ def require_measured(
             f"{consequence}"
         )
     if tied:
-        log.info(
+        log.log(
+            logging.INFO if tied == 1 else logging.WARNING,
             "  %d of %d test rows are answered as measured; %s from a token on that is nearly as likely as the "
-            "measured one, which bfloat16 rounds either way",
+            "measured one, which bfloat16 rounds either way; %s",
             len(said) - tied,
             len(said),
             "1 other differs" if tied == 1 else f"{counted(tied, 'other')} differ",
+            SAME_ANSWERS,
         )
     return tied
 
