@@ -870,6 +870,18 @@ def test_a_training_that_max_steps_cut_short_at_its_best_step_is_the_first_advic
     assert "60 steps (0.9 epochs), ended by training.max_steps ; best step 60" in Read(page_of(make(**given))).text
 
 
+@pytest.mark.parametrize(("epochs", "is_advised"), [(0.9, True), (1.2, False)])
+def test_a_promoted_candidate_whose_training_ended_within_its_first_epoch_is_told_to_train_longer_first(
+    make: Make, epochs: float, is_advised: bool
+) -> None:
+    given = {"candidate": wrong(RIGHT, range(8)), "base": wrong(RIGHT, range(60)), "max_steps": 60}
+    advice = make(**given, losses=[2.0, 1.5, 1.4, 1.3], epochs=epochs).suggestions
+    first = (
+        f"Train longer: more training.max_steps: training ended after {epochs} epochs, and the best step is the last"
+    )
+    assert (first in advice) == (advice[0] == first) == is_advised
+
+
 def test_a_training_whose_best_step_is_near_its_end_was_cut_short_too(make: Make) -> None:
     given = UNLEARNED | {"cut": (), "losses": [2.0, 1.2, 1.1, 1.0], "epochs": 1.6, "best": 39}
     first = (

@@ -159,8 +159,13 @@ def _is_always_right(case: Case) -> bool:
 
 
 def not_finished(case: Case) -> Found:
-    """A longer training first, where max_steps cut it short, or where the candidate learned nothing and still might."""
-    if case.verdict.decision == "promote" or direction(case) != "longer" or _is_always_right(case):
+    """A longer training first, where max_steps cut it short, or where the candidate learned nothing and still might.
+
+    Of a promoted candidate only where max_steps cut it short before it had read all training rows once.
+    """
+    if direction(case) != "longer" or _is_always_right(case):
+        return
+    if case.verdict.decision == "promote" and (case.curves.epochs or 1) >= 1:
         return
     if curves.is_cut_short(case.curves):
         end = "the last" if case.curves.best_step == case.curves.planned else f"{case.curves.best_step}, near the end"
