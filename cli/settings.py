@@ -49,17 +49,13 @@ def _near(key: str, every: Sequence[Setting]) -> str:
     spelt similarly, or those of its section.
     """
     keys = [each.key for each in every]
-    names = [other.rpartition(".")[2] for other in keys]
+    names = {other: other.rpartition(".")[2] for other in keys}
     section, _, last = key.rpartition(".")
     others = [key for key in [IN_OTHER_TOOLS.get(last)] if key]
-    near = (
-        others or [other for other, name in zip(keys, names, strict=True) if last in {name, initials(name)}]
-        if last
-        else []
-    )
+    near = others or [other for other, name in names.items() if last and last in {name, initials(name)}]
     near = [other for other in near if section and other.startswith(f"{section}.")] or near
-    if not near and not section and (close := get_close_matches(key, names, 1, 0.8)):
-        near = [other for other, name in zip(keys, names, strict=True) if name == close[0]]
+    if not near and not section and (close := get_close_matches(key, names.values(), 1, 0.8)):
+        near = [other for other, name in names.items() if name == close[0]]
     if near := near or get_close_matches(key, keys, 3, 0.8):
         return meant(near).strip()
     if section in Parameters.model_fields:

@@ -231,7 +231,7 @@ def test_what_was_trained_but_changes_nothing_is_refused(
     file = made / "model" / "adapter_model.safetensors"
     zeros = {name: tensor * ("lora_B" not in name) for name, tensor in load_file(file).items()}
     save_file(zeros, file, metadata={"format": "pt"})
-    monkeypatch.setattr("tunewright.registry.rehearsal._rehearse", lambda *_: None)
+    monkeypatch.setattr("tunewright.registry.rehearsal._rehearse", lambda *_: 0)
     register_trained(register_candidate, tiny_base, made, said)
     assert refused(export("--to", "merged"), tmp_path / "out") == (
         "error: models:/triage/1: its adapter changes nothing: every logit of 3 prompts equals the base's; nothing was "

@@ -397,6 +397,15 @@ def test_answers_may_differ_from_a_near_tie_on_where_bfloat16_rounds(
         rehearsal.require_measured(version, chat, kept, chat.prompts(prompts), other, "nothing moved")
 
 
+@pytest.mark.parametrize(("num_near_ties", "is_warned"), [(1, False), (2, True)])
+def test_what_rules_out_near_ties_is_named_where_more_than_one_answer_differs(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_near_ties: int, is_warned: bool
+) -> None:
+    monkeypatch.setattr(rehearsal, "_rehearse", lambda *_: num_near_ties)
+    make()
+    assert (rehearsal.SAME_ANSWERS in caplog.text) == is_warned
+
+
 def test_a_champion_whose_files_are_elsewhere_says_how_to_reach_them(make: Make, home: Path, tiny_base: Base) -> None:
     make()
     (home / "mlartifacts").rename(home / "elsewhere")

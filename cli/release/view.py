@@ -13,7 +13,7 @@ from tunewright.artifacts import shown
 from tunewright.config import Registry
 from tunewright.registry.alias_history import Event
 from tunewright.registry.alias_state import SAID, command, named, named_anew
-from tunewright.registry.rehearsal import SAME_ANSWERS
+from tunewright.registry.rehearsal import FEW_NEAR_TIES, SAME_ANSWERS
 from tunewright.registry.release import History, ReleaseDecision
 from tunewright.reports.pages import counted
 
@@ -131,7 +131,7 @@ def show_decision(console: Console, registry: Registry, decision: ReleaseDecisio
         same = f"{decision.rehearsed - ties:,} of {rows}" if ties else rows
         others = f", and {counted(ties, 'other')} differently from a near tie on" if ties else ""
         console.print(f"reloaded, it answers {same} as it did when measured{others}", soft_wrap=True)
-        if ties > 1:
+        if ties > FEW_NEAR_TIES:
             console.print(Text(SAME_ANSWERS, "yellow"), soft_wrap=True)
     before = f"version {event.before}" if event.before else "no version"
     if event.is_move:

@@ -37,9 +37,9 @@ from tunewright.tasks.ingest.rows import row_id_of
 from tunewright.tasks.ingest.stores import num_bytes
 from tunewright.tasks.ingest.tables import Tables, Tally
 
-log = logging.getLogger("tunewright")
-
 __all__ = ["Need", "SourceFile", "ingest", "row_id_of", "source_files"]
+
+log = logging.getLogger("tunewright")
 
 MANY = 10_000  # refused records, from which on it may be seen early that they are too many
 Need = Literal["time", "label"]  # of split.by=time, of split.stratify=label

@@ -71,9 +71,9 @@ def random_leak_share(links: Links, rows: np.ndarray, num_test: int) -> float:
 def split_groups(group: np.ndarray, split: np.ndarray) -> tuple[int, int]:
     """How many groups have rows in a split, and how many of them in two; `group` and `split` are (rows,), -1: none."""
     grouped = (group >= 0) & (split != NONE)
-    parts = len(np.unique(np.stack([group[grouped], split[grouped]]), axis=1).T)
-    num_groups = len(np.unique(group[grouped]))
-    return num_groups, parts - num_groups
+    parts = np.unique(group[grouped] * len(SPLITS) + split[grouped])  # each group in each of its splits
+    num_groups = len(np.unique(parts // len(SPLITS)))
+    return num_groups, len(parts) - num_groups
 
 
 def visible_difference(num_clusters: int) -> float:
