@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from tunewright.reports.pages import located, unit
+
 REPEATED = 5  # rows whose places are told
 
 
@@ -87,9 +89,11 @@ def _again(frame: pd.DataFrame, rows: npt.NDArray[np.int64]) -> Iterator[str]:
         first = firsts.setdefault(row_id, row)
         if first != row:
             same_file = frame["file"].iloc[first] == frame["file"].iloc[row]
-            as_first = f"line {frame['line'].iloc[first]}" if same_file else _place(frame, first)
+            as_first = (
+                f"{unit(frame['file'].iloc[row])} {frame['line'].iloc[first]}" if same_file else _place(frame, first)
+            )
             yield f"{_place(frame, row)} (as {as_first})"
 
 
 def _place(frame: pd.DataFrame, row: int) -> str:
-    return f"{frame['file'].iloc[row]} line {frame['line'].iloc[row]}"
+    return located(frame["file"].iloc[row], frame["line"].iloc[row])

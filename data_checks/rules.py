@@ -20,6 +20,7 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 
 from tunewright.data_checks.batches import HASHES
 from tunewright.data_checks.suite import Entry
+from tunewright.reports.pages import located
 
 
 def num_answers(frame: pd.DataFrame) -> pd.Series:
@@ -38,7 +39,7 @@ def contradictions(frame: pd.DataFrame) -> pd.Series:
     pairs = frame[frame["rejected_hash"].notna()]
     told = frame[frame["prompt_hash"].isin(pairs["prompt_hash"])]
     lines = zip(told["file"], told["line"], strict=True)
-    places = {key: f"{file} line {line}" for key, (file, line) in zip(_hashes(told), lines, strict=True)}
+    places = {key: located(file, line) for key, (file, line) in zip(_hashes(told), lines, strict=True)}
     found = [
         (places.get((prompt, rejected, chosen)) or places.get((prompt, rejected, None))) if chosen != rejected else None
         for prompt, chosen, rejected in _hashes(pairs)
@@ -56,7 +57,7 @@ def places_of_another_answer(frame: pd.DataFrame) -> list[str | None]:
     for _, row in frame.drop_duplicates(["prompt_hash", "answer_hash"]).iterrows():
         found = firsts.setdefault(row["prompt_hash"], [])
         if len(found) < 2:
-            found.append((row["answer_hash"], f"{row['file']} line {row['line']}"))
+            found.append((row["answer_hash"], located(row["file"], row["line"])))
     return [
         next((place for other, place in firsts[prompt] if other != answer), None)
         for prompt, answer in zip(frame["prompt_hash"], frame["answer_hash"], strict=True)

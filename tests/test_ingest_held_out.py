@@ -138,7 +138,7 @@ def test_texts_are_repaired_as_rows_are_and_a_limit_leaves_none_out() -> None:
         ("a.txt", b"a\nGr\xfc\xdfe\n", "a.txt line 2: bad_encoding, .* looks like Latin-1"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', "a.jsonl line 2: lone_surrogate"),
         ("a.jsonl", b'{"text": "a"}\n{"number": 1}\n', "a.jsonl line 2: a held-out record .*; it has number"),
-        ("a.json", b'["a", NaN]', "a.json line 2: not_finite"),
+        ("a.json", b'["a", NaN]', "a.json record 2: not_finite"),
         ("a.csv", b"a,b\n1,2\n3\n", "a.csv line 3: bad_csv"),
         ("a.txt", b"a\n" + b"b" * 2_000, "a.txt line 2: too_long"),
     ],

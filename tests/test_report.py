@@ -21,7 +21,7 @@ from tunewright.flows.outcome import VERDICTS, Outcome
 from tunewright.flows.report import decided, score_rows, training
 from tunewright.flows.run_name import origin
 from tunewright.reports import curves
-from tunewright.reports.pages import number
+from tunewright.reports.pages import located, number
 from tunewright.tasks.decide.decision import Decision
 
 CONTENDERS = ("base", "few_shot", "retrieval", "champion", "candidate")
@@ -278,3 +278,19 @@ def test_two_evaluations_are_said_to_be_too_few_and_what_to_lower() -> None:
         "Only 2 evaluations: too few to tell whether the loss had converged. Evaluate more often: set a smaller "
         "training.evaluate_every."
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("a.jsonl", "a.jsonl line 3"),
+        ("a.csv.gz", "a.csv.gz line 3"),
+        ("data.json/a.txt", "data.json/a.txt line 3"),
+        ("a.json", "a.json record 3"),
+        ("a.json.zst", "a.json.zst record 3"),
+        ("s3://b/part-0.parquet", "s3://b/part-0.parquet record 3"),
+        ("saved/data-00000.arrow", "saved/data-00000.arrow record 3"),
+    ],
+)
+def test_a_record_has_a_line_only_where_its_file_has_lines(file: str, said: str) -> None:
+    assert located(file, 3) == said

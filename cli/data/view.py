@@ -14,6 +14,7 @@ from tunewright.cli.data.as_json import counts, figures, stage
 from tunewright.cli.visible import plain_table
 from tunewright.config import from_here
 from tunewright.flows.outcome import user_provided_splits
+from tunewright.reports.pages import located
 from tunewright.store.data_history import Version
 from tunewright.store.lineage import OUT_OF_DATA, first_refused, num_refused
 from tunewright.store.refusals import StoppedStage
@@ -107,7 +108,7 @@ def show_row(console: Console, data: PipelineData, row: dict[str, Any], what: st
         return
     identity = f"row {row['row_id'][:DIGITS]}" if row["row_id"] else "no row"
     asked = f", which line {row['asked_line']} is part of" if "asked_line" in row else ""
-    place = (f"{row['file']} line {row['line']}", "bold")
+    place = (located(row["file"], row["line"]), "bold")
     stop = data.stop_of_ingest
     is_of_stop = stop and Path(row["life"][0]["in"]).parent == stop.folder
     among = f"what ingest quarantined of {data.name} when it stopped" if is_of_stop else data.title
@@ -165,7 +166,7 @@ def _refused(records: Sequence[Found], stopped: StoppedStage) -> Table:
     table = plain_table(f"{first}{len(records)} of {number:,} that {stopped.stage} {did}", "reason", "")
     for record in records:
         partner = record.get("partner_file")
-        said = f"repeats {partner} line {record['partner_line']}" if partner else record["detail"]
+        said = f"repeats {located(partner, record['partner_line'])}" if partner else record["detail"]
         table.add_row(Text(_line(record)), record["reason"], Text(said))
     return table
 
@@ -213,7 +214,7 @@ def _named(how: str, rows: Sequence[Found], number: int) -> str:
 
 
 def _line(row: Found) -> str:
-    return f"{row['file']} line {row['line']}"
+    return located(row["file"], row["line"])
 
 
 def _show_missing(console: Console, data: PipelineData, what: str) -> None:

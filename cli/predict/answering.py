@@ -21,7 +21,7 @@ from tunewright.cli.predict.unfinished import Parts, check_output, unfinished
 from tunewright.config import RecordFiles, Registry
 from tunewright.errors import ConfigError, DataError
 from tunewright.registry.rehearsal import measured_max_new_tokens
-from tunewright.reports.pages import counted
+from tunewright.reports.pages import counted, located
 from tunewright.reports.progress import Countdown
 from tunewright.store.cache_key import Ingredients, of_call
 from tunewright.tasks.ingest import SourceFile
@@ -73,7 +73,7 @@ class Predicted:
             self.num_records += 1
             if reason := row["reason"]:
                 self.reasons[reason] += 1
-                self.firsts.setdefault(reason, f"{row['file']} line {row['line']}, {row['detail']}")
+                self.firsts.setdefault(reason, f"{located(row['file'], row['line'])}, {row['detail']}")
             else:
                 self.num_answered += 1
                 self.num_cut_off += not row["stopped"]

@@ -15,7 +15,7 @@ from tunewright.data_checks.given import RefusedCounts
 from tunewright.data_checks.report import EXAMPLES
 from tunewright.data_checks.rules import answers_by_prompt, places_of_another_answer
 from tunewright.privacy.excerpts import excerpt, in_a_line, masked
-from tunewright.reports.pages import counted, percent
+from tunewright.reports.pages import counted, located, percent
 from tunewright.tasks.check.validate import Mask, ValidatedRows, ValidatedSet, is_replay
 from tunewright.tools.conversation import prompt_and_answer, shown_turns
 
@@ -66,7 +66,7 @@ def _too_many(validated: ValidatedRows, counts: dict[str, int], limit: float) ->
     first = validated.frame.iloc[int(np.flatnonzero(~validated.kept())[0])]
     over = f"over checks.max_quarantined_share={limit:g}" if share > limit else "none is left"
     listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    place = f"{first['file']} line {first['line']}"
+    place = located(first["file"], first["line"])
     return f"{quarantined} of {num_rows} rows quarantined ({percent(share, 1)}), {over}: {listed}; first: {place}"
 
 
@@ -164,7 +164,7 @@ def refused(file: Path, splits: Mapping[str, str]) -> tuple[dict[str, int], Exam
         _keep_examples(examples, records)
         for each in records if splits else ():
             if split := splits.get(each["file"]):
-                first = f"{each['file']} line {each['line']}"
+                first = located(each["file"], each["line"])
                 of_splits.setdefault(split, RefusedCounts(Counter(), first)).reasons[each["reason"]] += 1
     for each in (each for found in examples.values() for each in found):  # ingest's details quote what it refused
         each.update({name: masked(each[name] or "") for name in ("detail", "text")})

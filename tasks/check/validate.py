@@ -38,6 +38,7 @@ from tunewright.data_checks.validation import ExpectationOutcome, joined, run
 from tunewright.errors import ConfigError, DataError
 from tunewright.machine.cluster import EngineName
 from tunewright.privacy.excerpts import in_a_line, masked
+from tunewright.reports.pages import located
 from tunewright.tools.conversation import prompt_and_answer
 
 # What the table's own expectations and the profile look at, whatever the suite asks.
@@ -99,7 +100,7 @@ class ValidatedRows:
             return outcome.says()
         position = int(outcome.rows[0])
         first, what = self.frame.iloc[position], outcome.says(self.value(outcome, position))
-        place = f"{first['file']} line {first['line']}"
+        place = located(first["file"], first["line"])
         return f"{what} in {outcome.failed} of {len(self.frame)} rows; first: {place}"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tunewright.artifacts import HELD_OUT_SCHEMA
 from tunewright.config import Data, Layout, Repair
 from tunewright.errors import DataError
+from tunewright.reports.pages import located
 from tunewright.tasks.ingest.files import SourceFile, named, unchanged
 from tunewright.tasks.ingest.layouts import MORE, REQUIRED, layout_of, to_messages, to_question
 from tunewright.tasks.ingest.parsing import Record, RefusedRecord
@@ -71,10 +72,10 @@ def write_held_out(folder: Path, files: Iterable[SourceFile], data: Data) -> dic
                     except RefusedRecord as refused:
                         advice = encoding_advice(file.path, file.format, file.compression, refused.detail)
                         said = without_guess(str(refused), advice)
-                        raise DataError(f"{file.path} line {line}: {said}{advice}") from None
+                        raise DataError(f"{located(file.path, line)}: {said}{advice}") from None
                     if not text.strip():
                         there = f"; it has {', '.join(list(value)[:12])}" if isinstance(value, dict) else ""
-                        raise DataError(f"{file.path} line {line}: a held-out record without text{there}")
+                        raise DataError(f"{located(file.path, line)}: a held-out record without text{there}")
                     tally.num_rows += 1
                     tally.layouts.update([said.layout] if said.layout else [])
                     table.add((file.path, line, text, asked, answered), len(raw))

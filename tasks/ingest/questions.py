@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tunewright.config import Data
 from tunewright.errors import DataError
-from tunewright.reports.pages import counted
+from tunewright.reports.pages import counted, located
 from tunewright.tasks.ingest import find_columns, reasons
 from tunewright.tasks.ingest.files import SourceFile, named, unchanged
 from tunewright.tasks.ingest.layouts import REQUIRED, layout_of, refuse_another, to_question
@@ -65,7 +65,7 @@ def questions(file: SourceFile, tally: Tally) -> Iterator[Question | RefusedQues
                 question = _question(file, line, value)
             except RefusedRecord as refused:
                 tally.reasons[refused.reason] += 1
-                tally.firsts.setdefault(refused.reason, f"{file.path} line {line}, {refused.detail}")
+                tally.firsts.setdefault(refused.reason, f"{located(file.path, line)}, {refused.detail}")
                 yield RefusedQuestion(file.path, line, refused.reason, refused.detail)
             else:
                 tally.num_rows += 1

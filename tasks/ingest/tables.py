@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from tunewright.artifacts import MESSAGES, QUARANTINE_SCHEMA, ROW_SCHEMA
 from tunewright.config import Repair
+from tunewright.reports.pages import located
 from tunewright.tasks.ingest.files import SourceFile
 from tunewright.tasks.ingest.parsing import SHOWN_FROM, RefusedRecord, masked, unescaped
 from tunewright.tasks.ingest.readers import Item
@@ -51,7 +52,7 @@ class Tally(BaseModel):
             row, layout, repaired = to_row(file, line, byte, value, repairs)
         except RefusedRecord as refused:
             self.reasons[refused.reason] += 1
-            self.firsts.setdefault(refused.reason, f"{file.path} line {line}, {refused.detail}")
+            self.firsts.setdefault(refused.reason, f"{located(file.path, line)}, {refused.detail}")
             return refused
         self.num_rows += 1
         self.layouts[layout] += 1

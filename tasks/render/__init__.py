@@ -24,6 +24,7 @@ from tunewright.errors import DataError
 from tunewright.machine.cluster import EngineName, WorkerMap, worker_map
 from tunewright.modeling.chat import DATE, Chat, Reasoning, Tokenized, Untrainable, tokenize, tokenize_rejected
 from tunewright.modeling.models import check_served, load_tokenizer
+from tunewright.reports.pages import located
 from tunewright.serving import context_length
 from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
@@ -115,7 +116,7 @@ def _columns_of(rejected: Tokenized | Untrainable | None) -> dict[str, Any]:
 
 
 def _where(row: dict[str, Any]) -> str:
-    return f"{row['file']} line {row['line']}"
+    return located(row["file"], row["line"])
 
 
 def _fits(tokens: Tokenized | Untrainable, limit: int) -> Tokenized | Untrainable:

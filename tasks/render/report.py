@@ -14,7 +14,7 @@ from rich.text import Text
 from tunewright.artifacts import IGNORED, UNDESIRABLE, Tokens
 from tunewright.artifacts.payloads import Contract
 from tunewright.modeling.pairs import answers_of, last_answer
-from tunewright.reports.pages import percent, template
+from tunewright.reports.pages import located, percent, template
 
 NUM_EXAMPLES, NUM_UNDESIRABLE = 6, 2
 CONTEXT = 16  # tokens that a token's text is told apart by, as it may be half a character or begin with a space
@@ -133,7 +133,7 @@ def _examples(
     rows = ds.dataset(file).take(list(chosen), columns=columns).to_pylist()
     named = ds.field("row_id").isin([row["row_id"] for row in rows])
     found = ds.dataset(split).to_table(columns=["row_id", "file", "line"], filter=named).to_pylist()
-    places = {row["row_id"]: _printable(f"{row['file']} line {row['line']}") for row in found}
+    places = {row["row_id"]: _printable(located(row["file"], row["line"])) for row in found}
     trained = [[IGNORED] * len(row["labels"]) if undesirable else row["labels"] for row in rows]
     return [
         {

@@ -19,7 +19,7 @@ from tunewright.metrics.labels import Labels
 from tunewright.metrics.texts import canonical, parsed, plain
 from tunewright.privacy.excerpts import ends, masked
 from tunewright.privacy.secrets import secret_values
-from tunewright.reports.pages import in_part
+from tunewright.reports.pages import in_part, located
 from tunewright.tasks.verdict_page.case import CANDIDATE, Case, title
 from tunewright.tools.conversation import prompt_and_answer
 
@@ -103,7 +103,7 @@ def _row(case: Case, at: int, row: Mapping[str, Any], opening: str) -> dict[str,
     reference = case.said[at][0]
     known = secret_values(whole)
     return {
-        "place": f"{row['file']} line {row['line']}",
+        "place": located(row["file"], row["line"]),
         "question": _text(whole, QUESTION_CHARS),
         "begins": " ".join(
             _text(asked.removeprefix(opening), 200, known).split()

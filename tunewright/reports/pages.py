@@ -1,6 +1,7 @@
 """Reports as pages of HTML that load nothing, of one look: frame.html is what they extend."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 EXACT = 1e-9  # less is a rounding of the machine's
 SHOW_NONE = "so few rows can show no gain, however large"  # in place of a smallest detectable gain
 MOST_DIGITS = 4  # of an interval; more would say nothing
+
+NUMBERED = re.compile(r"\.(json|parquet|arrow)(\.(gz|bz2|xz|zst))?$")  # files whose records have no lines
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -112,6 +115,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s'[: number != 1]}"
 
 
+def unit(file: str) -> str:
+    """The word for a record's place in a data file: a line, or a record where lines do not count the records."""
+    return "record" if NUMBERED.search(file) else "line"
+
+
+def located(file: str, line: int) -> str:
+    """Where a row or record is: a.jsonl line 3, b.json record 3"""
+    return f"{file} {unit(file)} {line}"
+
+
 def in_part(contender: str, rows: str) -> str:
     """A contender with the rows that its figures are of, where these are not all: retrieval (75 of 300 rows)"""
     return f"{contender} ({rows} rows)" if rows else contender
@@ -120,10 +133,12 @@ def in_part(contender: str, rows: str) -> str:
 @cache
 def template(file: Path) -> Template:
     """A template, which may extend frame.html, or import what lies beside it, or in a folder beside its own."""
-    return Environment(
+    pages = Environment(
         loader=FileSystemLoader([file.parent, file.parent.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    ).get_template(file.name)
+    )
+    pages.globals["unit"] = unit
+    return pages.get_template(file.name)

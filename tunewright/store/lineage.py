@@ -27,6 +27,7 @@ from tunewright.artifacts import (
 from tunewright.artifacts.placement import NOT_PLACED
 from tunewright.config import from_here
 from tunewright.errors import ConfigError
+from tunewright.reports.pages import located
 from tunewright.store import data_history
 from tunewright.store.data_history import DUPLICATE, QUARANTINED, Version
 from tunewright.store.refusals import StoppedStage
@@ -211,7 +212,7 @@ def _placed(splits: Splits, record: Found, here: pc.Expression) -> dict[str, Any
                 "also_in_cluster": cluster.filter(~here).slice(0, MOST_RELATIVES).to_pylist(),
             }
     raise ValueError(
-        f"{record['file']} line {record['line']} is lost: split put it in no split and did not quarantine it"
+        f"{located(record['file'], record['line'])} is lost: split put it in no split and did not quarantine it"
     )
 
 
