@@ -23,12 +23,14 @@ from tunewright.data_checks.own import TEXTS, looks_at_texts, own_expectation
 from tunewright.data_checks.profile import Measure
 from tunewright.data_checks.rules import Expected, Rule, between, expected, matches, nothing
 from tunewright.data_checks.suite import BUILT_IN, Entry
+from tunewright.privacy.excerpts import in_a_line
 
 ANSWER = "assistant(?: tool(?: tool)* assistant)*"  # with the results of the tools that it calls on its way
 ROLES_IN_ORDER = rf"^(?:system )?user(?: {ANSWER} user)*(?: {ANSWER})?$"
 ANYTHING = ""
 ENDS_WITH_ANSWER = r"(?:^| )assistant$"
 REJECTED = "rejected or undesirable answer"
+RARE_LABELS = 3  # that are named
 
 
 def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expected]:
@@ -122,6 +124,17 @@ def _share(fault: str, column: str, most: float) -> Rule:
     return between(f"{fault}, over max_share={most:g}", column, most=most)
 
 
+def _rare_labels(measure: Measure, least: int) -> str:
+    counts = measure.counts or {}
+    rare = sorted((name for name in counts if counts[name] < least), key=lambda name: (counts[name], name))
+    names = [in_a_line(name).replace("{", "{{").replace("}", "}}") for name in rare[:RARE_LABELS]]
+    fewer = f"fewer than min_rows={least} rows"
+    if len(rare) > 1:
+        more = f" and {len(rare) - len(names)} more" if len(rare) > len(names) else ""
+        return f"{len(rare)} answers ({', '.join(names)}{more}) have {fewer}, the rarest {{value:.0f}}"
+    return f"the rarest answer{f' ({names[0]})' if names else ''} has {fewer}: {{value:.0f}}"
+
+
 def _drift(**columns: str) -> Callable[[Any, Mapping[str, Measure]], list[Rule]]:
     def rules(a: Any, measures: Mapping[str, Measure]) -> list[Rule]:
         # Never less than what two samples of the same rows differ by.
@@ -192,13 +205,9 @@ SET_RULES: dict[str, Callable[[Any, Mapping[str, Measure]], list[Rule]]] = {
     "source_balance": lambda a, _: [
         _share("one of several sources has {value:.1%} of the rows", "largest_source_share", a.max_share)
     ],
-    "label_balance": lambda a, _: [
+    "label_balance": lambda a, measures: [
         _share("one of the answers has {value:.1%} of the rows", "largest_label_share", a.max_share),
-        between(
-            f"the rarest answer has fewer than min_rows={a.min_rows} rows: {{value:.0f}}",
-            "smallest_label_rows",
-            least=a.min_rows,
-        ),
+        between(_rare_labels(measures["smallest_label_rows"], a.min_rows), "smallest_label_rows", least=a.min_rows),
     ],
     "length_bias": lambda a, _: [
         between(

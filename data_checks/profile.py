@@ -29,6 +29,7 @@ class Measure(NamedTuple):
 
     value: float | None
     noise: float = 0.0  # what two samples of the same rows would exceed once in twenty times
+    counts: Counts | None = None  # of the labels, where it is about these
 
 
 class RowChanges(NamedTuple):
@@ -121,7 +122,7 @@ def measures(now: Profile, before: Profile | None, changed: RowChanges | None) -
     return {
         "largest_source_share": Measure(max(sources.values()) / rows if len(sources) > 1 else None),
         "largest_label_share": Measure(max(labels.values()) / rows if labels else None),
-        "smallest_label_rows": Measure(min(labels.values()) if labels else None),
+        "smallest_label_rows": Measure(min(labels.values()) if labels else None, counts=labels),
         "duplicate_share": Measure(now["duplicate_rows"] / rows if rows else None),
         "changed_share": Measure((changed.added + changed.removed) / changed.before if changed else None),
     } | dict([*_longer(now["pairs"]), *_drift(now, before)])

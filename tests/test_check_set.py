@@ -45,7 +45,12 @@ def both(*tables: pa.Table) -> pa.Table:
         (
             labelled({"yes": 60, "no": 60, "so": 3}),
             "label_balance",
-            "the rarest answer has fewer than min_rows=10 rows: 3",
+            "the rarest answer (so) has fewer than min_rows=10 rows: 3",
+        ),
+        (
+            labelled({"yes": 60, "no": 60, "a{b}": 3, "d": 4, "c": 4, "e\\x1b": 2, "f": 9}),
+            "label_balance",
+            "5 answers (e\\x1b, a{b}, c and 2 more) have fewer than min_rows=10 rows, the rarest 2",
         ),
         (
             both(labelled({"yes": 95}), labelled({"no": 5}, "b")),

@@ -258,7 +258,7 @@ def test_a_larger_share_takes_no_more_of_a_new_source_than_its_share_and_the_run
     _, short, uneven = splits.warned
     assert short.startswith("split.test 0.2 is not reached: 75 of 600 rows (12 %), as old rows keep their split; ")
     assert uneven == (
-        "the test split is uneven: source d has 25 % of all rows and 40 % of its 75 rows; rows that are "
+        "the test split is uneven: 40 % of its 75 rows are of source d, beside 25 % of all rows; rows that are "
         "near-duplicates or keep their earlier split cannot be drawn one by one, and may be drawn last where together "
         "they are more than a quarter of a split or a third of their source; a larger split.test or split.validation "
         "has room for more of them"

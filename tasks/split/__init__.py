@@ -31,7 +31,7 @@ from tunewright.errors import DataError
 from tunewright.machine.cluster import EngineName
 from tunewright.metrics.closed_set import ROWS_OF_A_STRATUM, count_answers, stop_if_open
 from tunewright.metrics.labels import MAX_LABELS
-from tunewright.reports.pages import counted, percent
+from tunewright.reports.pages import counted, located, percent
 from tunewright.similarity.engine import engine_of, read_pieces
 from tunewright.similarity.folding import fold, fold_messages
 from tunewright.similarity.prompts import Shingles, cut, read_boilerplate, shingles
@@ -128,10 +128,11 @@ def _missed_strata(
         cause = "split.by=time tests only the newest clusters of rows"
     else:
         group = ", have one group" if columns.has_groups else ""
+        larger = " or ".join(f"split.{SPLITS[number]}" for number in (TEST, VALIDATION) if number not in exact)
         cause = (
             f"rows that are near-duplicates{group} or keep their earlier split cannot be drawn one by one, and may be "
             f"drawn last where together they are more than a quarter of a split or a third of their {stratify}; a "
-            "larger split.test or split.validation has room for more of them"
+            f"larger {larger} has room for more of them"
         )
     if stratify == "none":
         return []
@@ -266,7 +267,7 @@ def split(
     most_similar = (nearest.one, nearest.other) if nearest.one >= 0 else ()
     pair = tuple(PlacedRow(split=SPLITS[int(assignment.split[row])], **columns.identity(row)) for row in most_similar)
     if nearest.similarity >= settings.threshold:
-        named = " and ".join(f"{row.file} line {row.line} ({row.split})" for row in pair)
+        named = " and ".join(f"{located(row.file, row.line)} ({row.split})" for row in pair)
         raise DataError(f"near-duplicates across splits, over split.threshold: {named}")
     num_groups, num_parted = split_groups(columns.group, assignment.split)
     if num_parted:

@@ -182,9 +182,9 @@ def uneven(strata: Strata, split: np.ndarray, by: str, drawn: Iterable[int], cau
         most = int(np.abs(surplus).argmax())
         if abs(surplus[most]) > max(UNEVEN * rows.sum(), UNEVEN_ROWS):
             said.append(
-                f"the {SPLITS[number]} split is uneven: {by} {in_a_line(strata.said[most])} has "
-                f"{percent(overall[most])} of all rows and {percent(rows[most] / rows.sum())} of its "
-                f"{counted(int(rows.sum()), 'row')}; {cause}"
+                f"the {SPLITS[number]} split is uneven: {percent(rows[most] / rows.sum())} of its "
+                f"{counted(int(rows.sum()), 'row')} are of {by} {in_a_line(strata.said[most])}, beside "
+                f"{percent(overall[most])} of all rows; {cause}"
             )
     return said
 
