@@ -43,7 +43,7 @@ def questions(name: str, options: argparse.Namespace, base: Base) -> list[Questi
 
     from tunewright.similarity.prompts import common_segments
     from tunewright.tasks.prompt import Asking
-    from tunewright.tasks.prompt.shots import BM25, draw, nearest
+    from tunewright.tasks.prompt.shots import WordRetriever, draw, nearest
 
     splits, tokens = newest(options.home, "split", Splits), newest(options.home, "render", Tokens)
     asking = Asking(base, splits, tokens, options.max_new_tokens)
@@ -52,7 +52,7 @@ def questions(name: str, options: argparse.Namespace, base: Base) -> list[Questi
     if name == "few_shot":
         before = [draw(asking.pool, 0, options.shots)] * len(rows)
     elif name == "retrieval":
-        by_words = BM25(asking.pool.rows, common_segments(asking.pool.rows["messages"]))
+        by_words = WordRetriever(asking.pool.rows, common_segments(asking.pool.rows["messages"]))
         before = nearest(by_words, rows, options.shots)
     return [_question(row.tokens) for row in asking.ask(rows, before)]
 

@@ -60,9 +60,9 @@ def variants(pipeline: Pipeline, varied: Sequence[str]) -> dict[str, Variant]:
         name = " ".join(f"{key}={value}" for key, value in zip(names, combination, strict=True))
         assignments = tuple(f"{key}={value}" for key, value in zip(keys, combination, strict=True))
         settings = override(pipeline, assignments, "--vary").settings
-        if not settings.trains:
+        if prompt := settings.method.prompt:
             raise ConfigError(
-                "method.kind=few_shot trains nothing, and variants are compared by their trainings; accepted: "
+                f"method.kind={prompt} trains nothing, and variants are compared by their trainings; accepted: "
                 "tunewright run with each, which compares them on the test rows"
             )
         if twin := next((other for other, known in found.items() if known.settings == settings), None):

@@ -131,19 +131,21 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
         call(label_errors)(splits=splits, num_folds=s.checks.label_error_folds, **inputs_of["label_errors"])
     has_bfloat16 = devices.machine().device.has_bfloat16
     measurement = s.measured().resolved(tokens.longest_answer, s.model.max_length, has_bfloat16=has_bfloat16)
-    if s.trains:
+    if (kind := s.method.prompt) is None:
         *earlier, adapter = _trained(s, call, inputs_of)
     else:
         shots, earlier = s.evaluation.shots, list[Adapter]()
-        adapter = call(examples)(splits=splits, tokens=tokens, base=base, shots=shots, max_new_tokens=measurement.limit)
+        adapter = call(examples)(
+            splits=splits, tokens=tokens, base=base, kind=kind, shots=shots, max_new_tokens=measurement.limit
+        )
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)
     measured = (Contender(name="base", base=base), tuned)
     prompts, prompted = _prompted(s, call, read, splits, tokens, base, measurement.limit)
-    tuned = tuned if s.trains else _few_shot(call, splits, tokens, tuned)
+    tuned = tuned if s.trains else _with_examples(call, splits, tokens, tuned)
     opponent = call.champion(s.registry, adapter, base, splits)
     if opponent and opponent.model and (opponent.model / EXAMPLES).is_file():
-        opponent = _few_shot(call, splits, tokens, opponent)
+        opponent = _with_examples(call, splits, tokens, opponent)
     deciding = s.gate.metric
     answered = partial(
         call(evaluate), tokens=tokens, evaluation=measurement, own=read.metrics, schema=read.schema, decides=deciding
@@ -249,8 +251,8 @@ def _prompted(
     )
 
 
-def _few_shot(call: Run | Plan, splits: Splits, tokens: Tokens, contender: Contender) -> Contender:
-    """A contender that is the base with a few-shot prompt, with the test rows as it is asked them."""
+def _with_examples(call: Run | Plan, splits: Splits, tokens: Tokens, contender: Contender) -> Contender:
+    """A contender that is the base with examples before each question, with the test rows as it is asked them."""
     rows = call(prepend)(contender=contender, splits=splits, tokens=tokens)
     asked = {"prompts": rows.path("test.parquet"), "prompts_digest": rows.digest}
     return contender.model_copy(update={"model": None, **asked})

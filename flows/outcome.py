@@ -49,7 +49,7 @@ class Outcome(BaseModel, frozen=True):
     scan: artifacts.Scan | None = None
     suspected: artifacts.LabelErrors | None = None
     trainings: tuple[artifacts.Adapter, ...] = ()  # on answers, on preference pairs and on rewards
-    examples: artifacts.FewShotExamples | None = None  # of a candidate that is the base with a few-shot prompt
+    examples: artifacts.PromptExamples | None = None  # of a candidate that is the base with a prompt
     prompts: artifacts.Prompts | None = None
     answers: dict[str, artifacts.Answers]
     verdict: artifacts.Verdict | None
@@ -345,7 +345,7 @@ def _training(adapter: artifacts.Adapter) -> dict[str, Any]:
     }
 
 
-def _examples(examples: artifacts.FewShotExamples) -> dict[str, Any]:
+def _examples(examples: artifacts.PromptExamples) -> dict[str, Any]:
     file = str(examples.file)
     return {"number": examples.num_examples, "chosen": examples.chosen, "file": file}
 

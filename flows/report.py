@@ -78,7 +78,7 @@ def publish(steps: Sequence[Step], settings: Settings) -> State[tuple[Step, ...]
     if outcome.examples:
         file = outcome.examples.file
         lines = f"{html.escape(outcome.examples.says(), quote=False)}\n\nThe examples: {_here(file)}"
-        create_markdown_artifact(lines, key="examples", description="The few-shot prompt")
+        create_markdown_artifact(lines, key="examples", description=f"The {outcome.examples.in_words}")
     if outcome.answers:
         create_table_artifact(score_rows(outcome), key="scores", description="Scores on the test rows")
     if outcome.verdict is None:

@@ -1,7 +1,8 @@
-"""The few-shot prompt as a candidate: the base with fixed examples before each question. Nothing is trained.
+"""A prompt as a candidate: the base with training rows as examples before each question. Nothing is trained.
 
-The examples are chosen on validation rows, as those of the contender few_shot (tasks/prompt/). They lie where a
-training leaves its weights, in model/, with the texts of these training rows.
+few_shot: the same examples before each question, chosen on validation rows, as those of the contender few_shot.
+retrieval: the training rows most similar to each question by their words (BM25).
+The examples lie where a training leaves its weights, in model/, as texts; for retrieval these are all training rows.
 """
 
 import json
@@ -10,14 +11,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tunewright.artifacts import Base, FewShotExamples, Splits, Tokens
+from tunewright.artifacts import Base, PromptExamples, Splits, Tokens
 from tunewright.artifacts.payloads import Contract
+from tunewright.config import PromptContender
 from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import shown, without_reasoning
 from tunewright.serving import EXAMPLES
 from tunewright.store.stage import stage
-from tunewright.tasks.prompt import Asking, few_shot
+from tunewright.tasks.prompt import Asking, few_shot, retrieved
 
 
 def room(tokens: Tokens, max_new_tokens: int) -> int:
@@ -28,18 +30,28 @@ def room(tokens: Tokens, max_new_tokens: int) -> int:
 
 @stage("shots={shots}", libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow"))
 def examples(
-    folder: Path, splits: Splits, tokens: Tokens, base: Base, shots: int, max_new_tokens: int
-) -> FewShotExamples:
+    folder: Path,
+    splits: Splits,
+    tokens: Tokens,
+    base: Base,
+    kind: PromptContender,
+    shots: int,
+    max_new_tokens: int,
+) -> PromptExamples:
     """At most so many training rows, as an answer of `max_new_tokens` leaves room for them, and the contract.
 
-    Raises ConfigError where the base cannot be asked so.
+    For retrieval all of them, of which `shots` stand before a question. Raises ConfigError where the base cannot be
+    asked so.
     """
     asking = Asking(base, splits, tokens, max_new_tokens)
     try:
-        with on_devices():
-            (chosen, *_), search = few_shot(asking, shots)
+        if kind == "retrieval":
+            chosen, search = [*range(len(asking.pool.rows))], {"chosen": retrieved(asking.pool, shots, "bm25")}
+        else:
+            with on_devices():
+                (chosen, *_), search = few_shot(asking, shots)
     except DataError as error:
-        raise ConfigError(f"method.kind=few_shot: the base cannot be asked few-shot: {error}") from error
+        raise ConfigError(f"method.kind={kind}: the base cannot be asked with examples: {error}") from error
     conversations = [asking.pool.messages(at) for at in chosen]
     if tokens.reasoning == "dropped":
         conversations = [without_reasoning(each) for each in conversations]
@@ -48,11 +60,12 @@ def examples(
         "row_ids": asking.pool.ids(chosen),
         "opening": asking.pool.opening,
         "room": room(tokens, max_new_tokens),
+        "nearest": shots if kind == "retrieval" else None,
         "examples": [list(shown(each)) for each in conversations],
     }
     (folder / "model").mkdir()
     text = json.dumps(prompt, ensure_ascii=False, indent=1)
     (folder / "model" / EXAMPLES).write_text(f"{text}\n", encoding="utf-8")
-    (folder / "prompts.json").write_text(json.dumps({"few_shot": search}, indent=1) + "\n", encoding="utf-8")
+    (folder / "prompts.json").write_text(json.dumps({kind: search}, indent=1) + "\n", encoding="utf-8")
     shutil.copy(tokens.path(Contract.FILE), folder)
-    return FewShotExamples(num_examples=len(chosen), chosen=search["chosen"])
+    return PromptExamples(kind=kind, num_examples=len(chosen), chosen=search["chosen"])

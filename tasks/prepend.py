@@ -1,6 +1,6 @@
-"""The test rows as a version is asked them that is the base with a few-shot prompt: its examples before each question.
+"""The test rows as a version is asked them that is the base with a prompt: its examples before each question.
 
-The candidate is one with method.kind=few_shot, and the champion may be one whatever the candidate is.
+The candidate is one with method.kind=few_shot or retrieval, and the champion may be one whatever the candidate is.
 """
 
 import logging
@@ -11,10 +11,10 @@ from pathlib import Path
 from tunewright.artifacts import Contender, Prepended, Splits, Tokens
 from tunewright.errors import ConfigError
 from tunewright.modeling.chat import with_examples
-from tunewright.serving import EXAMPLES, FewShotPrompt, few_shot_prompt
+from tunewright.serving import EXAMPLES, ExamplePrompt, example_prompt
 from tunewright.store.stage import stage
 from tunewright.tasks.prompt import Asking, write
-from tunewright.tools.conversation import Message
+from tunewright.tools.conversation import Message, conversation_of
 
 log = logging.getLogger("tunewright")
 
@@ -23,7 +23,7 @@ log = logging.getLogger("tunewright")
 class KeptExamples:
     """The examples of a version, as what can stand before a question."""
 
-    prompt: FewShotPrompt
+    prompt: ExamplePrompt
 
     def ids(self, chosen: Sequence[int]) -> list[str]:
         """The numbers of some of them."""
@@ -42,15 +42,15 @@ def prepend(folder: Path, contender: Contender, splits: Splits, tokens: Tokens) 
     conversation.
     """
     assert contender.model
-    prompt = few_shot_prompt(contender.model)
+    prompt = example_prompt(contender.model)
     assert prompt, f"{contender.name} has no {EXAMPLES}"
     asking = Asking(contender.base, splits, tokens, prompt.room)
-    shots = [[*range(len(prompt.examples))]] * len(asking.test)
+    shots = [prompt.chosen(conversation_of(row)) for row in asking.test.to_pylist()]
     written = write(folder / "test.parquet", asking, shots, KeptExamples(prompt))
     is_candidate = contender.name == "candidate"
     if written.has_none and is_candidate:
         accepted = "accepted: a lower evaluation.max_new_tokens, or a base with a longer context"
-        raise ConfigError(written.warning("method.kind=few_shot", asking, "examples", f"; {accepted}"))
+        raise ConfigError(written.warning(f"method.kind={prompt.kind}", asking, "examples", f"; {accepted}"))
     then = ", as when it is served; lower evaluation.max_new_tokens" if is_candidate else ", as when it is served"
     warning = written.warning(contender.name, asking, "examples", then)
     if warning:

@@ -191,20 +191,20 @@ def test_examples_are_left_out_as_the_evaluation_leaves_them_out(
     copy = kept(settings, made.registered.version)
     (base,) = [step.record for step in made.steps if isinstance(step.record, Base)]
     chat = rehearsal.load(copy)
-    assert chat.few_shot
+    assert chat.example_prompt
     test = pq.read_table(made.splits.path("test.parquet")).to_pylist()
     questions = [row["messages"][:-1] for row in test]
     whole = max(map(len, chat.prompts(questions)))
     seen = set[int]()
-    for context in range(whole // 2, whole + chat.few_shot.room + 2, max(1, whole // 16)):
+    for context in range(whole // 2, whole + chat.example_prompt.room + 2, max(1, whole // 16)):
         monkeypatch.setattr(serving.ServedChat, "context", context)
         asked = shots.ask(
             Chat(load_tokenizer(base), base.weights),
-            KeptExamples(chat.few_shot),
+            KeptExamples(chat.example_prompt),
             test,
-            [[*range(len(chat.few_shot.examples))]] * len(test),
+            [[*range(len(chat.example_prompt.examples))]] * len(test),
             context=context,
-            max_new_tokens=chat.few_shot.room,
+            max_new_tokens=chat.example_prompt.room,
         )
         prompts = chat.prompts(questions)
         assert prompts == [row.tokens.input_ids[: row.tokens.prompt_length] for row in asked]
@@ -279,6 +279,66 @@ def test_a_later_candidate_is_compared_with_a_prompt_and_a_prompt_with_a_trained
     assert would["prepend candidate"].because == ["runs after examples"]
 
 
+def test_a_retrieval_prompt_is_asked_and_answers_as_it_was_measured(settings: Settings) -> None:
+    made = Outcome.of(run(settings.model_copy(update={"method": Method(kind="retrieval")})).result())
+    assert made.registered and made.splits and made.examples and made.page
+    copy = kept(settings, made.registered.version)
+    told = json.loads((copy / "artifacts" / "model" / "examples.json").read_text())
+    train = {row["row_id"]: row["messages"] for row in pq.read_table(made.splits.path("train.parquet")).to_pylist()}
+    assert {*told["row_ids"]} == {*train} and len(told["examples"]) == made.examples.num_examples == len(train)
+
+    test = pq.read_table(made.splits.path("test.parquet")).to_pylist()
+    (prepended,) = [step.record for step in made.steps if isinstance(step.record, Prepended)]
+    evaluated = prompts_in(prepended.path("test.parquet"))
+    questions = [row["messages"][:-1] for row in test]
+    chat = rehearsal.load(copy)
+    prompts = chat.prompts(questions)
+    assert prompts == [evaluated[row["row_id"]] for row in test]
+    assert Answerer(fetch(settings.registry, made.registered.version), 4, 8).ask(questions) == prompts
+    before = set[tuple[int, ...]]()
+    for question, prompt in zip(questions, prompts, strict=True):
+        assert chat.example_prompt
+        chosen = chat.example_prompt.chosen(question)
+        text = chat.tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
+        places = [text.index(told["examples"][at][0]["content"].removeprefix(ORDER)) for at in chosen]
+        assert len(places) == 4 and places == sorted(places)
+        said = {*question[0]["content"].removeprefix(ORDER).split()}
+        shared = [len(said & {*example[0]["content"].removeprefix(ORDER).split()}) for example in told["examples"]]
+        assert shared[chosen[-1]] >= max(shared) - 1  # BM25 counts rare words more
+        before.add(tuple(chosen))
+    assert len(before) > len(test) // 2
+
+    assert made.answers["candidate"].scores != made.answers["few_shot"].scores  # which is its contender
+    said = made.examples.says()
+    assert said == (
+        "Nothing was trained: the candidate is the base with a retrieval prompt of 4 nearest rows of "
+        f"{len(train)} by BM25."
+    )
+    page = made.page.path("report.html").read_text()
+    assert "Retrieval prompt</h2>" in page and said in page
+    assert f"The registered version contains {len(train)} training rows" in page
+    with pytest.raises(ConfigError, match=r"is the base with a retrieval prompt: it has no weights of its own"):
+        export(ExportRequest(settings.registry, made.registered.version, Path("out"), "merged"), lambda _: None)
+
+
+def test_a_question_finds_the_examples_that_share_its_rare_words() -> None:
+    said = ["where is my card", "where is my parcel", "退货怎么办理", "如何修改密码", "Où est ma CARTE?"]
+    examples = [[{"role": "user", "content": text}, {"role": "assistant", "content": "card"}] for text in said]
+    prompt = serving.ExamplePrompt(examples, "", 8, nearest=2)
+
+    def found(*texts: str) -> list[int]:
+        return prompt.chosen([{"role": "user", "content": text} for text in texts])
+
+    assert found("the card, please")[-1] == 0
+    assert found("parcel")[-1] == 1
+    assert found("密码忘了")[-1] == 3  # written without spaces
+    assert found("ma carte")[-1] == 4
+    assert found("nothing of it") == [1, 0]  # none is more like it: the first
+    assert found("")[-1] == 0 and len(found("", "parcel")) == 2
+    assert serving.ExamplePrompt(examples, "", 8).chosen([]) == [0, 1, 2, 3, 4]
+    assert serving.ExamplePrompt(examples, "", 8, nearest=9).chosen([])[-1] == 0
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
@@ -303,7 +363,9 @@ def test_its_stages_are_those_of_a_prompt(settings: Settings) -> None:
         stages(settings, "train")
     lora = settings.model_copy(update={"method": Method()})
     assert {"train", "prompt", "forgetting"} <= {*stages(lora)} and "examples" not in stages(lora)
-    with pytest.raises(ConfigError, match=r"examples is a stage with method.kind=few_shot only, which is not set"):
+    with pytest.raises(
+        ConfigError, match=r"examples is a stage with method.kind=few_shot or retrieval only, which is not set"
+    ):
         stages(lora, "examples")
 
 

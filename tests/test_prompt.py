@@ -19,15 +19,14 @@ from tunewright.config import Model, Settings
 from tunewright.errors import ConfigError
 from tunewright.modeling.chat import Chat
 from tunewright.modeling.models import load_tokenizer
+from tunewright.serving import K1, B
 from tunewright.similarity import embedding
 from tunewright.similarity.prompts import common_segments
 from tunewright.tasks import prompt as prompting
 from tunewright.tasks.prompt import PromptScore, prompt
 from tunewright.tasks.prompt.shots import (
-    BM25,
-    K1,
-    B,
     Pool,
+    WordRetriever,
     ask,
     conversation,
     draw,
@@ -323,7 +322,7 @@ def test_bm25_is_that_of_its_formula() -> None:
         return total
 
     expected = [[score(question, document) for document in documents] for question in asked]
-    found = BM25(some.rows, np.empty(0, np.uint64))
+    found = WordRetriever(some.rows, np.empty(0, np.uint64))
     assert found.scores(questions) == pytest.approx(np.array(expected))
     assert nearest(found, questions, 2) == [[3, 0] if expected[0][0] > expected[0][3] else [0, 3], [1, 0], [1, 2]]
 
@@ -331,5 +330,5 @@ def test_bm25_is_that_of_its_formula() -> None:
 def test_a_sentence_that_many_rows_have_says_nothing() -> None:
     some = pool(*((f"{ORDER}{word} parcel", "yes") for word in ("red", "blue", "green", "gold", "grey") * 4))
     questions = pa.table({"messages": pa.array([messages((ORDER + "gold", ""))], SPLIT_SCHEMA.field("messages").type)})
-    found = BM25(some.rows, common_segments(some.rows["messages"])).scores(questions)[0]
+    found = WordRetriever(some.rows, common_segments(some.rows["messages"])).scores(questions)[0]
     assert [*np.flatnonzero(found)] == [3, 8, 13, 18]

@@ -4,6 +4,7 @@ So it imports nothing of the project: whoever loads the model needs this file's 
 """
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -21,18 +22,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 ALONE = not __package__  # as MLflow runs this file; the project imports it as tunewright.serving
 
 log = logging.getLogger("tunewright")
 Prompt = TypeVar("Prompt")  # in whatever form it is written
 
+if TYPE_CHECKING:
+    import numpy as np
 if TYPE_CHECKING or ALONE:  # MLflow evaluates the annotations of predict
     from pandas import DataFrame
 
 TRAINED = "trained.safetensors"  # the tensors of a base that learned, by their names in it, where not all did
-EXAMPLES = "examples.json"  # in place of tuned weights: the few-shot prompt of a version that is the base with it
+EXAMPLES = "examples.json"  # in place of tuned weights: the prompt of a version that is the base with examples before
+K1, B = 1.5, 0.75  # of BM25: as Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.4
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")  # where a script has no spaces, a character is a word
 LOADED = (  # the files of a folder that transformers and tokenizers read, pickles and code left out
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json"),
     *("tokenizer*", "*.tokenizer", "special_tokens_map.json", "added_tokens.json", "tekken.json", "*.model"),
@@ -511,37 +517,123 @@ def without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(messages[first:])
 
 
-class FewShotPrompt(NamedTuple):
-    """The examples that a version has before each question, in their order."""
+class BM25:
+    """Texts ranked by a question's words: rare words count most, more where repeated, less in long texts."""
+
+    def __init__(self, bounds: "np.ndarray", words: "np.ndarray") -> None:
+        """`words` (uint64) identify the words of all texts; text i has words[bounds[i]:bounds[i + 1]]."""
+        import numpy as np
+
+        self.num_texts, lengths = len(bounds) - 1, np.diff(bounds)
+        self.known, word = np.unique(words, return_inverse=True)
+        texts = np.repeat(np.arange(self.num_texts), lengths)
+        pairs, often = np.unique(word * self.num_texts + texts, return_counts=True)
+        word, self.texts = np.divmod(pairs, self.num_texts)
+        having = np.bincount(word, minlength=len(self.known))
+        rarity = np.log1p((self.num_texts - having + 0.5) / (having + 0.5))
+        norms = K1 * (1 - B + B * lengths / max(1.0, lengths.mean()))
+        self.weights = often * (K1 + 1) / (often + norms[self.texts]) * rarity[word]
+        self.bounds = np.concatenate([[0], np.cumsum(having)])  # of each known word in `texts` and `weights`
+
+    def scores(self, words: "np.ndarray") -> "np.ndarray":
+        """(texts,) float64: how well each text answers to the different words (uint64) of a question."""
+        import numpy as np
+
+        scores = np.zeros(self.num_texts)
+        for at in np.flatnonzero(np.isin(self.known, words)).tolist():
+            some = slice(self.bounds[at], self.bounds[at + 1])
+            scores[self.texts[some]] += self.weights[some]
+        return scores
+
+
+def words_of(messages: Sequence[Mapping[str, Any]]) -> "np.ndarray":
+    """The words of what a conversation asks, as uint64 in their order: of all messages but the assistant's."""
+    import numpy as np
+
+    asked = [message.get("content") or "" for message in messages if message["role"] != "assistant"]
+    words = [word for text in asked for word in WORD.findall(text.lower())]
+    return np.array([_hash(word) for word in words], np.uint64)
+
+
+@functools.lru_cache(100_000)
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+
+
+def most_similar(scores: "np.ndarray", number: int) -> list[int]:
+    """The places of the highest of the scores (texts,), the highest last; of equal ones the first."""
+    import numpy as np
+
+    floor = np.partition(scores, -number)[-number] if number < len(scores) else -np.inf
+    some = np.flatnonzero(scores >= floor)
+    return some[np.lexsort((some, -scores[some]))][:number][::-1].tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamplePrompt:
+    """The examples that a version may have before a question: all of them in their order, or the most similar ones."""
 
     examples: list[list[dict[str, Any]]]  # conversations that end with their answers
     opening: str
     room: int  # tokens that an answer has in what the base reads
+    nearest: int | None = None  # examples before a question; None: all
+
+    @property
+    def kind(self) -> str:
+        """The kind of method that made it."""
+        return "few_shot" if self.nearest is None else "retrieval"
+
+    @property
+    def name(self) -> str:
+        """The prompt in words."""
+        return "few-shot prompt" if self.nearest is None else "retrieval prompt"
+
+    @property
+    def num_chosen(self) -> int:
+        """The number of examples before a question, where there is room for them."""
+        return min(self.nearest or len(self.examples), len(self.examples))
+
+    @functools.cached_property
+    def _index(self) -> BM25:
+        import numpy as np
+
+        asked = [words_of(example) for example in self.examples]
+        return BM25(np.cumsum([0, *map(len, asked)]), np.concatenate(asked))
+
+    def chosen(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The places of the examples before a conversation's next answer, the most similar last."""
+        if self.nearest is None:
+            return [*range(len(self.examples))]
+        return most_similar(self._index.scores(words_of(messages)), self.nearest)
+
+    def before(self, messages: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
+        """The examples before a conversation's next answer."""
+        return [self.examples[at] for at in self.chosen(messages)]
 
     def shortened(
         self,
-        number: int,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
         write: Callable[[dict[int, list[list[dict[str, Any]]]]], list[Prompt]],
         fits: Callable[[Prompt], bool],
     ) -> list[Prompt]:
-        """The prompts of so many conversations, each without the first examples until it fits, or none is left.
+        """The prompts of the conversations, each without the first examples until it fits, or none is left.
 
         `write` makes the prompts of some of them, by their places, with these examples.
         """
         prompts: dict[int, Prompt] = {}
-        waiting = dict.fromkeys(range(number), self.examples)
+        waiting = {at: self.before(messages) for at, messages in enumerate(conversations)}
         while waiting:
             prompts |= zip(waiting, write(waiting), strict=True)
             waiting = {at: some[1:] for at, some in waiting.items() if some and not fits(prompts[at])}
-        return [prompts[at] for at in range(number)]
+        return [prompts[at] for at in range(len(conversations))]
 
     def most(self, context: int | None, max_new_tokens: int) -> float:
         """The most tokens of a prompt that leaves room for its answer in what the base reads at once."""
         return (context or math.inf) - max(self.room, max_new_tokens)
 
 
-def few_shot_prompt(model: Path) -> FewShotPrompt | None:
-    """The few-shot prompt in the folder of tuned weights; None where there are weights.
+def example_prompt(model: Path) -> ExamplePrompt | None:
+    """The few-shot or retrieval prompt in the folder of tuned weights; None where there are weights.
 
     Raises ValueError where the file is none.
     """
@@ -550,15 +642,15 @@ def few_shot_prompt(model: Path) -> FewShotPrompt | None:
         return None
     try:
         found = json.loads(file.read_bytes())
-        return FewShotPrompt(found["examples"], found["opening"], found["room"])
+        return ExamplePrompt(found["examples"], found["opening"], found["room"], found.get("nearest"))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{file.name}: accepted: a JSON object with examples, opening and room") from None
 
 
 class ServedChat:
-    """A tuned model, or a base with a few-shot prompt, as MLflow loads and asks it."""
+    """A tuned model, or a base with examples before each question, as MLflow loads and asks it."""
 
-    few_shot: "FewShotPrompt | None" = None
+    example_prompt: "ExamplePrompt | None" = None
 
     def load_context(self, context: Any) -> None:
         """Loads the tuned weights in the precision they were measured in, on the very base that base.json names.
@@ -577,8 +669,8 @@ class ServedChat:
             files["tokenizer"], local_files_only=True, trust_remote_code=False
         )
         self.precision: str | None = named.get("precision")  # that it was measured in
-        self.few_shot = few_shot_prompt(tuned)
-        model = load_weights(self.base, None if self.few_shot else tuned, dtype=_dtype(self.precision))
+        self.example_prompt = example_prompt(tuned)
+        model = load_weights(self.base, None if self.example_prompt else tuned, dtype=_dtype(self.precision))
         self.batch: int = named.get("batch") or (1 if getattr(model, "_is_stateful", False) else 8)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -627,10 +719,10 @@ class ServedChat:
     ) -> list[list[int]]:
         """Each conversation, with its `tools` if any, as the contract's template writes it.
 
-        A few-shot prompt stands before it, as much of it as leaves room for an answer as long as measured, or of
+        A version's examples stand before it, as many of them as leave room for an answer as long as measured, or of
         `max_new_tokens` if that is more. Raises ValueError where the template cannot write it.
         """
-        prompt = self.few_shot
+        prompt = self.example_prompt
         if prompt is None:
             return self._written(conversations, tools)
         most = prompt.most(self.context, max_new_tokens)
@@ -639,7 +731,7 @@ class ServedChat:
             asked = [behind(examples, prompt.opening, conversations[at]) for at, examples in some.items()]
             return self._written(asked, [tools[at] for at in some] if any(tools) else ())
 
-        return prompt.shortened(len(conversations), write, lambda ids: len(ids) <= most)
+        return prompt.shortened(conversations, write, lambda ids: len(ids) <= most)
 
     def _written(self, conversations: list[list[dict[str, Any]]], tools: Sequence[Any]) -> list[list[int]]:
         options: dict[str, Any] = {

@@ -104,9 +104,9 @@ def load(file: Path, deployment: str | None, assignments: Sequence[str], models:
     pipeline = deployment_file.load(document, deployment, assignments)
     if pipeline.until != "register":
         raise ConfigError(f"{pipeline.origins['until']}: until: a job ends with a registered version; leave it out")
-    if not pipeline.settings.trains:
+    if prompt := pipeline.settings.method.prompt:
         raise ConfigError(
-            f"{file}: method.kind=few_shot trains nothing, and a job is a training; accepted: a method that does"
+            f"{file}: method.kind={prompt} trains nothing, and a job is a training; accepted: a method that does"
         )
     folder = file.absolute().parent
 

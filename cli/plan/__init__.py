@@ -46,7 +46,7 @@ from tunewright.tasks.rehearse import room
 from tunewright.tasks.split.proof import LEAST_VISIBLE, visible_difference
 from tunewright.tasks.train import calibration
 
-UNTRAINED = "nothing is trained: with method.kind=few_shot the candidate is the base with a prompt"
+UNTRAINED = "nothing is trained: with method.kind={} the candidate is the base with a prompt"
 CLUSTERS = "near-duplicates count as one row, so this gain may be larger after split"
 
 
@@ -125,7 +125,7 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
         return Planned(steps=steps, costs=None, unknown=unknown, notes=notes)
     if ground is None or not settings.trains:
         notes += [*_overridden(settings), *_of_rows(settings, made, sample, read.files)]
-        return Planned(steps=steps, costs=None, unknown=UNTRAINED, notes=notes)
+        return Planned(steps=steps, costs=None, unknown=UNTRAINED.format(settings.method.kind), notes=notes)
     case = BudgetCase(ground, settings.method, settings.sft, settings.compute, machine)
     reads, longest = context_length(ground.config.fields), settings.model.max_length
     if reads is not None and reads < longest:
@@ -240,7 +240,8 @@ def _overridden(settings: Settings) -> list[str]:
     notes = list[str]()
     if not settings.trains_on_answers:
         training, last = sections.pop("training"), "grpo" if settings.grpo.rewards else "preference"
-        why = f"there is no SFT ({last}.after_sft)" if settings.trains else "nothing is trained (method.kind=few_shot)"
+        prompt = settings.method.prompt
+        why = f"nothing is trained (method.kind={prompt})" if prompt else f"there is no SFT ({last}.after_sft)"
         of_sft = ("learning_rate", "epochs", "max_steps")  # the others are those of the training after it as well
         names = of_sft if settings.trains else tuple(Training.model_fields)
         usual = Training()

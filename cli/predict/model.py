@@ -19,6 +19,7 @@ from tunewright.modeling.chat import ChatFormat, Tokenized, Untrainable, ask, to
 from tunewright.modeling.models import merged
 from tunewright.registry import files, rehearsal, release
 from tunewright.registry.versions import verified
+from tunewright.reports.pages import located
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest.questions import Question, RefusedQuestion
 from tunewright.tools.conversation import Message, texts_of
@@ -85,7 +86,7 @@ class Answerer:
         loaded = rehearsal.load_here(version.uri, version.copy)
         self.uri, self.tokenizer, self.stops = version.uri, loaded.tokenizer, loaded.contract["stop_token_ids"]
         self.model = merged(loaded.model)
-        self.few_shot = loaded.few_shot
+        self.example_prompt = loaded.example_prompt
         self.max_new_tokens, self.batch, self.messages = max_new_tokens, batch, messages
         stops = {self.tokenizer.convert_ids_to_tokens(each): each for each in self.stops}
         self.format = ChatFormat(self.tokenizer, loaded.template, stops)
@@ -169,12 +170,12 @@ class Answerer:
         max_new_tokens: int = 0,
     ) -> list[Written]:
         """Conversations as `write` writes them, behind the version's examples; `length` is that of a prompt."""
-        prompt = self.few_shot
+        prompt = self.example_prompt
         if prompt is None:
             return write(conversations)
         most = prompt.most(self.context, max_new_tokens or self.max_new_tokens)
         return prompt.shortened(
-            len(conversations),
+            conversations,
             lambda some: write(
                 [with_examples(examples, prompt.opening, conversations[at]) for at, examples in some.items()]
             ),
@@ -198,7 +199,8 @@ class Answerer:
         answer = asked.answer
         if not np.isfinite(answer.nll):
             raise TunewrightError(
-                f"{self.uri}: {record.file} line {record.line} gets NaN or infinite likelihoods: its weights are broken"
+                f"{self.uri}: {located(record.file, record.line)} gets NaN or infinite likelihoods: its weights are "
+                "broken"
             )
         text = answer.text(self.tokenizer, asked.reference, self.stops)
         if self.messages:

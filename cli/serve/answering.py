@@ -104,9 +104,9 @@ class ServedVersion:
 
     def raw_tokens(self, prompt: str | list[int]) -> list[int]:
         """The tokens of a prompt as it stands: no template writes it, and nothing is added. Raises RequestError."""
-        if self.answerer.few_shot:
+        if examples := self.answerer.example_prompt:
             message = (
-                "prompt: this version is the base with a few-shot prompt, which a text as it stands has no place for"
+                f"prompt: this version is the base with a {examples.name}, which a text as it stands has no place for"
             )
             raise RequestError(f"{message}; accepted: messages, at /v1/chat/completions", param="prompt")
         tokenizer = self.answerer.tokenizer

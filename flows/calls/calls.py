@@ -72,7 +72,7 @@ ONLY_WITH = {
     "scan": "method.kind=spectrum",
     "label_errors": "checks.label_error_folds",
     "train": "preference.after_sft or grpo.after_sft",
-    "examples": "method.kind=few_shot",
+    "examples": "method.kind=few_shot or retrieval",
     "prefer": "preference.method",
     "reinforce": "grpo.rewards",
     "prompt": "evaluation.contenders, evaluation.documents or evaluation.api_models",

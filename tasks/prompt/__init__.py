@@ -32,11 +32,11 @@ from tunewright.similarity.prompts import common_segments
 from tunewright.store.stage import stage
 from tunewright.tasks.prompt.documents import PassagePool, TextFile, read
 from tunewright.tasks.prompt.shots import (
-    BM25,
     Embeddings,
     InContext,
     Pool,
     PromptedRow,
+    WordRetriever,
     ask,
     conversation,
     draw,
@@ -133,12 +133,17 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
     rows = asking.validation.slice(0, TRIED["retrieval"])
     tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items() if model}
     best = max(tried, key=lambda name: tried[name], default="bm25")
-    nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
-    says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
+    says = retrieved(asking.pool, number, best)
     if others := [WORDS[name] for name in tried if name != best]:
         says += f" (chosen over {' and '.join(others)} on {_in_words(rows, asking.validation)})"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
     return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
+
+
+def retrieved(pool: Pool, number: int, by: str) -> str:
+    """Say which examples a retrieval prompt has."""
+    nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
+    return f"{nearest_rows} of {len(pool.rows)} by {WORDS[by]}"
 
 
 def with_documents(
@@ -163,9 +168,11 @@ def with_documents(
     return nearest(retrievers[by], asking.test, number), {"chosen": says, "tried": shown}
 
 
-def _retrievers(rows: pa.Table, left_out: np.ndarray, model: StaticModel | None) -> dict[str, BM25 | Embeddings]:
+def _retrievers(
+    rows: pa.Table, left_out: np.ndarray, model: StaticModel | None
+) -> dict[str, WordRetriever | Embeddings]:
     """The ways to find the most similar of the rows, of which one needs an embedding model."""
-    by_words = {"bm25": BM25(rows, left_out)}
+    by_words = {"bm25": WordRetriever(rows, left_out)}
     return by_words | {"embedding": Embeddings(rows, left_out, model)} if model else {**by_words}
 
 
@@ -252,7 +259,7 @@ def _rounded(found: PromptScore) -> dict[str, float]:
     return {name: round(value, 6) for name, value in found._asdict().items()}
 
 
-@stage("shots={shots}", libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "scipy", "pyarrow"))
+@stage("shots={shots}", libraries=("torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow"))
 def prompt(
     folder: Path,
     splits: Splits,

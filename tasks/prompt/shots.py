@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,7 +16,8 @@ import pyarrow as pa
 
 from tunewright.errors import DataError
 from tunewright.modeling.chat import Chat, Reasoning, Tokenized, Untrainable, tokenize, with_examples
-from tunewright.serving import without_system
+from tunewright.reports.pages import located
+from tunewright.serving import BM25, most_similar, without_system
 from tunewright.similarity.embedding import LENGTH, StaticModel
 from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import Runs, segments, words
@@ -25,7 +27,6 @@ from tunewright.tools.conversation import Message, conversation_of
 EXCHANGE = "user assistant(?: tool(?: tool)* assistant)*"
 ALTERNATING = re.compile(rf"{EXCHANGE}(?: {EXCHANGE})*")  # roles of a row that can be a shot
 SHORTEST_OPENING = 40  # characters, under which it is not worth to be told once
-K1, B = 1.5, 0.75  # as Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.4
 QUESTIONS = 64  # that are compared with the pool at once
 
 
@@ -131,54 +132,32 @@ def ask(
         written = tokenize(chat, conversations, last_only=True, reasoning=reasoning)
         for (at, some), tokens in zip(waiting.items(), written, strict=True):
             if isinstance(tokens, Untrainable):
-                where = f"{rows[at]['file']} line {rows[at]['line']} behind {len(some)} shots"
+                where = f"{located(rows[at]['file'], rows[at]['line'])} behind {len(some)} shots"
                 raise DataError(f"{where}: {tokens.detail}")
             asked[at] = PromptedRow(tokens, some)
         waiting = {at: some[1:] for at, some in waiting.items() if some and asked[at].length(max_new_tokens) > context}
     return [asked[at] for at in range(len(rows))]
 
 
-def nearest(retriever: "BM25 | Embeddings", questions: pa.Table, number: int) -> list[list[int]]:
+def nearest(retriever: "WordRetriever | Embeddings", questions: pa.Table, number: int) -> list[list[int]]:
     """Return the pool's rows most similar to each question, the most similar last; of equal ones the first."""
     found: list[list[int]] = []
     for start in range(0, len(questions), QUESTIONS):
-        for scores in retriever.scores(questions.slice(start, QUESTIONS)):
-            floor = np.partition(scores, -number)[-number] if number < len(scores) else -np.inf
-            some = np.flatnonzero(scores >= floor)
-            found.append(some[np.lexsort((some, -scores[some]))][:number][::-1].tolist())
+        found += [most_similar(scores, number) for scores in retriever.scores(questions.slice(start, QUESTIONS))]
     return found
 
 
-class BM25:
-    """Words that few rows have count most, more where they are repeated, less in long rows."""
+class WordRetriever:
+    """BM25 of the words of the prompts."""
 
     def __init__(self, pool: pa.Table, left_out: np.ndarray) -> None:
-        from scipy.sparse import csr_array
-
         self.left_out = left_out
-        found = _words(pool, left_out)
-        lengths = np.diff(found.indptr)
-        self.known, places = np.unique(found.hashes, return_inverse=True)
-        counts = csr_array((np.ones(len(places)), places, found.indptr), (len(pool), len(self.known)))
-        counts.sum_duplicates()
-        having = np.bincount(counts.indices, minlength=len(self.known))
-        rarity = np.log1p((len(pool) - having + 0.5) / (having + 0.5))
-        norms = K1 * (1 - B + B * lengths / max(1.0, lengths.mean()))
-        often = counts.data * (K1 + 1) / (counts.data + np.repeat(norms, np.diff(counts.indptr)))
-        counts.data = often * rarity[counts.indices]
-        self.weights = counts.T.tocsr()  # (words, pool)
+        self.index = BM25(*_words(pool, left_out))
 
     def scores(self, questions: pa.Table) -> np.ndarray:
         """(questions, pool) float64: over the different words of each question."""
-        from scipy.sparse import csr_array
-
-        found = _words(questions, self.left_out)
-        places = np.searchsorted(self.known, found.hashes)
-        known = self.known[np.minimum(places, len(self.known) - 1)] == found.hashes
-        rows = np.repeat(np.arange(len(questions)), np.diff(found.indptr))
-        pairs = np.unique(np.stack([rows[known], places[known]]), axis=1)
-        asked = csr_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), (len(questions), len(self.known)))
-        return (asked @ self.weights).toarray()
+        bounds, words = _words(questions, self.left_out)
+        return np.stack([self.index.scores(words[begin:end]) for begin, end in pairwise(bounds)])
 
 
 class Embeddings:

@@ -122,7 +122,8 @@ def render(
         total_cost=took.total,
         answer_costs=took.answers,
         method=METHODS.get(case.adapter.method, ""),
-        few_shot=_examples(case),
+        prompt=case.prompt,
+        examples=_examples(case),
         trainings=[(each, case.all_curves[each.stage]) for each in case.trainings],
         total=duration(sum(each["seconds"] for each in took.stages)),
         title=title,
@@ -197,8 +198,8 @@ def _no_label_slices(case: Case) -> str:
 
 
 def _examples(case: Case) -> list[list[tuple[str, str]]]:
-    """The turns of each example of a few-shot prompt, as role and text."""
-    found = case.few_shot.examples if case.few_shot else []
+    """The turns of each example of a few-shot prompt, as role and text; of a retrieval prompt the first few."""
+    found = case.prompt.examples[: case.prompt.nearest] if case.prompt else []
     return [[(turn["role"], ends(text_of(turn), TASK_CHARS)) for turn in example] for example in found]
 
 

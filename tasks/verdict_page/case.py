@@ -19,7 +19,7 @@ from tunewright.metrics.labels import MAX_LABELS, closed_set, training_answers
 from tunewright.reports import curves
 from tunewright.reports.account import Account, reasons
 from tunewright.reports.curves import TrainingWarning
-from tunewright.serving import FewShotPrompt, few_shot_prompt
+from tunewright.serving import ExamplePrompt, example_prompt
 
 CANDIDATE, BASE = "candidate", "base"
 TITLES = {"few_shot": "few-shot prompt", "retrieval": "retrieval prompt", "documents": "base with documents"}
@@ -39,9 +39,9 @@ class Case(RunArtifacts, frozen=True):
         return cls.model_validate(dict(run) | {"verdict": run.counted_verdict})
 
     @cached_property
-    def few_shot(self) -> FewShotPrompt | None:
+    def prompt(self) -> ExamplePrompt | None:
         """The prompt of a candidate for which nothing was trained."""
-        return few_shot_prompt(self.adapter.path("model"))
+        return example_prompt(self.adapter.path("model"))
 
     @property
     def asks_person(self) -> bool:
@@ -60,7 +60,7 @@ class Case(RunArtifacts, frozen=True):
 
     @cached_property
     def curves(self) -> curves.Curves:
-        """The curves of the training on answers, or of the only training; empty of a few-shot prompt."""
+        """The curves of the training on answers, or of the only training; empty where nothing was trained."""
         return next(iter(self.all_curves.values()), curves.Curves(steps=[], evaluations=[], best_step=0))
 
     @cached_property

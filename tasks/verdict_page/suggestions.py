@@ -32,6 +32,11 @@ from tunewright.tasks.verdict_page.wins import Mistakes
 
 MOST = 8
 GENTLER = "Train more gently"
+HOW_TO_SERVE = {  # a prompt that does better
+    "few_shot": "method.kind=few_shot registers it",
+    "retrieval": "method.kind=retrieval registers it, with the training rows that it searches by words",
+    "documents": "your application has to find the passages, as Tunewright registers no documents",
+}
 QUARANTINED = 0.05  # of the records read, from which on it is much
 OF_SET = {  # expectation on the whole data set -> advice, where it is not about a change
     "label_balance": RARE_ANSWERS,
@@ -127,10 +132,7 @@ def prompting_is_enough(case: Case) -> Found:
     if case.verdict.because == "prompting is enough":
         failed = [each for each in case.comparisons if each.threshold < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
-        if best.opponent == "few_shot":
-            how = "method.kind=few_shot registers it"
-        else:
-            how = "it needs no training, but an application of yours has to retrieve: Tunewright does not serve it"
+        how = HOW_TO_SERVE[best.opponent]
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: {how}",
             f"its {words(best.metric)} is {number(best.opponent_mean, best.digits)}, the candidate's "
@@ -141,12 +143,12 @@ def prompting_is_enough(case: Case) -> Found:
 
 
 def untrained(case: Case) -> Found:
-    """A training on the rows, where the few-shot prompt is not promoted."""
-    if case.few_shot and case.verdict.decision in ("keep", "inconclusive"):
+    """A training on the rows, where a prompt is not promoted."""
+    if case.prompt and case.verdict.decision in ("keep", "inconclusive"):
         yield Suggestion(
             "Train on the rows: method.kind=lora",
-            f"the few-shot prompt has {counted(len(case.few_shot.examples), 'example')} of "
-            f"{counted(case.tokens.num_train, 'training row')}",
+            f"the {case.prompt.name} has {counted(case.prompt.num_chosen, 'example')} of "
+            f"{counted(case.tokens.num_train, 'training row')}{' before each question' if case.prompt.nearest else ''}",
             "training",
         )
 

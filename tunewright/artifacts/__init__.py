@@ -335,19 +335,20 @@ class Adapter(Artifact, frozen=True):
         return f"validation loss {self.best_validation_loss:.4g}{metric}"
 
 
-class FewShotExamples(Artifact, frozen=True):
-    """examples: model/examples.json, the few-shot prompt of a candidate that is the base with it, and contract.json.
+class PromptExamples(Artifact, frozen=True):
+    """examples: model/examples.json, the prompt of a candidate that is the base with it, and contract.json.
 
     prompts.json has what was tried on validation rows.
     """
 
-    num_examples: int
+    kind: Literal["few_shot", "retrieval"] = "few_shot"
+    num_examples: int  # for retrieval all that the prompt draws from
     chosen: str  # what was chosen, and why, in words
 
     @property
     def method(self) -> str:
         """The kind of method, as an adapter has it."""
-        return "few_shot"
+        return self.kind
 
     @property
     def file(self) -> Path:
@@ -356,11 +357,16 @@ class FewShotExamples(Artifact, frozen=True):
 
     def says(self) -> str:
         """Describe the candidate in a sentence."""
-        return f"Nothing was trained: the candidate is the base with a few-shot prompt of {self.chosen}."
+        return f"Nothing was trained: the candidate is the base with a {self.in_words} of {self.chosen}."
+
+    @property
+    def in_words(self) -> str:
+        """The prompt, in words."""
+        return "retrieval prompt" if self.kind == "retrieval" else "few-shot prompt"
 
 
 class Prepended(Artifact, frozen=True):
-    """prepend: test.parquet, the test rows as TOKEN_SCHEMA, each with the few-shot prompt of a contender before it."""
+    """prepend: test.parquet, the test rows as TOKEN_SCHEMA, each with the examples of a contender before it."""
 
     contender: str
     num_shortened: int  # test rows whose prompt had to leave out examples
@@ -582,7 +588,7 @@ class RunArtifacts(BaseModel, frozen=True):
     splits: Splits
     tokens: Tokens
     base: Base
-    adapter: Adapter | FewShotExamples  # of the last training; the examples where nothing is trained
+    adapter: Adapter | PromptExamples  # of the last training; the examples where nothing is trained
     before: tuple[Adapter, ...] = ()  # the trainings before it, in their order
     answers: tuple[Answers, ...]
     verdict: Verdict

@@ -35,10 +35,19 @@ from tunewright.config.environment import (
     store,
     working_in,
 )
-from tunewright.config.evaluation import CANNOT_DECIDE, METRICS, Evaluation, Judge, LmEval, Metric, PromptContender
+from tunewright.config.evaluation import CANNOT_DECIDE, METRICS, Evaluation, Judge, LmEval, Metric
 from tunewright.config.gate import Gate, Guardrail, Registry
 from tunewright.config.grpo import Grpo
 from tunewright.config.preference import Preference
 from tunewright.config.section import CommaSeparated, LocalPath, Section
 from tunewright.config.settings import HIGHEST_PRIORITY, STAGES, Operation, Settings, Stage
-from tunewright.config.training import CHECKPOINT_MINUTES, METHODS, USED_BY, Compute, Method, Model, Training
+from tunewright.config.training import (
+    CHECKPOINT_MINUTES,
+    METHODS,
+    USED_BY,
+    Compute,
+    Method,
+    Model,
+    PromptContender,
+    Training,
+)

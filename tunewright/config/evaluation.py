@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from tunewright.config.outside import HTTP_URL, require_no_secret
 from tunewright.config.section import LocalPath, Section
+from tunewright.config.training import PromptContender
 
 Metric = Literal[
     "exact_match",
@@ -78,7 +79,6 @@ def require_in_range(metric: str, key: str, by: float) -> None:
 API_NAME = r"^[A-Za-z0-9][\w.-]*$"  # a part of MLflow's metric names
 OTHER_CONTENDERS = {"base", "candidate", "champion", "constant", "few_shot", "retrieval", "documents"}
 LEAST_LIMIT = 32  # tokens that max_new_tokens: auto leaves an answer, also of a base that says more than the label
-PromptContender = Literal["few_shot", "retrieval"]
 
 
 class ApiModel(Section):

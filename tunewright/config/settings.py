@@ -227,11 +227,11 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _few_shot_trains_nothing(self) -> Self:
+    def _a_prompt_trains_nothing(self) -> Self:
         if self.trains:
             shots = self.evaluation.shots
             if shots != Evaluation().shots and not self.evaluation.has_examples:
-                accepted = "evaluation.contenders=few_shot, retrieval, or method.kind=few_shot"
+                accepted = "evaluation.contenders or method.kind of few_shot or retrieval"
                 raise ValueError(f"evaluation.shots={shots} has no effect; accepted with {accepted}")
             return self
         idle = {
@@ -243,19 +243,21 @@ class Settings(Section):
             "lm_eval.tasks": bool(self.lm_eval.tasks),
         }
         if named := [name for name, is_set in idle.items() if is_set]:
-            raise ValueError(f"{named[0]} has no effect with method.kind=few_shot, which trains nothing; leave it out")
+            raise ValueError(
+                f"{named[0]} has no effect with method.kind={self.method.kind}, which trains nothing; leave it out"
+            )
         return self
 
     @property
     def trains(self) -> bool:
-        """Whether weights are trained; otherwise the candidate is the base with a few-shot prompt."""
-        return self.method.kind != "few_shot"
+        """Whether weights are trained; otherwise the candidate is the base with a prompt."""
+        return self.method.prompt is None
 
     @property
     def prompted(self) -> tuple[str, ...]:
         """The contenders that are the base with a prompt, without the one that is the candidate itself."""
         kinds = (*self.evaluation.contenders, *(["documents"] if self.evaluation.documents else []))
-        return tuple(kind for kind in dict.fromkeys(kinds) if self.trains or kind != "few_shot")
+        return tuple(kind for kind in dict.fromkeys(kinds) if kind != self.method.kind)
 
     @property
     def trains_on_answers(self) -> bool:

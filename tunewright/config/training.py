@@ -52,8 +52,10 @@ class Model(Section):
 
 
 ADAPTER = frozenset({"rank", "alpha", "dropout", "target", "layers", "init", "rslora", "dora", "lora_plus"})
-MethodKind = Literal["lora", "qlora", "full", "spectrum", "osf", "few_shot"]
-METHODS: tuple[MethodKind, ...] = tuple(kind for kind in get_args(MethodKind) if kind != "few_shot")  # that train
+PromptContender = Literal["few_shot", "retrieval"]
+PROMPTS: tuple[PromptContender, ...] = get_args(PromptContender)
+MethodKind = Literal["lora", "qlora", "full", "spectrum", "osf", "few_shot", "retrieval"]
+METHODS: tuple[MethodKind, ...] = tuple(kind for kind in get_args(MethodKind) if kind not in PROMPTS)  # that train
 USED_BY: dict[str, frozenset[str]] = {  # kind of method -> the settings of the section that do something
     "lora": ADAPTER,
     "qlora": ADAPTER | {"bits"},
@@ -61,6 +63,7 @@ USED_BY: dict[str, frozenset[str]] = {  # kind of method -> the settings of the 
     "spectrum": frozenset({"share"}),
     "osf": frozenset({"share", "target", "layers"}),
     "few_shot": frozenset(),
+    "retrieval": frozenset(),
 }
 
 
@@ -72,7 +75,7 @@ class Method(Section):
         description="lora: an adapter; qlora: an adapter on a quantized base; full: all weights; spectrum: the modules "
         "with the best signal-to-noise ratio; osf: the minor directions of each weight, of which the main ones hardly "
         "change; few_shot: none, the candidate is the base with evaluation.shots examples of the training rows before "
-        "each question, the same ones each time",
+        "each question, the same ones each time; retrieval: none, those most similar to the question by their words",
     )
     rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter (lora, qlora), 1 to 1024")
     alpha: int = Field(
@@ -118,6 +121,11 @@ class Method(Section):
         "osf: share of the directions of each module that learn, those with the smallest singular values, below 1; "
         "0 to 1",
     )
+
+    @property
+    def prompt(self) -> PromptContender | None:
+        """The prompt that the candidate is; None where weights are trained."""
+        return self.kind if self.kind in PROMPTS else None
 
     @model_validator(mode="after")
     def _each_setting_does_something(self) -> Self:

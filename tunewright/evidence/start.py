@@ -104,7 +104,7 @@ class _Made:
     def differs(self, method: Method, base: Base, tokens: Tokens, scan: Scan | None) -> Iterator[str]:
         """Why a training by these inputs cannot go on from its weights."""
         if "examples" in self.stages:
-            yield "it is a few-shot prompt and was not trained"
+            yield "it is a prompt and was not trained"
         if "train" not in self.stages or self.stages.keys() & {"prefer", "reinforce"}:
             yield "it was trained on preferences or rewards as well"
         if self.stages["base"].record["weights_digest"] != base.weights_digest:

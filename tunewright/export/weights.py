@@ -11,7 +11,7 @@ from typing import Any
 
 from tunewright.errors import ConfigError, TunewrightError
 from tunewright.modeling import headers
-from tunewright.serving import EXAMPLES, OVERWRITTEN, ServedChat, load_weights, loaded_files
+from tunewright.serving import OVERWRITTEN, ServedChat, example_prompt, load_weights, loaded_files
 
 BASE = "base"  # folder in that of an adapter: its base, where no stranger can name it
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -22,10 +22,10 @@ BESIDE = 64_000_000  # bytes: tokenizer, settings and model card
 
 
 def require_weights(name: str, version: str, tuned: Path) -> None:
-    """Raises ConfigError where a version is the base with a few-shot prompt, which a folder of weights cannot hold."""
-    if (tuned / EXAMPLES).is_file():
+    """Raises ConfigError where a version is the base with a prompt, which a folder of weights cannot hold."""
+    if prompt := example_prompt(tuned):
         raise ConfigError(
-            f"version {version} of {name} is the base with a few-shot prompt: it has no weights of its own, and an "
+            f"version {version} of {name} is the base with a {prompt.name}: it has no weights of its own, and an "
             f"exported folder would leave the examples out; serve it with: tunewright serve {name} --version {version}"
         )
 

@@ -13,8 +13,8 @@ from tunewright.artifacts import (
     Answers,
     Artifact,
     Divergence,
-    FewShotExamples,
     Judged,
+    PromptExamples,
     RunArtifacts,
     VerdictPage,
     shown,
@@ -355,7 +355,11 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
             f"{f', begun as version {each.began_as}' if each.began_as else ''}"
             for each in run.trainings
         ),
-        *([f"- Method: few-shot prompt. {run.adapter.says()}"] if isinstance(run.adapter, FewShotExamples) else []),
+        *(
+            [f"- Method: {run.adapter.in_words}. {run.adapter.says()}"]
+            if isinstance(run.adapter, PromptExamples)
+            else []
+        ),
         *(f"- In training: {candidate.page.without_opposite(w)}" for each in run.trainings for w in each.warnings),
         f"- Rows: {tokens.num_train} train{general}, {tokens.num_validation} validation, "
         f"{tokens.num_test} test (used only for the decision); "

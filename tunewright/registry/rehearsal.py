@@ -184,8 +184,9 @@ def questions(
     Raises TunewrightError, which ends with the consequence, where it meets one.
     """
     conversations, special = [row.messages for row in rehearsal.rows], loaded.tokenizer.special_tokens_map
-    prompt = loaded.few_shot
-    whole = [behind(prompt.examples, prompt.opening, each) for each in conversations] if prompt else conversations
+    prompt, whole = loaded.example_prompt, conversations
+    if prompt:
+        whole = [behind(prompt.before(each), prompt.opening, each) for each in conversations]
     try:
         bounded.call(write_conversations, loaded.template, whole, special, True, [row.tools for row in rehearsal.rows])
     except Unreadable as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.runtime import flow_run
 
-from tunewright.artifacts import FewShotExamples, shown
+from tunewright.artifacts import PromptExamples, shown
 from tunewright.comparison import Trial, VariantComparison
 from tunewright.config import Settings
 from tunewright.errors import RETRIES, RETRY_SECONDS, is_retried
@@ -109,7 +109,7 @@ def describe(client: "MlflowClient", candidate: Candidate, run: "Run") -> None:
     drawn = [curves(each.path("metrics.jsonl"), most) for each in trainings]
     points = [point for each in drawn for point in each]
     warnings = [warning for each in trainings for warning in each.warnings]
-    if isinstance(candidate.run.adapter, FewShotExamples):
+    if isinstance(candidate.run.adapter, PromptExamples):
         trained = candidate.run.adapter.says()
     else:
         trained = no_warnings(min(sum(point.key in EVALUATED for point in each) for each in drawn))

@@ -37,6 +37,7 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "reinforce.training.max_steps": "grpo.max_steps",
     "reinforce.training.batch": "grpo.batch",
     "reinforce.schema": "evaluation.json_schema",
+    "examples.kind": "method.kind",
     "examples.shots": "evaluation.shots",
     "examples.max_new_tokens": "evaluation.max_new_tokens",
     "prompt.contenders": "evaluation.contenders",
