@@ -23,7 +23,7 @@ from tunewright.data_checks.own import TEXTS, looks_at_texts, own_expectation
 from tunewright.data_checks.profile import Measure
 from tunewright.data_checks.rules import Expected, Rule, between, expected, matches, nothing
 from tunewright.data_checks.suite import BUILT_IN, Entry
-from tunewright.privacy.excerpts import in_a_line
+from tunewright.privacy.excerpts import clipped, in_a_line
 
 ANSWER = "assistant(?: tool(?: tool)* assistant)*"  # with the results of the tools that it calls on its way
 ROLES_IN_ORDER = rf"^(?:system )?user(?: {ANSWER} user)*(?: {ANSWER})?$"
@@ -31,6 +31,7 @@ ANYTHING = ""
 ENDS_WITH_ANSWER = r"(?:^| )assistant$"
 REJECTED = "rejected or undesirable answer"
 RARE_LABELS = 3  # that are named
+LABEL_CHARS = 40  # of each
 
 
 def row_expectations(suite: Sequence[Entry], frame: pd.DataFrame) -> list[Expected]:
@@ -127,7 +128,7 @@ def _share(fault: str, column: str, most: float) -> Rule:
 def _rare_labels(measure: Measure, least: int) -> str:
     counts = measure.counts or {}
     rare = sorted((name for name in counts if counts[name] < least), key=lambda name: (counts[name], name))
-    names = [in_a_line(name).replace("{", "{{").replace("}", "}}") for name in rare[:RARE_LABELS]]
+    names = [clipped(in_a_line(name), LABEL_CHARS).replace("{", "{{").replace("}", "}}") for name in rare[:RARE_LABELS]]
     fewer = f"fewer than min_rows={least} rows"
     if len(rare) > 1:
         more = f" and {len(rare) - len(names)} more" if len(rare) > len(names) else ""

@@ -86,7 +86,7 @@ def predict(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answer the records of a file with a registered version, as it was measured and is served.
+    """Answer the records of a file with a registered version, asked as in its evaluation, in the same precision.
 
     A killed or interrupted call resumes: the same command goes on after the rows that are done. A record that cannot
     be read or has no room in the model's context gets a line with the reason.

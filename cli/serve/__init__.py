@@ -44,7 +44,10 @@ def serve(
     ] = 32,
     tracking_uri: Uri = None,
 ) -> None:
-    """Serve a registered version under the OpenAI API, with the answers that were measured, until Ctrl-C.
+    """Serve a registered version under the OpenAI API, asked as in its evaluation, until Ctrl-C.
+
+    It computes in the precision of the evaluation: float32, or bfloat16 where the processor is fast in it. In bfloat16
+    a near tie between two tokens can fall otherwise (evaluation.precision).
 
     When the alias moves, the new version is verified, loaded and served, without a restart. The API key is
     TUNEWRIGHT_API_KEY, or the file api_key in the home, which is created at the first call.
