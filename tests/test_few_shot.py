@@ -339,6 +339,17 @@ def test_a_question_finds_the_examples_that_share_its_rare_words() -> None:
     assert serving.ExamplePrompt(examples, "", 8, nearest=9).chosen([])[-1] == 0
 
 
+def test_a_sentence_that_many_examples_share_finds_none() -> None:
+    orders = ("Say what it is about:", "Sag, worum es geht!")  # each in half of the examples
+    topics = ("card", "parcel", "refund", "lamp", "shoe", "chair", "phone", "table", "sofa", "coat", "ring", "shirt")
+    said = [f"{order}\n{topic}" for topic in topics for order in orders]
+    examples = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in said]
+    prompt = serving.ExamplePrompt(examples, "", 8, nearest=2)
+    chosen = prompt.chosen([{"role": "user", "content": f"{orders[0]} the shirt"}])
+    assert [said[at].split("\n")[1] for at in chosen] == ["shirt", "shirt"]
+    assert prompt.chosen([{"role": "user", "content": orders[1]}]) == [1, 0]  # none is more like it: the first
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [

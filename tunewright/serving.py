@@ -20,7 +20,9 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +41,11 @@ EXAMPLES = "examples.json"  # in place of tuned weights: the prompt of a version
 K1, B = 1.5, 0.75  # of BM25: as Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.4
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")  # where a script has no spaces, a character is a word
+SENTENCE_END = re.compile(r"[\r\n]+|(?<=[.!?:])\s+|(?<=[\u3002\uff01\uff1f\uff1a])")  # or a colon, as in an instruction
+COMMON_SHARE, FEWEST_COMMON = (
+    0.05,
+    10,
+)  # a sentence of more of the examples, and of so many, tells nothing of one of them
 LOADED = (  # the files of a folder that transformers and tokenizers read, pickles and code left out
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json"),
     *("tokenizer*", "*.tokenizer", "special_tokens_map.json", "added_tokens.json", "tekken.json", "*.model"),
@@ -546,13 +553,19 @@ class BM25:
         return scores
 
 
-def words_of(messages: Sequence[Mapping[str, Any]]) -> "np.ndarray":
-    """The words of what a conversation asks, as uint64 in their order: of all messages but the assistant's."""
+def _sentences(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sentences of what a conversation asks, without case: of all messages but the assistant's."""
+    asked = (message.get("content") or "" for message in messages if message["role"] != "assistant")
+    parts = (unicodedata.normalize("NFKC", part) for text in asked for part in SENTENCE_END.split(text))
+    return [" ".join(part.casefold().split()) for part in parts if part and not part.isspace()]
+
+
+def _words(sentences: Sequence[str], left_out: Collection[str]) -> "np.ndarray":
+    """The words of the sentences, as uint64 in their order, without those left out unless these are all."""
     import numpy as np
 
-    asked = [message.get("content") or "" for message in messages if message["role"] != "assistant"]
-    words = [word for text in asked for word in WORD.findall(text.lower())]
-    return np.array([_hash(word) for word in words], np.uint64)
+    kept = [sentence for sentence in sentences if sentence not in left_out] or sentences
+    return np.array([_hash(word) for sentence in kept for word in WORD.findall(sentence)], np.uint64)
 
 
 @functools.lru_cache(100_000)
@@ -594,17 +607,23 @@ class ExamplePrompt:
         return min(self.nearest or len(self.examples), len(self.examples))
 
     @functools.cached_property
-    def _index(self) -> BM25:
+    def _index(self) -> tuple[set[str], BM25]:
+        """The sentences that many examples have, which are left out, and the examples by their other words."""
         import numpy as np
 
-        asked = [words_of(example) for example in self.examples]
-        return BM25(np.cumsum([0, *map(len, asked)]), np.concatenate(asked))
+        asked = [_sentences(example) for example in self.examples]
+        having = Counter(sentence for some in asked for sentence in {*some})
+        least = max(COMMON_SHARE * len(asked), FEWEST_COMMON - 1)
+        common = {sentence for sentence, number in having.items() if number > least}
+        words = [_words(some, common) for some in asked]
+        return common, BM25(np.cumsum([0, *map(len, words)]), np.concatenate(words))
 
     def chosen(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The places of the examples before a conversation's next answer, the most similar last."""
         if self.nearest is None:
             return [*range(len(self.examples))]
-        return most_similar(self._index.scores(words_of(messages)), self.nearest)
+        common, index = self._index
+        return most_similar(index.scores(_words(_sentences(messages), common)), self.nearest)
 
     def before(self, messages: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
         """The examples before a conversation's next answer."""
