@@ -49,9 +49,8 @@ def prepend(folder: Path, contender: Contender, splits: Splits, tokens: Tokens) 
     written = write(folder / "test.parquet", asking, shots, KeptExamples(prompt))
     is_candidate = contender.name == "candidate"
     if written.has_none and is_candidate:
-        accepted = "accepted: a lower evaluation.max_new_tokens, or a base with a longer context"
-        raise ConfigError(written.warning(f"method.kind={prompt.kind}", asking, "examples", f"; {accepted}"))
-    then = ", as when it is served; lower evaluation.max_new_tokens" if is_candidate else ", as when it is served"
+        raise ConfigError(written.warning(f"method.kind={prompt.kind}", asking, "examples", f"; {asking.more_room}"))
+    then = ", as when it is served" + (f"; {asking.more_room}" if is_candidate else "")
     warning = written.warning(contender.name, asking, "examples", then)
     if warning:
         log.warning("prepend: %s", warning)

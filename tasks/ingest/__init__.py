@@ -3,7 +3,7 @@
 The account adds up: records read = rows kept + records quarantined. A record is a line (JSONL), an element (JSON), a
 row (CSV, Parquet, the hub); a blank line is a refused record, the end of the last line is none. With data.limit the
 sample is drawn among all records, good and bad alike, so that the share refused is that of the files; the others are
-not parsed.
+not parsed. A user-provided validation or test set is read whole all the same.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from tunewright.errors import ConfigError, DataError
 from tunewright.machine.cluster import EngineName
 from tunewright.metrics import closed_set
 from tunewright.store.stage import stage
-from tunewright.tasks.ingest.files import SourceFile, named, openable, place_of, source_files, unchanged
+from tunewright.tasks.ingest.files import USER_PROVIDED, SourceFile, named, openable, place_of, source_files, unchanged
 from tunewright.tasks.ingest.held_out import write_held_out
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import LIBRARIES, columns_of, parts_of
@@ -48,7 +48,7 @@ Need = Literal["time", "label"]  # of split.by=time, of split.stratify=label
 def sample(data: Data, files: Iterable[SourceFile]) -> frozenset[tuple[str, int]] | None:
     """The (file, line) of data.limit records, those with the smallest digests of what stands there; None for all.
 
-    Neither the order of the files nor that of their lines matters.
+    `files` are those that are sampled. Neither the order of the files nor that of their lines matters.
     """
     if data.limit is None:
         return None
@@ -148,7 +148,7 @@ def stop_on_encoding(
 
 def stop_on_empty_split(files: Sequence[SourceFile], tallies: dict[str, Tally]) -> None:
     """Raise DataError where no row is left of a user-provided split; another would be drawn in its place."""
-    for split in ("validation", "test"):
+    for split in USER_PROVIDED:
         given = [file for file in files if file.use_as == split]
         if given and not any(tallies[file.path].num_rows for file in given):
             tally = Tally().add(*(tallies[file.path] for file in given))
@@ -237,14 +237,14 @@ def ingest(
 ) -> Rows:
     """The rows of `files`, which is what source_files(data) returned; they must have what later stages need of them."""
     sources = [file for file in files if not file.held_out]
-    chosen = sample(data, sources)
+    chosen = sample(data, [file for file in sources if not file.is_user_provided])
     size = sum(sys.maxsize if file.format == "hub" else num_bytes(file.path) for file in sources)
     tallies: dict[str, Tally] = {}
     with Tables(folder) as tables:
         for file in sources:
             tally = tallies[file.path] = Tally()
             with named(file.setting, file.path):
-                if chosen is None:
+                if chosen is None or file.is_user_provided:
                     for part in parts_of(file, data.max_line_bytes, data.repair, engine):
                         tables.append(part.folder)
                         tally.add(part.tally)

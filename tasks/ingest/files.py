@@ -35,6 +35,7 @@ FORMATS: dict[str, FileFormat] = {
     ".tsv": "csv",
 }
 HELD_OUT_FORMATS: dict[str, FileFormat] = {**FORMATS, ".txt": "text"}
+USER_PROVIDED: tuple[Use, ...] = ("validation", "test")
 ASKED = ("instruction", "prompt", "input")  # fields of ours
 ANSWERED = ("output", "completion", "chosen", "rejected", "answers")
 SIMILAR = 0.75  # of two names without their endings, from where one may be a misspelling of the other
@@ -63,6 +64,11 @@ class SourceFile(BaseModel, frozen=True):
     setting: str = ""  # the source that names it, such as data.sources[0]
     glob: str = ""  # of that source, where it names several
     held_out: bool = False
+
+    @property
+    def is_user_provided(self) -> bool:
+        """Whether its rows are a whole validation or test set, of which neither split nor data.limit draws some."""
+        return self.use_as in USER_PROVIDED
 
 
 def source_files(data: Data, identify: Identify = identify) -> tuple[SourceFile, ...]:

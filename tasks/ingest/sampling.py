@@ -27,7 +27,7 @@ from tunewright.tasks.ingest import (
     stop_on_encoding,
     stop_on_needs,
 )
-from tunewright.tasks.ingest.files import SourceFile, is_remote
+from tunewright.tasks.ingest.files import USER_PROVIDED, SourceFile, is_remote
 from tunewright.tasks.ingest.parsing import RefusedRecord
 from tunewright.tasks.ingest.parts import columns_of
 from tunewright.tasks.ingest.readers import Item, read
@@ -100,7 +100,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
         tallies[file.path] = tally
         groups.setdefault(file.use_as, []).extend(of_group)
         num_records += number
-        conversations += [] if file.use_as in ("validation", "test") else kept
+        conversations += [] if file.is_user_provided else kept
         rows = number * len(kept) / max(1, tally.num_read)
         refused += number * tally.reasons.total() / max(1, tally.num_read)
         if file.use_as:
@@ -111,9 +111,9 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     tally = Tally().add(*tallies.values())
     if len(local) == len(sources):
         _stop_on_refused(data, sources, tallies, tally, num_records)
-    total = drawn + sum(given.values())
+    total = drawn + sum(number for use, number in given.items() if use not in USER_PROVIDED)
     share = data.limit / total if data.limit and total > data.limit else 1
-    given = {use: share * number for use, number in given.items() if number}
+    given = {use: number if use in USER_PROVIDED else share * number for use, number in given.items() if number}
     is_all = tally.num_read == num_records and len(local) == len(sources)
     repeated = round(share * drawn * repeated_share(np.concatenate(of_drawn), share), 3) if of_drawn else 0.0
     may_test = independent(groups.get("test") or groups.get(None) or [])

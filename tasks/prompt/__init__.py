@@ -93,6 +93,12 @@ class Asking:
         room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
         return ask(self.chat, of or self.pool, rows.to_pylist(), shots, reasoning=self.reasoning, **room)
 
+    @property
+    def more_room(self) -> str:
+        """What makes room for more examples: less for the answer only where that holds much of the context."""
+        lower = "lower evaluation.max_new_tokens, or " if self.max_new_tokens > self.context / 8 else ""
+        return f"{lower}choose a base with a longer context"
+
     def conversation(self, row: dict[str, Any], shots: Sequence[int]) -> Sequence[Message]:
         """A row with these shots before it and without its answer, with its tools."""
         return before(conversation(self.pool, shots, conversation_of(row)), -1)
@@ -299,8 +305,8 @@ def prompt(
                 made[name] = search | {"left_out": written.has_none} | written._asdict()
                 log.info("%s: %s", name, search["chosen"])
                 what = "passages" if name == "documents" else "examples"
-                longer = "lower evaluation.max_new_tokens, or choose a base with a longer context"
-                then = f", so it is left out; {longer}" if written.has_none else f"; {longer}"
+                room = f"; {asking.more_room}"
+                then = f", so it is left out{room}" if written.has_none else f"; the others were left out{room}"
                 if warning := written.warning(name, asking, what, then):
                     warned.append(warning)
                     log.warning("prompt: %s", warning)

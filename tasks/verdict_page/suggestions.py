@@ -133,6 +133,8 @@ def prompting_is_enough(case: Case) -> Found:
         failed = [each for each in case.comparisons if each.threshold < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
         how = HOW_TO_SERVE[best.opponent]
+        if case.prompts and best.opponent == "retrieval" and " by embeddings" in case.prompts.chosen[best.opponent]:
+            how += " (BM25), while this one compares embeddings: a run with it measures what it scores"
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: {how}",
             f"its {words(best.metric)} is {number(best.opponent_mean, best.digits)}, the candidate's "

@@ -77,7 +77,10 @@ class Data(Section):
         default=(), description="Evaluation files; training rows that repeat them are removed (see split.decontaminate)"
     )
     limit: int | None = Field(
-        default=None, ge=1, description="Read at most this many records, a deterministic sample; empty reads all"
+        default=None,
+        ge=1,
+        description="Read at most this many records, a deterministic sample; the sources with use_as: validation or "
+        "test are read whole all the same; empty reads all",
     )
     repair: tuple[Repair, ...] = Field(
         default=(),

@@ -138,6 +138,11 @@ def _why(said: str) -> str:
             "llama.cpp's converter does not know how this base's tokenizer splits text, as it only recognizes the "
             "tokenizers of published models; use --to merged"
         )
+    if "Traceback" in said and (found := re.search(r"^KeyError: (\S+)$", said.strip(), re.M)):
+        return (
+            f"llama.cpp's converter cannot convert this base: it does not find {found[1]}, as it may expect the files "
+            "of another version of transformers; use --to merged"
+        )
     return next((line.strip()[:500] for line in reversed(said.splitlines()) if line.strip()), "")
 
 
