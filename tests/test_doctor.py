@@ -88,7 +88,7 @@ def test_an_extra_that_is_not_there_is_no_fault(monkeypatch: pytest.MonkeyPatch)
         "tunewright.cli.doctor.environment.metadata.requires", lambda name: ['absent>=1; extra == "s3"']
     )
     extra = of("extra s3", list(environment.of_software()))
-    assert extra == Finding("ok", "extra s3", "not installed: absent is missing")
+    assert extra == Finding("ok", "extra s3", "optional: absent is missing")
 
 
 @pytest.mark.parametrize(

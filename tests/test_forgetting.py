@@ -210,6 +210,9 @@ def test_a_better_model_that_remembers_is_promoted(verdict) -> None:
         "general tasks correct 0.33 -> 0.32 (a guardrail; over 99 % power if nothing is forgotten), "
         "loss on general texts 5.00 -> 5.10 nats/token (a guardrail; over 99 % power if nothing is forgotten)"
     ]
+    of_base = made.general["base"] | {"general_tasks": 0.0}
+    hopeless = made.model_copy(update={"general": made.general | {"base": of_base}})
+    assert "(a guardrail that cannot fail: the base solves none of the tasks)" in hopeless.says_forgotten()[0]
     assert made.guardrail_power.keys() == made.guardrails.keys()
     earlier = made.model_copy(update={"guardrail_power": {}})
     assert earlier.says_forgotten()[0].endswith("nats/token (a guardrail)")

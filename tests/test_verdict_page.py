@@ -512,6 +512,9 @@ def test_intervals_lie_where_their_values_are() -> None:
     guardrail = make_comparison(difference=(-0.04, 0.2, 0.5), threshold=-0.05, finding="above", power=0.823, effect=0)
     (held,) = panel("", [guardrail]).intervals
     assert held.finding == "at least as good (tolerance .05); 82 % power if nothing got worse"
+    hopeless = guardrail.model_copy(update={"opponent_mean": 0.0})
+    said = "at least as good (tolerance .05); it cannot be worse than the base, which has the worst score"
+    assert panel("", [hopeless]).intervals[0].finding == said
     better = make_comparison(difference=(0.1, 0.2, 0.5), threshold=-0.05, finding="above", power=0.003, effect=0)
     assert panel("", [better]).intervals[0].finding == "at least as good (tolerance .05)"
     unclear = make_comparison(difference=(-0.1, 0.0, 0.1), threshold=-0.05, finding="unclear")

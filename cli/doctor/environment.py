@@ -121,7 +121,7 @@ def of_software() -> Iterator[Finding]:
     for extra in extras:
         of_it = [each for each in declared if _holds(each, extra) and not _holds(each)]
         lacking = [said for each in of_it if (said := _wrong(each))]
-        found = f"not installed: {', '.join(lacking)}" if lacking else ", ".join(each.name for each in of_it)
+        found = f"optional: {', '.join(lacking)}" if lacking else ", ".join(each.name for each in of_it)
         yield Finding("ok", f"extra {extra}", found)
 
 

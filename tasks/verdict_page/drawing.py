@@ -96,9 +96,14 @@ def _finding(comparison: Comparison) -> str:
 
 
 def _power(comparison: Comparison) -> str:
-    """The power of a guardrail; empty where the candidate is shown to be better, which needs none."""
+    """The power of a guardrail, or that it cannot fail; empty where the candidate is shown to be better."""
     if comparison.effect != 0 or comparison.difference[0] > 0:
         return ""
+    metric = describe(comparison.metric)
+    if comparison.opponent_mean == (metric.low if metric.higher_is_better else metric.high):
+        return (
+            f"; it cannot be worse than the {title(comparison.opponent, comparison.metric)}, which has the worst score"
+        )
     return f"; {estimated_power(comparison.power)} if nothing got worse"
 
 

@@ -556,18 +556,21 @@ class Verdict(Artifact, frozen=True):
             return []
         base, candidate = self.general["base"], self.general["candidate"]
         changes = [
-            f"{said.format(f'{base[name]:.2f}', f'{candidate[name]:.2f}')} ({self._says_use(f'{name}/base')})"
+            f"{said.format(f'{base[name]:.2f}', f'{candidate[name]:.2f}')} ({self._says_use(name, base[name])})"
             for name, said in GENERAL_SAID.items()
             if name in base
         ]
         return [", ".join(changes)]
 
-    def _says_use(self, guardrail: str) -> str:
+    def _says_use(self, metric: str, of_base: float) -> str:
         """Say whether a result on general tasks or texts was used as a guardrail, and the power of this test."""
         from tunewright.reports.pages import estimated_power
 
+        guardrail = f"{metric}/base"
         if guardrail not in self.guardrails:
             return "not used in the decision"
+        if of_base == 0 and metric == "general_tasks":
+            return "a guardrail that cannot fail: the base solves none of the tasks"
         power = self.guardrail_power.get(guardrail)  # None in earlier records
         return "a guardrail" if power is None else f"a guardrail; {estimated_power(power)} if nothing is forgotten"
 
