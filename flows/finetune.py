@@ -134,9 +134,17 @@ def pipeline(s: Settings, call: Run | Plan) -> None:
     if (kind := s.method.prompt) is None:
         *earlier, adapter = _trained(s, call, inputs_of)
     else:
-        shots, earlier = s.evaluation.shots, list[Adapter]()
+        earlier = list[Adapter]()
+        searches = kind == "retrieval"
         adapter = call(examples)(
-            splits=splits, tokens=tokens, base=base, kind=kind, shots=shots, max_new_tokens=measurement.limit
+            splits=splits,
+            tokens=tokens,
+            base=base,
+            kind=kind,
+            shots=s.evaluation.shots,
+            max_new_tokens=measurement.limit,
+            embedding_model=s.dedupe.semantic_model if searches else "",
+            embedding=read.retrieval if searches else "",
         )
 
     tuned = Contender(name="candidate", base=base, model=adapter.path("model"), model_digest=adapter.digest)

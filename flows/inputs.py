@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
     chat_template: str  # the text of model.chat_template, of base
     own: tuple[tuple[str, str], ...]  # the team's expectations, of check
     embedding: str  # the model of dedupe.semantic
-    retrieval: str  # the same model, of prompt
+    retrieval: str  # the same model, of prompt and examples
     metrics: tuple[tuple[str, str], ...]  # the team's metrics, of evaluate
     rewards: tuple[tuple[str, str], ...]  # the team's reward functions, of reinforce
     schema: str  # what evaluation.json_schema holds
@@ -59,7 +59,8 @@ def inputs(settings: Settings, base_here: str = "") -> Inputs:
         return seen
     _stop_outside(settings)
     # few_shot needs no embedding model
-    retrieves = "retrieval" in settings.evaluation.contenders or settings.evaluation.documents
+    evaluation = settings.evaluation
+    retrieves = "retrieval" in (settings.method.kind, *evaluation.contenders) or evaluation.documents
     base_here = base_here or bases.at_hand(settings.registry.name, settings.model.base)
     return Inputs(
         own=own_expectations(settings.checks),

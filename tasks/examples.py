@@ -1,8 +1,9 @@
 """A prompt as a candidate: the base with training rows as examples before each question. Nothing is trained.
 
 few_shot: the same examples before each question, chosen on validation rows, as those of the contender few_shot.
-retrieval: the training rows most similar to each question by their words (BM25).
-The examples lie where a training leaves its weights, in model/, as texts; for retrieval these are all training rows.
+retrieval: the training rows most similar to each question, by words or by embeddings, as for the contender retrieval.
+The examples lie where a training leaves its weights, in model/, as texts; for retrieval these are all training rows,
+and beside them lies the static model that compares them, where words do not.
 """
 
 import json
@@ -17,9 +18,10 @@ from tunewright.config import PromptContender
 from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import shown, without_reasoning
-from tunewright.serving import EXAMPLES
+from tunewright.serving import EMBEDDING, EXAMPLES
+from tunewright.similarity import embedding as embeddings
 from tunewright.store.stage import stage
-from tunewright.tasks.prompt import Asking, few_shot, retrieved
+from tunewright.tasks.prompt import Asking, chosen_search, few_shot
 
 
 def room(tokens: Tokens, max_new_tokens: int) -> int:
@@ -37,19 +39,25 @@ def examples(
     kind: PromptContender,
     shots: int,
     max_new_tokens: int,
+    embedding_model: str = "",
+    embedding: str = "",
 ) -> PromptExamples:
     """At most so many training rows, as an answer of `max_new_tokens` leaves room for them, and the contract.
 
-    For retrieval all of them, of which `shots` stand before a question. Raises ConfigError where the base cannot be
-    asked so.
+    For retrieval all of them, of which `shots` stand before a question. `embedding` tells the content of
+    `embedding_model`, and is empty where rows are compared by their words alone. Raises ConfigError where the base
+    cannot be asked so.
     """
     asking = Asking(base, splits, tokens, max_new_tokens)
     try:
-        if kind == "retrieval":
-            chosen, search = [*range(len(asking.pool.rows))], {"chosen": retrieved(asking.pool, shots, "bm25")}
-        else:
-            with on_devices():
+        with on_devices():
+            if kind == "retrieval":
+                model = embeddings.load_model(embedding_model) if embedding else None
+                by, _, search = chosen_search(asking, shots, model)
+                chosen = [*range(len(asking.pool.rows))]
+            else:
                 (chosen, *_), search = few_shot(asking, shots)
+                by = None
     except DataError as error:
         raise ConfigError(f"method.kind={kind}: the base cannot be asked with examples: {error}") from error
     conversations = [asking.pool.messages(at) for at in chosen]
@@ -66,6 +74,8 @@ def examples(
     (folder / "model").mkdir()
     text = json.dumps(prompt, ensure_ascii=False, indent=1)
     (folder / "model" / EXAMPLES).write_text(f"{text}\n", encoding="utf-8")
+    if by == "embedding":
+        embeddings.copy(embedding_model, folder / "model" / EMBEDDING)
     (folder / "prompts.json").write_text(json.dumps({kind: search}, indent=1) + "\n", encoding="utf-8")
     shutil.copy(tokens.path(Contract.FILE), folder)
     return PromptExamples(kind=kind, num_examples=len(chosen), chosen=search["chosen"])

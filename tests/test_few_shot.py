@@ -15,6 +15,7 @@ from conftest import Harness, Once
 from prefect import State
 from rich.console import Console
 from test_json import documented, faults
+from test_semantic import SYNONYMS, save_model
 from trained import done_once, first_home
 
 from tunewright import serving
@@ -50,7 +51,7 @@ from tunewright.registry import rehearsal, release
 from tunewright.registry.tracking import connected
 from tunewright.registry.versions import verified
 from tunewright.tasks.prepend import KeptExamples
-from tunewright.tasks.prompt import shots
+from tunewright.tasks.prompt import Asking, PromptScore, shots
 
 ORDER = "You are asked by a customer. Say what it is about, in one word.\n\n"
 SUBJECTS = ("my parcel", "the red shoes", "a broken lamp", "one late letter", "your green chair", "an old phone")
@@ -279,12 +280,18 @@ def test_a_later_candidate_is_compared_with_a_prompt_and_a_prompt_with_a_trained
     assert would["prepend candidate"].because == ["runs after examples"]
 
 
-def test_a_retrieval_prompt_is_asked_and_answers_as_it_was_measured(settings: Settings) -> None:
+@pytest.mark.parametrize("by", ["bm25", "embedding"])
+def test_a_retrieval_prompt_is_asked_and_answers_as_it_was_measured(
+    by: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = iter([2, 1] if by == "bm25" else [1, 2])  # of the two that are tried, the first by words
+    monkeypatch.setattr(Asking, "found", lambda *_: PromptScore(0.0, float(next(order, 0))))
     made = Outcome.of(run(settings.model_copy(update={"method": Method(kind="retrieval")})).result())
     assert made.registered and made.splits and made.examples and made.page
     copy = kept(settings, made.registered.version)
     told = json.loads((copy / "artifacts" / "model" / "examples.json").read_text())
     train = {row["row_id"]: row["messages"] for row in pq.read_table(made.splits.path("train.parquet")).to_pylist()}
+    assert (copy / "artifacts" / "model" / "embedding").is_dir() == (by == "embedding")
     assert {*told["row_ids"]} == {*train} and len(told["examples"]) == made.examples.num_examples == len(train)
 
     test = pq.read_table(made.splits.path("test.parquet")).to_pylist()
@@ -304,21 +311,38 @@ def test_a_retrieval_prompt_is_asked_and_answers_as_it_was_measured(settings: Se
         assert len(places) == 4 and places == sorted(places)
         said = {*question[0]["content"].removeprefix(ORDER).split()}
         shared = [len(said & {*example[0]["content"].removeprefix(ORDER).split()}) for example in told["examples"]]
-        assert shared[chosen[-1]] >= max(shared) - 1  # BM25 counts rare words more
+        assert shared[chosen[-1]] >= max(shared) - 1  # BM25 counts rare words more, and embeddings what they mean
         before.add(tuple(chosen))
     assert len(before) > len(test) // 2
 
     assert made.answers["candidate"].scores != made.answers["few_shot"].scores  # which is its contender
     said = made.examples.says()
-    assert said == (
+    names = ("BM25", "embeddings") if by == "bm25" else ("embeddings", "BM25")
+    assert said.startswith(
         "Nothing was trained: the candidate is the base with a retrieval prompt of 4 nearest rows of "
-        f"{len(train)} by BM25."
+        f"{len(train)} by {names[0]} (chosen over {names[1]} on "
     )
     page = made.page.path("report.html").read_text()
     assert "Retrieval prompt</h2>" in page and said in page
     assert f"The registered version contains {len(train)} training rows" in page
     with pytest.raises(ConfigError, match=r"is the base with a retrieval prompt: it has no weights of its own"):
         export(ExportRequest(settings.registry, made.registered.version, Path("out"), "merged"), lambda _: None)
+
+
+def test_with_a_static_model_a_question_finds_the_examples_that_say_the_same(tmp_path: Path) -> None:
+    texts = [word for word, _ in SYNONYMS]
+    examples = [[{"role": "user", "content": text}, {"role": "assistant", "content": "one"}] for text in texts]
+    file = tmp_path / "examples.json"
+    file.write_text(json.dumps({"examples": examples, "opening": "", "room": 8, "nearest": 2}))
+    asked = [[{"role": "user", "content": synonym}] for _, synonym in SYNONYMS]
+    by_words = serving.example_prompt(tmp_path)
+    assert by_words and {by_words.chosen(messages)[-1] for messages in asked} == {0}, "they share no word"
+    save_model(tmp_path / "embedding")
+    prompt = serving.example_prompt(tmp_path)
+    assert prompt and [prompt.chosen(messages)[-1] for messages in asked] == [*range(len(texts))]
+    (tmp_path / "embedding" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
+        serving.example_prompt(tmp_path)
 
 
 def test_a_question_finds_the_examples_that_share_its_rare_words() -> None:

@@ -38,6 +38,12 @@ if TYPE_CHECKING or ALONE:  # MLflow evaluates the annotations of predict
 
 TRAINED = "trained.safetensors"  # the tensors of a base that learned, by their names in it, where not all did
 EXAMPLES = "examples.json"  # in place of tuned weights: the prompt of a version that is the base with examples before
+EMBEDDING = "embedding"  # a folder beside the examples: the static model that compares them, where their words do not
+STATIC_MODEL = ("model.safetensors", "tokenizer.json")  # its files, as of model2vec
+VECTOR_NAMES = ("embeddings", "embedding.weight")  # of model2vec, and of WordLlama and sentence-transformers
+FEWEST_CHARACTERS = 1.5  # of a token on average, under which a text is read letter by letter: 3 to 4 in English
+TEXTS_AT_ONCE = 2_000
+LENGTH = 32_767  # of a text's vector, in 16-bit fixed point
 K1, B = 1.5, 0.75  # of BM25: as Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.4
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")  # where a script has no spaces, a character is a word
@@ -524,6 +530,79 @@ def without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(messages[first:])
 
 
+@dataclasses.dataclass(frozen=True)
+class StaticModel:
+    """Texts as vectors: the mean of their tokens' vectors, which texts that say the same have in common.
+
+    A model is a tokenizer and a vector for each token (model2vec; WordLlama). Its two files are read as they are, so
+    that neither library is needed, no code of theirs is run and nothing is downloaded.
+    """
+
+    tokenizer: Any
+    unknown: int  # the token that stands for what the tokenizer does not know, or -1
+    vectors: "np.ndarray"  # (vectors, dimensions) float32
+    places: "np.ndarray"  # (tokens,)
+    weights: "np.ndarray"  # (tokens,) float32
+
+    @classmethod
+    def load(cls, weights: Path, vocabulary: Path) -> "StaticModel":
+        """The model of two files. Raises ValueError where one cannot be read, or they do not fit together."""
+        import numpy as np
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
+        try:
+            tensors = load_file(weights)
+        except SafetensorError as error:
+            raise ValueError(f"{weights.name} cannot be read: {error}") from error
+        try:
+            tokenizer = Tokenizer.from_file(str(vocabulary))
+        except Exception as error:  # tokenizers raises no narrower one
+            raise ValueError(f"{vocabulary.name} cannot be read: {error}") from error
+        named = [name for name in VECTOR_NAMES if name in tensors]
+        if not named:
+            raise ValueError(f"{weights.name} has {', '.join(sorted(tensors))}, and not {' or '.join(VECTOR_NAMES)}")
+        vectors = tensors[named[0]].astype(np.float32)
+        places = tensors.get("mapping", np.arange(len(vectors)))
+        if tokenizer.get_vocab_size() > len(places):
+            raise ValueError(f"{tokenizer.get_vocab_size()} tokens, but vectors for {len(places)}")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if hasattr(tokenizer.model, "unk_token"):  # WordPiece, BPE, WordLevel
+            unknown = tokenizer.token_to_id(tokenizer.model.unk_token or "")
+        else:
+            unknown = json.loads(tokenizer.to_str())["model"].get("unk_id")  # Unigram
+        weighed = tensors.get("weights", np.ones(len(places))).astype(np.float32)
+        return cls(tokenizer, -1 if unknown is None else unknown, vectors, places, weighed)
+
+    def embed(self, texts: Sequence[str]) -> "np.ndarray":
+        """(texts, dimensions) int16 of length LENGTH, or 0 for a text that the model cannot read.
+
+        That is one with a word that it has no token for, or in a script that it knows by letters or bytes only: the
+        mean of letters is about the same whatever they say.
+        """
+        import numpy as np
+
+        parts = [self._embed(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
+        return np.concatenate([np.empty((0, self.vectors.shape[1]), np.int16), *parts])
+
+    def _embed(self, texts: Sequence[str]) -> "np.ndarray":
+        import numpy as np
+        from scipy.sparse import csr_array
+
+        tokens = [encoded.ids for encoded in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        counts = np.array([len(ids) for ids in tokens])
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        ids = np.array([token for row in tokens for token in row], np.int64)
+        unread = np.bincount(np.repeat(np.arange(len(texts)), counts)[ids == self.unknown], minlength=len(texts)) > 0
+        unread |= np.array([len(text) for text in texts]) < FEWEST_CHARACTERS * counts
+        sums = csr_array((self.weights[ids], self.places[ids], indptr), (len(texts), len(self.vectors))) @ self.vectors
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        seen = (lengths > 0) & ~unread[:, None]
+        return np.rint(LENGTH * np.divide(sums, lengths, out=np.zeros_like(sums), where=seen)).astype(np.int16)
+
+
 class BM25:
     """Texts ranked by a question's words: rare words count most, more where repeated, less in long texts."""
 
@@ -560,12 +639,16 @@ def _sentences(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     return [" ".join(part.casefold().split()) for part in parts if part and not part.isspace()]
 
 
-def _words(sentences: Sequence[str], left_out: Collection[str]) -> "np.ndarray":
-    """The words of the sentences, as uint64 in their order, without those left out unless these are all."""
+def _kept(sentences: Sequence[str], left_out: Collection[str]) -> str:
+    """The sentences as one text, without those left out unless these are all."""
+    return " ".join([sentence for sentence in sentences if sentence not in left_out] or sentences)
+
+
+def _words(text: str) -> "np.ndarray":
+    """The words of a text, as uint64 in their order."""
     import numpy as np
 
-    kept = [sentence for sentence in sentences if sentence not in left_out] or sentences
-    return np.array([_hash(word) for sentence in kept for word in WORD.findall(sentence)], np.uint64)
+    return np.array([_hash(word) for word in WORD.findall(text)], np.uint64)
 
 
 @functools.lru_cache(100_000)
@@ -590,6 +673,7 @@ class ExamplePrompt:
     opening: str
     room: int  # tokens that an answer has in what the base reads
     nearest: int | None = None  # examples before a question; None: all
+    static_model: StaticModel | None = None  # that tells which are the nearest; None: the words tell
 
     @property
     def kind(self) -> str:
@@ -607,23 +691,30 @@ class ExamplePrompt:
         return min(self.nearest or len(self.examples), len(self.examples))
 
     @functools.cached_property
-    def _index(self) -> tuple[set[str], BM25]:
-        """The sentences that many examples have, which are left out, and the examples by their other words."""
+    def _scores(self) -> Callable[[Sequence[Mapping[str, Any]]], "np.ndarray"]:
+        """What tells how similar the examples are to a conversation: (examples,) float64, the higher the more.
+
+        Sentences that many examples have are left out.
+        """
         import numpy as np
 
         asked = [_sentences(example) for example in self.examples]
         having = Counter(sentence for some in asked for sentence in {*some})
         least = max(COMMON_SHARE * len(asked), FEWEST_COMMON - 1)
         common = {sentence for sentence, number in having.items() if number > least}
-        words = [_words(some, common) for some in asked]
-        return common, BM25(np.cumsum([0, *map(len, words)]), np.concatenate(words))
+        texts = [_kept(some, common) for some in asked]
+        if (model := self.static_model) is not None:
+            vectors = model.embed(texts).astype(np.float64)  # in which products of 16-bit numbers have exact sums
+            return lambda messages: vectors @ model.embed([_kept(_sentences(messages), common)])[0].astype(np.float64)
+        words = [_words(text) for text in texts]
+        index = BM25(np.cumsum([0, *map(len, words)]), np.concatenate(words))
+        return lambda messages: index.scores(_words(_kept(_sentences(messages), common)))
 
     def chosen(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The places of the examples before a conversation's next answer, the most similar last."""
         if self.nearest is None:
             return [*range(len(self.examples))]
-        common, index = self._index
-        return most_similar(index.scores(_words(_sentences(messages), common)), self.nearest)
+        return most_similar(self._scores(messages), self.nearest)
 
     def before(self, messages: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any]]]:
         """The examples before a conversation's next answer."""
@@ -654,16 +745,20 @@ class ExamplePrompt:
 def example_prompt(model: Path) -> ExamplePrompt | None:
     """The few-shot or retrieval prompt in the folder of tuned weights; None where there are weights.
 
-    Raises ValueError where the file is none.
+    Raises ValueError where a file is none.
     """
     file = model / EXAMPLES
     if not file.is_file():
         return None
     try:
         found = json.loads(file.read_bytes())
-        return ExamplePrompt(found["examples"], found["opening"], found["room"], found.get("nearest"))
+        prompt = ExamplePrompt(found["examples"], found["opening"], found["room"], found.get("nearest"))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{file.name}: accepted: a JSON object with examples, opening and room") from None
+    if not (model / EMBEDDING).is_dir():
+        return prompt
+    weights, vocabulary = (model / EMBEDDING / name for name in STATIC_MODEL)
+    return dataclasses.replace(prompt, static_model=StaticModel.load(weights, vocabulary))
 
 
 class ServedChat:

@@ -25,9 +25,8 @@ from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import Chat, Reasoning
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
 from tunewright.reports.pages import counted
-from tunewright.serving import context_length
+from tunewright.serving import StaticModel, context_length
 from tunewright.similarity import embedding as embeddings
-from tunewright.similarity.embedding import StaticModel
 from tunewright.similarity.prompts import common_segments
 from tunewright.store.stage import stage
 from tunewright.tasks.prompt.documents import PassagePool, TextFile, read
@@ -134,22 +133,25 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
 
 def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[list[list[int]], dict[str, Any]]:
     """The shots of each test row: the rows most like it, by what does better on validation rows; and what was tried."""
+    _, retriever, search = chosen_search(asking, number, model)
+    return nearest(retriever, asking.test, number), search
+
+
+def chosen_search(
+    asking: Asking, number: int, model: StaticModel | None
+) -> tuple[str, WordRetriever | Embeddings, dict[str, Any]]:
+    """What finds the rows most like a question, by words or by embeddings, as validation rows tell; what was tried."""
     left_out = common_segments(asking.pool.rows["messages"])
     retrievers = _retrievers(asking.pool.rows, left_out, model)
     rows = asking.validation.slice(0, TRIED["retrieval"])
     tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items() if model}
     best = max(tried, key=lambda name: tried[name], default="bm25")
-    says = retrieved(asking.pool, number, best)
+    nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
+    says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
     if others := [WORDS[name] for name in tried if name != best]:
         says += f" (chosen over {' and '.join(others)} on {_in_words(rows, asking.validation)})"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
-    return nearest(retrievers[best], asking.test, number), {"chosen": says, "tried": shown}
-
-
-def retrieved(pool: Pool, number: int, by: str) -> str:
-    """Say which examples a retrieval prompt has."""
-    nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
-    return f"{nearest_rows} of {len(pool.rows)} by {WORDS[by]}"
+    return best, retrievers[best], {"chosen": says, "tried": shown}
 
 
 def with_documents(

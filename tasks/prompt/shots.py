@@ -17,8 +17,7 @@ import pyarrow as pa
 from tunewright.errors import DataError
 from tunewright.modeling.chat import Chat, Reasoning, Tokenized, Untrainable, tokenize, with_examples
 from tunewright.reports.pages import located
-from tunewright.serving import BM25, most_similar, without_system
-from tunewright.similarity.embedding import LENGTH, StaticModel
+from tunewright.serving import BM25, LENGTH, StaticModel, most_similar, without_system
 from tunewright.similarity.folding import fold_messages
 from tunewright.similarity.prompts import Runs, segments, words
 from tunewright.similarity.semantic import prompt_texts

@@ -34,7 +34,7 @@ MOST = 8
 GENTLER = "Train more gently"
 HOW_TO_SERVE = {  # a prompt that does better
     "few_shot": "method.kind=few_shot registers it",
-    "retrieval": "method.kind=retrieval registers it, with the training rows that it searches by words",
+    "retrieval": "method.kind=retrieval registers it, with the training rows that it searches",
     "documents": "your application has to find the passages, as Tunewright registers no documents",
 }
 QUARANTINED = 0.05  # of the records read, from which on it is much
@@ -133,8 +133,6 @@ def prompting_is_enough(case: Case) -> Found:
         failed = [each for each in case.comparisons if each.threshold < 0 and each.finding != "above"]
         best = min(failed, key=lambda each: each.difference[1])
         how = HOW_TO_SERVE[best.opponent]
-        if case.prompts and best.opponent == "retrieval" and " by embeddings" in case.prompts.chosen[best.opponent]:
-            how += " (BM25), while this one compares embeddings: a run with it measures what it scores"
         yield Suggestion(
             f"Serve the base with the {_opponent(best)}: {how}",
             f"its {words(best.metric)} is {number(best.opponent_mean, best.digits)}, the candidate's "

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tunewright.similarity.embedding import LENGTH, StaticModel
+from tunewright.serving import LENGTH, StaticModel
 from tunewright.similarity.engine import over_batches, read_pieces
 from tunewright.similarity.folding import fold_messages, fold_texts
 from tunewright.similarity.prompts import cut, exact_hashes, joined, kept_segments, segments, with_chats, words

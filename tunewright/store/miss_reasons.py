@@ -40,6 +40,7 @@ SETTINGS = {  # stage and argument, or a part of it -> the setting that it is; a
     "examples.kind": "method.kind",
     "examples.shots": "evaluation.shots",
     "examples.max_new_tokens": "evaluation.max_new_tokens",
+    "examples.embedding_model": "dedupe.semantic_model",
     "prompt.contenders": "evaluation.contenders",
     "prompt.shots": "evaluation.shots",
     "prompt.max_new_tokens": "evaluation.max_new_tokens",
@@ -76,6 +77,7 @@ SENTENCES = {  # stage and argument, or a part of it -> what its change says
     "evaluate.contender.prompts_digest": "the prompts changed",
     "evaluate.own": "evaluation.metrics: the code of a class of yours is new or changed",
     "evaluate.schema": "evaluation.json_schema: the file changed",
+    "examples.embedding": "dedupe.semantic_model: its files changed",
     "prompt.embedding": "dedupe.semantic_model: its files changed",
     "prompt.documents": "evaluation.documents: the files changed",
     "prepend.contender.model_digest": "the examples changed",
@@ -108,6 +110,7 @@ OPTIONAL = {  # stage and argument -> the setting by which it is there or not
 NAMED_BY = {  # stage and argument, the content of what a setting names -> the ingredient that is this setting
     "base.identity": "reference",
     "dedupe.embedding": "settings.semantic_model",
+    "examples.embedding": "embedding_model",
     "prompt.embedding": "embedding_model",
 }
 FOLLOWS = {  # what of these can only change where another stage runs, or one of two
