@@ -140,7 +140,8 @@ def show(console: Console, found: VariantComparison, asked: dict[str, Variant], 
     changes = shlex.join(text for each in variant.assignments for text in ("--set", each))
     varies_rows = any(each.startswith("training.share=") for each in variant.assignments)
     is_part = varies_rows and variant.settings.training.share < 1
-    following = [f"tunewright run {what} {changes}"] if best.state == "finished" and not is_part else []
+    run = f"tunewright run {what} {changes}          # evaluates it on the test rows, and decides"
+    following = [run] if best.state == "finished" and not is_part else []
     show_next(console, following)
 
 
