@@ -174,7 +174,9 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
             most=0,
         )
     ],
-    "mojibake": lambda *_: [nothing("a text was decoded wrongly (data.repair=[mojibake] repairs it): {value}", "mojibake")],
+    "mojibake": lambda *_: [
+        nothing("a text was decoded wrongly (data.repair=[mojibake] repairs it): {value}", "mojibake")
+    ],
     "language": _language,
     "secrets": lambda entry, _: _of_kinds("a text holds a secret: {value}", "secret", entry),
     "personal_data": lambda entry, _: _of_kinds("a text holds personal data: {value}", "personal", entry),

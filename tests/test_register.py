@@ -552,6 +552,10 @@ def test_test_rows_that_trained_the_champion_are_counted(make: Make, make_splits
     assert similar.startswith(
         "1 training row of the champion, version 1, is a near-duplicate of test rows; this favours "
     )
+    entry = {"row_id": trained, "reason": "group_of_test_row"}
+    pq.write_table(pa.Table.from_pylist([entry], QUARANTINE_SCHEMA), apart.path("quarantine.parquet"))
+    of_group = trained_on_test(registry, held, apart, Split(seed=1))
+    assert of_group.startswith("1 training row of the champion, version 1, has the group of test rows; this favours ")
 
 
 def test_a_dead_server_is_an_error_within_seconds(make: Make) -> None:

@@ -267,7 +267,9 @@ def test_a_model_that_is_not_there_or_not_one_is_an_error_that_says_what_is_acce
         load_model("org/model")
     folder = Path(save_model(tmp_path / "broken"))
     save_file({"layers": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"model\.safetensors has layers, and not embeddings or embedding\.weight; accepted:"):
+    with pytest.raises(
+        ConfigError, match=r"model\.safetensors has layers, and not embeddings or embedding\.weight; accepted:"
+    ):
         load_model(str(folder))
     save_file({"embeddings": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
     with pytest.raises(ConfigError, match=rf"{len(WORDS) + 1} tokens, but vectors for 2"):

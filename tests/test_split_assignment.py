@@ -37,6 +37,7 @@ from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION
 from tunewright.config import Split, from_here
 from tunewright.errors import ConfigError, DataError
 from tunewright.reports.account import GONE, growth_sentence
+from tunewright.reports.pages import percent
 from tunewright.similarity.engine import Engine
 from tunewright.similarity.folding import fold_texts
 from tunewright.similarity.prompts import cut, shingles
@@ -477,6 +478,17 @@ def test_a_row_of_a_test_rows_group_is_quarantined_and_says_so() -> None:
     others = [row_of(text, group="me" if i == 0 else None) for i, text in enumerate(BASE[7:])]
     (aside,) = quarantined(split_rows([*given_rows, *others])).values()
     assert aside["detail"] == "It has the same group as test row data.jsonl:1, so no split can take it"
+    assert aside["reason"] == "group_of_test_row"
+
+
+def test_many_rows_that_go_because_of_their_group_are_warned_of() -> None:
+    given_rows = [row_of(text, use_as="test", group=f"group {i}") for i, text in enumerate(BASE[:7])]
+    others = [row_of(text, group=f"group {i}") for i, text in enumerate(BASE[7:])]
+    (warning,) = (said for said in split_rows([*given_rows, *others]).warned if "group" in said)
+    assert warning.startswith(
+        f"7 of {len(BASE)} rows ({percent(7 / len(BASE))}) have the same group as a row of another split and are "
+        "quarantined (group_of_test_row 7), as rows of one group stay in one split: give a validation or test set"
+    )
 
 
 def test_what_repeats_a_row_that_is_given_to_train_trains_and_others_are_drawn() -> None:
@@ -516,13 +528,14 @@ def test_splits_on_which_most_rows_cannot_stand_stop_the_run() -> None:
     rows = fixed_rows()
     regrouped = [row | {"use_as": None, "group": f"group {i % 5}"} for i, row in enumerate(rows)]
     with pytest.raises(
-        DataError, match=r"50 of 60 rows fit in no split \(repeats_test_row 50\).*split.sticky=false"
+        DataError,
+        match=r"50 of 60 rows fit in no split \(group_of_test_row 50\).*rows of one group.*split.sticky=false",
     ) as stopped:
         split_rows(regrouped, earlier=split_rows(rows))
     (left,) = of_stage("split")
     assert str(stopped.value).endswith(f"; see {from_here(left.path('quarantine.parquet'))}")
     aside = pq.read_table(left.path("quarantine.parquet"))
-    assert aside["reason"].to_pylist() == ["repeats_test_row"] * 50
+    assert aside["reason"].to_pylist() == ["group_of_test_row"] * 50
     assert "contaminated" not in str(stopped.value)  # advice on what did not occur
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from tunewright.artifacts import ASSIGNMENTS_FILE, Artifact, Rows, Splits, UniqueRows
 from tunewright.artifacts.payloads import Decontamination, LeakProof, PlacedRow
-from tunewright.artifacts.placement import NONE, SPLITS, TEST, TRAIN, VALIDATION, Because
+from tunewright.artifacts.placement import NONE, OF_GROUP, SPLITS, TEST, TRAIN, VALIDATION, Because
 from tunewright.config import Split
 from tunewright.errors import DataError
 from tunewright.machine.cluster import EngineName
@@ -74,12 +74,18 @@ log = logging.getLogger("tunewright")
 
 MANY_ROWS = 200_000  # beyond which looking for pairs far under the threshold would take longer than the split
 MANY_CONTAMINATED = 0.2  # of the training rows, from which the removal of those is warned of
+MANY_OF_GROUPS = 0.05  # of the rows, the same
+OF_GROUP_REASONS = {because.name.lower() for because in OF_GROUP.values()}
 MAX_QUARANTINED_SHARE = 0.5  # of the rows: if more fit in no split, the splits are wrong, not the rows
 OF_CONTAMINATED = (
     "contaminated rows share a passage with a row of another split, such as the instruction of all rows, which is "
     "ignored only where ten rows have it; add rows, or set split.decontaminate=report"
 )
 OF_SIMILAR = "a higher split.threshold leaves out fewer, if they are no near-duplicates of each other"
+OF_GROUPS = (
+    "rows of one group stay in one split: give a validation or test set of your own other groups than the other rows "
+    "have, or leave the group out, if it need not be unseen"
+)
 OF_OTHERS = "if groups, split.threshold or data.sources[].use_as changed, split.sticky=false splits anew"
 
 
@@ -165,6 +171,17 @@ def _many_contaminated(found: Decontamination, num_training: int) -> list[str]:
     ]
 
 
+def _many_of_groups(assignment: Assignment, columns: RowColumns) -> list[str]:
+    """Warn where many rows are removed only because a row of their group is in another split."""
+    of_group, num_rows = np.isin(assignment.because, [*OF_GROUP.values()]), int((~columns.replay).sum())
+    if (share := of_group.sum() / max(1, num_rows)) < MANY_OF_GROUPS:
+        return []
+    return [
+        f"{int(of_group.sum()):,} of {num_rows:,} rows ({percent(share)}) have the same group as a row of another "
+        f"split and are quarantined ({_listed(quarantine_reasons(assignment.because[of_group]))}), as {OF_GROUPS}"
+    ]
+
+
 def _stop_if_unusable(assignment: Assignment, columns: RowColumns, settings: Split, gone: pa.Table) -> None:
     own = ~columns.replay
     aside, num_rows = np.flatnonzero((assignment.split == NONE) & own), int(own.sum())
@@ -172,8 +189,12 @@ def _stop_if_unusable(assignment: Assignment, columns: RowColumns, settings: Spl
     if len(aside) > MAX_QUARANTINED_SHARE * num_rows:
         found = quarantine_reasons(assignment.because[aside])
         advice = [OF_CONTAMINATED] if "contaminated" in found else []
-        if found.keys() - {"contaminated"}:
-            advice += [OF_SIMILAR] + [OF_OTHERS] * bool((assignment.because == Because.KEPT).any())
+        if found.keys() & OF_GROUP_REASONS:
+            advice.append(OF_GROUPS)
+        if found.keys() - {"contaminated", *OF_GROUP_REASONS}:
+            advice.append(OF_SIMILAR)
+        if found.keys() - {"contaminated"} and (assignment.because == Because.KEPT).any():
+            advice.append(OF_OTHERS)
         raise DataError(
             f"{len(aside)} of {num_rows} rows fit in no split ({_listed(found)}), more than half; the first is "
             f"{columns.place(int(aside[0]))}; {'; '.join(advice)}",
@@ -316,6 +337,7 @@ def split(
         for code, count in proof.findings.items()
     ]
     warnings += _many_contaminated(contaminated, num_given)
+    warnings += _many_of_groups(assignment, columns)
     warnings += largest_cluster(assignment, settings)
     warnings += unmet_shares(assignment, columns.given == NONE, exact, settings)
     warnings += _missed_strata(file, columns, strata, own_split, exact, stratify, settings)

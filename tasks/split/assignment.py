@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from tunewright.artifacts.placement import NONE, QUARANTINES, REPEATS, SPLITS, TEST, VALIDATION, Because
+from tunewright.artifacts.placement import NONE, OF_GROUP, QUARANTINES, REPEATS, SPLITS, TEST, VALIDATION, Because
 from tunewright.similarity.sets import Pairs
 
 
@@ -181,9 +181,11 @@ class _Contest:
         return (self.split != NONE) & (self.split < split)
 
     def _repeat(self, other: int, asked: np.ndarray) -> None:
-        """Quarantine those of `asked` that are linked to a row of the other split."""
+        """Quarantine those of `asked` that are linked to a row of the other split, by what they say or by group."""
         found = self.joins.linked(asked, self.split == other)
-        self._quarantine(found.partner != NONE, REPEATS[other], {other: found})
+        linked, only_by_group = found.partner != NONE, np.isnan(found.similarity)
+        self._quarantine(linked & ~only_by_group, REPEATS[other], {other: found})
+        self._quarantine(linked & only_by_group, OF_GROUP[other], {other: found})
 
     def _quarantine(self, rows: np.ndarray, because: Because, linked: Mapping[int, Linked]) -> None:
         for split, (partner, similarity) in linked.items():

@@ -26,9 +26,12 @@ class Because(IntEnum):
     CONTAMINATED = 9
     REPEATS_OWN_ROW = 10  # a replay row that repeats a row of another source
     NOT_DRAWN = 11  # a replay row for which split.replay has no room
+    GROUP_OF_TEST_ROW = 12  # and not similar to it
+    GROUP_OF_VALIDATION_ROW = 13
 
 
 REPEATS = {TEST: Because.REPEATS_TEST_ROW, VALIDATION: Because.REPEATS_VALIDATION_ROW}
+OF_GROUP = {TEST: Because.GROUP_OF_TEST_ROW, VALIDATION: Because.GROUP_OF_VALIDATION_ROW}
 GONE = "gone"  # of rows that the version before has and this one does not
 QUARANTINES = tuple(because for because in Because if because >= Because.BRIDGES_SPLITS)
 # Why a row of sides.parquet is in no split, though it may name one to return to. The last is of old homes.

@@ -179,6 +179,7 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
         return f"{which}, may have trained on some of these test rows: its own splits are no longer known; {ADVICE}"
     tested = trained & _ids(splits, "test.parquet")
     repeated = trained & _ids(splits, "quarantine.parquet", Because.REPEATS_TEST_ROW)
+    of_group = trained & _ids(splits, "quarantine.parquet", Because.GROUP_OF_TEST_ROW)
     found = []
     if tested:
         found.append(f"{len(tested):,} of {splits.num_test:,} test rows are training rows of {which}")
@@ -186,6 +187,9 @@ def trained_on_test(registry: Registry, champion: Contender, splits: Splits, set
         one = len(repeated) == 1
         rows, verb = ("row", "is a near-duplicate") if one else ("rows", "are near-duplicates")
         found.append(f"{len(repeated):,} training {rows} of {which}, {verb} of test rows")
+    if of_group:
+        rows, verb = ("row", "has the group") if len(of_group) == 1 else ("rows", "have groups")
+        found.append(f"{len(of_group):,} training {rows} of {which}, {verb} of test rows")
     return f"{'; '.join(found)}; {ADVICE}" if found else ""
 
 
