@@ -358,6 +358,8 @@ def written(languages: dict[str, int] | None = None, **changes: Any) -> str:
         "params": {
             "data.sources.0.path": "/srv/secret/rows.jsonl",
             "data.sources.1.path": "hf://datasets/org/rows",
+            "data.sources.2.path": "golden.jsonl",
+            "data.sources.2.use_as": "test",
             "method.kind": "lora",
             "method.rank": "16",
             "method.dora": "False",
@@ -448,7 +450,7 @@ def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
         "Languages of the test prompts: en (70 rows), de (20 rows)",
         "It was measured in these languages only: en (70 test rows), de (20 test rows).",
         "It did not pass its gate: inconclusive.",
-        "The test rows have decided on 21 candidates so far; after 20,",
+        "When this version was decided on, these test rows had been used for 21 candidates; after 20,",
         "- 6 answers were cut off.\n- Many test-set uses.\n- Overfitting since step 1.\n",
         "general loss 3.50 -> 3.75",
         "measured in float32; these files are for bfloat16",
@@ -457,6 +459,7 @@ def test_the_card_says_what_a_stranger_has_to_know_and_no_path() -> None:
         "vllm serve FOLDER --served-model-name triage",
     ):
         assert said in text, said
+    assert "golden.jsonl" not in text
 
 
 @pytest.mark.parametrize(

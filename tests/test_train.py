@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import waiting
-from conftest import MakeSplits, Once
+from conftest import MakeSplits, Once, base_in
 from safetensors.torch import load_file
 from trained import done_once, fork_trainers, in_this_process, kill_trainer_after
 
@@ -22,6 +22,7 @@ from tunewright.artifacts import Adapter, Base, Tokens
 from tunewright.cli import interrupts
 from tunewright.config import Compute, Method, Model, Training
 from tunewright.errors import ConfigError, TrainerDied, TrainerFailed, TrainingError, is_transient
+from tunewright.modeling.models import load_model, load_tokenizer
 from tunewright.store import shared
 from tunewright.store.caching import digest_of, seconds_of
 from tunewright.tasks.render import render
@@ -261,6 +262,24 @@ def test_it_stops_early_and_keeps_the_best_step(tokens: Tokens, tiny_base: Base)
     adapter = train.fn(tokens, tiny_base, SMALL, hot, ONE_THREAD)
     assert adapter.stopped_early
     assert adapter.steps == adapter.best_step + 2 < 40
+
+
+@pytest.mark.usefixtures("here")
+def test_a_pad_token_that_the_model_has_no_vector_for_is_not_used(
+    tiny_base: Base, make_splits: MakeSplits, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base.weights, folder)
+    tokenizer = load_tokenizer(tiny_base)
+    assert tokenizer.add_special_tokens({"pad_token": "<|nothing|>"}) == 1  # as transformers does for Qwen2
+    tokenizer.save_pretrained(folder)
+    base = base_in(folder, "padded")
+    splits = make_splits(train=[["one", "two"]], validation=[["three", "four"]], test=[["five", "six"]])
+    tokens = render.fn(splits, base, Model(base=str(folder), max_length=256))
+    contract = json.loads(tokens.path("contract.json").read_text())
+    assert contract["pad_token_id"] in contract["stop_token_ids"]
+    made = train.fn(tokens, base, Method(kind="full"), Training(max_steps=1, batch=1), ONE_THREAD)
+    assert load_model(base, made.path("model")).config.pad_token_id == contract["pad_token_id"]
 
 
 @pytest.mark.usefixtures("forked")

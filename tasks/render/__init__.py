@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, UNDESIRABLE, Base, Splits, Tokens
 from tunewright.artifacts.payloads import Contract
 from tunewright.config import Checks, Model
+from tunewright.cost_model import shapes
 from tunewright.errors import DataError
 from tunewright.machine.cluster import EngineName, WorkerMap, worker_map
 from tunewright.modeling.chat import DATE, Chat, Reasoning, Tokenized, Untrainable, tokenize, tokenize_rejected
@@ -42,7 +43,9 @@ BATCH = 1_000  # rows in memory at once
 def contract(chat: Chat, base: Base) -> Contract:
     """Return the contract for serving the model exactly as it was trained: template, tokens, tokenizer and versions."""
     tokenizer, file = chat.tokenizer, base.weights / "tokenizer.json"
-    pad = chat.stops[chat.stop_token] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = tokenizer.pad_token_id
+    if pad is None or pad >= shapes.config_in(base.weights).get_text_config().vocab_size:  # transformers may add one
+        pad = chat.stops[chat.stop_token]
     return Contract(
         chat_template=chat.template,
         chat_template_sha256=sha256(chat.template.encode()).hexdigest(),

@@ -113,7 +113,7 @@ def _job(folder: Path, base: Base, tokens: Tokens, case: BudgetCase) -> trainer.
         method=case.method,
         modules=modules,
         training=case.training.model_copy(
-            update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss", "kl_to_base": 0}
+            update={"max_steps": STEPS, "evaluate_every": None, "best_by": "loss", "kl_to_base": 0.0}
         ),
         compute=case.compute.without("nodes"),
         micro_batch=case.micro_batch,

@@ -207,7 +207,7 @@ def limits(evidence: CardEvidence, made: ExportedForm) -> Iterator[str]:
         yield "It is wrong more often than right on the test rows."
     uses, most = int(tags.get("test_set_uses", "1")), params.get("gate.max_test_set_uses", "")
     yield (
-        f"The test rows have decided on {counted(uses, 'candidate')} so far"
+        f"When this version was decided on, these test rows had been used for {counted(uses, 'candidate')}"
         + (f"; after {most}, scores on them are likely to be too good." if most else ".")
     )
     if verdict.smallest_visible is not None:

@@ -33,8 +33,9 @@ class CardEvidence(NamedTuple):
 
     @property
     def sources(self) -> list[str]:
-        """The names of the sources."""
-        paths = (value for key, value in self.params.items() if _is_source(key))
+        """The names of the sources that it was trained on; not of a user-provided validation or test set."""
+        uses = {key: self.params.get(f"{key.removesuffix('path')}use_as") for key in self.params if _is_source(key)}
+        paths = (self.params[key] for key, use in uses.items() if use not in ("validation", "test"))
         return list(dict.fromkeys(map(source_name, paths)))
 
     @property

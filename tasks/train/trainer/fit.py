@@ -62,6 +62,11 @@ def fit(job: Job, folder: Path) -> int:
     read = partial(rows_in, preference=job.preference, tells_general=training.anchor > 0)
     splits = [part_of(read(job.train), training.share), read(job.validation)]
     tokenizer = AutoTokenizer.from_pretrained(job.weights, local_files_only=True)
+    if tokenizer.pad_token_id not in (
+        None,
+        job.pad_token_id,
+    ):  # which Trainer would write into the config
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job.pad_token_id)
     drawing = _drawing(job, tokenizer, folder) if job.grpo else None
     longest = drawing.longest if drawing else max(map(longest_of, splits))
     config = AutoConfig.from_pretrained(job.weights, local_files_only=True)
