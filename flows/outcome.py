@@ -301,8 +301,8 @@ def too_few_test_rows(
     asked = splits.num_test - splits.undesirable[-1]
     left, clusters = tokens.num_test if tokens else asked, LeakProof.load(splits).test_clusters
     least = 0.0  # where none was left out, split has found whether they are enough
-    if left < asked:
-        clusters = max(1, round(clusters * left / asked))
+    if tokens and left < asked:
+        clusters = tokens.num_test_clusters
         least = visible_difference(clusters)
     is_enough = TOO_SMALL not in splits.findings and least <= LEAST_VISIBLE
     if is_enough or (verdict and verdict.decision == "promote"):  # they did show a gain

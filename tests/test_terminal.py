@@ -193,7 +193,7 @@ def test_what_is_worth_a_look_says_how_many_of_what(tmp_path: Path) -> None:
     many = splits.model_copy(update={"folder": tmp_path, "num_test": 500, "findings": {}})
     tokens = Tokens.model_construct(num_test=500)
     assert too_few_test_rows(many, tokens=tokens) == ""
-    told = too_few_test_rows(many, tokens=Tokens.model_construct(num_test=20))
+    told = too_few_test_rows(many, tokens=Tokens.model_construct(num_test=20, num_test_clusters=20))
     assert told.startswith("warning: only 20 test rows, smallest detectable gain in a score from 0 to 1 about .")
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, Outcome.of([Step(stage="split", state="ran", record=few)]), "x.yaml")
@@ -217,14 +217,20 @@ def test_few_test_rows_are_those_that_render_left(tmp_path: Path) -> None:
     )
     rows = Rows(num_read=553, num_rows=553, num_quarantined=0, reasons={}, detected={})
     tokens = Tokens.model_construct(
-        folder=tmp_path, num_train=300, num_validation=8, num_test=25, num_quarantined=220, reasons={"too_long": 220}
+        folder=tmp_path,
+        num_train=300,
+        num_validation=8,
+        num_test=25,
+        num_test_clusters=24,
+        num_quarantined=220,
+        reasons={"too_long": 220},
     )
     made = (("ingest", rows), ("split", splits), ("render", tokens))
     outcome = Outcome.of([Step(stage=stage, state="ran", record=record) for stage, record in made])
     assert outcome.findings()["too_small"] == 25
     console = Console(file=StringIO(), width=120, highlight=False)
     terminal.show_outcome(console, outcome, "x.yaml")
-    assert "warning: only 25 test rows, smallest detectable" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "warning: only 25 test rows in 24 independent clusters, smallest detectable" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_undesirable_rows_are_no_test_rows_that_render_left_out(tmp_path: Path) -> None:

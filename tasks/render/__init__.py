@@ -8,6 +8,7 @@ contract.json says what a server must agree with to ask as the model was trained
 import importlib.metadata
 import json
 import logging
+import math
 from collections import Counter
 from hashlib import sha256
 from itertools import islice
@@ -43,8 +44,8 @@ BATCH = 1_000  # rows in memory at once
 def contract(chat: Chat, base: Base) -> Contract:
     """Return the contract for serving the model exactly as it was trained: template, tokens, tokenizer and versions."""
     tokenizer, file = chat.tokenizer, base.weights / "tokenizer.json"
-    pad = tokenizer.pad_token_id
-    if pad is None or pad >= shapes.config_in(base.weights).get_text_config().vocab_size:  # transformers may add one
+    pad, config = tokenizer.pad_token_id, shapes.config_in(base.weights).get_text_config()
+    if pad is None or pad >= getattr(config, "vocab_size", math.inf):  # some classes of tokenizers add one
         pad = chat.stops[chat.stop_token]
     return Contract(
         chat_template=chat.template,
@@ -261,6 +262,7 @@ def render(
         num_test_pairs=num_pairs["test"],
         num_undesirable=_num_undesirable(folder, "train"),
         num_validation_undesirable=_num_undesirable(folder, "validation"),
+        num_test_clusters=len(pq.read_table(folder / "test.parquet", columns=["cluster"])["cluster"].unique()),
         num_test_undesirable=_num_undesirable(folder, "test"),
         reasoning=model.reasoning,
         warned=warned,

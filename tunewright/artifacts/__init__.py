@@ -241,6 +241,7 @@ class Tokens(Artifact, frozen=True):
     num_test_pairs: int = 0
     num_undesirable: int = 0  # rows with an undesirable answer that may train
     num_validation_undesirable: int = 0
+    num_test_clusters: int = 0  # of the test rows that are left, independent of each other
     num_test_undesirable: int = 0  # which nobody is asked: a wrong answer is no reference
     reasoning: Literal["trained", "masked", "dropped"] = "trained"  # as it was rendered
 
