@@ -692,7 +692,7 @@ class ExamplePrompt:
 
     @functools.cached_property
     def _scores(self) -> Callable[[Sequence[Mapping[str, Any]]], "np.ndarray"]:
-        """What tells how similar the examples are to a conversation: (examples,) float64, the higher the more.
+        """Return how similar the examples are to a conversation: (examples,) float64, the higher the more.
 
         Sentences that many examples have are left out.
         """

@@ -94,7 +94,7 @@ class Asking:
 
     @property
     def more_room(self) -> str:
-        """What makes room for more examples: less for the answer only where that holds much of the context."""
+        """Return what makes room for more examples: less for the answer only where that holds much of the context."""
         lower = "lower evaluation.max_new_tokens, or " if self.max_new_tokens > self.context / 8 else ""
         return f"{lower}choose a base with a longer context"
 
@@ -140,7 +140,7 @@ def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[l
 def chosen_search(
     asking: Asking, number: int, model: StaticModel | None
 ) -> tuple[str, WordRetriever | Embeddings, dict[str, Any]]:
-    """What finds the rows most like a question, by words or by embeddings, as validation rows tell; what was tried."""
+    """Return what finds the rows most like a question, as validation rows tell: its kind, itself, what was tried."""
     left_out = common_segments(asking.pool.rows["messages"])
     retrievers = _retrievers(asking.pool.rows, left_out, model)
     rows = asking.validation.slice(0, TRIED["retrieval"])
