@@ -754,6 +754,19 @@ def test_a_code_page_that_is_unsure_has_no_command() -> None:
     assert "iconv" not in str(told.value)
 
 
+@pytest.mark.parametrize("other", ["", "Zoë,prima\n"])
+def test_where_a_file_has_too_few_words_the_page_that_one_record_tells_is_that_of_the_command(other: str) -> None:
+    record = 'instruction,output\n"Hallo,\nich möchte schnell eine Rückmeldung für mein Gerät","Ja"\n'
+    Path("a.csv").write_bytes(
+        record.encode("cp1252") + other.encode() + "Ødegård;Peña,Gonçalves;Müller\n".encode("cp1252") * 400
+    )
+    with pytest.raises(
+        DataError, match=r"line 2, byte \d+ of the record is 0xf6.*looks like Latin-1 or Windows-1252"
+    ) as told:
+        run("a.csv", max_refused_share=0)
+    assert ("; to convert only the bytes" if other else "; to convert it: iconv -f WINDOWS-1252") in str(told.value)
+
+
 def test_no_excerpt_is_shown_of_what_is_near_something_personal() -> None:
     text = json.dumps({"prompt": "Wyślij do anna.nowak@firma.pl", "completion": "Już wysłałem"}, ensure_ascii=False)
     Path("a.jsonl").write_bytes(text.encode("cp1250"))

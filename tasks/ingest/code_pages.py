@@ -157,6 +157,13 @@ def guess_by_line(sample: bytes, beyond_ascii: Iterable[int]) -> Guess:
     return found[0]
 
 
+def named_page(said: str, beyond_ascii: Iterable[int]) -> CodePage | None:
+    """The page with one byte a character that Guess.said() named with certainty, if a file with these bytes has it."""
+    seen = bytes(sorted(beyond_ascii))
+    named = (page for page in PAGES if f"; it looks like {page.title} (" in said)
+    return next((page for page in named if _decodes(seen, page.codec)), None)
+
+
 def _told(readings: Iterable[_Reading], sample: bytes, least_letters: int) -> Guess:
     """The likeliest readings: one, where it is likely, well ahead of the next one, and has letters enough."""
     from tunewright.privacy import excerpts  # with detect-secrets, which is slow to import

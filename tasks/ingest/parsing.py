@@ -96,7 +96,8 @@ def decoded(raw: bytes) -> str:
     except UnicodeDecodeError as error:
         around = raw[max(0, error.start - AROUND) : error.start + AROUND]
         found = guess(around, around.translate(None, ASCII))
-        where = f"byte {error.start + 1} is {raw[error.start]:#04x}, not UTF-8"
+        of = " of the record" if b"\n" in raw[: error.start] else ""  # which has several lines
+        where = f"byte {error.start + 1}{of} is {raw[error.start]:#04x}, not UTF-8"
         raise RefusedRecord("bad_encoding", f"{where}{found.said() if found.is_sure else ''}") from None
     if "\0" in text:
         raise RefusedRecord("nul_character", f"character {text.index(chr(0)) + 1} is NUL")

@@ -23,7 +23,7 @@ from tunewright.machine import parquet
 from tunewright.machine.bounded import Unreadable
 from tunewright.tasks.ingest import arrow, hub
 from tunewright.tasks.ingest.arrays import elements
-from tunewright.tasks.ingest.code_pages import ASCII, VIETNAMESE, WIDE_PAGES, guess, guess_by_line
+from tunewright.tasks.ingest.code_pages import ASCII, VIETNAMESE, WIDE_PAGES, Guess, guess, guess_by_line, named_page
 from tunewright.tasks.ingest.encodings import conversion, mixed_conversion
 from tunewright.tasks.ingest.files import FileFormat, SourceFile, named
 from tunewright.tasks.ingest.layouts import known_columns
@@ -290,6 +290,8 @@ def encoding_advice(path: str, file_format: FileFormat, compression: Compression
     found, of = guess(bytes(sample), beyond_ascii), OTHER_LINES if is_mixed else WHOLE_FILE
     if not found.is_sure and (by_line := guess_by_line(bytes(sample), beyond_ascii)).is_sure:
         found = by_line
+    if not found.is_sure and (named := named_page(said, beyond_ascii)) and found.pages[:1] in ((), (named,)):
+        found = Guess((named,), "", is_sure=True)
     if not found.pages:
         return "; other lines are in UTF-8: correct the lines that are not" if is_mixed else ""
     page = found.pages[0]
