@@ -454,3 +454,6 @@ def test_figures_under_other_settings_than_the_accepted_ones_are_told_apart(plan
     said = "version 1, first accepted on 2026-01-02 03:04 by old-fox: 3 of 8 rows moved to another split on"
     assert f"{said} {now}" in page
     assert page.count(now) > 1
+    none = replaced.model_copy(update={"moved": 0})
+    again = PipelineData(name="triage", made=data.made, past=[first.model_copy(update={"replaced": (none,)})])
+    assert "accepted on" not in shown(data_view.show_data, again, "x.yaml")

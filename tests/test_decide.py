@@ -292,10 +292,10 @@ def test_what_decided_or_was_the_closest_is_one_comparison_with_its_name() -> No
         gain(right(30), right(60)) == "-.40 [-.49, -.30] share of answers that end with the stop token against the base"
     )
     losses = against([0.4] * 30, [0.5] * 30, metric="perplexity")
-    assert losses.gain == ".10 [.08, .10] less loss in nats per token against the base"
+    assert losses.gain == "less loss in nats per token: .10 [.08, .10] against the base"
     losses = against([6.0, 5.5] * 15, [0.5] * 30, metric="perplexity")
-    assert losses.gain.startswith("5.25 [4.")
-    assert losses.gain.endswith("] more loss in nats per token against the base")
+    assert losses.gain.startswith("more loss in nats per token: 5.25 [4.")
+    assert losses.gain.endswith("] against the base")
 
 
 def test_as_good_is_enough_beside_a_prompt_but_not_beside_the_base() -> None:
@@ -359,9 +359,9 @@ def test_of_a_loss_the_sentence_and_its_figure_have_one_direction(margin: float)
     rising = GuardrailTest(evidence("general_loss", candidate=[7.2, 7.1] * 20, base=[3.5, 3.4] * 20), margin or 0.1)
     kept = decide_scores(evidence(candidate=right(90), base=right(5)), Gate(), [rising])
     assert "loss on general texts 7.15 is worse than the base's 3.45 by more than" in kept.sentence
-    figure = re.search(r": (3\.70 \[3\.\d+, 3\.\d+\] more) on 40 general texts", kept.sentence)
+    figure = re.search(r": (3\.70 \[3\.\d+, 3\.\d+\]) more on 40 general texts", kept.sentence)
     assert figure, kept.sentence
-    assert kept.gain == f"{figure[1]} loss on general texts against the base"
+    assert kept.gain == f"more loss on general texts: {figure[1]} against the base"
 
 
 def test_a_loss_of_thousands_has_its_sentence() -> None:

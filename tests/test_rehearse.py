@@ -47,6 +47,7 @@ from tunewright.tasks.ingest import row_id_of
 from tunewright.tasks.rehearse import FILE, GROUP, prompts, room
 
 DEMO = Path(__file__).parents[1] / "deployments" / "demo"
+SO_FAR = "(split.replay of the rows so far; split leaves out those beyond its share of what is left)"
 AUTO = Training(keep_general="auto")
 OWN = [
     {"instruction": text, "output": ("shelf", "box")[at % 2]} for at, text in enumerate(texts_of_words(120, copies=0))
@@ -166,7 +167,7 @@ def test_the_base_answers_become_rows_behind_the_others_and_growing_data_get_the
         few, more = (run(settings(bases[0], split=Split(replay=share)))["rehearse"] for share in (0.1, 0.4))
     first, _ = (each for each in caplog.messages if "general prompts, asked" in each)
     assert first.partition(" answers to ")[0].endswith(f" of {GROUP}")
-    assert first.endswith(f", asked {GROUP} at a time; split.replay has room for 10: 10 added")
+    assert first.endswith(f", asked {GROUP} at a time: 10 added, of at most 10 {SO_FAR}")
     own, rows = rows_in(run(settings(bases[0], training=Training()))["ingest"]), rows_in(few)
     assert rows[: len(own)] == own
     general = rows[len(own) :]

@@ -203,6 +203,20 @@ def test_quarantine_keeps_the_account_and_truncates_nothing(tiny_base: Base, mak
     assert tokens.num_trained_tokens == sum(label != -100 for label in rows(tokens)[0]["labels"])
 
 
+def test_rows_that_a_user_provided_split_loses_are_told(tiny_base: Base, make_splits: MakeSplits) -> None:
+    long = ("three " * 40, "four")
+    splits = make_splits([("one", "two")] * 9, [("five", "six"), long], [("seven", "eight"), long, long])
+    file = splits.path("test.parquet")
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("use_as")
+    pq.write_table(table.set_column(place, table.schema.field("use_as"), pa.array(["test"] * 3)), file)
+    model = Model(base="tiny", max_length=50, on_long="quarantine")
+    assert render.fn(splits, tiny_base, model, max_quarantined_share=0.5).warned == (
+        "2 of the 3 rows of the user-provided test set cannot be used with model.base and are quarantined: "
+        "too_many_tokens 2; first: data.jsonl line 13",
+    )
+
+
 JAPANESE = "ご注文いただいた商品は倉庫から発送されましたので、到着までもう少しお待ちください。"
 ENGLISH = "Your order has left the warehouse today"
 

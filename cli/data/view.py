@@ -150,9 +150,11 @@ def _versions(data: PipelineData) -> Table:
 
 
 def _replaced(version: Version) -> Iterator[str]:
-    """Yield a line for each time a version was accepted again, with the number of rows that changed split."""
+    """Yield a line for each time a version was accepted again and rows changed split, with their number."""
     then = [*(once.accepted for once in version.replaced[1:]), version.accepted]
     for position, once in enumerate(version.replaced):
+        if once.moved == 0:
+            continue
         moved = "an unknown number of" if once.moved is None else f"{once.moved:,} of {once.known:,}"
         accepted = "first accepted on" if position == 0 else "accepted again on"
         accepted += f" {_clock(once.accepted)}{f' by {once.run}' if once.run else ''}"

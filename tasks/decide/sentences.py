@@ -58,8 +58,12 @@ def of(
 
 
 def gain(closest: Comparison) -> str:
-    """Such as "+.82 [.75, .88] exact match against the base", or ".10 [.08, .12] less loss against the base"."""
-    return f"{_gain(closest)} {describe(closest.metric).in_words} against {_named(closest)}{_in_part(closest)}"
+    """Such as "+.82 [.75, .88] exact match against the base", or "less loss: .10 [.08, .12] against the base"."""
+    in_words, against = describe(closest.metric).in_words, f"against {_named(closest)}{_in_part(closest)}"
+    if describe(closest.metric).higher_is_better:
+        return f"{_gain(closest)} {in_words} {against}"
+    change, more = _gain(closest).rsplit(" ", 1)
+    return f"{more} {in_words}: {change} {against}"
 
 
 def beside(comparison: Comparison, use: ApiUse) -> str:

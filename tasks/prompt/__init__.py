@@ -25,6 +25,7 @@ from tunewright.errors import ConfigError, DataError
 from tunewright.modeling.chat import Chat, Reasoning
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
 from tunewright.reports.pages import counted
+from tunewright.reports.progress import told_while_slow
 from tunewright.serving import StaticModel, context_length
 from tunewright.similarity import embedding as embeddings
 from tunewright.similarity.prompts import common_segments
@@ -291,7 +292,7 @@ def prompt(
     warned: list[str] = []
     fixed: list[list[int]] = []  # the shots of few_shot
     try:
-        with on_devices():
+        with on_devices(), told_while_slow("choosing the prompts of the contenders"):
             model = embeddings.load_model(embedding_model) if embedding else None
             for name in contenders:
                 of: InContext = read(documents) if name == "documents" else asking.pool

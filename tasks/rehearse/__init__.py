@@ -121,13 +121,13 @@ def rehearse(folder: Path, rows: Rows, base: Base, share: float, untrained: floa
     made = base_answers.record(base, -(-most // GROUP) * GROUP)
     answers = [json.loads(line) for line in made.path(ANSWERS).read_text("utf-8").splitlines()][:most]
     log.info(
-        "  the base ended %d of %d answers to general prompts, asked %d at a time; split.replay has room for %d: "
-        "%d added",
+        "  the base ended %d of %d answers to general prompts, asked %d at a time: %d added, of at most %d "
+        "(split.replay of the rows so far; split leaves out those beyond its share of what is left)",
         made.num_ended,
         made.num_prompts,
         GROUP,
-        most,
         len(answers),
+        most,
     )
     said = (
         f"training.keep_general=auto adds no general rows: the base ended none of {made.num_prompts} answers within "

@@ -30,7 +30,7 @@ from tunewright.reports.pages import located
 from tunewright.serving import context_length
 from tunewright.store.caching import digest_of
 from tunewright.store.stage import stage
-from tunewright.tasks.render.left_out import SPLITS, TOO_LONG, Bound, lengths_in_words, many_long
+from tunewright.tasks.render.left_out import SPLITS, TOO_LONG, Bound, lengths_in_words, many_long, of_user_provided
 from tunewright.tasks.render.report import measure, preview, write_report
 from tunewright.tools.conversation import conversation_of, is_undesirable
 
@@ -228,7 +228,7 @@ def render(
     if model.on_long == "error":
         _stop_for_long(quarantine, num_rows, bound)
     others = [row for row in quarantine if row["reason"] != TOO_LONG]
-    warned = many_long(refused, splits, bound, max_quarantined_share)
+    warned = (*many_long(refused, splits, bound, max_quarantined_share), *of_user_provided(refused, splits))
     for said in warned:
         log.warning("render: %s", said)
     if len(others) > max_quarantined_share * num_rows:

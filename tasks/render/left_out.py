@@ -1,14 +1,15 @@
-"""Sentences on the rows that render leaves out as too long: how many, of which source and language, and what to do."""
+"""Sentences on the rows that render leaves out: how many, of which source and language, and what to do."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import Splits
-from tunewright.reports.pages import counted, percent
+from tunewright.reports.pages import counted, located, percent
 
 TOO_LONG = "too_many_tokens"
 SPLITS = ("train", "validation", "test")
@@ -68,6 +69,22 @@ def many_long(
         f"quarantined, {len(long['test']):,} of the {splits.num_test:,} test rows among them, so that the verdict says "
         f"nothing of such rows{f': they are {mainly}' if mainly else ''}; {bound.cure(max(lengths), 'quarantine')}",
     )
+
+
+def of_user_provided(refused: Mapping[str, list[dict[str, Any]]], splits: Splits) -> Iterator[str]:
+    """Yield a warning for each user-provided split that loses rows: no other rows take their place."""
+    for name in ("validation", "test"):
+        if not refused[name]:
+            continue
+        table = pq.read_table(splits.path(f"{name}.parquet"), columns=["row_id", "use_as"])
+        provided = table.filter(pc.field("use_as") == name)["row_id"].to_pylist()
+        row_ids = set(provided)
+        if lost := [row for row in refused[name] if row["row_id"] in row_ids]:
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in Counter(row["reason"] for row in lost).most_common())
+            yield (
+                f"{len(lost):,} of the {len(provided):,} rows of the user-provided {name} set cannot be used with "
+                f"model.base and are quarantined: {reasons}; first: {located(lost[0]['file'], lost[0]['line'])}"
+            )
 
 
 def _mainly(splits: Splits, row_ids: Collection[str]) -> Iterator[str]:
