@@ -152,6 +152,28 @@ def test_rows_without_a_group_are_warned_of_where_others_of_their_source_have_on
     assert not run(of_a.model_copy(update={"path": "a1.jsonl"}), of_b).warned
 
 
+@pytest.mark.parametrize("placeholder", ["unknown", "ohne Kunde", "0"])
+def test_a_group_with_far_more_rows_than_any_other_is_warned_of(placeholder: str) -> None:
+    def write(placeholders: int) -> None:
+        groups = [placeholder] * placeholders + [f"customer {number // 4}" for number in range(40)]
+        records = [
+            {"prompt": f"question {at}", "completion": "b", "customer": group} for at, group in enumerate(groups)
+        ]
+        Path("a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    source = Source(path="a.jsonl", columns={"prompt": "prompt", "completion": "completion", "group": "customer"})
+    write(20)
+    assert run(source).warned == (
+        "data.sources[0]: 20 of 60 rows are one group, where no other group has more than 4, so all of them go to one "
+        'split; the first is a.jsonl line 1: if what is in its field "customer" stands for no group, such as unknown, '
+        "leave it empty",
+    )
+    Path("b.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert not run(source.model_copy(update={"use_as": "test"}), "b.jsonl").warned
+    write(19)
+    assert not run(source).warned
+
+
 def test_all_rows_of_a_source_are_on_its_split() -> None:
     Path("a.jsonl").write_bytes(GOOD)
     Path("b.jsonl").write_bytes(GOOD)

@@ -27,6 +27,7 @@ from tunewright.config import Data
 from tunewright.errors import ConfigError, DataError
 from tunewright.machine.cluster import EngineName
 from tunewright.metrics import closed_set
+from tunewright.reports.pages import located
 from tunewright.store.stage import stage
 from tunewright.tasks.ingest.files import USER_PROVIDED, SourceFile, named, openable, place_of, source_files, unchanged
 from tunewright.tasks.ingest.held_out import write_held_out
@@ -41,6 +42,8 @@ __all__ = ["Need", "SourceFile", "ingest", "row_id_of", "source_files"]
 
 log = logging.getLogger("tunewright")
 
+OUTSIZED = 5  # times as many rows as any other group has, from which a group may be a placeholder
+OUTSIZED_ROWS = 20  # of it, at least
 MANY = 10_000  # refused records, from which on it may be seen early that they are too many
 Need = Literal["time", "label"]  # of split.by=time, of split.stratify=label
 
@@ -202,6 +205,27 @@ def without_group(file: Path, sources: Sequence[SourceFile]) -> list[str]:
     return said
 
 
+def outsized_group(file: Path, sources: Sequence[SourceFile]) -> list[str]:
+    """Warn of a group with far more rows than any other of its source, which may be a placeholder such as `unknown`."""
+    table = pq.read_table(file, columns=["file", "line", "group"])
+    said = []
+    for setting in dict.fromkeys(source.setting for source in sources if not source.use_as):
+        files = [source for source in sources if source.setting == setting]
+        rows = table.filter(pc.field("file").isin([source.path for source in files]))
+        sizes = Counter(rows["group"].drop_null().to_pylist()).most_common(2)
+        if len(sizes) < 2 or sizes[0][1] < max(OUTSIZED_ROWS, OUTSIZED * sizes[1][1]):
+            continue
+        (largest, number), (_, next_number) = sizes
+        first = rows.filter(pc.field("group") == largest).slice(0, 1)
+        said.append(
+            f"{setting}: {number:,} of {len(rows):,} rows are one group, where no other group has more than "
+            f"{next_number:,}, so all of them go to one split; the first is "
+            f"{located(first['file'][0].as_py(), first['line'][0].as_py())}: if what is in its field "
+            f"{shown(files[0].columns.get('group', 'group'))} stands for no group, such as unknown, leave it empty"
+        )
+    return said
+
+
 def reasons(tally: Tally, files: Iterable[SourceFile]) -> str:
     """List the refused records by reason, with the first of each and the command that converts its file."""
     files = list(files)
@@ -262,7 +286,7 @@ def ingest(
     if chosen is None:
         stop_on_empty_split(sources, tallies)
     stop_on_needs(folder / "rows.parquet", needs)
-    warned = without_group(folder / "rows.parquet", sources)
+    warned = without_group(folder / "rows.parquet", sources) + outsized_group(folder / "rows.parquet", sources)
     for said in warned:
         log.warning("ingest: %s", said)
     return Rows(
