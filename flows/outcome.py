@@ -305,7 +305,7 @@ def too_few_test_rows(
         clusters = tokens.num_test_clusters
         least = visible_difference(clusters)
     is_enough = TOO_SMALL not in splits.findings and least <= LEAST_VISIBLE
-    if is_enough or (verdict and verdict.decision == "promote"):  # they did show a gain
+    if is_enough or (verdict and verdict.decision != "inconclusive"):  # so few did decide
         return ""
     rows, estimate = counted(left, "test row"), least or LeakProof.load(splits).smallest_visible_difference
     if clusters < left:
