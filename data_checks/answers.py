@@ -17,11 +17,20 @@ from tunewright.metrics.texts import parsed
 
 # A placeholder is a whole answer, in any case and without the space around it, that somebody meant to replace.
 # A word can be an honest answer too: it counts only where no turn before it names it ("Answer with a city or none").
-PLACEHOLDER_WORDS = r"todo|tbd|tba|tbc|fixme|none|null|nil|nan|n/?a|not applicable"
+# In small letters "todo" is Spanish and Portuguese for everything, and as "pendiente" is, a word may be a label.
+PLACEHOLDER_WORDS = (
+    r"(?-i:TODO)|tbd|tba|tbc|fixme|none|null|nil|nan|n/?a|not applicable"
+    r"|(?:por|a) (?:definir|completar|rellenar|preencher)|[àa] (?:compléter|définir|remplir)"
+    r"|da (?:completare|definire|compilare)|noch (?:auszufüllen|zu ergänzen)|nog in te vullen"
+)
+_FILL_IN = r"rellenar|completar|preencher|compléter|à compléter|remplir|compilare|da compilare|ausfüllen|invullen"
 PLACEHOLDER_FORMS = (
     r"placeholder|dummy|lorem ipsum\b.*",
     r"(your |the )?(answer|response|output|text) (goes )?here",
     r"<\s*((your|the|insert) )?(answer|response|output|completion|text|placeholder)( here)?\s*>",
+    r"((la )?tua |(a )?sua |tu |su |la |votre |ihre )?"
+    r"(respuesta|resposta|risposta|réponse|antwort) (aquí|aqui|qui|ici|hier)",
+    rf"[(\[<]\s*(?:{_FILL_IN})\s*[)\]>]",
     r"\[\s*insert\b[^\]]*\]|\[\s*(your|enter|fill in)\s[^\]]*\]",
     r"x{3,}|[-\u2013\u2014_]+|\.{2,}|\u2026+|\?{2,}",
 )

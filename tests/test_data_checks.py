@@ -36,6 +36,16 @@ def placeholder(answer: str, prompt: str = "How do I reset my password?") -> str
         *["TODO", " tbd\n", "N/A", "na", "NULL", "None", "-", "--", "...", "\u2026", "xxx", "XXXX", "???", "___"],
         *["lorem ipsum", "Lorem ipsum dolor\nsit amet", "<answer>", "<your answer here>", "[insert answer]"],
         *["[Your name]", "your answer here", "Answer here", "placeholder", "\u200bTODO\ufeff"],
+        *[
+            "Por definir",
+            "por completar",
+            "à compléter",
+            "da definire",
+            "noch auszufüllen",
+            "(rellenar)",
+            "[ausfüllen]",
+        ],
+        *["Tu respuesta aquí", "Votre réponse ici", "la tua risposta qui", "Ihre Antwort hier", "sua resposta aqui"],
     ],
 )
 def test_a_whole_answer_that_stands_for_another_is_a_placeholder(answer: str) -> None:
@@ -69,6 +79,7 @@ def test_a_whole_answer_that_stands_for_another_is_a_placeholder(answer: str) ->
             "[add(1, 2)]",
             "Placeholder text is filler.",
             "none of them",
+            *("todo", "Todo", "pendiente", "Pendiente", "completar", "rellenar"),
         ],
     ],
 )

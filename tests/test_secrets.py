@@ -11,7 +11,7 @@ from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_cla
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright.privacy.secrets import ANCHORS, BY_NAME, NAMED_TOKEN, TOKENS, secrets
+from tunewright.privacy.secrets import ANCHORS, BY_NAME, NAMED_TOKEN, PASSWORDS, TOKENS, secrets
 
 PLUGINS: dict[str, Any] = {plugin.__name__: plugin for plugin in get_mapping_from_secret_type_to_class().values()}
 DIGITS, LOWER = string.digits, string.digits + string.ascii_lowercase
@@ -92,6 +92,9 @@ def test_a_plugin_finds_nothing_without_its_anchor(name: str, data: st.DataObjec
         'if "9fQz77LmWx" == my_secret:',
         "ALTER USER bob WITH PASSWORD '9fQz77LmWx';",
         'std::string secret("9fQz77LmWx");',
+        *(f"{name}: 9fQz77LmWx" for name in PASSWORDS),
+        "mot de passe : 9fQz77LmWx",
+        "密码\uff1a9fQz77LmWx",
     ],
 )
 def test_a_value_that_is_given_to_a_telling_name_is_found(text: str) -> None:

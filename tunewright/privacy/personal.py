@@ -5,11 +5,27 @@ Precision comes first: order numbers, dates, prices, versions, and what document
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import IPv4Address
 
 from tunewright.privacy import Masked
 
 REGION = "US"  # of phone numbers without a country code, which count only where they are grouped as 212-736-5000 is
+# After one of these words, a number without a country code counts however it is grouped, if it is assigned in one of
+# the countries.
+PHONE_WORDS = {
+    r"(?:tele)?phone|mobile|cell": "US GB AU IE NZ ZA IN",
+    r"tel[eé]fonos?|tel[eé]f|m[oó]vil|celular|ll[aá]m[ae]\w*": "ES MX AR CO CL PE EC UY",
+    r"telefon\w*|handy\w*|mobil\w*|rufnummer": "DE AT CH PL CZ SE NO DK TR",
+    r"t[eé]l[eé]phone|portable": "FR BE CH CA",
+    r"telefono|cellulare": "IT CH",
+    r"telefone|telem[oó]vel|celular": "BR PT",
+    r"telefoon\w*|mobiel\w*": "NL BE",
+    r"телефон\w*": "RU UA",
+    r"電話\w*|电话\w*|手机\w*": "JP CN TW HK",
+    r"전화\w*|휴대폰\w*": "KR",
+    r"tel|whatsapp": "US GB ES MX AR CO CL DE AT CH FR BE IT BR PT NL PL",
+}
 
 # Mailboxes that belong to no person (RFC 2142 and others), and domains of examples (RFC 2606 and tutorials).
 ROLE_MAILBOX = re.compile(
@@ -32,7 +48,7 @@ EXAMPLES = re.compile(
     r"4111111111111111|4242424242424242|4012888888881881|4000056655665556|5555555555554444|5105105105105100"
     r"|5200828282828210|2223003122003222|378282246310005|371449635398431|6011111111111117|6011000990139424"
     r"|3530111333300000|DE89370400440532013000|GB29NWBK60161331926819|GB82WEST12345698765432|FR7630006000011234567890189"
-    r"|078051120|219099999|123456789|12345678909"
+    r"|078051120|219099999|123456789|12345678909|12345678Z|87654321X|X1234567L"
 )
 # Characters of an account number by country (the IBAN registry).
 IBAN_LENGTHS = {
@@ -47,6 +63,7 @@ IBAN_LENGTHS = {
     )
 }
 
+PHONE = "phone number"
 _SEPARATOR = r"[ \u00a0\u202f().\u2011/-]"
 # Seven digits that stand together, or an IP address: without it a text has none of the numbers below.
 _NUMBER = re.compile(rf"\d(?:(?:{_SEPARATOR}{{0,2}}\d){{6}}|\d{{0,2}}(?:\.\d{{1,3}}){{2}}\.\d)", re.ASCII)
@@ -55,11 +72,13 @@ _NUMBER = re.compile(rf"\d(?:(?:{_SEPARATOR}{{0,2}}\d){{6}}|\d{{0,2}}(?:\.\d{{1,
 def personal(text: str) -> tuple[Masked, ...]:
     """The personal data in `text`, the first of each kind."""
     kinds = [*(_ADDRESSES if "@" in text else ()), *(_NUMBERS if _NUMBER.search(text) else ())]
-    first = [
-        (kind, next((match[0] for match in form.finditer(text) if is_kind(match[0])), ""))
+    first = {
+        kind: next((match[0] for match in form.finditer(text) if is_kind(match[0])), "")
         for kind, form, is_kind in kinds
-    ]
-    return tuple(Masked(kind, _masked(value)) for kind, value in first if value)
+    }
+    if first.get(PHONE) == "":
+        first[PHONE] = _named_phone(text)
+    return tuple(Masked(kind, _masked(value)) for kind, value in first.items() if value)
 
 
 def is_personal_mailbox(address: str) -> bool:
@@ -77,6 +96,25 @@ def is_phone(text: str) -> bool:
     international = re.sub(r"^00 ?", "+", text)
     leniency = phonenumbers.Leniency.VALID if international[0] == "+" else phonenumbers.Leniency.STRICT_GROUPING
     return phonenumbers.PhoneNumberMatcher(international, REGION, leniency=leniency).has_next()
+
+
+def _named_phone(text: str) -> str:
+    """The first number that follows one of PHONE_WORDS, as in "mi móvil es 612 34 56 78", and is assigned; or ""."""
+    import phonenumbers
+
+    for match in _NAMED_PHONE.finditer(text):
+        number = match["number"]
+        digits = re.sub(r"\D", "", number)
+        if len(set(digits)) < 4 or EXAMPLES.fullmatch(digits) or _DATE.fullmatch(number):
+            continue
+        regions = " ".join(
+            where for word, where in PHONE_WORDS.items() if re.fullmatch(word, match["word"], re.IGNORECASE)
+        )
+        for region in dict.fromkeys(regions.split()):
+            with suppress(phonenumbers.NumberParseException):
+                if phonenumbers.is_valid_number_for_region(phonenumbers.parse(number, region), region):
+                    return number
+    return ""
 
 
 def is_card(text: str) -> bool:
@@ -112,6 +150,15 @@ def is_cpf(text: str) -> bool:
     return digits[9:] == checks
 
 
+def is_dni(text: str) -> bool:
+    """Whether a Spanish DNI or NIE has its check letter: the number modulo 23; an NIE's X, Y or Z is 0, 1 or 2."""
+    code = re.sub(r"[.-]", "", text)
+    digits = str("XYZ".find(code[0])) + code[1:-1] if code[0] in "XYZ" else code[:-1]
+    if len(set(digits.lstrip("0"))) < 3 or EXAMPLES.fullmatch(code):
+        return False
+    return "TRWAGMYFPDXBNJZSQVHLCKE"[int(digits) % 23] == code[-1]
+
+
 def is_public_address(text: str) -> bool:
     """Whether an IPv4 address is one of the public net; small numbers are more often a version or a section."""
     parts = text.split(".")
@@ -144,6 +191,12 @@ _PHONE = (
     rf"|(?<=0)0 ?[1-9]\d{{0,2}} (?:\d|{_SEPARATOR}){{5,18}}\d"
     r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}|(?<=\d)\d\d([ .-])\d{3}\2\d{4}"
 )
+_NAMED_PHONE = re.compile(
+    rf"(?<!\w)(?P<word>{'|'.join(PHONE_WORDS)})(?!\w)[^\d\n!?+]{{0,20}}"
+    rf"(?P<number>(?<![\d.,/-])\(?\d(?:\d|{_SEPARATOR}){{5,16}}\d(?![\w-]|[.,/]\d))",
+    re.IGNORECASE,
+)
+_DATE = re.compile(r"(?:19|20)\d\d\D?[01]\d\D?[0-3]\d|[0-3]?\d\D[01]?\d\D(?:19|20)\d\d")
 _ADDRESSES: list[_Kind] = [("e-mail address", _EMAIL, is_personal_mailbox)]
 _NUMBERS: list[_Kind] = [
     (
@@ -154,8 +207,13 @@ _NUMBERS: list[_Kind] = [
     ("IBAN", _form(r"[A-Z]", r"[A-Z]\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?"), is_iban),
     ("US social security number", _form(r"\d", r"\d\d-\d\d-\d{4}"), is_ssn),
     ("Brazilian CPF", _form(r"\d", r"\d\d\.\d{3}\.\d{3}-\d\d"), is_cpf),
+    (
+        "Spanish DNI or NIE",
+        _form(r"[\dXYZ]", r"(?<=\d)(?:\d{7}|\d\.\d{3}\.\d{3})-?[A-Z]|(?<=[XYZ])-?\d{7}-?[A-Z]"),
+        is_dni,
+    ),
     ("IP address", _form(r"\d", r"\d{0,2}(?:\.\d{1,3}){3}"), is_public_address),
-    ("phone number", _form(r"[\d+(]", _PHONE), is_phone),
+    (PHONE, _form(r"[\d+(]", _PHONE), is_phone),
 ]
 
 KINDS = tuple(kind for kind, *_ in (*_ADDRESSES, *_NUMBERS))

@@ -15,6 +15,23 @@ from tunewright.privacy import Masked
 
 MIN_TOKEN = 20  # letters, digits and _-+/= in a row, in what each plugin of ANCHORS finds
 PIECE = 4_096  # characters looked at together, half of them again with the next: some plugins are quadratic in them
+# Names of a password that detect-secrets does not know: German, Spanish, French, Portuguese, Dutch, Nordic, Polish ...
+PASSWORDS = (
+    *("passwort", "kennwort", "clave", "contrasenya", "mot de passe", "senha", "wachtwoord", "lösenord", "passord"),
+    *(
+        "adgangskode",
+        "salasana",
+        "hasło",
+        "heslo",
+        "jelszó",
+        "şifre",
+        "пароль",
+        "密码",
+        "密碼",
+        "パスワード",
+        "비밀번호",
+    ),
+)
 MIN_VALUE = 8  # characters of a value that is assigned to a name such as password
 
 # By plugin, what a text must hold, in lower case, for the plugin to find a token in it.
@@ -97,7 +114,7 @@ def _found(text: str) -> Iterator[tuple[str, str]]:
         yield from _private_keys(text)
     if b"x" * MIN_TOKEN in text.encode(errors="replace").translate(IN_TOKEN):
         yield from _tokens(text, lowered)
-    if "key" in lowered or "pass" in lowered or "pwd" in lowered or "secret" in lowered or "contrase" in lowered:
+    if any(map(lowered.__contains__, ("key", "pass", "pwd", "secret", "contrase", *PASSWORDS))):
         yield from _assigned(text, lowered)
 
 
@@ -158,14 +175,17 @@ def _plugins() -> dict[str, Any]:
 
 @cache
 def _names() -> tuple[tuple[str, ...], tuple[re.Pattern[str], ...]]:
-    """The names that detect-secrets' KeywordDetector knows, and how they are given values.
+    """The names that detect-secrets' KeywordDetector knows, with PASSWORDS, and how they are given values.
 
     Its own forms take values that are sentences or calls, and seconds on a long line.
     """
     from detect_secrets.plugins.keyword import DENYLIST
 
-    name, value = rf"(?:{'|'.join(DENYLIST)})\w{{0,40}}[\]'\"]{{0,2}}", rf"([^\s\"'`,;&]{{{MIN_VALUE},200}})"
-    given = rf"{name}\s{{0,5}}(?:(?::=|=>|[:=]{{1,3}}|!={{1,2}}|\()\s{{0,5}}@?[\"'`]?|\s[\"'`]){value}"
+    name, value = (
+        rf"(?:{'|'.join((*DENYLIST, *PASSWORDS))})\w{{0,40}}[\]'\"]{{0,2}}",
+        rf"([^\s\"'`,;&]{{{MIN_VALUE},200}})",
+    )
+    given = rf"{name}\s{{0,5}}(?:(?::=|=>|[:=\uff1a]{{1,3}}|!={{1,2}}|\()\s{{0,5}}@?[\"'`]?|\s[\"'`]){value}"
     compared = rf"[\"'`]{value}[\"'`]\s{{0,5}}[!=]={{1,2}}\s{{0,5}}\w{{0,40}}?{name}"
     spelled = tuple(name.replace("_?", dash) for name in DENYLIST for dash in ("", "_"))
-    return spelled, tuple(re.compile(form, re.IGNORECASE) for form in (given, compared))
+    return (*spelled, *PASSWORDS), tuple(re.compile(form, re.IGNORECASE) for form in (given, compared))
