@@ -194,6 +194,33 @@ def test_a_given_test_split_of_which_no_row_is_left_stops_since_another_would_be
     assert run("a.jsonl", Source(path="b.jsonl", use_as="test")).num_rows == 1
 
 
+def test_a_source_of_which_no_record_can_be_used_stops_however_many_the_others_have() -> None:
+    Path("a.jsonl").write_bytes(b"\n".join([GOOD] * 99))
+    Path("b.jsonl").write_text('{"mensajes": []}\n' * 2)
+    with pytest.raises(DataError) as caught:
+        run("a.jsonl", "b.jsonl", max_refused_share=0.1)
+    assert str(caught.value).startswith(
+        "data.sources[1]: b.jsonl: no row is left of this source, 2 of 2 records quarantined: 2 unknown_layout, first "
+        "b.jsonl line 1, the fields are 'mensajes';"
+    )
+    assert str(caught.value).endswith("; correct it, or take the source out")
+    (said,) = run("a.jsonl", "b.jsonl").warned
+    assert said.startswith(
+        "data.sources[1]: b.jsonl: no row is left of this file, 2 records quarantined: 2 unknown_lay"
+    )
+    (said,) = run("*.jsonl", max_refused_share=0.1).warned
+    assert said.startswith(
+        "data.sources[0]: b.jsonl: no row is left of this file, 2 records quarantined: 2 unknown_lay"
+    )
+    assert run("a.jsonl", "b.jsonl", limit=50, max_refused_share=0.1).num_rows, (
+        "too few of it are in the sample to tell"
+    )
+    Path("a.jsonl").write_text("".join(f'{{"prompt": "{n}", "completion": "b"}}\n' for n in range(99)))
+    Path("b.jsonl").write_text("".join(f'{{"mensajes": [{n}]}}\n' for n in range(50)))
+    with pytest.raises(DataError, match=r"no row is left of this source, (\d+) of \1 records quarantined"):
+        run("a.jsonl", "b.jsonl", limit=90, max_refused_share=0.6)
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [

@@ -490,6 +490,28 @@ def test_only_what_is_certain_to_be_refused_is_refused_by_a_plan(monkeypatch: py
         first_rows(source_files(mapped), mapped)
 
 
+def test_a_plan_tells_what_no_record_of_one_source_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "ROWS", 20)
+    write("a.jsonl", *map(record, range(199)))
+    write("b.jsonl", *([{"mensajes": []}] * 3))
+    data = Data(sources=(Source(path="a.jsonl"), Source(path="b.jsonl")))
+    with pytest.raises(DataError, match=r"data\.sources\[1\]: b\.jsonl: no row is left of this source, 3 of 3 records"):
+        first_rows(source_files(data), data)
+    write("b.jsonl", *([{"mensajes": []}] * 11))
+    looked = first_rows(source_files(data), data)
+    assert looked
+    (said,) = looked.warned
+    assert said.startswith(
+        "data.sources[1]: none of the first 10 records can be used: 10 unknown_layout, first b.jsonl "
+    )
+    data = Data(sources=(Source(path="a.jsonl", columns={"group": "client"}),))
+    looked = first_rows(source_files(data), data)
+    assert looked
+    assert looked.warned == (
+        'data.sources[0].columns.group: none of the first 20 records has client; there are "instruction", "output"',
+    )
+
+
 def test_a_plan_whose_check_would_run_does_not_stand_on_the_rows_that_it_kept_last_time(tiny_base: Base) -> None:
     write("a.jsonl", *map(record, range(50)))
     data = Data(sources=(Source(path="a.jsonl"),))

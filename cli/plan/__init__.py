@@ -103,7 +103,8 @@ def look_up(pipeline: Pipeline, what: str, device: str = "", *, calibrate: bool 
     made = {step.stage: step.record if step.state == "cached" else None for step in steps}
     first = None if made["ingest"] else _first_rows(read, settings.data, what)
     if STAGES.index(pipeline.until) < STAGES.index("label_errors"):  # the first that trains
-        return Planned(steps=steps, costs=None)
+        return Planned(steps=steps, costs=None, notes=[*first.warned] if first else [])
+    notes += first.warned if first else ()
     notes += gate.misfits(settings, read, made, first) + _without_price(settings.operation, machine.device, steps)
     base = next(step.record or step.last for step in steps if step.stage == "base")
     is_here = isinstance(base, Base) and base.weights.is_dir()  # the store may know it by another machine's folder
@@ -216,6 +217,8 @@ def _ground(
     if found := sampled(settings, base_here(settings, base), of, first):
         rows = [row for row in found.rows if not row.get("undesirable")] or [*found.rows]
         pairs = work.pairs_of(rows)
+        if not rows:
+            raise ValueError("none of the rows is to be trained on")
         longest, read = max(len(row["input_ids"]) for row in rows), len(found.rows)
 
         def share(number: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import heapq
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ from tunewright.config import Data
 from tunewright.errors import ConfigError, DataError
 from tunewright.machine.cluster import EngineName
 from tunewright.metrics import closed_set
-from tunewright.reports.pages import located
+from tunewright.reports.pages import counted, located
 from tunewright.store.stage import stage
 from tunewright.tasks.ingest.files import USER_PROVIDED, SourceFile, named, openable, place_of, source_files, unchanged
 from tunewright.tasks.ingest.held_out import write_held_out
@@ -44,6 +44,7 @@ log = logging.getLogger("tunewright")
 
 OUTSIZED = 5  # times as many rows as any other group has, from which a group may be a placeholder
 OUTSIZED_ROWS = 20  # of it, at least
+ENOUGH = 20  # records of a source in the sample of data.limit, to say of it that none can be used
 MANY = 10_000  # refused records, from which on it may be seen early that they are too many
 Need = Literal["time", "label"]  # of split.by=time, of split.stratify=label
 
@@ -79,8 +80,15 @@ def stop_early(data: Data, num_bytes: int, tally: Tally) -> None:
 
 def find_columns(files: Sequence[SourceFile], tallies: dict[str, Tally], max_bytes: int) -> None:
     """Raises ConfigError where no record of a source has a column that its settings name."""
-    for setting in dict.fromkeys(file.setting for file in files):
-        of_source = [file for file in files if file.setting == setting]
+    for key, theirs, there in absent_columns(files, tallies, max_bytes):
+        raise ConfigError(f"{key}: no record has {theirs}; {there}")
+
+
+def absent_columns(
+    files: Sequence[SourceFile], tallies: dict[str, Tally], max_bytes: int
+) -> Iterator[tuple[str, str, str]]:
+    """Each column that a source's settings name and none of its records has: the key, its name, and what there is."""
+    for setting, of_source in by_setting(files).items():
         mapped = {ours for file in of_source for ours in tallies[file.path].mapped}
         for ours, theirs in of_source[0].columns.items():
             if ours not in mapped and any(tallies[file.path].num_read for file in of_source):
@@ -91,7 +99,15 @@ def find_columns(files: Sequence[SourceFile], tallies: dict[str, Tally], max_byt
                 meant = f"did you mean {close[0]}? " if close else ""
                 named = ", ".join(map(shown, there[:12]))
                 header = " (the first line of a CSV file has the names)" if of_source[0].format == "csv" else ""
-                raise ConfigError(f"{setting}.columns.{ours}: no record has {theirs}; {meant}there are {named}{header}")
+                yield f"{setting}.columns.{ours}", theirs, f"{meant}there are {named}{header}"
+
+
+def by_setting(files: Iterable[SourceFile]) -> dict[str, list[SourceFile]]:
+    """The files of each source, by the setting that names it: data.sources[0]."""
+    sources: dict[str, list[SourceFile]] = {}
+    for file in files:
+        sources.setdefault(file.setting, []).append(file)
+    return sources
 
 
 def _fields(file: SourceFile, max_bytes: int) -> set[str]:
@@ -160,6 +176,31 @@ def stop_on_empty_split(files: Sequence[SourceFile], tallies: dict[str, Tally]) 
             raise DataError(message + (refused if tally.num_read else "no record"), see=("quarantine.parquet",))
 
 
+def stop_on_unusable_source(data: Data, files: Sequence[SourceFile], tallies: dict[str, Tally], least: int = 1) -> None:
+    """Raise DataError where none of the records of a source, `least` or more, can be used, whatever the others have.
+
+    Where data.max_refused_share allows all to be refused, a source may be lost, too.
+    """
+    for of_source in by_setting(files).values() if data.max_refused_share < 1 else ():
+        tally = Tally().add(*(tallies[file.path] for file in of_source))
+        if tally.num_read >= least and not tally.num_rows:
+            raise DataError(
+                f"{_named(of_source)}: no row is left of this source, {tally.num_read} of {tally.num_read} records "
+                f"quarantined: {reasons(tally, of_source)}; correct it, or take the source out",
+                see=("quarantine.parquet",),
+            )
+
+
+def unusable_files(files: Sequence[SourceFile], tallies: dict[str, Tally]) -> list[str]:
+    """Warn of the files of which no record can be used, where that does not stop the run."""
+    unusable = [file for file in files if tallies[file.path].num_read and not tallies[file.path].num_rows]
+    return [
+        f"{_named([file])}: no row is left of this file, {counted(tallies[file.path].num_read, 'record')} quarantined: "
+        f"{reasons(tallies[file.path], [file])}"
+        for file in unusable
+    ]
+
+
 def _named(files: Sequence[SourceFile]) -> str:
     """The settings that name these files, and the files: data.sources[0]: a.jsonl, b.jsonl"""
     settings = dict.fromkeys(file.setting for file in files if file.setting)
@@ -191,8 +232,7 @@ def without_group(file: Path, sources: Sequence[SourceFile]) -> list[str]:
     """Warn of the rows of rows.parquet that have no group where others of their source have one."""
     table = pq.read_table(file, columns=["file", "line", "group"])
     said = []
-    for setting in dict.fromkeys(source.setting for source in sources if source.use_as != "replay"):
-        files = [source for source in sources if source.setting == setting]
+    for setting, files in by_setting(source for source in sources if source.use_as != "replay").items():
         rows = table.filter(pc.field("file").isin([source.path for source in files]))
         without = rows.filter(pc.field("group").is_null())
         if 0 < len(without) < len(rows):
@@ -209,8 +249,7 @@ def outsized_group(file: Path, sources: Sequence[SourceFile]) -> list[str]:
     """Warn of a group with far more rows than any other of its source, which may be a placeholder such as `unknown`."""
     table = pq.read_table(file, columns=["file", "line", "group"])
     said = []
-    for setting in dict.fromkeys(source.setting for source in sources if not source.use_as):
-        files = [source for source in sources if source.setting == setting]
+    for setting, files in by_setting(source for source in sources if not source.use_as).items():
         rows = table.filter(pc.field("file").isin([source.path for source in files]))
         sizes = Counter(rows["group"].drop_null().to_pylist()).most_common(2)
         if len(sizes) < 2 or sizes[0][1] < max(OUTSIZED_ROWS, OUTSIZED * sizes[1][1]):
@@ -285,8 +324,10 @@ def ingest(
     stop_on_encoding(data, sources, tallies, is_sample=chosen is not None)
     if chosen is None:
         stop_on_empty_split(sources, tallies)
+    stop_on_unusable_source(data, sources, tallies, least=1 if chosen is None else ENOUGH)
     stop_on_needs(folder / "rows.parquet", needs)
     warned = without_group(folder / "rows.parquet", sources) + outsized_group(folder / "rows.parquet", sources)
+    warned += unusable_files(sources, tallies) if chosen is None else []
     for said in warned:
         log.warning("ingest: %s", said)
     return Rows(

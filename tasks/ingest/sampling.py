@@ -20,12 +20,15 @@ from tunewright.errors import DataError
 from tunewright.similarity.prompts import hashed_conversations
 from tunewright.tasks.ingest import (
     Need,
+    absent_columns,
+    by_setting,
     find_columns,
     judge,
     reasons,
     stop_on_empty_split,
     stop_on_encoding,
     stop_on_needs,
+    stop_on_unusable_source,
 )
 from tunewright.tasks.ingest.files import USER_PROVIDED, SourceFile, is_remote
 from tunewright.tasks.ingest.parsing import RefusedRecord
@@ -50,6 +53,7 @@ class Sample(NamedTuple):
     repeated: float = 0.0  # of `drawn`, about how many are exact duplicates, as dedupe compares conversations
     refused: float = 0.0  # about how many records ingest will quarantine, which are no rows
     num_files: int = 1  # that have them
+    warned: tuple[str, ...] = ()  # of what the first records lack, and others may have
 
 
 class _Records:
@@ -91,15 +95,15 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     conversations: list[list[Message]] = []
     drawn, given = 0.0, dict.fromkeys(get_args(Use), 0.0)
     tallies: dict[str, Tally] = {}
-    num_records, refused, of_drawn = 0, 0.0, list[np.ndarray]()
+    refused, of_drawn = 0.0, list[np.ndarray]()
+    numbers: dict[str, int] = {}  # of a file's records
     groups: dict[str | None, list[str | None]] = {}  # use_as -> the group of each row
     for file in local:
         tally, number, kept, of_group, hashes = _of_file(
             file, each, MOST_BYTES // len(local), data, needs if len(sources) == 1 else ()
         )
-        tallies[file.path] = tally
+        tallies[file.path], numbers[file.path] = tally, number
         groups.setdefault(file.use_as, []).extend(of_group)
-        num_records += number
         conversations += [] if file.is_user_provided else kept
         rows = number * len(kept) / max(1, tally.num_read)
         refused += number * tally.reasons.total() / max(1, tally.num_read)
@@ -108,9 +112,10 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
         else:
             drawn += rows
             of_drawn += hashes
-    tally = Tally().add(*tallies.values())
+    tally, num_records = Tally().add(*tallies.values()), sum(numbers.values())
     if len(local) == len(sources):
         _stop_on_refused(data, sources, tallies, tally, num_records)
+    warned = _warn_or_stop(data, local, tallies, numbers)
     total = drawn + sum(number for use, number in given.items() if use not in USER_PROVIDED)
     share = data.limit / total if data.limit and total > data.limit else 1
     given = {use: number if use in USER_PROVIDED else share * number for use, number in given.items() if number}
@@ -119,7 +124,7 @@ def first_rows(files: Sequence[SourceFile], data: Data, needs: Sequence[Need] = 
     may_test = independent(groups.get("test") or groups.get(None) or [])
     if not conversations:
         return None
-    return Sample(conversations, share * drawn, given, is_all, may_test, repeated, share * refused, len(local))
+    return Sample(conversations, share * drawn, given, is_all, may_test, repeated, share * refused, len(local), warned)
 
 
 def independent(groups: Sequence[str | None]) -> float:
@@ -192,3 +197,25 @@ def _stop_on_refused(
             f"data.max_refused_share={data.max_refused_share} of all: {reasons(tally, sources)}",
             see=("quarantine.parquet",),
         )
+
+
+def _warn_or_stop(
+    data: Data, files: Sequence[SourceFile], tallies: dict[str, Tally], numbers: dict[str, int]
+) -> tuple[str, ...]:
+    """Raises what ingest is certain to raise of a source that is read whole; returns warnings of the others' first."""
+    warned: list[str] = []
+    for setting, of_source in by_setting(files).items():
+        num_read = sum(tallies[file.path].num_read for file in of_source)
+        if data.limit is None and num_read == sum(numbers[file.path] for file in of_source):
+            find_columns(of_source, tallies, data.max_line_bytes)
+            stop_on_unusable_source(data, of_source, tallies)
+        elif num_read:
+            tally, of_first = (
+                Tally().add(*(tallies[file.path] for file in of_source)),
+                f"the first {num_read:,} records",
+            )
+            absent = absent_columns(of_source, tallies, data.max_line_bytes)
+            warned += [f"{key}: none of {of_first} has {theirs}; {there}" for key, theirs, there in absent]
+            if not tally.num_rows:
+                warned.append(f"{setting}: none of {of_first} can be used: {reasons(tally, of_source)}")
+    return tuple(warned)
