@@ -1,6 +1,7 @@
 """The plain columns that expectations look at, derived from the conversations of one batch of rows."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,14 @@ def mojibake(text: str) -> str | None:
     word = max(text.rfind(" ", 0, same), text.rfind("\n", 0, same)) + 1
     start = max(word, same - MAX_CHARS // 2)
     return " for ".join(_words(changed[start:], same - start) for changed in (text, repaired))
+
+
+def decomposed(text: str) -> str | None:
+    """The first word whose characters NFC joins, as file names of macOS have them; the joined ones are other tokens."""
+    if text.isascii() or unicodedata.is_normalized("NFC", text):
+        return None
+    words = (word for word in text.split() if len(unicodedata.normalize("NFC", word)) < len(word))
+    return next((word[:MAX_CHARS] for word in words), None)
 
 
 @cache
@@ -75,6 +84,9 @@ class Columns(NamedTuple):
     special_token: str | None  # the first one that a text holds
     num_replacement_characters: int
     mojibake: str | None  # the first words that were decoded wrongly, and what they were: "cafÃ© for café"
+    decomposed: (
+        str | None
+    )  # the first word that Unicode NFC makes shorter, as accents are characters of their own in it
     prompt_language: str | None  # ISO 639 code, of the last user turn that tells; None for too little text, code, JSON
     prompt_language_confidence: float | None  # 0.5 to 1
     answer_language: str | None  # likewise, of the last answer that tells
@@ -200,6 +212,7 @@ _COLUMNS: dict[str, Callable[[TurnTexts], Any]] = {
     "max_answer_chars": lambda row: max(map(len, row.answers), default=None),
     "num_replacement_characters": lambda row: row.whole.count("\ufffd"),
     "mojibake": lambda row: _first(map(mojibake, row.said)),
+    "decomposed": lambda row: _first(map(decomposed, row.said)),
     "prompt_language": lambda row: language_of_prompt(row.asked),
     "answer_language": lambda row: _last_told(language, row.answers),
     "secret": lambda row: ", ".join(map(str, secrets(row.whole))) or None,

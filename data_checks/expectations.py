@@ -177,6 +177,9 @@ ROW_RULES: dict[str, Callable[[Entry, pd.DataFrame], list[Rule]]] = {
     "mojibake": lambda *_: [
         nothing("a text was decoded wrongly (data.repair=[mojibake] repairs it): {value}", "mojibake")
     ],
+    "decomposed_characters": lambda *_: [
+        nothing("a text has accents as characters of their own (data.repair=[nfc] joins them): {value}", "decomposed")
+    ],
     "language": _language,
     "secrets": lambda entry, _: _of_kinds("a text holds a secret: {value}", "secret", entry),
     "personal_data": lambda entry, _: _of_kinds("a text holds personal data: {value}", "personal", entry),

@@ -192,6 +192,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "special_token": BuiltIn("warning"),
     "replacement_character": BuiltIn("warning"),
     "mojibake": BuiltIn("info"),
+    "decomposed_characters": BuiltIn("info"),
     "language": BuiltIn("info", Languages),
     "secrets": BuiltIn("info", Secrets),
     "personal_data": BuiltIn("info", PersonalData),

@@ -66,6 +66,7 @@ MAIL = "maria.lopez@gmail.com"
 
 FOUND = {
     "mojibake": ("What is it?", "A caf\u00c3\u00a9 by the sea, na\u00c3\u00afve."),
+    "decomposed_characters": ("What grows?", "The jardineri\u0301a has roses."),
     "secrets": (f"Is {KEY} my key?", "It is."),
     "personal_data": ("Who wrote?", f"It was {MAIL} who did."),
     "refusal": ("Tell me a joke.", "I'm sorry, but I can't help with that."),

@@ -72,7 +72,7 @@ def test_each_finding_sets_its_row_aside_where_it_is_a_warning_and_stops_where_i
         name: line for line, name in enumerate(FOUND, start=len(GOOD) + 1)
     }
     for line, name in enumerate(FOUND, start=len(GOOD) + 1):
-        with pytest.raises(DataError, match=rf"^{name}: .* in 1 of 9 rows; first: data.jsonl line {line}; see "):
+        with pytest.raises(DataError, match=rf"^{name}: .* in 1 of 10 rows; first: data.jsonl line {line}; see "):
             check.fn(rows, only(name, severity="critical"), SPECIAL)
 
 

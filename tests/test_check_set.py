@@ -99,8 +99,14 @@ def test_a_label_in_an_unusual_spelling_is_a_finding_with_its_usual_form(make_ro
     page = html.unescape(checked.path("report.html").read_text())
     assert "'CLAIMS/THEFT', usually 'claims/theft'" in page
     assert "'sea/rollover' with other white space" in page
+    spanish = labelled({"averi\u0301a": 2, "averia": 3, "si": 30, "s\u00ed": 30})
     refused = check.fn(rows, only("label_spelling", severity="warning"), SPECIAL)
     assert refused.reasons == {"label_spelling": 3}
+    accents = make_rows(table=both(labelled({"aver\u00eda": 30}), spanish))
+    page = html.unescape(check.fn(accents, only("label_spelling"), SPECIAL).path("report.html").read_text())
+    assert "'averia', usually 'aver\u00eda'" in page
+    assert "'aver\u00eda' in another Unicode normal form (data.repair=[nfc] makes them one)" in page
+    assert "usually 's" not in page, "both are frequent"
     free = make_rows(table=labelled({f"answer {n}": 1 for n in range(50)} | {"Answer 1": 1}))
     assert "label_spelling" not in check.fn(free, Checks(), SPECIAL).findings
 

@@ -1,6 +1,8 @@
 """Holds rows against the suite: row by row, then prompt by prompt, then as a set."""
 
 import json
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +54,9 @@ COUNTED = {
     "chosen_chars",
     "rejected_chars",
 }
+
+RARE = 5  # times as many rows as another label has a usual one from which it differs in accents alone
+_ACCENTS = re.compile("[\u0300-\u036f]")
 
 # What a replay row, which belongs to another task, is not compared by with the rows of this one: null in its columns.
 OF_TASK = {"prompt_language", "answer_language", "no_json"}
@@ -259,17 +264,31 @@ def _label_rows(file: Path, frame: pd.DataFrame) -> list[LabelRows] | None:
 
 
 def unusual_spellings(file: Path, frame: pd.DataFrame) -> pd.Series:
-    """For each row whose answer is a label in other case or white space than most rows have it, both; else null."""
+    """For each row whose answer is a label in another form than most rows have it, both forms; else null.
+
+    Forms differ in case, white space or Unicode normal form; and in accents where one is rare beside the other.
+    """
     forms = defaultdict[str, list[LabelRows]](list)
     for each in _label_rows(file, _own_rows(frame)) or ():
-        forms[" ".join(each.text.casefold().split())].append(each)
+        forms[_ACCENTS.sub("", unicodedata.normalize("NFD", _folded(each.text)))].append(each)
     said: dict[int, str] = {}
     for usual, *others in (sorted(alike, key=lambda each: (-each.num_rows, each.text)) for alike in forms.values()):
         for each in others:
-            is_blank = each.text.split() == usual.text.split()
-            how = f"{usual.text!r} with other white space" if is_blank else f"{each.text!r}, usually {usual.text!r}"
-            said[int(frame["answer_hash"][each.position])] = how
+            if _folded(each.text) == _folded(usual.text) or each.num_rows * RARE <= usual.num_rows:
+                said[int(frame["answer_hash"][each.position])] = _spelling(each.text, usual.text)
     return frame["answer_hash"].map(said).astype(object)
+
+
+def _folded(label: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", label).casefold().split())
+
+
+def _spelling(label: str, usual: str) -> str:
+    if label.split() == usual.split():
+        return f"{usual!r} with other white space"
+    if unicodedata.normalize("NFC", label) == unicodedata.normalize("NFC", usual):
+        return f"{usual!r} in another Unicode normal form (data.repair=[nfc] makes them one)"
+    return f"{label!r}, usually {usual!r}"
 
 
 def stop_if_broken(validated: ValidatedRows, file: Path) -> None:
