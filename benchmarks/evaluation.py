@@ -41,9 +41,8 @@ def questions(name: str, options: argparse.Namespace, base: Base) -> list[Questi
     """The rows of test and validation, test first, as the contender is asked them."""
     import pyarrow as pa
 
-    from tunewright.similarity.prompts import common_segments
-    from tunewright.tasks.prompt import Asking
-    from tunewright.tasks.prompt.shots import WordRetriever, draw, nearest
+    from tunewright.tasks.prompt import Asking, nearest_examples, served
+    from tunewright.tasks.prompt.shots import draw
 
     splits, tokens = newest(options.home, "split", Splits), newest(options.home, "render", Tokens)
     asking = Asking(base, splits, tokens, options.max_new_tokens)
@@ -52,8 +51,8 @@ def questions(name: str, options: argparse.Namespace, base: Base) -> list[Questi
     if name == "few_shot":
         before = [draw(asking.pool, 0, options.shots)] * len(rows)
     elif name == "retrieval":
-        by_words = WordRetriever(asking.pool.rows, common_segments(asking.pool.rows["messages"]))
-        before = nearest(by_words, rows, options.shots)
+        examples = asking.examples(range(len(asking.pool.rows)))
+        before = nearest_examples(served(examples, asking.pool.opening, options.shots), rows)
     return [_question(row.tokens) for row in asking.ask(rows, before)]
 
 

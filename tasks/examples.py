@@ -17,7 +17,7 @@ from tunewright.artifacts.payloads import Contract
 from tunewright.config import PromptContender
 from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError, DataError
-from tunewright.modeling.chat import shown, without_reasoning
+from tunewright.modeling.chat import shown
 from tunewright.serving import EMBEDDING, EXAMPLES
 from tunewright.similarity import embedding as embeddings
 from tunewright.store.stage import stage
@@ -60,16 +60,14 @@ def examples(
                 by = None
     except DataError as error:
         raise ConfigError(f"method.kind={kind}: the base cannot be asked with examples: {error}") from error
-    conversations = [asking.pool.messages(at) for at in chosen]
-    if tokens.reasoning == "dropped":
-        conversations = [without_reasoning(each) for each in conversations]
     prompt = {
         "base": base.weights_digest,  # that they were chosen for
         "row_ids": asking.pool.ids(chosen),
         "opening": asking.pool.opening,
         "room": room(tokens, max_new_tokens),
         "nearest": shots if kind == "retrieval" else None,
-        "examples": [list(shown(each)) for each in conversations],
+        "compares_answers": True,
+        "examples": [list(shown(each)) for each in asking.examples(chosen)],
     }
     (folder / "model").mkdir()
     text = json.dumps(prompt, ensure_ascii=False, indent=1)

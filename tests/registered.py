@@ -105,8 +105,9 @@ def register_candidate(
 
     The few-shot prompt was ended with so many rows `unanswered`.
     """
-    own = _answers(tmp_path, splits, "candidate", answers or said, {"exact_match": 0.87654321, "perplexity": 1.5})
-    own = own.model_copy(update={"precision": precision})
+    scores = {"exact_match": 0.87654321, "perplexity": 1.5}
+    own = _answers(tmp_path, splits, "candidate", answers or said, scores, load_tokenizer(base))
+    own = own.model_copy(update={"precision": precision, "digest": f"{own.digest} {precision}"})
     others = [
         _answers(tmp_path, splits, "base", ["", "", ""], {"exact_match": 0.05, "perplexity": float("inf")}),
         _answers(tmp_path, splits, "few_shot", ["no", "no", "no"], {"exact_match": 0.05}),
@@ -161,14 +162,25 @@ def register_candidate(
     return register.fn(candidate=candidate)
 
 
-def _answers(tmp_path: Path, splits: Splits, contender: str, texts: list[str], scores: dict[str, float]) -> Answers:
+def _answers(
+    tmp_path: Path,
+    splits: Splits,
+    contender: str,
+    texts: list[str],
+    scores: dict[str, float],
+    tokenizer: Any = None,
+) -> Answers:
     folder = tmp_path / contender
     folder.mkdir(exist_ok=True)
     rows = pq.read_table(splits.path("test.parquet")).to_pylist()
+    prompts = [f"user: {row['messages'][0]['content']}" for row in rows]
+    if tokenizer:
+        asked = [row["messages"][:-1] for row in rows]
+        prompts = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     table = {
         "row_id": [row["row_id"] for row in rows],
         "cluster": [row["cluster"] for row in rows],
-        "prompt": [f"user: {row['messages'][0]['content']}" for row in rows],
+        "prompt": prompts,
         "reference": [row["messages"][-1]["content"] for row in rows],
         "answer": texts,
     }

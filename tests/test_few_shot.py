@@ -363,6 +363,21 @@ def test_a_question_finds_the_examples_that_share_its_rare_words() -> None:
     assert serving.ExamplePrompt(examples, "", 8, nearest=9).chosen([])[-1] == 0
 
 
+def test_earlier_answers_are_compared_where_the_version_says_so_and_the_last_never(tmp_path: Path) -> None:
+    def said(*texts: str) -> list[dict[str, str]]:
+        return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+
+    examples = [said("Hi", "Which lamp?", "That", "red"), said("Hi", "Which shoe?", "That", "lamp")]
+    kept = {"examples": examples, "opening": "", "room": 8, "nearest": 1}
+    for told in (kept | {"compares_answers": True}, kept):
+        (tmp_path / serving.EXAMPLES).write_text(json.dumps(told))
+        prompt = serving.example_prompt(tmp_path)
+        assert prompt and prompt.chosen(said("Hi", "Which lamp?", "That")) == [0]
+        is_compared = "compares_answers" in told
+        assert prompt.chosen(said("Hi", "Which shoe?", "That")) == [1 if is_compared else 0]
+        assert prompt.chosen(said("Hi", "Which shoe?", "That", "Which lamp?")) == [1 if is_compared else 0]
+
+
 def test_a_sentence_that_many_examples_share_finds_none() -> None:
     orders = ("Say what it is about:", "Sag, worum es geht!")  # each in half of the examples
     topics = ("card", "parcel", "refund", "lamp", "shoe", "chair", "phone", "table", "sofa", "coat", "ring", "shirt")

@@ -31,6 +31,10 @@ class Model:
     logits: dict[int, float]
     device: str = "cpu"
     read: list[list[int]] = field(default_factory=list)  # token ids
+    dtype: torch.dtype = torch.bfloat16
+
+    def modules(self) -> list[torch.nn.Module]:
+        return []
 
     def __call__(self, input_ids: torch.Tensor, **_: Any) -> Any:
         self.read += input_ids.tolist()
@@ -91,3 +95,37 @@ def test_float32_explains_nothing_and_float16_less_than_bfloat16() -> None:
     assert [explained([A, B], "ac", logits, each) for each in ("float32", "float16", "bfloat16")] == [None, [A], [A]]
     assert explained([A, B], "ac", {B: 20.0, C: 19.9}, "float16") is None
     assert near_ties.bound("float32", 20.0) == 0
+
+
+class RoundedModel(torch.nn.Module):
+    """Says these logits after any token, of which bfloat16 keeps multiples of two."""
+
+    device = "cpu"
+
+    def __init__(self, logits: dict[int, float], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor([logits.get(token, -50.0) for token in TEXTS]).to(dtype))
+        self.large = torch.nn.Parameter(torch.tensor(256.0, dtype=dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.logits.dtype
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        rounded = self.logits + self.large - self.large
+        return SimpleNamespace(logits=rounded.expand(1, input_ids.shape[1], -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_tie_is_as_wide_as_rounding_moves_this_model(dtype: torch.dtype) -> None:
+    def explained_by(logits: dict[int, float], precision: str = "bfloat16") -> bool:
+        model = RoundedModel(logits, dtype)
+        before = model.logits.clone()
+        found = near_ties.explains(model, Tokenizer(), PROMPT, [A, B], "acc", stop_ids=[STOP], precision=precision)
+        assert model.dtype == dtype and torch.equal(model.logits, before)
+        assert not model._forward_hooks and not model._forward_pre_hooks
+        return found
+
+    assert explained_by({B: 5.125, C: 4.875})  # 6 and 4 in bfloat16
+    assert not explained_by({B: 8.0, C: 4.0})
+    assert not explained_by({B: 5.125, C: 4.875}, "float32")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from conftest import MakeSplits, messages, tiny_tokenizer
 from pydantic import ValidationError
 
-from tunewright.artifacts import SPLIT_SCHEMA, Base, Prompts, Splits
+from tunewright.artifacts import SPLIT_SCHEMA, Base, Contender, Prompts, Splits
 from tunewright.config import Model, Settings
 from tunewright.errors import ConfigError
 from tunewright.modeling.chat import Chat
@@ -23,6 +24,8 @@ from tunewright.serving import K1, B
 from tunewright.similarity import embedding
 from tunewright.similarity.prompts import common_segments
 from tunewright.tasks import prompt as prompting
+from tunewright.tasks.examples import examples
+from tunewright.tasks.prepend import prepend
 from tunewright.tasks.prompt import PromptScore, prompt
 from tunewright.tasks.prompt.shots import (
     Pool,
@@ -103,6 +106,30 @@ def test_every_test_row_is_asked_with_training_rows_before_it(splits: Splits, as
                 f"{row['messages'][0]['content'].removeprefix(ORDER)}<|im_end|>\n<|im_start|>assistant\n"
             )
     assert len({text[: text.rindex("<|im_start|>user")] for text in texts(tiny_base, made, "few_shot")}) == 1
+
+
+def test_a_retrieval_contender_is_asked_as_the_candidate_that_is_this_prompt(
+    make_splits: MakeSplits, asked: Ask, tiny_base: Base
+) -> None:
+    choose = random.Random(0)
+    words = ["lamp", "shoe", "chair", "coat", "ring", "sofa", "phone", "table", "parcel", "letter", "refund", "repair"]
+
+    def said() -> str:
+        return " ".join(choose.choices(words, k=4)).capitalize() + "."
+
+    rows = [(said(), said(), said(), said()) if number % 2 else (said(), said()) for number in range(60)]
+    splits = make_splits(rows[:40], rows[40:44], rows[44:])
+    made = asked(splits, contenders=("retrieval",))
+    tokens = render.fn(splits=splits, base=tiny_base, model=Model(base="tiny"))
+    candidate = examples.fn(splits=splits, tokens=tokens, base=tiny_base, kind="retrieval", shots=3, max_new_tokens=16)
+    contender = Contender(name="candidate", base=tiny_base, model=candidate.path("model"))
+    prepended = prepend.fn(contender=contender, splits=splits, tokens=tokens)
+    columns = ["row_id", "input_ids", "prompt_length"]
+    rows_of = [
+        pq.read_table(each, columns=columns).to_pylist()
+        for each in (made.path("retrieval.parquet"), prepended.path("test.parquet"))
+    ]
+    assert rows_of[0] == rows_of[1] and len(rows_of[0]) == 16
 
 
 def test_the_nearest_training_rows_stand_last(splits: Splits, asked: Ask) -> None:

@@ -355,6 +355,40 @@ def test_a_version_says_how_it_was_measured_and_how_many_rows_it_answers_at_once
     assert (said["precision"], said["batch"]) == ("float32", 8)
 
 
+def test_weights_that_are_measured_in_another_precision_are_another_version(make: Make, home: Path) -> None:
+    make(precision="bfloat16")
+    measured = make()
+    assert (measured.version, make().version) == ("2", "2")
+    assert aliases() == {"champion": "2"}
+    served = [json.loads(file.read_text())["precision"] for file in (home / "mlartifacts").rglob("base.json")]
+    assert sorted(served) == ["bfloat16", "float32"]
+    with connected(Registry(name="triage")) as client, files.copied(client, versions()[1]) as copy:
+        assert rehearsal.load(copy).precision == "float32"
+
+
+def test_a_version_that_is_asked_by_another_prompt_than_was_measured_is_refused(make: Make) -> None:
+    make()
+    with connected(Registry(name="triage")) as client:
+        version = client.get_model_version("triage", "1")
+        kept = rehearsal.kept(client, version)
+        with files.copied(client, version) as copy:
+            chat = rehearsal.load(copy)
+    row, *rows = kept.rows
+    altered = row.model_copy(update={"prompt": row.prompt.replace("helpful", "hopeful")})
+    asked = rehearsal.Rehearsal(rows=(altered, *rows))
+    prompts, said = (
+        chat.prompts([row.messages for row in kept.rows]),
+        [chat.tokenizer.encode(r.answer) for r in kept.rows],
+    )
+    with pytest.raises(
+        TunewrightError, match=r"^models:/triage/1 .* has another prompt from character 31 on: measured"
+    ) as at:
+        rehearsal.require_measured(version, chat, asked, prompts, said, "nothing moved")
+    assert "measured 'opeful AI assistant" in str(at.value) and str(at.value).endswith("; nothing moved")
+    before = [each.model_copy(update={"prompt": ""}) for each in kept.rows]
+    assert not rehearsal.require_measured(version, chat, rehearsal.Rehearsal(rows=tuple(before)), prompts, said, "")
+
+
 @pytest.mark.parametrize(
     ("measured", "loaded", "accepted"),
     [

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import AssessmentSource, Trace
 from mlflow.genai import review_queues
 from playwright.sync_api import expect
-from registered import runs
+from registered import QUESTIONS, runs
 from test_json import documented, faults
 from typer.testing import CliRunner
 from waiting import until
@@ -64,6 +64,11 @@ def fill(rows: list[Row], file: Path, choose: Callable[[Row], str], delimiter: s
     return str(file)
 
 
+def question_in(prompt: str) -> str:
+    """The question of a prompt as the candidate got it: the splits of these versions are in no home."""
+    return prompt.partition("<|im_start|>user")[2].partition("<|im_end|>")[0].strip()
+
+
 def own(row: Row, said: list[str]) -> str:
     """Whether A or B is the candidate's."""
     (choice,) = (name for name in "AB" if row[name] in said)
@@ -76,11 +81,7 @@ def test_a_table_is_filled_in_by_two_people_and_comes_to_a_win_rate(
     written = review("write", "--against", "base", "--output", "pairs.csv")
     assert (written["num_pairs"], written["num_equal"], written["against"]) == (3, 0, "base")
     rows = rows_of(tmp_path / "pairs.csv")
-    assert {row["conversation"] for row in rows} == {
-        "user: Where is my order?",
-        "user: I was charged twice.",
-        "user: one two three",
-    }
+    assert {question_in(row["conversation"]) for row in rows} == {*QUESTIONS}
     assert {row["reference"] for row in rows} == {"yes"}
     assert all("" in (row["A"], row["B"]) for row in rows)
 
@@ -283,8 +284,8 @@ def test_people_choose_in_a_review_queue_of_mlflow(review: Review, said: list[st
     assert queue.name == "triage version 2" and put["output"].endswith(queue.queue_id)
     items = review_queues.list_review_queue_items(queue.queue_id)
     traces = [client.get_trace(item.item_id) for item in items]
-    asked = {trace.data.spans[0].inputs["messages"][0]["content"] for trace in traces}
-    assert asked == {"user: Where is my order?", "user: I was charged twice.", "user: one two three"}
+    asked = {question_in(trace.data.spans[0].inputs["messages"][0]["content"]) for trace in traces}
+    assert asked == {*QUESTIONS}
 
     def choose(trace: Trace, by: str, value: str) -> None:
         source = AssessmentSource("HUMAN", by)

@@ -633,8 +633,8 @@ class BM25:
 
 
 def _sentences(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sentences of what a conversation asks, without case: of all messages but the assistant's."""
-    asked = (message.get("content") or "" for message in messages if message["role"] != "assistant")
+    """The sentences of the messages, without case."""
+    asked = (message.get("content") or "" for message in messages)
     parts = (unicodedata.normalize("NFKC", part) for text in asked for part in SENTENCE_END.split(text))
     return [" ".join(part.casefold().split()) for part in parts if part and not part.isspace()]
 
@@ -674,6 +674,7 @@ class ExamplePrompt:
     room: int  # tokens that an answer has in what the base reads
     nearest: int | None = None  # examples before a question; None: all
     static_model: StaticModel | None = None  # that tells which are the nearest; None: the words tell
+    compares_answers: bool = False  # also those before the last one; an earlier version of Tunewright compared none
 
     @property
     def kind(self) -> str:
@@ -698,17 +699,26 @@ class ExamplePrompt:
         """
         import numpy as np
 
-        asked = [_sentences(example) for example in self.examples]
+        asked = [self._sentences(example) for example in self.examples]
         having = Counter(sentence for some in asked for sentence in {*some})
         least = max(COMMON_SHARE * len(asked), FEWEST_COMMON - 1)
         common = {sentence for sentence, number in having.items() if number > least}
         texts = [_kept(some, common) for some in asked]
         if (model := self.static_model) is not None:
             vectors = model.embed(texts).astype(np.float64)  # in which products of 16-bit numbers have exact sums
-            return lambda messages: vectors @ model.embed([_kept(_sentences(messages), common)])[0].astype(np.float64)
+            return lambda messages: (
+                vectors @ model.embed([_kept(self._sentences(messages), common)])[0].astype(np.float64)
+            )
         words = [_words(text) for text in texts]
         index = BM25(np.cumsum([0, *map(len, words)]), np.concatenate(words))
-        return lambda messages: index.scores(_words(_kept(_sentences(messages), common)))
+        return lambda messages: index.scores(_words(_kept(self._sentences(messages), common)))
+
+    def _sentences(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The sentences that a conversation is compared by: of what stands before its last answer."""
+        if not self.compares_answers:
+            return _sentences([message for message in messages if message["role"] != "assistant"])
+        is_answered = messages and messages[-1]["role"] == "assistant"
+        return _sentences(messages[:-1] if is_answered else messages)
 
     def chosen(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The places of the examples before a conversation's next answer, the most similar last."""
@@ -752,7 +762,11 @@ def example_prompt(model: Path) -> ExamplePrompt | None:
         return None
     try:
         found = json.loads(file.read_bytes())
-        prompt = ExamplePrompt(found["examples"], found["opening"], found["room"], found.get("nearest"))
+        prompt = ExamplePrompt(
+            *(found["examples"], found["opening"], found["room"]),
+            nearest=found.get("nearest"),
+            compares_answers=found.get("compares_answers", False),
+        )
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{file.name}: accepted: a JSON object with examples, opening and room") from None
     if not (model / EMBEDDING).is_dir():

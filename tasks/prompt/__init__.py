@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from tunewright.artifacts import TOKEN_SCHEMA, Base, Prompts, Splits, Tokens
 from tunewright.cost_model import on_devices
 from tunewright.errors import ConfigError, DataError
-from tunewright.modeling.chat import Chat, Reasoning
+from tunewright.modeling.chat import Chat, Reasoning, without_reasoning
 from tunewright.modeling.models import fastest_dtype, load_model, load_tokenizer
 from tunewright.reports.pages import counted
 from tunewright.reports.progress import told_while_slow
-from tunewright.serving import StaticModel, context_length
+from tunewright.serving import ExamplePrompt, StaticModel, context_length
 from tunewright.similarity import embedding as embeddings
 from tunewright.similarity.prompts import common_segments
 from tunewright.store.stage import stage
@@ -88,6 +88,11 @@ class Asking:
         """The training rows that can be shots."""
         return pool_of(_pool(*self.train, POOL))
 
+    def examples(self, chosen: Sequence[int]) -> list[list[Message]]:
+        """Return the conversations of some of the pool's rows, as a version keeps them."""
+        conversations = [self.pool.messages(at) for at in chosen]
+        return [[*without_reasoning(each)] for each in conversations] if self.reasoning == "dropped" else conversations
+
     def ask(self, rows: pa.Table, shots: Sequence[list[int]], of: InContext | None = None) -> list[PromptedRow]:
         """The rows with these shots before them, training rows unless they are `of` something else."""
         room = {"context": self.context, "max_new_tokens": self.max_new_tokens}
@@ -134,25 +139,37 @@ def few_shot(asking: Asking, number: int) -> tuple[list[list[int]], dict[str, An
 
 def retrieval(asking: Asking, number: int, model: StaticModel | None) -> tuple[list[list[int]], dict[str, Any]]:
     """The shots of each test row: the rows most like it, by what does better on validation rows; and what was tried."""
-    _, retriever, search = chosen_search(asking, number, model)
-    return nearest(retriever, asking.test, number), search
+    _, examples, search = chosen_search(asking, number, model)
+    return nearest_examples(examples, asking.test), search
 
 
-def chosen_search(
-    asking: Asking, number: int, model: StaticModel | None
-) -> tuple[str, WordRetriever | Embeddings, dict[str, Any]]:
-    """Return what finds the rows most like a question, as validation rows tell: its kind, itself, what was tried."""
-    left_out = common_segments(asking.pool.rows["messages"])
-    retrievers = _retrievers(asking.pool.rows, left_out, model)
+def chosen_search(asking: Asking, number: int, model: StaticModel | None) -> tuple[str, ExamplePrompt, dict[str, Any]]:
+    """Return what finds the rows most like a question, as validation rows tell: its kind, itself, what was tried.
+
+    It is what a version serves that is this prompt, so that both are asked the same.
+    """
+    examples = asking.examples(range(len(asking.pool.rows)))
+    models = {"bm25": None} | ({"embedding": model} if model else {})
+    prompts = {name: served(examples, asking.pool.opening, number, by) for name, by in models.items()}
     rows = asking.validation.slice(0, TRIED["retrieval"])
-    tried = {name: asking.found(rows, nearest(each, rows, number)) for name, each in retrievers.items() if model}
+    tried = {name: asking.found(rows, nearest_examples(each, rows)) for name, each in prompts.items() if model}
     best = max(tried, key=lambda name: tried[name], default="bm25")
     nearest_rows = f"{number} nearest rows" if number > 1 else "the nearest row"
     says = f"{nearest_rows} of {len(asking.pool.rows)} by {WORDS[best]}"
     if others := [WORDS[name] for name in tried if name != best]:
         says += f" (chosen over {' and '.join(others)} on {_in_words(rows, asking.validation)})"
     shown = [{"by": name} | _rounded(found) for name, found in tried.items()]
-    return best, retrievers[best], {"chosen": says, "tried": shown}
+    return best, prompts[best], {"chosen": says, "tried": shown}
+
+
+def served(examples: list[list[Message]], opening: str, number: int, model: StaticModel | None = None) -> ExamplePrompt:
+    """Return the prompt that has `number` of the examples before a question, as a version would serve it."""
+    return ExamplePrompt(examples, opening, 0, number, model, compares_answers=True)
+
+
+def nearest_examples(prompt: ExamplePrompt, rows: pa.Table) -> list[list[int]]:
+    """Return the places of the examples before each of the rows, the most similar last."""
+    return [prompt.chosen(conversation_of(row)) for row in rows.to_pylist()]
 
 
 def with_documents(
@@ -161,7 +178,9 @@ def with_documents(
     """The passages of each test row: so many of the most similar as do best on validation rows; and what was tried."""
     known = pq.ParquetFile(asking.train[0]).iter_batches(POOL, columns=["messages"])
     left_out = common_segments(next(known)["messages"])
-    retrievers = _retrievers(passages.rows, left_out, model)
+    retrievers: dict[str, WordRetriever | Embeddings] = {"bm25": WordRetriever(passages.rows, left_out)}
+    if model:
+        retrievers["embedding"] = Embeddings(passages.rows, left_out, model)
     rows = asking.validation.slice(0, TRIED["documents"])
     numbers = sorted({min(number, len(passages.texts)) for number in NUM_PASSAGES}, reverse=True)
     tried = {
@@ -175,14 +194,6 @@ def with_documents(
     says += f" (the best of {counted(len(tried), 'choice')} on {_in_words(rows, asking.validation)})"
     shown = [{"by": name, "passages": some} | _rounded(found) for (name, some), found in tried.items()]
     return nearest(retrievers[by], asking.test, number), {"chosen": says, "tried": shown}
-
-
-def _retrievers(
-    rows: pa.Table, left_out: np.ndarray, model: StaticModel | None
-) -> dict[str, WordRetriever | Embeddings]:
-    """The ways to find the most similar of the rows, of which one needs an embedding model."""
-    by_words = {"bm25": WordRetriever(rows, left_out)}
-    return by_words | {"embedding": Embeddings(rows, left_out, model)} if model else {**by_words}
 
 
 def _in_words(rows: pa.Table, validation: pa.Table) -> str:

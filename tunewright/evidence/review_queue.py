@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 QUESTION = "better answer"
 PAIR, REVIEWED = "tunewright.pair", "tunewright.reviewed"  # tags of a trace: its pair, and the run of its version
-SHOWN = 80  # characters of the conversation in the list of pairs
+SHOWN = 80  # last characters of the conversation in the list of pairs
 WIDTH = 76  # characters of a line on the page
 PAGE = 500  # traces that MLflow hands out at once
 
@@ -101,10 +101,11 @@ def _trace(client: "MlflowClient", pair: BlindPair, version: ReviewedVersion, ex
     first, second = pair.answers
     parts = {"Conversation": pair.pair.conversation, "A": first, "B": second, "Reference": pair.pair.reference}
     text = "\n\n".join(f"**{name}**\n\n{_block(part)}" for name, part in parts.items())
-    begins = textwrap.shorten(pair.pair.conversation, SHOWN, placeholder=" …")
+    line = " ".join(pair.pair.conversation.split())  # many begin alike, with an instruction
+    ends = line if len(line) <= SHOWN else f"… {line[2 - SHOWN :]}"
     span = client.start_trace(
         f"pair {pair.id}",
-        inputs={"messages": [{"role": "user", "content": begins}]},
+        inputs={"messages": [{"role": "user", "content": ends}]},
         tags={PAIR: pair.id, REVIEWED: version.run_id},
         experiment_id=experiment_id,
     )

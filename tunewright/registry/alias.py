@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from tunewright.artifacts import Registered
 from tunewright.config import Registry
 from tunewright.errors import AnotherChampion
+from tunewright.registry import files
 from tunewright.registry.alias_history import PIPELINE, Event, What, append_event, events_of, moving, now
 from tunewright.registry.alias_state import (
     FINAL,
@@ -47,7 +48,7 @@ def _concluded(client: "MlflowClient", candidate: Candidate, number: str) -> lis
         head(client, registry, number)
         note_in_run(client, version, state)  # whatever this run found of it
         return []
-    if held not in ("", number, candidate.challenged):
+    if held not in ("", number, candidate.challenged) and not _is_same_model(client, candidate, held):
         raise AnotherChampion(
             f"version {held} of {registry.name} became {registry.alias} while this run compared its candidate "
             f"with {f'version {candidate.challenged}' if candidate.challenged else 'no champion'}"
@@ -69,6 +70,13 @@ def _concluded(client: "MlflowClient", candidate: Candidate, number: str) -> lis
         why = f"version {number} took its place before a person decided"
         enter(client, registry, other, "superseded", held, held, PIPELINE, why)
     return [str(other.version) for other in others]
+
+
+def _is_same_model(client: "MlflowClient", candidate: Candidate, number: str) -> bool:
+    """Whether a version has the candidate's weights and splits: it was measured in another precision, say."""
+    tags = client.get_model_version(candidate.name, number).tags
+    same = candidate.run.adapter.digest, candidate.run.splits.digest
+    return (tags.get(files.WEIGHTS), tags.get("data.splits")) == same
 
 
 def move(

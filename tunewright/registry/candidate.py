@@ -113,8 +113,9 @@ class Candidate(BaseModel, frozen=True):
 
     @property
     def identity(self) -> str:
-        """Equal for equal weights measured on equal rows: of such there is one version."""
-        return _hash(self.name, self.run.adapter.digest, self.run.base.weights_digest, self.run.splits.digest)
+        """Equal for equal weights measured on equal rows as they will answer: of such there is one version."""
+        weights = [self.run.adapter.digest, self.run.base.weights_digest]
+        return _hash(self.name, *weights, self.run.splits.digest, self.own_answers.precision, self.max_new_tokens)
 
     @property
     def occasion(self) -> str:

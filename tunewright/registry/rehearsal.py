@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +39,7 @@ log = logging.getLogger("tunewright")
 REHEARSED = 8  # rows that a version has to answer as the candidate did
 FEW_NEAR_TIES = 1  # of them, beyond which what rules out near ties is named
 SAME_ANSWERS = "with evaluation.precision=float32, a served row gets the answer that was measured"
+ROUNDED = "it was measured in bfloat16: set evaluation.precision=float32 if rounding may be the reason"
 FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
 IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
 
@@ -49,6 +51,7 @@ class RehearsalRow(BaseModel, frozen=True):
     messages: list[dict[str, Any]]  # without the reference
     answer: str
     tools: list[dict[str, Any]] = []
+    prompt: str = ""  # as the candidate was asked; empty where an earlier version of Tunewright wrote it
 
 
 class Rehearsal(BaseModel, frozen=True):
@@ -67,7 +70,7 @@ class AnsweredAgain(NamedTuple):
 
 def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersion") -> None:
     """Rehearses the version of a candidate, and keeps what it was asked. Raises TunewrightError as `again` does."""
-    recorded = pq.read_table(candidate.own_answers.path("answers.parquet"), columns=["row_id", "answer"])
+    recorded = pq.read_table(candidate.own_answers.path("answers.parquet"), columns=["row_id", "prompt", "answer"])
     recorded = recorded.slice(0, REHEARSED).to_pylist()
     ids = [row["row_id"] for row in recorded]
     rows = pq.read_table(candidate.run.splits.path("test.parquet"), filters=[("row_id", "in", ids)]).to_pylist()
@@ -80,6 +83,7 @@ def rehearse(client: "MlflowClient", candidate: Candidate, version: "ModelVersio
             messages=[*shown(told[row["row_id"]])[:-1]],
             answer=row["answer"],
             tools=tools_of(told[row["row_id"]]),
+            prompt=row["prompt"],
         )
         for row in recorded
     ]
@@ -208,9 +212,10 @@ def require_measured(
 
     Returns how many differ from the measured one from a near tie on.
 
-    Raises TunewrightError, which ends with the consequence, where an answer is not the measured one, nor differs from
-    it only from a near tie on.
+    Raises TunewrightError, which ends with the consequence, where a prompt is not the measured one, or an answer is not
+    and differs from it before a near tie.
     """
+    _require_prompts(version, loaded, rehearsal, prompts, consequence)
     tied = 0
     others: list[tuple[RehearsalRow, str]] = []
     for row, prompt, ids in zip(rehearsal.rows, prompts, said, strict=True):
@@ -226,7 +231,7 @@ def require_measured(
         raise TunewrightError(
             f"{files.uri_of(version)} is not the model that was measured: {len(others)} of {len(said)} test rows "
             f"get another answer; row {row.row_id[:12]}: measured {row.answer[:200]!r}, reloaded {after[:200]!r}; "
-            f"{consequence}"
+            f"{f'{ROUNDED}; ' if loaded.precision == 'bfloat16' else ''}{consequence}"
         )
     if tied:
         log.info(
@@ -237,6 +242,26 @@ def require_measured(
             "1 other differs" if tied == 1 else f"{counted(tied, 'other')} differ",
         )
     return tied
+
+
+def _require_prompts(
+    version: "ModelVersion",
+    loaded: ServedChat,
+    rehearsal: Rehearsal,
+    prompts: Sequence[Sequence[int]],
+    consequence: str,
+) -> None:
+    """Raises TunewrightError, which ends with the consequence, where a prompt is not the one that was measured."""
+    for row, ids in zip(rehearsal.rows, prompts, strict=True):
+        prompt = loaded.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if row.prompt and prompt != row.prompt:
+            same = (before == now for before, now in zip(row.prompt, prompt, strict=False))
+            at = sum(1 for _ in takewhile(bool, same))
+            raise TunewrightError(
+                f"{files.uri_of(version)} is not the model that was measured: row {row.row_id[:12]} has another prompt "
+                f"from character {at + 1} on: measured {row.prompt[at : at + 100]!r}, reloaded "
+                f"{prompt[at : at + 100]!r}; {consequence}"
+            )
 
 
 def _is_near_tie(loaded: ServedChat, prompt: Sequence[int], answer: Sequence[int], measured: str) -> bool:
