@@ -25,6 +25,7 @@ from registered import QUESTIONS, aliases, runs, versions
 
 import tunewright.reports.progress
 from tunewright.artifacts import ASSIGNMENTS_FILE, QUARANTINE_SCHEMA, Answers, Base, Judged, Registered
+from tunewright.cli.predict.model import fetch
 from tunewright.config import Data, Judge, Model, Registry, Settings, Source, Split, Training
 from tunewright.errors import AnotherChampion, TrackingError, TunewrightError
 from tunewright.modeling import near_ties
@@ -301,12 +302,18 @@ def test_a_kept_candidate_is_a_version_without_the_alias(make: Make) -> None:
     assert aliases() == {}
 
 
-def test_a_model_that_answers_otherwise_than_it_was_measured_never_gets_the_alias(make: Make, said: list[str]) -> None:
+def test_a_model_that_answers_otherwise_than_it_was_measured_never_gets_the_alias(
+    make: Make, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     make()
     with pytest.raises(TunewrightError, match=r"not the model that was measured.*: measured 'no', reloaded "):
         make(digest="b", answers=[said[0], "no", said[2]], challenged="1")
     assert aliases() == {"champion": "1"}
     assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}
+    assert versions()[1].tags["verdict"] == "not the model that was measured"
+    assert [run.data.tags["verdict"] for run in runs() if run.info.status == "FAILED"] == [rehearsal.UNCONFIRMED]
+    fetch(Registry(name="triage"), "2")
+    assert "models:/triage/2 is not the model that was measured, as its registration found" in caplog.text
 
 
 def test_a_base_that_was_altered_is_refused(make: Make, tiny_base: Base, tmp_path: Path) -> None:

@@ -318,6 +318,7 @@ PARTS = [{"type": "image_url", "image_url": {"url": "http://a.example/a.png"}}]
     ("body", "sentence"),
     [
         (b"{", "the body is no JSON; accepted: a JSON object"),
+        (b'{"model": "ni\xf1o"}', "the body is not UTF-8: byte 14 is 0xf1; accepted: a JSON object in UTF-8"),
         (b"[" * 100_000, "the body is no JSON; accepted: a JSON object"),
         ([], "the body is no JSON object"),
         ({"model": "triage"}, "messages: is missing"),

@@ -1,6 +1,7 @@
 """A registered version as the model that answers: fetched, verified, loaded by this project's own code, and asked."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from tunewright.reports.pages import located
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest.questions import Question, RefusedQuestion
 from tunewright.tools.conversation import Message, texts_of
+
+log = logging.getLogger("tunewright")
 
 Record = Question | RefusedQuestion
 Written = TypeVar("Written")  # a conversation, tokenized
@@ -62,6 +65,8 @@ def fetch(registry: Registry, number: str | None) -> FetchedVersion:
         version = release.chosen(client, registry, number)
         if not config.home().exists():
             config.make_home()
+        if version.tags.get("verdict") == rehearsal.UNCONFIRMED:
+            log.warning("%s is %s, as its registration found", files.uri_of(version), rehearsal.UNCONFIRMED)
         copy = verified(client, version)
         listed = copy / serving.DIGESTS
         digest = digest_of(listed) if listed.is_file() else str(version.tags[files.WEIGHTS])

@@ -120,6 +120,9 @@ def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises RequestError."""
     try:
         given = json.loads(body)
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start + 1} is 0x{body[error.start]:02x}"
+        raise RequestError(f"the body is not UTF-8: {where}; accepted: a JSON object in UTF-8") from None
     except (ValueError, RecursionError):
         raise RequestError("the body is no JSON; accepted: a JSON object") from None
     if not isinstance(given, dict):

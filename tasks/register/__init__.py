@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.artifacts import Answers, ApiUse, Registered, shown
-from tunewright.errors import AnotherChampion
+from tunewright.errors import AnotherChampion, TunewrightError
 from tunewright.evidence import bundle
 from tunewright.registry import alias, rehearsal, runs, versions
 from tunewright.registry.alias_state import NOTE
@@ -61,7 +61,12 @@ def register(folder: Path, candidate: Candidate) -> Registered:
                 version = versions.get_or_create(client, candidate, model, run)
                 bundle.keep(client, candidate, version, run.info.run_id)
             with told_while_slow("loading the registered version and comparing its answers"):
-                rehearsal.rehearse(client, candidate, version)
+                try:
+                    rehearsal.rehearse(client, candidate, version)
+                except TunewrightError:
+                    client.set_model_version_tag(registry.name, version.version, "verdict", rehearsal.UNCONFIRMED)
+                    client.set_tag(run.info.run_id, "verdict", rehearsal.UNCONFIRMED)
+                    raise
             superseded = alias.conclude(client, candidate, str(version.version))
         except AnotherChampion as error:  # the version stays, and the same run must not look like a failed one
             with contextlib.suppress(MlflowException):

@@ -39,6 +39,7 @@ log = logging.getLogger("tunewright")
 REHEARSED = 8  # rows that a version has to answer as the candidate did
 FEW_NEAR_TIES = 1  # of them, beyond which what rules out near ties is named
 SAME_ANSWERS = "with evaluation.precision=float32, a served row gets the answer that was measured"
+UNCONFIRMED = "not the model that was measured"  # in place of the verdict
 ROUNDED = "it was measured in bfloat16: set evaluation.precision=float32 if rounding may be the reason"
 FILE = "answers/rehearsal.json"  # among the artifacts of the version's run
 IN_MODEL = {"contract": "contract.json", "base": "base.json", "tokenizer": "tokenizer", "model": "model"}
@@ -229,7 +230,7 @@ def require_measured(
     if others:
         row, after = others[0]
         raise TunewrightError(
-            f"{files.uri_of(version)} is not the model that was measured: {len(others)} of {len(said)} test rows "
+            f"{files.uri_of(version)} is {UNCONFIRMED}: {len(others)} of {len(said)} test rows "
             f"get another answer; row {row.row_id[:12]}: measured {row.answer[:200]!r}, reloaded {after[:200]!r}; "
             f"{f'{ROUNDED}; ' if loaded.precision == 'bfloat16' else ''}{consequence}"
         )
@@ -258,7 +259,7 @@ def _require_prompts(
             same = (before == now for before, now in zip(row.prompt, prompt, strict=False))
             at = sum(1 for _ in takewhile(bool, same))
             raise TunewrightError(
-                f"{files.uri_of(version)} is not the model that was measured: row {row.row_id[:12]} has another prompt "
+                f"{files.uri_of(version)} is {UNCONFIRMED}: row {row.row_id[:12]} has another prompt "
                 f"from character {at + 1} on: measured {row.prompt[at : at + 100]!r}, reloaded "
                 f"{prompt[at : at + 100]!r}; {consequence}"
             )
