@@ -24,7 +24,8 @@ from tunewright import config
 from tunewright.artifacts import Base, Contender, Registered
 from tunewright.cli.main import app
 from tunewright.cli.predict import answering
-from tunewright.config import Evaluation, Layout, Model, RecordFiles
+from tunewright.cli.predict.model import Answerer, fetch
+from tunewright.config import Evaluation, Layout, Model, RecordFiles, Registry
 from tunewright.generation import Greedy
 from tunewright.modeling import near_ties
 from tunewright.registry import rehearsal
@@ -123,6 +124,25 @@ def test_the_answers_are_those_of_the_evaluation(tiny_base: Base, tuned: Path, m
     assert [row["row_id"] for row in found] == [row_id_of(conversation(*turns)["messages"]) for turns in asked]
     assert [(row["file"], row["line"]) for row in found] == [("asked.jsonl", at) for at in range(1, 25)]
     assert [row["reference"] for row in found] == [reference for _, reference in asked]
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_forgotten_system_message_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    answerer = Answerer(fetch(Registry(name="triage"), None), 4, 8)
+    asked = [
+        [{"role": "user", "content": "Hi"}],
+        [{"role": "system", "content": "x"}, {"role": "user", "content": "Hi"}],
+    ]
+    answerer.ask(asked)
+    assert "system message" not in caplog.text, "the training rows had none"
+    answerer.system_message = "Be brief."
+    answerer.ask(asked[1:])
+    assert "system message" not in caplog.text
+    answerer.ask(asked)
+    answerer.ask(asked)
+    said = "1 of the first 2 conversations without the system message that every training row had"
+    assert caplog.text.count(said) == 1
+    assert "; the message is: Be brief." in caplog.text
 
 
 def test_a_version_measured_in_bfloat16_answers_in_it(

@@ -13,6 +13,7 @@ import pytest
 from conftest import CHATML, MakeSplits, messages, tiny_tokenizer
 
 from tunewright.artifacts import Base, Tokens
+from tunewright.artifacts.payloads import Contract
 from tunewright.config import Model
 from tunewright.errors import ConfigError, DataError
 from tunewright.machine import bounded
@@ -466,6 +467,26 @@ def test_a_template_that_writes_todays_date_renders_the_same_tomorrow(
     tokens = rendered(make_splits, base, ("one", "two"))
     assert load_tokenizer(base).decode(rows(tokens)[0]["input_ids"]).startswith("Today is 26 Jul 2024\n<|im_start|>")
     assert json.loads(tokens.path("contract.json").read_text())["date_in_template"] == "26 Jul 2024"
+
+
+def test_the_contract_has_the_system_message_that_every_training_row_has(
+    tiny_base: Base, make_splits: MakeSplits
+) -> None:
+    def told(*systems: str, test: str = "") -> str:
+        def row(number: int, system: str) -> list[dict[str, Any]]:
+            begin = [{"role": "system", "content": system}] if system else []
+            said = {"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": "a"}
+            return [*begin, *said]
+
+        train = [row(number, system) for number, system in enumerate(systems)]
+        splits = make_splits(train, [row(90, "Be odd.")], [row(91, test)])
+        made = render.fn(splits=splits, base=tiny_base, model=Model(base="tiny"))
+        return Contract.load(made).system_message
+
+    assert told("Be brief.", "Be brief.") == "Be brief."
+    assert told("Be brief.", "Be long.", test="Be brief.") == ""
+    assert told("Be brief.", "") == ""
+    assert told("", "") == ""
 
 
 def test_the_contract_says_how_a_server_asks(tiny_base: Base, make_splits: MakeSplits) -> None:

@@ -18,9 +18,10 @@ from tunewright.errors import ConfigError, TunewrightError
 from tunewright.generation import Answer, Greedy
 from tunewright.modeling.chat import ChatFormat, Tokenized, Untrainable, ask, tokenize, with_examples
 from tunewright.modeling.models import merged
+from tunewright.privacy.excerpts import in_a_line
 from tunewright.registry import files, rehearsal, release
 from tunewright.registry.versions import verified
-from tunewright.reports.pages import located
+from tunewright.reports.pages import counted, located
 from tunewright.store.caching import digest_of
 from tunewright.tasks.ingest.questions import Question, RefusedQuestion
 from tunewright.tools.conversation import Message, texts_of
@@ -92,6 +93,7 @@ class Answerer:
         self.uri, self.tokenizer, self.stops = version.uri, loaded.tokenizer, loaded.contract["stop_token_ids"]
         self.model = merged(loaded.model)
         self.example_prompt = loaded.example_prompt
+        self.system_message = loaded.contract.get("system_message", "")  # that each training row had
         self.max_new_tokens, self.batch, self.messages = max_new_tokens, batch, messages
         stops = {self.tokenizer.convert_ids_to_tokens(each): each for each in self.stops}
         self.format = ChatFormat(self.tokenizer, loaded.template, stops)
@@ -175,6 +177,7 @@ class Answerer:
         max_new_tokens: int = 0,
     ) -> list[Written]:
         """Conversations as `write` writes them, behind the version's examples; `length` is that of a prompt."""
+        self._warn_without_system_message(conversations)
         prompt = self.example_prompt
         if prompt is None:
             return write(conversations)
@@ -186,6 +189,19 @@ class Answerer:
             ),
             lambda each: length(each) <= most,
         )
+
+    def _warn_without_system_message(self, conversations: Sequence[Sequence[Message]]) -> None:
+        """Warn, once, of conversations without a system message where each training row had the same one."""
+        without = sum(not messages or messages[0]["role"] != "system" for messages in conversations)
+        if self.system_message and without:
+            log.warning(
+                "%d of the first %s without the system message that every training row had, so the prompt is not as in "
+                "training; the message is: %s",
+                without,
+                counted(len(conversations), "conversation"),
+                in_a_line(self.system_message),
+            )
+            self.system_message = ""
 
     def _too_long(self, length: int) -> Untrainable | None:
         most = (self.context or np.inf) - self.max_new_tokens

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunewright.artifacts import IGNORED, QUARANTINE_SCHEMA, TOKEN_SCHEMA, UNDESIRABLE, Base, Splits, Tokens
@@ -41,7 +42,7 @@ log = logging.getLogger("tunewright")
 BATCH = 1_000  # rows in memory at once
 
 
-def contract(chat: Chat, base: Base) -> Contract:
+def contract(chat: Chat, base: Base, system_message: str = "") -> Contract:
     """Return the contract for serving the model exactly as it was trained: template, tokens, tokenizer and versions."""
     tokenizer, file = chat.tokenizer, base.weights / "tokenizer.json"
     pad, config = tokenizer.pad_token_id, shapes.config_in(base.weights).get_text_config()
@@ -61,7 +62,21 @@ def contract(chat: Chat, base: Base) -> Contract:
         special_tokens=dict(sorted((text, tokenizer.convert_tokens_to_ids(text)) for text in chat.control_tokens)),
         tokenizer_sha256=digest_of(file) if file.is_file() else None,
         transformers=importlib.metadata.version("transformers"),
+        system_message=system_message,
     )
+
+
+def system_message(rows: Path) -> str:
+    """Return the system message that every training row begins with, replay rows left out; empty if there is none."""
+    found = set[tuple[str, str]]()
+    own = pc.field("use_as").is_null() | (pc.field("use_as") != "replay")
+    for batch in pq.ParquetFile(rows).iter_batches(BATCH, columns=["messages", "use_as"]):
+        lists = batch.filter(own)["messages"]
+        first = lists.flatten().take(lists.offsets[:-1])
+        found.update(zip(*(first.field(name).to_pylist() for name in ("role", "content")), strict=True))
+        if len(found) > 1:
+            return ""
+    return next((content for role, content in found if role == "system"), "")
 
 
 class Rendered(NamedTuple):
@@ -244,7 +259,7 @@ def render(
             raise DataError(_emptied(name, refused[name], bound, model.on_long), see=see)
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     num_pairs = {name: _num_pairs(folder / f"{name}.parquet") for name in SPLITS}
-    terms = contract(chat, base)
+    terms = contract(chat, base, system_message(splits.path("train.parquet")))
     terms.save(folder)
     write_report(folder, chat.tokenizer, counts, terms, reasons, bound.limit, splits.path("train.parquet"))
     return Tokens(

@@ -225,6 +225,7 @@ class Contract(Payload, frozen=True):
     special_tokens: dict[str, int]
     tokenizer_sha256: str | None
     transformers: str  # its version
+    system_message: str = ""  # that every training row begins with; empty where some have another or none
 
 
 class TrainingSummary(Payload, frozen=True):
