@@ -107,6 +107,21 @@ def test_a_label_in_an_unusual_spelling_is_a_finding_with_its_usual_form(make_ro
     assert "'averia', usually 'aver\u00eda'" in page
     assert "'aver\u00eda' in another Unicode normal form (data.repair=[nfc] makes them one)" in page
     assert "usually 's" not in page, "both are frequent"
+    typed = {"activate_my_card": 30, "order_cards": 30, "level_b": 30, "card": 30}
+    wrong = {
+        "activate_my_carw": 1,
+        "activate_ym_card": 1,
+        "actvate_my_card": 1,
+        "order_cradss": 1,
+        "level_a": 1,
+        "cart": 1,
+    }
+    typos = make_rows(table=labelled(typed | wrong | {"activaate_my_card": 1, "order_crads": 2}))
+    checked = check.fn(typos, only("label_spelling"), SPECIAL)
+    page = html.unescape(checked.path("report.html").read_text())
+    for label, meant in (("carw", "card"), ("actvate", "activate"), ("activaate", "activate"), ("crads", "cards")):
+        assert re.search(rf"'\w*{label}\w*', perhaps '\w*{meant}\w*'", page), label
+    assert checked.findings["label_spelling"] == 5
     free = make_rows(table=labelled({f"answer {n}": 1 for n in range(50)} | {"Answer 1": 1}))
     assert "label_spelling" not in check.fn(free, Checks(), SPECIAL).findings
 

@@ -777,7 +777,12 @@ def test_what_is_decided_at_the_command_line_ends_the_run_that_asks(
 
 @pytest.mark.parametrize(
     ("command", "state"),
-    [(("approve",), "Approved"), (("approve", "--reject"), "Rejected"), (("promote",), "Approved")],
+    [
+        (("approve",), "Approved"),
+        (("approve", "--reject"), "Rejected"),
+        (("reject",), "Rejected"),
+        (("promote",), "Approved"),
+    ],
 )
 def test_what_is_decided_while_prefect_is_down_ends_the_run_that_asks_at_the_next_run(
     asked: Callable[[], FlowRun], make: Make, rehearsed: list[str], command: tuple[str, ...], state: str

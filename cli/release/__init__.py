@@ -104,6 +104,22 @@ def approve(
 
 @app.command()
 @_decision
+def reject(
+    release: Any,  # tunewright.registry.release
+    registry: Registry,
+    by: str | None,
+    why: str,
+    version: Annotated[
+        str | None,
+        typer.Argument(metavar="[VERSION]", help="Version that waits; default: the newest", show_default=False),
+    ] = None,
+) -> "ReleaseDecision":
+    """Reject a version that waits (gate.approval), as approve --reject does: the alias stays where it is."""
+    return release.decide(registry, version, "reject", by=by, why=why)
+
+
+@app.command()
+@_decision
 def promote(release: Any, registry: Registry, by: str | None, why: str, version: Version) -> "ReleaseDecision":
     """Move the alias to a version, whatever its verdict, after reloading and checking it."""
     return release.promote(registry, version, by=by, why=why)

@@ -56,6 +56,8 @@ COUNTED = {
 }
 
 RARE = 5  # times as many rows as another label has a usual one from which it differs in accents alone
+FEWEST_LETTERS, SHORTEST = 4, 6  # of a word with a typing error, and of its label: "card" and "cart" are two labels
+_NO_WORD = re.compile(r"[\W_]+")
 _ACCENTS = re.compile("[\u0300-\u036f]")
 
 # What a replay row, which belongs to another task, is not compared by with the rows of this one: null in its columns.
@@ -266,21 +268,44 @@ def _label_rows(file: Path, frame: pd.DataFrame) -> list[LabelRows] | None:
 def unusual_spellings(file: Path, frame: pd.DataFrame) -> pd.Series:
     """For each row whose answer is a label in another form than most rows have it, both forms; else null.
 
-    Forms differ in case, white space or Unicode normal form; and in accents where one is rare beside the other.
+    Forms differ in case, white space or Unicode normal form; and, where one is rare beside the other, in accents or in
+    one letter of a word.
     """
+    labels = _label_rows(file, _own_rows(frame)) or []
     forms = defaultdict[str, list[LabelRows]](list)
-    for each in _label_rows(file, _own_rows(frame)) or ():
+    for each in labels:
         forms[_ACCENTS.sub("", unicodedata.normalize("NFD", _folded(each.text)))].append(each)
     said: dict[int, str] = {}
     for usual, *others in (sorted(alike, key=lambda each: (-each.num_rows, each.text)) for alike in forms.values()):
         for each in others:
             if _folded(each.text) == _folded(usual.text) or each.num_rows * RARE <= usual.num_rows:
                 said[int(frame["answer_hash"][each.position])] = _spelling(each.text, usual.text)
+    for each in labels:
+        usual = max(labels, key=lambda other: (other.num_rows, other.text) if _is_typo(each, other) else (0, ""))
+        if _is_typo(each, usual):
+            said.setdefault(int(frame["answer_hash"][each.position]), f"{each.text!r}, perhaps {usual.text!r}")
     return frame["answer_hash"].map(said).astype(object)
 
 
 def _folded(label: str) -> str:
     return " ".join(unicodedata.normalize("NFC", label).casefold().split())
+
+
+def _is_typo(label: LabelRows, usual: LabelRows) -> bool:
+    """Whether a label, rare beside a usual one, has one word of it with a letter wrong, missing, more or swapped."""
+    if label.num_rows * RARE > usual.num_rows or len(label.text) < SHORTEST:
+        return False
+    words, others = (_NO_WORD.split(_folded(each.text)) for each in (label, usual))
+    differing = [pair for pair in zip(words, others, strict=False) if pair[0] != pair[1]]
+    if len(words) != len(others) or len(differing) != 1 or not all(map(str.isalpha, differing[0])):
+        return False
+    start = next(
+        (at for at, (a, b) in enumerate(zip(*differing[0], strict=False)) if a != b), min(map(len, differing[0]))
+    )
+    typed, meant = (word[start:] for word in differing[0])
+    is_swapped = typed[:2] == meant[1::-1] and typed[2:] == meant[2:]
+    one_edit = typed[1:] == meant[1:] or typed[1:] == meant or typed == meant[1:] or is_swapped
+    return one_edit and min(map(len, differing[0])) >= FEWEST_LETTERS
 
 
 def _spelling(label: str, usual: str) -> str:
