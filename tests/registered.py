@@ -97,6 +97,7 @@ def register_candidate(
     unanswered: int = 0,
     sentence: str = "",
     precision: str = "float32",
+    warnings: tuple[str, ...] = (),
     **sections: Any,
 ) -> Registered:
     """Registers a candidate; `digest` stands for its weights, `answers` are its own where these are not `said`.
@@ -146,7 +147,7 @@ def register_candidate(
         answers=(*others, own),
         verdict=_verdict(tmp_path, decision, challenged, sentence),
         test_set_uses=1,
-        warnings=(),
+        warnings=warnings,
         approval=settings.gate.approval,
         prompts=prompts,
         judged=judged,

@@ -117,6 +117,15 @@ def test_a_version_that_waits_gets_the_alias_once_a_person_says_yes(make: Make) 
     assert (now.alias, now.current_version, now.approval) == ("champion", "1", "approved")
 
 
+def test_who_decides_on_a_version_reads_the_warnings_of_its_verdict(make: Make) -> None:
+    registered = make(warnings=("the test set is small", "not promoted before"), **ASKS)
+    _, shown, said = tunewright("history", "triage")
+    assert "  warning: the test set is small\n  warning: not promoted before\n" in shown
+    assert said["waiting"][0]["warnings"] == ["the test set is small", "not promoted before"]
+    for text in (versions()[0].description, note(registered.run_id)):
+        assert "- Warning: the test set is small\n- Warning: not promoted before\n" in text
+
+
 def note(run_id: str) -> str:
     """Return the description of a run in MLflow."""
     with connected(REGISTRY) as client:

@@ -33,6 +33,8 @@ def show_history(console: Console, registry: Registry, history: History) -> None
         console.print(
             Text(f"\nversion {waiting.version} waits for approval since {_minute(waiting.since)}: {said}", "yellow")
         )
+        for warning in waiting.warnings:
+            console.print(Text(f"  warning: {warning}", "yellow"))
         console.print(Text(f"  {waiting.page}"), soft_wrap=True)
         for answer in ("", " --reject"):
             approve = command("approve", registry, waiting.version)

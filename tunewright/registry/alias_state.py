@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TAG = "approval"
 PASSED = "Passed the gate"  # begins the sentence of a verdict that no longer waits for approval
 SENTENCE = "sentence"  # tag: of the verdict
+WARNINGS = "warnings"  # tag: of the verdict, a line each
 KEPT = "Kept: "  # began the sentence of a candidate that is not promoted
 TO_APPROVE = " To approve: "  # before the command, at the end of a sentence
 ASKS = "Promotion needs approval: "  # begins a line of the model card of a version that may wait

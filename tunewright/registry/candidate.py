@@ -346,6 +346,7 @@ def card(candidate: Candidate, experiment_id: str, run_id: str) -> str:
         "row and what to try next.",
         "",
         f"- Decision: {decision}",
+        *(f"- Warning: {each}" for each in run.warnings),
         f"- {candidate.run.counted_verdict.says_uses()} "
         f"(gate.max_test_set_uses={candidate.settings.gate.max_test_set_uses}: a warning follows beyond that)",
         f"- Base: {code(base.reference)}, revision {base.revision or 'none'}, sha256 {base.weights_digest[:12]}",

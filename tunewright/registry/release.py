@@ -25,6 +25,7 @@ from tunewright.registry.alias_history import Event, What, events_of, moving, pa
 from tunewright.registry.alias_state import (
     TAG,
     TO_APPROVE,
+    WARNINGS,
     alias_state,
     command,
     deciding_run,
@@ -55,6 +56,7 @@ class Waiting:
     gain: str
     challenged: str  # the champion that it was compared with; empty where there was none
     page: str  # its verdict page: the link in MLflow, or the file where no server of MLflow is up
+    warnings: tuple[str, ...]  # the verdict's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +299,7 @@ def _waiting(client: "MlflowClient", registry: Registry, version: "ModelVersion"
         gain=version.tags.get("gain", ""),
         challenged=version.tags.get("challenged", ""),
         page=f"{run.artifact_uri}/{PAGE}" if starts_with(uri) else served,
+        warnings=tuple(version.tags.get(WARNINGS, "").splitlines()),
     )
 
 

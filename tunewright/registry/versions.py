@@ -20,7 +20,7 @@ from tunewright.config import Registry, Split, home
 from tunewright.errors import ONLY_READ, ConfigError, TunewrightError
 from tunewright.modeling import models
 from tunewright.registry import files
-from tunewright.registry.alias_state import SENTENCE
+from tunewright.registry.alias_state import SENTENCE, WARNINGS
 from tunewright.registry.candidate import Candidate, card, drawn
 from tunewright.registry.tracking import connected, patient, patient_at_first
 from tunewright.store import bases, data_history
@@ -57,6 +57,7 @@ def get_or_create(client: "MlflowClient", candidate: Candidate, model: "LoggedMo
     tags = {
         "verdict": candidate.run.verdict.in_words,
         SENTENCE: candidate.run.verdict.sentence,
+        WARNINGS: "\n".join(candidate.run.warnings),
         "gain": candidate.run.verdict.gain,
         files.WEIGHTS: candidate.run.adapter.digest,
         files.FILES: model.tags[files.FILES],
